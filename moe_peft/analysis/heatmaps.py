@@ -1,0 +1,225 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Figures about routers: who uses which expert, where, and how surely."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from moe_peft.analysis import figure
+from moe_peft.analysis import run as run_lib
+from moe_peft.analysis import statistics
+
+_CELL = 17
+_GAP = 10
+_BAR = 70
+# A load within 10 % of uniform must not look like a preference.
+_LEAST_CONTRAST = 0.1
+
+
+def load_range(sites: Sequence[run_lib.Site]) -> tuple[float, float]:
+  """Ends of one colour scale for all sites; the uniform value is inside."""
+  values = np.concatenate([s.load.ravel() for s in sites])
+  values = values[np.isfinite(values)]
+  uniform = np.array([1 / s.num_experts for s in sites])
+  low = min(values.min(initial=1.0), uniform.min() * (1 - _LEAST_CONTRAST))
+  high = max(values.max(initial=0.0), uniform.max() * (1 + _LEAST_CONTRAST))
+  return float(low), float(high)
+
+
+def by_name(
+    sites: Sequence[run_lib.Site],
+) -> dict[str, list[run_lib.Site]]:
+  """Sites grouped by name, in order of the model, layers ascending."""
+  groups: dict[str, list[run_lib.Site]] = {}
+  for site in sites:
+    groups.setdefault(site.name, []).append(site)
+  return {
+      name: sorted(group, key=lambda s: s.layer)
+      for name, group in groups.items()
+  }
+
+
+def expert_load(
+    tasks: Sequence[str],
+    sites: Sequence[run_lib.Site],
+    limits: tuple[float, float],
+    description: str,
+) -> str:
+  """Mean combine weight of each task and expert, for one stack.
+
+  One line for each site name, one panel for each layer; rows are tasks,
+  columns experts.
+
+  Args:
+    tasks: names, [num_tasks].
+    sites: sites of one stack; `load` [num_tasks, num_experts].
+    limits: ends of the colour scale (see `load_range`).
+    description: for screen readers.
+
+  Returns:
+    Inline SVG.
+  """
+  groups = by_name(sites)
+  names = [figure.label(t, 22) for t in tasks]
+  left = 12 + 6.6 * max(map(len, names))
+  most = max(s.num_experts for s in sites)
+  cell = float(np.clip(150 / most, 5, 18))
+  widths = {
+      name: [s.num_experts * cell for s in group]
+      for name, group in groups.items()
+  }
+  panel = _CELL * len(tasks)
+  line = 40 + panel + 30
+  inner = max(sum(w) + _GAP * (len(w) - 1) for w in widths.values())
+  # Room for the colour bar on narrow figures.
+  width = left + max(inner, 330) + 12
+  height = line * len(groups) + _BAR
+  with figure.theme():
+    fig = figure.new(width, height)
+    for row, (name, group) in enumerate(groups.items()):
+      top = line * row + 40
+      _write(fig, 4, top - 26, name, weight='bold')
+      x = left
+      for site, site_width in zip(group, widths[name], strict=True):
+        ax = figure.axes(fig, x, top, site_width, panel)
+        _image(ax, site.load, limits)
+        ax.set_title(
+            f'layer {site.layer}' if site_width > 48 else f'{site.layer}',
+            fontsize=10, color=figure.MUTED, pad=3,
+        )
+        last = site.num_experts - 1
+        ax.set_xticks([0, last] if last else [0])
+        ax.tick_params(labelsize=9.5, length=0, pad=3)
+        ax.set_yticks(
+            range(len(tasks)) if x == left else [],
+            names if x == left else [],
+            fontsize=10.5, color=figure.INK,
+        )
+        x += site_width + _GAP
+      _write(fig, 4, top + panel + 13, 'expert', size=10, color=figure.MUTED)
+    uniform = sorted({s.num_experts for s in sites})
+    _colour_bar(
+        fig, left, height - _BAR + 24, limits,
+        'mean combine weight',
+        [(1 / n, f'uniform 1/{n} = {1 / n:.3g}') for n in uniform],
+    )
+    return figure.to_svg(fig, description, scale=0.9)
+
+
+def site_grid(
+    panels: Sequence[tuple[str, Sequence[run_lib.Site], np.ndarray]],
+    limits: tuple[float, float],
+    quantity: str,
+    description: str,
+) -> str:
+  """One value for each site: rows are site names, columns layers.
+
+  Args:
+    panels: (title, sites, <float64>[len(sites)]).
+    limits: ends of the colour scale.
+    quantity: label of the colour bar.
+    description: for screen readers.
+
+  Returns:
+    Inline SVG.
+  """
+  cell_width, cell_height = 42, 21
+  grids = [(title, *_grid(sites, values)) for title, sites, values in panels]
+  left = 14 + 6.6 * max(len(figure.label(n)) for g in grids for n in g[1])
+  wide = max(len(g[2]) for g in grids) * cell_width
+  width = left + max(wide, 300) + 16
+  # Title, layer numbers and 'layer' take 58 pixels of each panel.
+  height = sum(58 + cell_height * len(g[1]) for g in grids) + _BAR
+  with figure.theme():
+    fig = figure.new(width, height)
+    top = 0
+    for title, names, layers, grid in grids:
+      _write(fig, 4, top + 16, title, weight='bold')
+      tall = cell_height * len(names)
+      ax = figure.axes(fig, left, top + 24, len(layers) * cell_width, tall)
+      _image(ax, grid, limits)
+      ax.set_xticks(range(len(layers)), layers)
+      ax.set_yticks(
+          range(len(names)), [figure.label(n) for n in names],
+          fontsize=10.5, color=figure.INK,
+      )
+      ax.tick_params(length=0, pad=4)
+      _write(
+          fig, 4, top + 24 + tall + 15, 'layer', size=10, color=figure.MUTED
+      )
+      for (i, j), value in np.ndenumerate(grid):
+        if np.isfinite(value):
+          ax.text(
+              j, i, f'{value:.2f}', ha='center', va='center', fontsize=10,
+              color=_text_colour(value, limits),
+          )
+      top += 58 + tall
+    _colour_bar(fig, left, height - _BAR + 24, limits, quantity, [])
+    return figure.to_svg(fig, description, scale=0.9)
+
+
+def mutual_information(sites: Sequence[run_lib.Site]) -> np.ndarray:
+  """Bits for each site, <float64>[len(sites)]."""
+  return np.array([statistics.mutual_information(s.load) for s in sites])
+
+
+def _grid(sites, values):
+  """Names, layers and <float64>[len(names), len(layers)] of values."""
+  names = list(dict.fromkeys(s.name for s in sites))
+  layers = sorted({s.layer for s in sites})
+  grid = np.full((len(names), len(layers)), np.nan)
+  for site, value in zip(sites, values, strict=True):
+    grid[names.index(site.name), layers.index(site.layer)] = value
+  return names, layers, grid
+
+
+def _image(ax, values: np.ndarray, limits: tuple[float, float]) -> None:
+  ax.set_facecolor(figure.GRID)  # what is NaN shows the background
+  ax.imshow(
+      np.ma.masked_invalid(values), aspect='auto', cmap='viridis',
+      vmin=limits[0], vmax=limits[1],
+  )
+  ax.grid(visible=False)
+  for spine in ax.spines.values():
+    spine.set_visible(False)
+
+
+def _text_colour(value: float, limits: tuple[float, float]) -> str:
+  """White on the dark half of viridis, black on the light one."""
+  share = (value - limits[0]) / max(limits[1] - limits[0], 1e-12)
+  return '#ffffff' if share < 0.6 else '#000001'
+
+
+def _write(fig, x, y, text, size=11, color=figure.INK, weight='normal'):
+  width, height = fig.get_size_inches() * 72
+  fig.text(
+      x / width, 1 - y / height, text, fontsize=size, color=color,
+      weight=weight,
+  )
+
+
+def _colour_bar(fig, left, top, limits, title, marks) -> None:
+  """A horizontal bar of 300 pixels; `marks` are (value, text)."""
+  ax = figure.axes(fig, left, top, 300, 11)
+  ax.imshow(
+      np.linspace(*limits, 256)[None], aspect='auto', cmap='viridis',
+      extent=(limits[0], limits[1], 0, 1),
+  )
+  ax.grid(visible=False)
+  for spine in ax.spines.values():
+    spine.set_visible(False)
+  ax.set_yticks([])
+  ax.set_xticks(limits, [f'{v:.3g}' for v in limits])
+  ax.tick_params(length=0, pad=4)
+  ax.get_xticklabels()[0].set_ha('left')
+  ax.get_xticklabels()[1].set_ha('right')
+  _write(fig, left, top - 8, title, size=10.5, color=figure.MUTED)
+  middle = sum(limits) / 2
+  for value, text in marks[:1]:
+    ax.plot([value] * 2, [-0.5, 1.5], color='#ffffff', linewidth=4, clip_on=0)
+    ax.plot([value] * 2, [-0.7, 1.7], color='#d0021b', linewidth=2, clip_on=0)
+    ax.text(
+        value, -2.9, text, fontsize=10, color=figure.INK,
+        ha='left' if value < middle else 'right',
+    )

@@ -1,0 +1,268 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Reads and checks a run directory (MODEL_DIR) for the report."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moe_peft import errors
+from moe_peft.analysis import records
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+  """One metric of one task before and after; NaN where not measured."""
+
+  task: str
+  metric: str
+  base: float
+  adapted: float
+  primary: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+  """What one routed site does.
+
+  Attributes:
+    path: parameter path of the layer, as `encoder/layers_0/mlp/wo`.
+    stack: `encoder` or `decoder`.
+    name: the path below the layer, as `mlp/wo`.
+    layer: index of the layer, 0 where the model has none.
+    load: mean combine weights, <float64>[num_tasks, num_experts].
+    entropy: mean entropy of the router for one token divided by
+      log(num_experts), <float64>[num_tasks].
+  """
+
+  path: str
+  stack: str
+  name: str
+  layer: int
+  load: np.ndarray
+  entropy: np.ndarray
+
+  @property
+  def num_experts(self) -> int:
+    return self.load.shape[-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Routing:
+  """routing.json: the tasks and the sites in the order of the model."""
+
+  tasks: tuple[str, ...]
+  sites: tuple[Site, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One run directory in memory.
+
+  Attributes:
+    path: the directory.
+    name: what the page calls it; unique among the runs of one report.
+    info: run.json.
+    train: scalar name -> curve.
+    evaluation: (task, metric) -> curve, in order of appearance.
+    scores: results.json, one entry for each task and metric.
+    num_examples: task -> evaluated examples.
+    split: the split of `scores`, empty where there are none.
+    routing: None for methods without a router.
+    config: text of config.gin, empty where there is none.
+    notices: plain sentences on what was missing or unreadable.
+  """
+
+  path: Path
+  name: str
+  info: Mapping[str, Any]
+  train: Mapping[str, records.Curve]
+  evaluation: Mapping[tuple[str, str], records.Curve]
+  scores: tuple[Score, ...]
+  num_examples: Mapping[str, int]
+  split: str
+  routing: Routing | None
+  config: str
+  notices: tuple[str, ...]
+
+
+def read_all(paths: Sequence[Path]) -> list[Run]:
+  """Reads runs and gives each a short unique name.
+
+  Raises:
+    UserError: no run was given, or one cannot be read (see `read`).
+  """
+  if not paths:
+    raise errors.UserError('No run directory was given: name at least one.')
+  paths = [Path(p) for p in paths]
+  return [
+      dataclasses.replace(read(path), name=name)
+      for path, name in zip(paths, unique_names(paths), strict=True)
+  ]
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+  """The shortest common number of trailing folders that tells paths apart."""
+  parts = [Path(os.path.abspath(p)).parts for p in paths]
+  for depth in range(1, max(map(len, parts)) + 1):
+    names = ['/'.join(p[-depth:]) for p in parts]
+    if len(set(names)) == len(set(parts)):
+      break
+  seen: dict[str, int] = {}
+  for i, name in enumerate(names):
+    seen[name] = seen.get(name, 0) + 1
+    if seen[name] > 1:  # the same directory was given twice
+      names[i] = f'{name} ({seen[name]})'
+  return names
+
+
+def read(path: Path) -> Run:
+  """Reads one run directory; an interrupted run as far as it went.
+
+  Raises:
+    UserError: the directory or run.json is missing, or a file is corrupt
+      beyond what an interrupted writer leaves behind.
+  """
+  path = Path(path)
+  if not path.is_dir():
+    raise errors.UserError(
+        f'{path} is not a directory: give the MODEL_DIR of a run.'
+    )
+  if not (path / 'run.json').is_file():
+    raise errors.UserError(
+        f'{path} holds no run.json, so it is not the MODEL_DIR of a run of'
+        ' moe_peft.train.'
+    )
+  notices: list[str] = []
+  info = records.read_object(path / 'run.json')
+  train = records.read_lines(path / 'metrics' / 'train.jsonl', notices)
+  evaluation = records.read_lines(path / 'metrics' / 'eval.jsonl', notices)
+  results = path / 'results.json'
+  scores, num_examples, split = (), {}, ''
+  if results.is_file():
+    scores, num_examples, split = _scores(results)
+  else:
+    notices.append(
+        'There is no results.json: the run has not reached its final'
+        ' evaluation.'
+    )
+  routing = path / 'routing.json'
+  config = path / 'config.gin'
+  run = Run(
+      path=path,
+      name=path.name,
+      info=info,
+      train=records.train_curves(train),
+      evaluation=records.evaluation_curves(evaluation),
+      scores=scores,
+      num_examples=num_examples,
+      split=split,
+      routing=_routing(routing) if routing.is_file() else None,
+      config=records.read_text(config) if config.is_file() else '',
+      notices=(),
+  )
+  notices.extend(_not_finite(run.train))
+  return dataclasses.replace(run, notices=tuple(notices))
+
+
+def _not_finite(curves: Mapping[str, records.Curve]) -> list[str]:
+  notices = []
+  for name, curve in curves.items():
+    bad = curve.steps[~np.isfinite(curve.values)]
+    if len(bad):
+      notices.append(
+          f'{name} is not a finite number at {len(bad)} of'
+          f' {len(curve.steps)} logged steps, first at step {bad[0]}.'
+      )
+  return notices
+
+
+def _scores(
+    path: Path,
+) -> tuple[tuple[Score, ...], dict[str, int], str]:
+  value = records.read_object(path)
+  tasks = value.get('tasks')
+  primary = value.get('primary_metric', {})
+  counts = value.get('num_examples', {})
+  if not isinstance(tasks, dict):
+    raise records.malformed(path, '"tasks" must map tasks to metrics')
+  if not isinstance(primary, dict) or not isinstance(counts, dict):
+    raise records.malformed(
+        path, '"primary_metric" and "num_examples" must be objects'
+    )
+  scores = []
+  for task, metrics in tasks.items():
+    if not isinstance(metrics, dict) or not all(
+        isinstance(m, dict) for m in metrics.values()
+    ):
+      raise records.malformed(path, f'task "{task}" must map metrics to values')
+    first = primary.get(task, next(iter(metrics), None))
+    for metric, pair in sorted(
+        metrics.items(), key=lambda item: item[0] != first
+    ):
+      scores.append(
+          Score(
+              task,
+              metric,
+              records.number(pair.get('base')),
+              records.number(pair.get('adapted')),
+              metric == first,
+          )
+      )
+  counts = {t: int(n) for t, n in counts.items() if records.is_finite(n)}
+  return tuple(scores), counts, str(value.get('split', ''))
+
+
+def _routing(path: Path) -> Routing:
+  """Reads routing.json and checks that its arrays fit its names."""
+  value = records.read_object(path)
+  tasks, sites = value.get('tasks'), value.get('sites')
+  if not isinstance(tasks, list) or not isinstance(sites, list):
+    raise records.malformed(path, '"tasks" and "sites" must be lists')
+  if not tasks or not sites:
+    raise records.malformed(path, 'it names no task or no site')
+  entropy = _array(path, 'entropy', value, (len(tasks), len(sites)))
+  load = value.get('load')
+  if not isinstance(load, list) or len(load) != len(tasks):
+    raise records.malformed(path, '"load" must hold one entry for each task')
+  read_sites = []
+  for index, site in enumerate(sites):
+    try:
+      num_experts = int(site['num_experts'])
+      rows = [load[task][index] for task in range(len(tasks))]
+      site_path, layer = str(site['path']), int(site.get('layer') or 0)
+      stack, name = str(site['stack']), str(site['name'])
+    except (TypeError, KeyError, ValueError, IndexError) as e:
+      raise records.malformed(
+          path,
+          f'site {index} lacks "path", "stack", "layer", "name" or'
+          ' "num_experts", or "load" has no entry for it',
+      ) from e
+    site_load = _array(
+        path, 'load', {'load': rows}, (len(tasks), num_experts), site_path
+    )
+    if num_experts < 1 or (site_load < 0).any():
+      raise records.malformed(path, f'"load" of {site_path} is negative')
+    read_sites.append(
+        Site(site_path, stack, name, layer, site_load, entropy[:, index])
+    )
+  return Routing(tuple(map(str, tasks)), tuple(read_sites))
+
+
+def _array(path, key, value, shape, where='') -> np.ndarray:
+  """`value[key]` as <float64>[shape]; null and infinity become NaN."""
+  try:
+    array = np.array(value.get(key), np.float64)
+  except (TypeError, ValueError):
+    array = np.empty(())
+  if array.shape != tuple(shape):
+    raise records.malformed(
+        path,
+        f'"{key}"{" of " + where if where else ""} must be numbers of shape'
+        f' {list(shape)}',
+    )
+  return np.where(np.isfinite(array), array, np.nan)
