@@ -1,0 +1,493 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""T5 1.0 and 1.1, mT5 and ByT5 (arXiv 1910.10683, 2010.11934, 2105.13626).
+
+Parameter paths and shapes equal those of T5X's `examples.t5`, and with
+`scan_layers` those of `examples.scalable_t5`, so public checkpoints restore.
+"""
+
+from typing import Any, Sequence
+
+from flax import linen as nn
+from flax import struct
+from flax.linen import partitioning as nn_partitioning
+import jax
+import jax.numpy as jnp
+
+from moe_peft import errors
+from moe_peft.models import attention
+from moe_peft.models import layers
+
+with_sharding_constraint = nn_partitioning.with_sharding_constraint
+
+# What each policy keeps from the forward pass; None recomputes everything.
+REMAT_POLICIES = {
+    'none': None,
+    'minimal': jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    'full': None,
+}
+
+# Where the layer axis stands in the parameters of a scanned stack.
+PARAM_SCAN_AXIS = 1
+
+
+@struct.dataclass
+class T5Config:
+  """Sizes and options of a T5 model.
+
+  Attributes:
+    vocab_size: Rows of the embedding, padding rows included.
+    dtype: Type of activations and arithmetic; parameters stay as stored.
+    emb_dim: Width of the residual stream.
+    num_heads: Attention heads.
+    num_encoder_layers: Layers of the encoder.
+    num_decoder_layers: Layers of the decoder.
+    head_dim: Size of each head.
+    mlp_dim: Hidden size of the MLP.
+    mlp_activations: One name per input projection: ('relu',) for T5 1.0,
+      ('gelu', 'linear') for T5 1.1, mT5 and ByT5.
+    dropout_rate: Rate of every dropout, broadcast over length.
+    logits_via_embedding: Ties the output layer to the embedding and divides
+      the logits by sqrt(emb_dim) (T5 1.0).
+    float32_attention_logits: Attention logits in float32 whatever `dtype`.
+    scan_layers: One compiled layer for a whole stack, with stacked parameters
+      and one relative position bias per layer, as T5X's `scalable_t5`.
+    remat_policy: 'none', 'minimal' (keep the results of matrix products
+      without batch axes) or 'full' (recompute every layer).
+    relative_attention_num_buckets: Buckets of the relative position bias.
+    relative_attention_max_distance: Longer distances share a bucket.
+  """
+
+  vocab_size: int
+  dtype: Any = jnp.float32
+  emb_dim: int = 512
+  num_heads: int = 8
+  num_encoder_layers: int = 6
+  num_decoder_layers: int = 6
+  head_dim: int = 64
+  mlp_dim: int = 2048
+  mlp_activations: Sequence[str] = ('relu',)
+  dropout_rate: float = 0.1
+  logits_via_embedding: bool = False
+  float32_attention_logits: bool = False
+  scan_layers: bool = False
+  remat_policy: str = 'none'
+  relative_attention_num_buckets: int = 32
+  relative_attention_max_distance: int = 128
+
+
+def check_config(config: T5Config) -> None:
+  """Raises a UserError that names the first wrong field of `config`."""
+  for name in (
+      'vocab_size emb_dim num_heads num_encoder_layers num_decoder_layers '
+      'head_dim mlp_dim relative_attention_num_buckets'
+  ).split():
+    value = getattr(config, name)
+    if not isinstance(value, int) or value < 1:
+      raise errors.UserError(
+          f't5.T5Config.{name} must be a positive integer, got {value!r}.'
+      )
+  if config.remat_policy not in REMAT_POLICIES:
+    raise errors.UserError(
+        f't5.T5Config.remat_policy is {config.remat_policy!r}; choose one of '
+        f'{", ".join(REMAT_POLICIES)}.'
+    )
+  if not 0.0 <= config.dropout_rate < 1.0:
+    raise errors.UserError(
+        't5.T5Config.dropout_rate must be at least 0 and below 1, got '
+        f'{config.dropout_rate!r}.'
+    )
+  for function in config.mlp_activations:
+    if function != 'linear' and not callable(getattr(nn, function, None)):
+      raise errors.UserError(
+          f't5.T5Config.mlp_activations: flax.linen has no {function!r}; '
+          "use for example ('relu',) or ('gelu', 'linear')."
+      )
+
+
+class EncoderLayer(nn.Module):
+  """Self-attention and MLP, each in a pre-norm residual branch."""
+
+  config: T5Config
+  deterministic: bool
+
+  @nn.compact
+  def __call__(self, inputs, mask, bias):
+    """Returns `([batch, length, embed], None)`, the form that scan wants."""
+    cfg = self.config
+    if bias is None:
+      bias = position_biases(cfg)(inputs.shape[1], True)
+    x = inputs
+    y = norm(cfg, 'pre_attention_layer_norm')(x)
+    y = attend(self, 'attention')(y, y, mask, bias)
+    x = residual(self, x, y)
+    y = norm(cfg, 'pre_mlp_layer_norm')(x)
+    return residual(self, x, mlp(self)(y)), None
+
+
+class DecoderLayer(nn.Module):
+  """Causal self-attention, cross-attention and MLP, each pre-norm residual."""
+
+  config: T5Config
+  deterministic: bool
+  decode: bool
+  bias_length: int
+
+  @nn.compact
+  def __call__(self, inputs, encoded, mask, cross_mask, bias):
+    """Returns `([batch, length, embed], None)`, the form that scan wants."""
+    cfg = self.config
+    if bias is None:
+      bias = position_biases(cfg)(self.bias_length, False)
+    x = inputs
+    y = norm(cfg, 'pre_self_attention_layer_norm')(x)
+    y = attend(self, 'self_attention', decode=self.decode)(y, y, mask, bias)
+    x = residual(self, x, y)
+    y = norm(cfg, 'pre_cross_attention_layer_norm')(x)
+    y = attend(self, 'encoder_decoder_attention')(y, encoded, cross_mask)
+    x = residual(self, x, y)
+    y = norm(cfg, 'pre_mlp_layer_norm')(x)
+    return residual(self, x, mlp(self)(y)), None
+
+
+def norm(config: T5Config, name: str) -> layers.LayerNorm:
+  """Builds a norm in the current scope."""
+  return layers.LayerNorm(dtype=config.dtype, name=name)
+
+
+def position_biases(config: T5Config) -> layers.RelativePositionBiases:
+  """Builds `relpos_bias` in the current scope (a stack, or a scanned layer)."""
+  return layers.RelativePositionBiases(
+      num_heads=config.num_heads,
+      num_buckets=config.relative_attention_num_buckets,
+      max_distance=config.relative_attention_max_distance,
+      dtype=config.dtype,
+      name='relpos_bias',
+  )
+
+
+def attend(
+    layer: EncoderLayer | DecoderLayer, name: str, decode: bool = False
+) -> attention.MultiHeadDotProductAttention:
+  """Builds an attention block in the scope of `layer`."""
+  cfg = layer.config
+  return attention.MultiHeadDotProductAttention(
+      num_heads=cfg.num_heads,
+      head_dim=cfg.head_dim,
+      joined_kernels=not cfg.scan_layers,
+      dropout_rate=cfg.dropout_rate,
+      float32_logits=cfg.float32_attention_logits,
+      dtype=cfg.dtype,
+      deterministic=layer.deterministic,
+      decode=decode,
+      name=name,
+  )
+
+
+def mlp(layer: EncoderLayer | DecoderLayer) -> layers.MlpBlock:
+  """Builds the MLP in the scope of `layer`."""
+  cfg = layer.config
+  return layers.MlpBlock(
+      mlp_dim=cfg.mlp_dim,
+      activations=tuple(cfg.mlp_activations),
+      dropout_rate=cfg.dropout_rate,
+      dtype=cfg.dtype,
+      deterministic=layer.deterministic,
+      name='mlp',
+  )
+
+
+def residual(layer: EncoderLayer | DecoderLayer, x, y):
+  """Returns `x + dropout(y)`, `[batch, length, embed]`."""
+  rate = layer.config.dropout_rate
+  x = x + layers.length_dropout(rate, layer.deterministic)(y)
+  return with_sharding_constraint(x, ('batch', 'length', 'embed'))
+
+
+def run_stack(layer_class, name, num_layers, config, attributes, x, *shared):
+  """Runs `num_layers` layers, unrolled or as one scan, in the current scope.
+
+  The scan has the stack's name, so paths are `encoder/encoder/...`. What
+  adapters sow ('intermediates', 'routing') is stacked on a new first axis.
+
+  Args:
+    layer_class: `EncoderLayer` or `DecoderLayer`.
+    name: Name of the scan, 'encoder' or 'decoder'.
+    num_layers: Number of layers.
+    config: The model's configuration.
+    attributes: Further attributes of the layers.
+    x: `[batch, length, embed]`.
+    *shared: Arrays that every layer gets.
+
+  Returns:
+    `[batch, length, embed]`.
+  """
+  if config.remat_policy != 'none':
+    layer_class = nn_partitioning.remat(
+        layer_class,
+        prevent_cse=not config.scan_layers,
+        policy=REMAT_POLICIES[config.remat_policy],
+    )
+  if not config.scan_layers:
+    for index in range(num_layers):
+      layer = layer_class(config, name=f'layers_{index}', **attributes)
+      x, _ = layer(x, *shared)
+    return x
+  scanned = nn_partitioning.scan_with_axes(
+      layer_class,
+      variable_axes={
+          'params': PARAM_SCAN_AXIS,
+          'cache': 0,
+          'intermediates': 0,
+          'routing': 0,
+      },
+      split_rngs={'params': True, 'dropout': True},
+      in_axes=(nn.broadcast,) * len(shared),
+      length=num_layers,
+      axis_name='layers',
+  )
+  x, _ = scanned(config, name=name, **attributes)(x, *shared)
+  return x
+
+
+class Encoder(nn.Module):
+  """The encoder stack.
+
+  Attributes:
+    config: The model's configuration.
+    token_embedder: The embedding, shared with the decoder.
+  """
+
+  config: T5Config
+  token_embedder: nn.Module
+
+  @nn.compact
+  def __call__(self, tokens, mask, deterministic):
+    """Maps `<int32>[batch, length]` to `[batch, length, embed]`."""
+    cfg = self.config
+    bias = None
+    if not cfg.scan_layers:  # One bias for the stack; a scan has one per layer.
+      bias = position_biases(cfg)(tokens.shape[1], True)
+    x = self.token_embedder(tokens)
+    x = layers.length_dropout(cfg.dropout_rate, deterministic)(x)
+    attributes = {'deterministic': deterministic}
+    x = run_stack(
+        EncoderLayer,
+        'encoder',
+        cfg.num_encoder_layers,
+        cfg,
+        attributes,
+        x,
+        mask,
+        bias,
+    )
+    x = norm(cfg, 'encoder_norm')(x)
+    return layers.length_dropout(cfg.dropout_rate, deterministic)(x)
+
+
+class Decoder(nn.Module):
+  """The decoder stack and the output layer.
+
+  Attributes:
+    config: The model's configuration.
+    token_embedder: The embedding, shared with the encoder.
+  """
+
+  config: T5Config
+  token_embedder: nn.Module
+
+  @nn.compact
+  def __call__(
+      self,
+      encoded,
+      tokens,
+      mask,
+      cross_mask,
+      deterministic,
+      decode,
+      max_decode_length,
+  ):
+    """Maps `<int32>[batch, length]` to `<float32>[batch, length, vocab]`."""
+    cfg = self.config
+    bias_length = tokens.shape[1]
+    if decode and max_decode_length:
+      bias_length = max_decode_length
+    bias = None
+    if not cfg.scan_layers:
+      bias = position_biases(cfg)(bias_length, False)
+    y = self.token_embedder(tokens)
+    y = layers.length_dropout(cfg.dropout_rate, deterministic)(y)
+    attributes = {
+        'deterministic': deterministic,
+        'decode': decode,
+        'bias_length': bias_length,
+    }
+    y = run_stack(
+        DecoderLayer,
+        'decoder',
+        cfg.num_decoder_layers,
+        cfg,
+        attributes,
+        y,
+        encoded,
+        mask,
+        cross_mask,
+        bias,
+    )
+    y = norm(cfg, 'decoder_norm')(y)
+    y = layers.length_dropout(cfg.dropout_rate, deterministic)(y)
+    if cfg.logits_via_embedding:
+      logits = self.token_embedder.attend(y) / jnp.sqrt(cfg.emb_dim)
+    else:
+      logits = layers.DenseGeneral(
+          cfg.vocab_size,
+          kernel_axes=('embed', 'vocab'),
+          dtype=jnp.float32,  # Also in a bfloat16 model: softmax needs it.
+          name='logits_dense',
+      )(y)
+    return with_sharding_constraint(logits, ('batch', 'length', 'vocab'))
+
+
+class Transformer(nn.Module):
+  """A T5 encoder-decoder, with the call signatures of T5X's networks.
+
+  Attributes:
+    config: Sizes and options.
+  """
+
+  config: T5Config
+
+  def setup(self):
+    cfg = self.config
+    check_config(cfg)
+    self.token_embedder = layers.Embed(cfg.vocab_size, cfg.emb_dim, cfg.dtype)
+    self.encoder = Encoder(cfg, token_embedder=self.token_embedder)
+    self.decoder = Decoder(cfg, token_embedder=self.token_embedder)
+
+  @property
+  def scan_layers(self) -> bool:
+    """Whether cache entries have a leading layer axis; T5X reads it."""
+    return self.config.scan_layers
+
+  def encode(
+      self, encoder_input_tokens, encoder_segment_ids=None, enable_dropout=True
+  ):
+    """Runs the encoder.
+
+    Args:
+      encoder_input_tokens: `<int32>[batch, encoder_length]`, 0 is padding.
+      encoder_segment_ids: `<int32>[batch, encoder_length]` of packed examples.
+      enable_dropout: Whether to drop; needs the rng stream 'dropout'.
+
+    Returns:
+      `[batch, encoder_length, embed]`.
+    """
+    valid = encoder_input_tokens > 0
+    mask = attention.pair_mask(valid, valid)
+    if encoder_segment_ids is not None:
+      mask &= attention.segment_mask(encoder_segment_ids, encoder_segment_ids)
+    return self.encoder(encoder_input_tokens, mask, not enable_dropout)
+
+  def decode(
+      self,
+      encoded,
+      encoder_input_tokens,
+      decoder_input_tokens,
+      decoder_target_tokens,
+      encoder_segment_ids=None,
+      decoder_segment_ids=None,
+      decoder_positions=None,
+      enable_dropout=True,
+      decode=False,
+      max_decode_length=None,
+  ):
+    """Runs the decoder.
+
+    With `decode=True` and mutable collection 'cache', the first call, on
+    inputs of the full length, allocates the cache (its logits mean nothing);
+    each further call takes one position.
+
+    Args:
+      encoded: `[batch, encoder_length, embed]`, from `encode`.
+      encoder_input_tokens: `<int32>[batch, encoder_length]`, for the mask.
+      decoder_input_tokens: `<int32>[batch, length]`, the targets moved right.
+      decoder_target_tokens: `<int32>[batch, length]`, for the mask; while
+        decoding only its shape counts.
+      encoder_segment_ids: `<int32>[batch, encoder_length]` of packed examples.
+      decoder_segment_ids: `<int32>[batch, length]` of packed examples.
+      decoder_positions: Accepted as T5X does and unused: T5's positions are
+        relative, and packing shifts both ends alike.
+      enable_dropout: Whether to drop; needs the rng stream 'dropout'.
+      decode: Whether to use the cache.
+      max_decode_length: Length of the cache, needed when it is in use.
+
+    Returns:
+      Logits, `<float32>[batch, length, vocab]`.
+
+    Raises:
+      ValueError: For packed inputs while decoding, and for segment ids of one
+        side only.
+    """
+    del decoder_positions
+    if (encoder_segment_ids is None) != (decoder_segment_ids is None):
+      raise ValueError('packing needs the segment ids of both sides')
+    packed = encoder_segment_ids is not None
+    encoder_valid = encoder_input_tokens > 0
+    if decode:
+      if packed:
+        raise ValueError('packed examples cannot be decoded step by step')
+      mask = None
+      decoder_valid = jnp.ones(decoder_target_tokens.shape, bool)
+    else:
+      decoder_valid = decoder_target_tokens > 0
+      mask = attention.pair_mask(decoder_valid, decoder_valid)
+      mask &= attention.causal_mask(decoder_target_tokens.shape[1])
+    cross_mask = attention.pair_mask(decoder_valid, encoder_valid)
+    if packed:
+      mask &= attention.segment_mask(decoder_segment_ids, decoder_segment_ids)
+      cross_mask &= attention.segment_mask(
+          decoder_segment_ids, encoder_segment_ids
+      )
+    return self.decoder(
+        encoded,
+        decoder_input_tokens,
+        mask,
+        cross_mask,
+        not enable_dropout,
+        decode,
+        max_decode_length,
+    )
+
+  def __call__(
+      self,
+      encoder_input_tokens,
+      decoder_input_tokens,
+      decoder_target_tokens,
+      encoder_segment_ids=None,
+      decoder_segment_ids=None,
+      encoder_positions=None,
+      decoder_positions=None,
+      *,
+      enable_dropout: bool = True,
+      decode: bool = False,
+  ):
+    """Runs encoder and decoder; arguments as in `encode` and `decode`.
+
+    Returns:
+      Logits, `<float32>[batch, decoder_length, vocab]`.
+    """
+    del encoder_positions
+    encoded = self.encode(
+        encoder_input_tokens, encoder_segment_ids, enable_dropout
+    )
+    return self.decode(
+        encoded,
+        encoder_input_tokens,
+        decoder_input_tokens,
+        decoder_target_tokens,
+        encoder_segment_ids,
+        decoder_segment_ids,
+        decoder_positions,
+        enable_dropout,
+        decode,
+    )
