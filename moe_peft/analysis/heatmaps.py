@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moe_peft.analysis import figure
+from moe_peft.analysis import figure, statistics
 from moe_peft.analysis import run as run_lib
-from moe_peft.analysis import statistics
 
 _CELL = 17
 _GAP = 10
 _BAR = 70
+_BAR_WIDTH = 300
 # A load within 10 % of uniform must not look like a preference.
 _LEAST_CONTRAST = 0.1
 
@@ -72,8 +72,7 @@ def expert_load(
   panel = _CELL * len(tasks)
   line = 40 + panel + 30
   inner = max(sum(w) + _GAP * (len(w) - 1) for w in widths.values())
-  # Room for the colour bar on narrow figures.
-  width = left + max(inner, 330) + 12
+  width = left + max(inner, _BAR_WIDTH) + 12
   height = line * len(groups) + _BAR
   with figure.theme():
     fig = figure.new(width, height)
@@ -98,11 +97,9 @@ def expert_load(
         )
         x += site_width + _GAP
       _write(fig, 4, top + panel + 13, 'expert', size=10, color=figure.MUTED)
-    uniform = sorted({s.num_experts for s in sites})
     _colour_bar(
-        fig, left, height - _BAR + 24, limits,
-        'mean combine weight',
-        [(1 / n, f'uniform 1/{n} = {1 / n:.3g}') for n in uniform],
+        fig, left, height - _BAR + 24, limits, 'mean combine weight',
+        sorted({s.num_experts for s in sites}),
     )
     return figure.to_svg(fig, description, scale=0.9)
 
@@ -128,7 +125,7 @@ def site_grid(
   grids = [(title, *_grid(sites, values)) for title, sites, values in panels]
   left = 14 + 6.6 * max(len(figure.label(n)) for g in grids for n in g[1])
   wide = max(len(g[2]) for g in grids) * cell_width
-  width = left + max(wide, 300) + 16
+  width = left + max(wide, _BAR_WIDTH) + 16
   # Title, layer numbers and 'layer' take 58 pixels of each panel.
   height = sum(58 + cell_height * len(g[1]) for g in grids) + _BAR
   with figure.theme():
@@ -155,7 +152,7 @@ def site_grid(
               color=_text_colour(value, limits),
           )
       top += 58 + tall
-    _colour_bar(fig, left, height - _BAR + 24, limits, quantity, [])
+    _colour_bar(fig, left, height - _BAR + 24, limits, quantity)
     return figure.to_svg(fig, description, scale=0.9)
 
 
@@ -199,9 +196,9 @@ def _write(fig, x, y, text, size=11, color=figure.INK, weight='normal'):
   )
 
 
-def _colour_bar(fig, left, top, limits, title, marks) -> None:
-  """A horizontal bar of 300 pixels; `marks` are (value, text)."""
-  ax = figure.axes(fig, left, top, 300, 11)
+def _colour_bar(fig, left, top, limits, title, expert_counts=()) -> None:
+  """A horizontal bar; 1 / count is marked for each of `expert_counts`."""
+  ax = figure.axes(fig, left, top, _BAR_WIDTH, 11)
   ax.imshow(
       np.linspace(*limits, 256)[None], aspect='auto', cmap='viridis',
       extent=(limits[0], limits[1], 0, 1),
@@ -215,11 +212,17 @@ def _colour_bar(fig, left, top, limits, title, marks) -> None:
   ax.get_xticklabels()[0].set_ha('left')
   ax.get_xticklabels()[1].set_ha('right')
   _write(fig, left, top - 8, title, size=10.5, color=figure.MUTED)
-  middle = sum(limits) / 2
-  for value, text in marks[:1]:
-    ax.plot([value] * 2, [-0.5, 1.5], color='#ffffff', linewidth=4, clip_on=0)
-    ax.plot([value] * 2, [-0.7, 1.7], color='#d0021b', linewidth=2, clip_on=0)
+  for count in expert_counts:
+    x, span = 1 / count, limits[1] - limits[0]
+    for y, width, colour in ((1.5, 4, '#ffffff'), (1.7, 2, '#d0021b')):
+      ax.plot(
+          [x, x], [1 - y, y], color=colour, linewidth=width, clip_on=False
+      )
+    # Below the tick labels, kept inside the width of the bar.
+    share = (x - limits[0]) / span
     ax.text(
-        value, -2.9, text, fontsize=10, color=figure.INK,
-        ha='left' if value < middle else 'right',
+        x, -2.75, f'uniform 1/{count} = {x:.3g}', fontsize=10,
+        color=figure.INK, ha='left' if share < 0.5 else 'right',
     )
+  ax.set_xlim(limits)
+  ax.set_ylim(0, 1)

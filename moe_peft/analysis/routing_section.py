@@ -1,0 +1,256 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The section of the report about routers and experts."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from moe_peft.analysis import heatmaps, markup, statistics
+from moe_peft.analysis import run as run_lib
+
+_OPEN_RUNS = 3
+_LISTED_SITES = 8
+
+
+def routing(runs: Sequence[run_lib.Run]) -> str:
+  """Who uses which expert, where; one block for each routed run."""
+  routed = [r for r in runs if r.routing is not None]
+  if not routed:
+    return (
+        '<p class="muted">No router to look at: the method has one expert at'
+        ' each site, or the run has not reached its final evaluation.</p>'
+    )
+  parts = [_summary_table(routed)] if len(routed) > 1 else []
+  without = [r.name for r in runs if r.routing is None]
+  if without:
+    parts.append(
+        '<p class="muted">Without a router: '
+        f'{markup.escape(", ".join(without))}.</p>'
+    )
+  for index, run in enumerate(routed):
+    block = _run(run)
+    if len(routed) > 1:
+      state = ' open' if index < _OPEN_RUNS else ''
+      block = (
+          f'<details class="keep"{state}><summary>{markup.escape(run.name)}'
+          f'</summary>{block}</details>'
+      )
+    parts.append(block)
+  return '\n'.join(parts)
+
+
+def _means(run: run_lib.Run) -> tuple[float, float, int, int]:
+  """Mean entropy, mean mutual information, dead and all experts."""
+  sites = run.routing.sites
+  entropy = np.array([s.entropy for s in sites])
+  information = heatmaps.mutual_information(sites)
+  dead = sum(len(statistics.dead_experts(s.load)) for s in sites)
+  return (
+      _mean(entropy), _mean(information), dead,
+      sum(s.num_experts for s in sites),
+  )
+
+
+def _mean(values: np.ndarray) -> float:
+  values = values[np.isfinite(values)]
+  return float(values.mean()) if values.size else float('nan')
+
+
+def _summary_table(runs) -> str:
+  rows = []
+  for run in runs:
+    entropy, information, dead, total = _means(run)
+    rows.append([
+        markup.escape(run.name),
+        markup.count(len(run.routing.sites)),
+        markup.number(entropy),
+        markup.number(information),
+        f'{dead} of {markup.count(total)}',
+    ])
+  return (
+      '<p>Means over sites and tasks. Entropy near 1 means that tokens use'
+      ' all experts alike; mutual information near 0 means that tasks do not'
+      ' differ in the experts they use.</p>'
+      + markup.table(
+          ['Run', 'Sites', 'Router entropy (0 to 1)',
+           'Task–expert information (bits)', 'Dead experts'],
+          rows,
+      )
+  )
+
+
+def sentence(run: run_lib.Run) -> str:
+  """HTML: what the numbers say, in words."""
+  sites = run.routing.sites
+  entropy, _, dead, total = _means(run)
+  information = heatmaps.mutual_information(sites)
+  parts = []
+  if np.isfinite(entropy):
+    word = (
+        'almost uniform' if entropy > 0.95
+        else 'soft' if entropy > 0.7
+        else 'selective' if entropy > 0.3
+        else 'almost one expert for each token'
+    )
+    parts.append(
+        f'Routing is {word}: the mean normalised entropy is {entropy:.2f}.'
+    )
+  if np.isfinite(information).any():
+    best = int(np.nanargmax(information))
+    limit = statistics.mutual_information_limit(
+        len(run.routing.tasks), sites[best].num_experts
+    )
+    parts.append(
+        'Tasks differ most in their experts at'
+        f' <code>{markup.escape(sites[best].path)}</code>:'
+        f' {information[best]:.2f} of at most {limit:.2f} bits.'
+    )
+  parts.append(
+      f'{dead} of {total} experts are dead.' if dead else 'No expert is dead.'
+  )
+  return ' '.join(parts)
+
+
+def _stacks(sites) -> list[str]:
+  return list(dict.fromkeys(s.stack for s in sites))
+
+
+def _run(run: run_lib.Run) -> str:
+  sites, tasks = run.routing.sites, run.routing.tasks
+  limits = heatmaps.load_range(sites)
+  parts = [f'<p class="lead">{sentence(run)}</p>']
+  for stack in _stacks(sites):
+    chosen = [s for s in sites if s.stack == stack]
+    svg = heatmaps.expert_load(
+        tasks, chosen, limits,
+        f'Mean combine weight of each expert for each task, {stack}',
+    )
+    parts.append(
+        f'<h3>Which task uses which expert: {markup.escape(stack)}</h3>'
+        f'<div class="scroll">{svg}</div>'
+    )
+    if stack == sites[0].stack:
+      parts.append(
+          '<p>One panel for each layer; rows are tasks, columns are experts'
+          ' (numbered from 0). The colour is the weight an expert gets,'
+          ' averaged over all tokens of the task, padding excluded. Rows that'
+          ' look alike: the tasks share the experts. A row of one colour: all'
+          ' experts are used equally. All panels of a run share one colour'
+          f' scale, from {limits[0]:.3g} to {limits[1]:.3g}, which need not'
+          ' start at zero; the red mark is the uniform value.</p>'
+      )
+  parts += [_information(run), _entropy(run), _dead(run)]
+  return '\n'.join(parts)
+
+
+def _information(run: run_lib.Run) -> str:
+  sites, tasks = run.routing.sites, run.routing.tasks
+  information = heatmaps.mutual_information(sites)
+  if not np.isfinite(information).any():
+    return (
+        '<p class="muted">Mutual information between task and expert needs at'
+        ' least two tasks.</p>'
+    )
+  stacks = _stacks(sites)
+  panels = [
+      (stack, [s for s in sites if s.stack == stack],
+       information[[s.stack == stack for s in sites]])
+      for stack in stacks
+  ]
+  top = max(float(np.nanmax(information)), 0.05)
+  svg = heatmaps.site_grid(
+      panels, (0.0, top), 'mutual information, bits',
+      'Mutual information between task and expert at each site, in bits',
+  )
+  limit = statistics.mutual_information_limit(
+      len(tasks), max(s.num_experts for s in sites)
+  )
+  order = np.argsort(-np.nan_to_num(information, nan=-1))[:_LISTED_SITES]
+  rows = [
+      [
+          f'<code>{markup.escape(sites[i].path)}</code>',
+          f'{information[i]:.3f}',
+          _range(statistics.normalized_entropy(sites[i].load)),
+          _range(sites[i].entropy),
+      ]
+      for i in order
+      if np.isfinite(information[i])
+  ]
+  return (
+      '<h3>How much the expert tells about the task</h3>'
+      f'<div class="scroll">{svg}</div>'
+      '<p>Mutual information between task and expert at each site, in bits,'
+      ' all tasks weighted equally: 0 if knowing which expert a token uses'
+      f' says nothing about its task, {limit:.2f} if it says all it can.</p>'
+      + markup.table(
+          ['Sites with the most', 'Bits',
+           'Entropy of the mean load, over tasks',
+           'Mean entropy of a token, over tasks'],
+          rows,
+      )
+      + '<p>Both entropies are divided by log(number of experts). A high first'
+      ' and a low second one: each token is decided, and different tokens'
+      ' choose different experts.</p>'
+  )
+
+
+def _range(values: np.ndarray) -> str:
+  values = values[np.isfinite(values)]
+  if not values.size:
+    return markup.NOTHING
+  low, high = f'{values.min():.2f}', f'{values.max():.2f}'
+  return low if low == high else f'{low} to {high}'
+
+
+def _entropy(run: run_lib.Run) -> str:
+  sites, tasks = run.routing.sites, run.routing.tasks
+  values = np.array([s.entropy for s in sites])
+  finite = values[np.isfinite(values)]
+  if not finite.size:
+    return ''
+  low = float(min(finite.min(), 0.9))
+  stacks = _stacks(sites)
+  blocks = []
+  for stack in stacks:
+    chosen = [s for s in sites if s.stack == stack]
+    panels = [
+        (f'{stack}: {task}', chosen, np.array([s.entropy[t] for s in chosen]))
+        for t, task in enumerate(tasks)
+    ]
+    svg = heatmaps.site_grid(
+        panels, (low, 1.0), 'router entropy / log(number of experts)',
+        f'Normalised router entropy of each site and task, {stack}',
+    )
+    blocks.append(f'<div class="scroll">{svg}</div>')
+  return (
+      '<h3>How sure the routers are</h3>'
+      '<p>Mean entropy of the router for one token, divided by log(number of'
+      ' experts): 1 is undecided, 0 is a single expert. Colours run from'
+      f' {low:.2f} to 1.</p>'
+      '<details class="keep"><summary>Entropy of each site and task</summary>'
+      + ''.join(blocks)
+      + '</details>'
+  )
+
+
+def _dead(run: run_lib.Run) -> str:
+  rows = []
+  for site in run.routing.sites:
+    dead = statistics.dead_experts(site.load)
+    if dead:
+      rows.append([
+          f'<code>{markup.escape(site.path)}</code>',
+          f'{len(dead)} of {site.num_experts}',
+          ', '.join(map(str, dead)),
+      ])
+  share = f'{100 * statistics.DEAD_SHARE:g} %'
+  rule = (
+      f'<p>An expert is called dead when no task gives it {share} of the'
+      ' uniform weight.'
+  )
+  if not rows:
+    return f'<h3>Dead experts</h3>{rule} There are none.</p>'
+  return f'<h3>Dead experts</h3>{rule}</p>' + markup.table(
+      ['Site', 'Dead', 'Which'], rows, wrapped=(2,)
+  )

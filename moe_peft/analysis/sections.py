@@ -1,0 +1,379 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The sections of the report about the run, its results and its curves."""
+
+from collections.abc import Sequence
+import math
+import os
+
+import numpy as np
+
+from moe_peft.analysis import figure, markup, plots
+from moe_peft.analysis import run as run_lib
+
+_LOWER_IS_BETTER = ('loss', 'perplexity', 'error', 'wer', 'cer', 'distance')
+
+# Scalar -> (title, what one sees). In the order of the page.
+_MAIN_CURVES = {
+    'loss': ('Training loss', 'Lower is better.'),
+    'accuracy': (
+        'Token accuracy while training',
+        'Share of target tokens predicted right, given the ones before.',
+    ),
+    'learning_rate': ('Learning rate', 'The schedule as it was applied.'),
+    'tokens_per_second': (
+        'Tokens per second',
+        'Dips are compilation, evaluation or a busy machine.',
+    ),
+    'router_entropy': (
+        'Router entropy',
+        '1: every token uses all experts alike. 0: each token picks one.',
+    ),
+    'auxiliary_loss': (
+        'Load-balancing loss',
+        'Smallest when all experts get the same share of the tokens.',
+    ),
+    'router_z_loss': (
+        'Router z loss',
+        'Grows with the size of the router logits.',
+    ),
+    'contrastive_loss': ('Contrastive loss', 'Pulls experts apart.'),
+    'consistency_loss': (
+        'Consistency loss',
+        'Distance between two passes over the same tokens.',
+    ),
+    'fraction_tokens_left_behind': (
+        'Tokens left behind',
+        'Share of tokens that no expert had room for.',
+    ),
+    'expert_usage': (
+        'Expert usage',
+        'Share of the capacity of the experts that is used.',
+    ),
+    'router_confidence': (
+        'Router confidence',
+        'Weight of the chosen experts, averaged over tokens.',
+    ),
+}
+
+
+def title(runs: Sequence[run_lib.Run]) -> str:
+  """Plain text: the heading of the page."""
+  if len(runs) > 1:
+    return f'{len(runs)} runs compared'
+  base = runs[0].info.get('base')
+  return method(runs[0]) + (f' on {_base(base)}' if base else '')
+
+
+def method(run: run_lib.Run) -> str:
+  """Plain text: the gin files of the method, without folder and ending."""
+  value = run.info.get('method')
+  names = value if isinstance(value, list) else [value] if value else []
+  short = [os.path.basename(str(n)).removesuffix('.gin') for n in names]
+  return ' + '.join(short) or run.name
+
+
+def _base(value: object) -> str:
+  """The last folder of a path: what the base is called."""
+  return os.path.basename(str(value).rstrip('/')) or str(value)
+
+
+def _trainable(run: run_lib.Run) -> tuple[str, str]:
+  """HTML: trainable parameters and their share of all."""
+  trainable = run.info.get('num_params_trainable')
+  total = run.info.get('num_params_total')
+  share = ''
+  if isinstance(trainable, int) and isinstance(total, int) and total > 0:
+    share = f'{100 * trainable / total:.3g} % of {markup.count(total)}'
+  return markup.count(trainable), share
+
+
+def header(runs: Sequence[run_lib.Run]) -> str:
+  """What was run, from run.json."""
+  if len(runs) == 1:
+    info = runs[0].info
+    trainable, share = _trainable(runs[0])
+    return markup.facts({
+        'Method': markup.escape(method(runs[0])),
+        'Base': markup.escape(_base(info['base']))
+        if info.get('base')
+        else markup.NOTHING,
+        'Trainable parameters': trainable
+        + (f'<small>{share}</small>' if share else ''),
+        'Steps': markup.count(info.get('steps')),
+        'Batch': markup.count(info.get('batch_size')),
+        'Seed': markup.escape(info.get('seed', '–')),
+        'Device': markup.count(info.get('device')),
+        'Time': markup.duration(info.get('seconds')),
+    }) + _versions(info.get('versions'))
+  rows = []
+  for run in runs:
+    info = run.info
+    trainable, share = _trainable(run)
+    rows.append([
+        markup.escape(run.name),
+        markup.escape(method(run)),
+        markup.escape(_base(info['base']))
+        if info.get('base')
+        else markup.NOTHING,
+        trainable,
+        share.split(' of ')[0] or markup.NOTHING,
+        markup.count(info.get('steps')),
+        markup.count(info.get('batch_size')),
+        markup.escape(info.get('seed', '–')),
+        markup.count(info.get('device')),
+        markup.duration(info.get('seconds')),
+    ])
+  return markup.table(
+      ['Run', 'Method', 'Base', 'Trainable', 'Share', 'Steps', 'Batch',
+       'Seed', 'Device', 'Time'],
+      rows,
+  )
+
+
+def _versions(versions: object) -> str:
+  if not isinstance(versions, dict) or not versions:
+    return ''
+  text = ', '.join(f'{k} {v}' for k, v in versions.items())
+  return f'<p class="muted">With {markup.escape(text)}.</p>'
+
+
+def notices(runs: Sequence[run_lib.Run]) -> str:
+  """What was missing or unreadable."""
+  items = [
+      f'<li>{markup.escape(run.name)}: {markup.escape(text)}</li>'
+      for run in runs
+      for text in run.notices
+  ]
+  if not items:
+    return ''
+  return (
+      '<div class="notice" role="note"><b>Before you read on</b>'
+      f'<ul>{"".join(items)}</ul></div>'
+  )
+
+
+def lower_is_better(metric: str) -> bool:
+  """Whether a smaller value of the metric is the better one, by its name."""
+  return any(word in metric.lower() for word in _LOWER_IS_BETTER)
+
+
+def results(runs: Sequence[run_lib.Run]) -> str:
+  """The chart of base and adapted, and the tables behind it."""
+  scored = [(i, r) for i, r in enumerate(runs) if r.scores]
+  if not scored:
+    return (
+        '<p class="muted">No results yet: results.json is written at the end'
+        ' of a run.</p>'
+    )
+  splits = sorted({r.split for _, r in scored if r.split})
+  parts = [
+      '<p>Each line is a task. The ring is the base model before any'
+      ' training, the filled mark is the same model with its adapters; the'
+      ' longer the bar between them, the more the adapters changed. '
+      f'{_counts(scored, splits)}</p>',
+      markup.legend(
+          [r.name for r in runs] if len(runs) > 1 else [],
+          markup.marker('ring', 'base')
+          + (markup.marker('dot', 'adapted') if len(runs) == 1 else ''),
+      ),
+  ]
+  for metric in dict.fromkeys(
+      s.metric for _, r in scored for s in r.scores if s.primary
+  ):
+    parts.append(_metric_chart(runs, metric))
+  if len(runs) == 1:
+    parts.append(_score_table(runs[0]))
+  else:
+    parts.append(_comparison(runs))
+    for _, run in scored:
+      parts.append(
+          '<details class="keep"><summary>All metrics of'
+          f' {markup.escape(run.name)}</summary>{_score_table(run)}</details>'
+      )
+  return '\n'.join(parts)
+
+
+def _counts(scored, splits) -> str:
+  numbers = [n for _, r in scored for n in r.num_examples.values()]
+  if not numbers:
+    return ''
+  low, high = min(numbers), max(numbers)
+  many = f'{low}' if low == high else f'{low} to {high}'
+  split = f' of the {" and ".join(splits)} split' if splits else ''
+  return f'Measured on {many} examples of each task{markup.escape(split)}.'
+
+
+def _metric_chart(runs, metric: str) -> str:
+  tasks = list(dict.fromkeys(
+      s.task for r in runs for s in r.scores
+      if s.primary and s.metric == metric
+  ))
+  values = np.full((2, len(runs), len(tasks)), np.nan)
+  for i, run in enumerate(runs):
+    for s in run.scores:
+      if s.primary and s.metric == metric:
+        values[:, i, tasks.index(s.task)] = s.base, s.adapted
+  svg = plots.dumbbells(tasks, values[0], values[1], metric)
+  return f'<div class="scroll">{svg}</div>'
+
+
+def _mean(values: Sequence[float]) -> float:
+  return sum(values) / len(values) if values else math.nan
+
+
+def _score_table(run: run_lib.Run) -> str:
+  rows, classes = [], []
+  last = None
+  for s in run.scores:
+    name = f'<b>{markup.escape(s.task)}</b>' if s.primary else ''
+    if not s.primary and s.task != last:
+      name = markup.escape(s.task)
+    rows.append([
+        name,
+        markup.escape(s.metric),
+        markup.number(s.base),
+        f'<b>{markup.number(s.adapted)}</b>',
+        markup.number(s.adapted - s.base, sign=True),
+        markup.count(run.num_examples.get(s.task)),
+    ])
+    classes.append('' if s.primary else 'minor')
+    last = s.task
+  primary = [s for s in run.scores if s.primary]
+  if len(primary) > 1 and len({s.metric for s in primary}) == 1:
+    base = _mean([s.base for s in primary])
+    adapted = _mean([s.adapted for s in primary])
+    rows.append([
+        'Mean over tasks',
+        markup.escape(primary[0].metric),
+        markup.number(base),
+        markup.number(adapted),
+        markup.number(adapted - base, sign=True),
+        '',
+    ])
+    classes.append('total')
+  return markup.table(
+      ['Task', 'Metric', 'Base', 'Adapted', 'Difference', 'Examples'],
+      rows, classes,
+  )
+
+
+def _comparison(runs) -> str:
+  """Rows runs, columns tasks: adapted value and difference from the base."""
+  columns = list(dict.fromkeys(
+      (s.task, s.metric) for r in runs for s in r.scores if s.primary
+  ))
+  with_mean = len(columns) > 1 and len({m for _, m in columns}) == 1
+  best = {}
+  table = [{(s.task, s.metric): s for s in r.scores} for r in runs]
+  for key in columns:
+    seen = [row[key].adapted for row in table if key in row]
+    seen = [v for v in seen if math.isfinite(v)]
+    if seen:
+      best[key] = min(seen) if lower_is_better(key[1]) else max(seen)
+  rows = []
+  for run, row in zip(runs, table, strict=True):
+    cells = [markup.escape(run.name)]
+    for key in columns:
+      s = row.get(key)
+      if s is None:
+        cells.append(markup.NOTHING)
+        continue
+      text = markup.number(s.adapted)
+      if s.adapted == best.get(key):
+        text = f'<b>{text}</b>'
+      cells.append(
+          f'{text}<br><small>{markup.number(s.adapted - s.base, True)}</small>'
+      )
+    if with_mean:
+      found = [row[k].adapted for k in columns if k in row]
+      complete = len(found) == len(columns)
+      cells.append(markup.number(_mean(found)) if complete else markup.NOTHING)
+    rows.append(cells)
+  head = ['Run'] + [
+      f'{markup.escape(t)}<br><small>{markup.escape(m)}</small>'
+      for t, m in columns
+  ]
+  return (
+      '<p>Adapted value of the primary metric of each task; below it the'
+      ' difference from that run’s base. The best of a column is bold.</p>'
+      + markup.table(head + (['Mean'] if with_mean else []), rows)
+  )
+
+
+def training(runs: Sequence[run_lib.Run]) -> str:
+  """Scalars over steps."""
+  names = list(dict.fromkeys(n for r in runs for n in r.train))
+  if not names:
+    return '<p class="muted">No training metrics were written.</p>'
+  main = [n for n in _MAIN_CURVES if n in names]
+  further = sorted(set(names) - set(main))
+  parts = [
+      '<p>Each panel is one quantity over training steps.'
+      f' {"Colours are runs. " if len(runs) > 1 else ""}Where a run logged'
+      ' many points, each drawn point is the mean of equally many'
+      ' neighbours; a gap is a value that was not finite.</p>',
+      markup.legend([r.name for r in runs]),
+      _grid(_train_panel(runs, n, *_MAIN_CURVES[n]) for n in main),
+  ]
+  if further:
+    parts.append(
+        f'<details class="keep"><summary>{len(further)} further'
+        f' curve{"s" if len(further) > 1 else ""}</summary>'
+        + _grid(_train_panel(runs, n, n, '') for n in further)
+        + '</details>'
+    )
+  return '\n'.join(parts)
+
+
+def _grid(panels) -> str:
+  return f'<div class="grid">{"".join(panels)}</div>'
+
+
+def _train_panel(runs, name: str, heading: str, note: str) -> str:
+  lines = {i: r.train[name] for i, r in enumerate(runs) if name in r.train}
+  share = name in ('router_entropy', 'accuracy')
+  svg = plots.curves(
+      lines, f'{heading} over steps', (0.0, 1.0) if share else None
+  )
+  return markup.panel(heading, note, svg)
+
+
+def evaluation(runs: Sequence[run_lib.Run]) -> str:
+  """Metrics of each task over steps, the primary ones first."""
+  keys = list(dict.fromkeys(k for r in runs for k in r.evaluation))
+  if not keys:
+    return '<p class="muted">The run was not evaluated while training.</p>'
+  primary = {(s.task, s.metric) for r in runs for s in r.scores if s.primary}
+  known = {task for task, _ in primary}
+  first = {}
+  for task, metric in keys:
+    if task not in known:
+      first.setdefault(task, (task, metric))
+  shown = [k for k in keys if k in primary or k in first.values()]
+  rest = [k for k in keys if k not in shown]
+  parts = [
+      '<p>Held-out examples of each task, scored during training. A curve'
+      ' that still climbs at the right edge would gain from more steps; one'
+      ' that turns down has begun to overfit.</p>',
+      markup.legend([r.name for r in runs]),
+      _grid(_evaluation_panel(runs, k) for k in shown),
+  ]
+  if rest:
+    parts.append(
+        f'<details class="keep"><summary>{len(rest)} further'
+        f' metric{"s" if len(rest) > 1 else ""}</summary>'
+        + _grid(_evaluation_panel(runs, k) for k in rest)
+        + '</details>'
+    )
+  return '\n'.join(parts)
+
+
+def _evaluation_panel(runs, key: tuple[str, str]) -> str:
+  lines = {
+      i: r.evaluation[key] for i, r in enumerate(runs) if key in r.evaluation
+  }
+  task, metric = key
+  return markup.panel(
+      task, metric, plots.curves(lines, f'{metric} of {task} over steps')
+  )

@@ -1,0 +1,51 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m moe_peft.report RUN [RUN ...]`: one HTML page about runs."""
+
+import argparse
+from pathlib import Path
+import sys
+from typing import Optional, Sequence
+
+from moe_peft import errors
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+  """Writes the report of the runs named on the command line.
+
+  Args:
+    argv: arguments without the program's name; None reads the command line.
+
+  Returns:
+    The exit status: 0, or 2 after one line that says what is wrong.
+  """
+  parser = argparse.ArgumentParser(
+      prog='moe_peft.report',
+      description='Writes one self-contained HTML page about 1 to 20 runs:'
+      ' results, curves, and which task uses which expert.',
+  )
+  parser.add_argument(
+      'runs', metavar='RUN', nargs='+', type=Path, help='MODEL_DIR of a run'
+  )
+  parser.add_argument(
+      '--out', metavar='FILE', type=Path,
+      help='HTML file to write (default: report.html in the run, or in the'
+      ' current directory for several runs)',
+  )
+  args = parser.parse_args(argv)
+  out = args.out
+  if out is None:
+    out = args.runs[0] if len(args.runs) == 1 else Path()
+    out = out / 'report.html'
+  from moe_peft.analysis import report  # numpy is slow, --help must be fast
+
+  try:
+    print(report.write_report(args.runs, out))
+  except errors.UserError as e:
+    print(f'error: {e}', file=sys.stderr)
+    return 2
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
