@@ -1,0 +1,161 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Makes a SeqIO task out of rows in memory, and keeps a record of it."""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+from typing import Protocol
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from moe_peft.data import lexicon
+from moe_peft.data import preprocessors
+from moe_peft.evaluation import metrics
+
+
+class Row(Protocol):
+  """What a task needs of a row; see `word_rows.Row`."""
+
+  inputs: str
+  targets: str
+  choices: tuple[str, ...]
+
+
+RowsFn = Callable[[], Mapping[str, Sequence[Row]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class SpanCorruption:
+  """Settings of span corruption, arXiv 1910.10683, 3.1.4.
+
+  Attributes:
+    noise_density: share of the tokens that are dropped.
+    mean_noise_span_length: mean length of a dropped span, in tokens.
+  """
+
+  noise_density: float
+  mean_noise_span_length: float
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskRecord:
+  """What the tables and the checks know about a task.
+
+  Attributes:
+    name: name in SeqIO's registry.
+    kind: kind of task, for tables ('inflection', 'phonology', ...).
+    primary_metric: the value that results tables show.
+    rows_fn: returns split -> rows; reads nothing before it is called.
+    vocabulary: of inputs and targets.
+    span_corruption: None for tasks that ask and answer.
+  """
+
+  name: str
+  kind: str
+  primary_metric: str
+  rows_fn: RowsFn
+  vocabulary: seqio.Vocabulary
+  span_corruption: SpanCorruption | None = None
+
+  @functools.cached_property
+  def max_lengths(self) -> dict[str, int]:
+    """Most tokens of `inputs` and `targets` in any split, EOS included.
+
+    For span corruption these are bounds over all ways to corrupt a row.
+    """
+    lengths = {'inputs': 0, 'targets': 0}
+    for rows in self.rows_fn().values():
+      for row in rows:
+        if self.span_corruption:
+          # A span of one token is as long as its sentinel. Targets at worst
+          # have a sentinel before every dropped token.
+          size = self._num_tokens(row.targets)
+          dropped = round(size * self.span_corruption.noise_density)
+          sizes = (size, 2 * max(1, min(dropped + 1, size - 1)))
+        else:
+          sizes = (
+              self._num_tokens(row.inputs),
+              max(map(self._num_tokens, row.choices or (row.targets,))),
+          )
+        for feature, size in zip(lengths, sizes, strict=True):
+          lengths[feature] = max(lengths[feature], size + 1)
+    return lengths
+
+  def _num_tokens(self, text: str) -> int:
+    if isinstance(self.vocabulary, seqio.ByteVocabulary):
+      return len(text.encode())
+    return len(self.vocabulary.encode(text))
+
+
+RECORDS: dict[str, TaskRecord] = {}
+
+
+def _dataset(
+    split: str, shuffle_files: bool, seed: int | None = None, *, record
+) -> tf.data.Dataset:
+  """The rows of a split as a pipeline whose iterators can be saved."""
+  rows = list(record.rows_fn()[split])
+  if shuffle_files:
+    order = np.random.default_rng(seed).permutation(len(rows))
+    rows = [rows[i] for i in order]
+  features = {'targets': tf.constant([row.targets for row in rows])}
+  if record.span_corruption:
+    fixed = [lexicon.stable_hash(row.targets) % 2**31 for row in rows]
+    if split == 'train':
+      fixed = [-1] * len(rows)
+    features[preprocessors.NOISE_SEED] = tf.constant(fixed, tf.int32)
+  else:
+    features['inputs'] = tf.constant([row.inputs for row in rows])
+  if rows[0].choices:
+    del features['targets']
+    features['choices'] = tf.ragged.constant([row.choices for row in rows])
+    features['label'] = tf.constant(
+        [row.choices.index(row.targets) for row in rows], tf.int32
+    )
+    features['training'] = tf.fill([len(rows)], split == 'train')
+  return tf.data.Dataset.from_tensor_slices(features)
+
+
+def add_task(
+    record: TaskRecord,
+    *,
+    splits: Sequence[str],
+    metric_fns: Sequence[Callable[..., Mapping[str, float]]],
+    has_choices: bool,
+) -> seqio.Task:
+  """Registers a SeqIO task with features `inputs` and `targets`.
+
+  Args:
+    record: the task; its rows are read when a dataset is asked for.
+    splits: names of the splits that `record.rows_fn` returns.
+    metric_fns: SeqIO metric functions.
+    has_choices: rank classification: all rows have answer choices.
+  """
+  feature = seqio.Feature(vocabulary=record.vocabulary, add_eos=True)
+  steps = [seqio.preprocessors.tokenize]
+  if has_choices:
+    steps.insert(0, preprocessors.rank_classification)
+  if record.span_corruption:
+    steps.append(
+        functools.partial(
+            preprocessors.corrupt_spans,
+            **dataclasses.asdict(record.span_corruption),
+        )
+    )
+  task = seqio.TaskRegistry.add(
+      record.name,
+      # Without counts SeqIO does not cache the rows in the pipeline, which
+      # would put them into every saved iterator.
+      source=seqio.FunctionDataSource(
+          functools.partial(_dataset, record=record), splits=tuple(splits)
+      ),
+      preprocessors=[*steps, seqio.preprocessors.append_eos_after_trim],
+      output_features={'inputs': feature, 'targets': feature},
+      metric_fns=list(metric_fns),
+      postprocess_fn=metrics.rank_target if has_choices else None,
+  )
+  RECORDS[record.name] = record
+  return task
