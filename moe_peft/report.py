@@ -4,10 +4,9 @@
 
 import argparse
 from pathlib import Path
-import sys
 from typing import Optional, Sequence
 
-from moe_peft import errors
+from moe_peft import command_line
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -17,7 +16,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     argv: arguments without the program's name; None reads the command line.
 
   Returns:
-    The exit status: 0, or 2 after one line that says what is wrong.
+    The exit status.
+
+  Raises:
+    UserError: a run cannot be read or the page cannot be written.
   """
   parser = argparse.ArgumentParser(
       prog='moe_peft.report',
@@ -39,13 +41,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     out = out / 'report.html'
   from moe_peft.analysis import report  # numpy is slow, --help must be fast
 
-  try:
-    print(report.write_report(args.runs, out))
-  except errors.UserError as e:
-    print(f'error: {e}', file=sys.stderr)
-    return 2
+  print(report.write_report(args.runs, out))
   return 0
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  command_line.run(main)

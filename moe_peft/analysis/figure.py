@@ -36,6 +36,11 @@ def series_style(index: int) -> tuple[str, tuple[float, ...]]:
   return _SERIES[index % NUM_COLOURS], dash
 
 
+def series_marker(index: int) -> str:
+  """The mark of the run at `index`: it changes where the dash does."""
+  return 'osD'[index // NUM_COLOURS % 3]
+
+
 def series_variable(index: int) -> str:
   """The CSS colour of the run at `index`."""
   return f'var(--series-{index % NUM_COLOURS})'

@@ -12,7 +12,7 @@ from moe_peft.analysis import run as run_lib
 _CELL = 17
 _GAP = 10
 _BAR = 70
-_BAR_WIDTH = 300
+_BAR_WIDTH = 280
 # A load within 10 % of uniform must not look like a preference.
 _LEAST_CONTRAST = 0.1
 
@@ -24,7 +24,8 @@ def load_range(sites: Sequence[run_lib.Site]) -> tuple[float, float]:
   uniform = np.array([1 / s.num_experts for s in sites])
   low = min(values.min(initial=1.0), uniform.min() * (1 - _LEAST_CONTRAST))
   high = max(values.max(initial=0.0), uniform.max() * (1 + _LEAST_CONTRAST))
-  return float(low), float(high)
+  # A scale that nearly reaches zero starts there: plain labels.
+  return (0.0 if low < 0.1 * high else float(low)), float(high)
 
 
 def by_name(
@@ -77,7 +78,7 @@ def expert_load(
   with figure.theme():
     fig = figure.new(width, height)
     for row, (name, group) in enumerate(groups.items()):
-      top = line * row + 40
+      top = _BAR + line * row + 40
       _write(fig, 4, top - 26, name, weight='bold')
       x = left
       for site, site_width in zip(group, widths[name], strict=True):
@@ -96,9 +97,9 @@ def expert_load(
             fontsize=10.5, color=figure.INK,
         )
         x += site_width + _GAP
-      _write(fig, 4, top + panel + 13, 'expert', size=10, color=figure.MUTED)
+      _write(fig, left - 4, top + panel + 13, 'expert', size=10, align='right')
     _colour_bar(
-        fig, left, height - _BAR + 24, limits, 'mean combine weight',
+        fig, 4, 20, limits, 'mean combine weight',
         sorted({s.num_experts for s in sites}),
     )
     return figure.to_svg(fig, description, scale=0.9)
@@ -130,7 +131,7 @@ def site_grid(
   height = sum(58 + cell_height * len(g[1]) for g in grids) + _BAR
   with figure.theme():
     fig = figure.new(width, height)
-    top = 0
+    top = _BAR
     for title, names, layers, grid in grids:
       _write(fig, 4, top + 16, title, weight='bold')
       tall = cell_height * len(names)
@@ -142,9 +143,7 @@ def site_grid(
           fontsize=10.5, color=figure.INK,
       )
       ax.tick_params(length=0, pad=4)
-      _write(
-          fig, 4, top + 24 + tall + 15, 'layer', size=10, color=figure.MUTED
-      )
+      _write(fig, left - 4, top + 40 + tall, 'layer', size=10, align='right')
       for (i, j), value in np.ndenumerate(grid):
         if np.isfinite(value):
           ax.text(
@@ -152,7 +151,7 @@ def site_grid(
               color=_text_colour(value, limits),
           )
       top += 58 + tall
-    _colour_bar(fig, left, height - _BAR + 24, limits, quantity)
+    _colour_bar(fig, 4, 20, limits, quantity)
     return figure.to_svg(fig, description, scale=0.9)
 
 
@@ -188,11 +187,12 @@ def _text_colour(value: float, limits: tuple[float, float]) -> str:
   return '#ffffff' if share < 0.6 else '#000001'
 
 
-def _write(fig, x, y, text, size=11, color=figure.INK, weight='normal'):
+def _write(fig, x, y, text, size=11, weight='normal', align='left'):
+  """Text at pixels from the top left corner; only bold text is black."""
   width, height = fig.get_size_inches() * 72
   fig.text(
-      x / width, 1 - y / height, text, fontsize=size, color=color,
-      weight=weight,
+      x / width, 1 - y / height, text, fontsize=size, weight=weight, ha=align,
+      color=figure.INK if weight == 'bold' else figure.MUTED,
   )
 
 
@@ -211,7 +211,7 @@ def _colour_bar(fig, left, top, limits, title, expert_counts=()) -> None:
   ax.tick_params(length=0, pad=4)
   ax.get_xticklabels()[0].set_ha('left')
   ax.get_xticklabels()[1].set_ha('right')
-  _write(fig, left, top - 8, title, size=10.5, color=figure.MUTED)
+  _write(fig, left, top - 8, title, size=10.5)
   for count in expert_counts:
     x, span = 1 / count, limits[1] - limits[0]
     for y, width, colour in ((1.5, 4, '#ffffff'), (1.7, 2, '#d0021b')):

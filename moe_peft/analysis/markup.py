@@ -20,11 +20,13 @@ def escape(text: object) -> str:
 
 
 def number(value: float, sign: bool = False) -> str:
-  """A score with two decimals, or four significant digits when it is small."""
+  """A score: two decimals, below 1 three, below 0.001 two digits."""
   if not math.isfinite(value):
     return NOTHING
   plus = '+' if sign else ''
-  text = format(value, f'{plus}.2f' if abs(value) >= 1 else f'{plus}.4g')
+  size = abs(value)
+  digits = '.2f' if size >= 1 else '.3f' if size >= 1e-3 or not size else '.1e'
+  text = format(value, plus + digits)
   return text.replace('-', '−') if value < 0 else text
 
 

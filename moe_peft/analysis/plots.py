@@ -48,8 +48,8 @@ def curves(
     Inline SVG.
   """
   with figure.theme():
-    fig = figure.new(420, 230)
-    ax = figure.axes(fig, 52, 10, 356, 180)
+    fig = figure.new(340, 214)
+    ax = figure.axes(fig, 46, 8, 288, 164)
     for index, curve in lines.items():
       steps, values = thin(curve)
       colour, dash = figure.series_style(index)
@@ -62,8 +62,7 @@ def curves(
       elif alone.any():
         ax.plot(steps[alone], values[alone], 'o', color=colour, markersize=3)
     if limits:
-      low, high = ax.get_ylim()
-      ax.set_ylim(min(low, limits[0]), max(high, limits[1]))
+      _show_at_least(ax, lines.values(), *limits)
     ax.set_xlabel('step')
     _compact_ticks(ax)
     if not any(np.isfinite(c.values).any() for c in lines.values()):
@@ -75,6 +74,16 @@ def curves(
     return figure.to_svg(fig, description)
 
 
+def _show_at_least(ax, lines, low: float, high: float) -> None:
+  values = np.concatenate([c.values for c in lines])
+  values = values[np.isfinite(values)]
+  low = min(values.min(initial=low), low)
+  high = max(values.max(initial=high), high)
+  if low < high:
+    pad = 0.03 * (high - low)
+    ax.set_ylim(low - pad, high + pad)
+
+
 def _isolated(values: np.ndarray) -> np.ndarray:
   """Finite points between two gaps, which a line alone would not show."""
   finite = np.concatenate([[False], np.isfinite(values), [False]])
@@ -84,7 +93,7 @@ def _isolated(values: np.ndarray) -> np.ndarray:
 def _compact_ticks(ax) -> None:
   from matplotlib import ticker
 
-  for axis, count in ((ax.xaxis, 6), (ax.yaxis, 5)):
+  for axis, count in ((ax.xaxis, 5), (ax.yaxis, 5)):
     axis.set_major_locator(ticker.MaxNLocator(count))
     axis.set_major_formatter(ticker.FuncFormatter(figure.compact))
     axis.set_tick_params(length=0, pad=5)
@@ -104,7 +113,7 @@ def dumbbells(
     tasks: names, [num_tasks].
     base: <float64>[num_runs, num_tasks], NaN where not measured.
     adapted: <float64>[num_runs, num_tasks].
-    metric: what is measured; the label of the axis.
+    metric: what is measured, for screen readers.
 
   Returns:
     Inline SVG.
@@ -112,14 +121,14 @@ def dumbbells(
   num_runs, num_tasks = adapted.shape
   row = max(30, 9 * num_runs + 12)
   height = row * num_tasks
-  names = [figure.label(t, 26) for t in tasks]
+  names = [figure.label(t) for t in tasks]
   left = 16 + 6.6 * max(map(len, names))
-  width = 640
+  width = 440
   with figure.theme():
-    fig = figure.new(width, height + 50)
-    ax = figure.axes(fig, left, 4, width - left - 26, height)
+    fig = figure.new(width, height + 26)
+    ax = figure.axes(fig, left, 4, width - left - 16, height)
     for r in range(num_runs):
-      colour, dash = figure.series_style(r)
+      colour, _ = figure.series_style(r)
       offset = (r - (num_runs - 1) / 2) * 9 / row
       y = np.arange(num_tasks) + offset
       ax.hlines(y, base[r], adapted[r], color=colour, linewidth=2, alpha=0.55)
@@ -128,21 +137,18 @@ def dumbbells(
           markeredgecolor=figure.MUTED, markeredgewidth=1.6,
       )
       ax.plot(
-          adapted[r], y, 'sDo'[len(dash) and (1 if dash[0] > 2 else 2)],
-          color=colour, markersize=7 if num_runs == 1 else 6,
+          adapted[r], y, figure.series_marker(r), color=colour,
+          markersize=7.5 if num_runs == 1 else 6,
       )
     ax.set_yticks(range(num_tasks), names)
     ax.set_ylim(num_tasks - 0.5, -0.5)
     ax.set_xlim(*value_range(np.concatenate([base, adapted])))
-    ax.set_xlabel(metric)
     ax.tick_params(length=0)
     for tick in ax.get_yticklabels():
       tick.set_color(figure.INK)
     ax.spines['left'].set_visible(False)
     ax.grid(axis='y', visible=False)
-    return figure.to_svg(
-        fig, f'{metric} of each task, base and adapted', scale=0.55
-    )
+    return figure.to_svg(fig, f'{metric} of each task, base and adapted')
 
 
 def value_range(values: np.ndarray) -> tuple[float, float]:

@@ -128,7 +128,6 @@ def _run(run: run_lib.Run) -> str:
     )
     parts.append(
         f'<h3>Which task uses which expert: {markup.escape(stack)}</h3>'
-        f'<div class="scroll">{svg}</div>'
     )
     if stack == sites[0].stack:
       parts.append(
@@ -137,9 +136,11 @@ def _run(run: run_lib.Run) -> str:
           ' averaged over all tokens of the task, padding excluded. Rows that'
           ' look alike: the tasks share the experts. A row of one colour: all'
           ' experts are used equally. All panels of a run share one colour'
-          f' scale, from {limits[0]:.3g} to {limits[1]:.3g}, which need not'
-          ' start at zero; the red mark is the uniform value.</p>'
+          f' scale, from {limits[0]:.3g} to {limits[1]:.3g}'
+          f'{" (not from zero)" if limits[0] else ""}; the red mark is the'
+          ' uniform value.</p>'
       )
+    parts.append(f'<div class="scroll">{svg}</div>')
   parts += [_information(run), _entropy(run), _dead(run)]
   return '\n'.join(parts)
 
@@ -246,8 +247,8 @@ def _dead(run: run_lib.Run) -> str:
       ])
   share = f'{100 * statistics.DEAD_SHARE:g} %'
   rule = (
-      f'<p>An expert is called dead when no task gives it {share} of the'
-      ' uniform weight.'
+      '<p>An expert is called dead when every task gives it less than'
+      f' {share} of the uniform weight.'
   )
   if not rows:
     return f'<h3>Dead experts</h3>{rule} There are none.</p>'

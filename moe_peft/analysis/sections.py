@@ -8,7 +8,7 @@ import os
 
 import numpy as np
 
-from moe_peft.analysis import figure, markup, plots
+from moe_peft.analysis import markup, plots
 from moe_peft.analysis import run as run_lib
 
 _LOWER_IS_BETTER = ('loss', 'perplexity', 'error', 'wer', 'cer', 'distance')
@@ -54,6 +54,17 @@ _MAIN_CURVES = {
         'Router confidence',
         'Weight of the chosen experts, averaged over tokens.',
     ),
+}
+
+# What the vertical axis must at least span.
+_AXES = {
+    'accuracy': (0.0, 1.0),
+    'router_entropy': (0.0, 1.0),
+    'router_confidence': (0.0, 1.0),
+    'expert_usage': (0.0, 1.0),
+    'fraction_tokens_left_behind': (0.0, 0.1),
+    'learning_rate': (0.0, 0.0),
+    'tokens_per_second': (0.0, 0.0),
 }
 
 
@@ -178,10 +189,11 @@ def results(runs: Sequence[run_lib.Run]) -> str:
           + (markup.marker('dot', 'adapted') if len(runs) == 1 else ''),
       ),
   ]
-  for metric in dict.fromkeys(
+  metrics = dict.fromkeys(
       s.metric for _, r in scored for s in r.scores if s.primary
-  ):
-    parts.append(_metric_chart(runs, metric))
+  )
+  charts = ''.join(_metric_chart(runs, m) for m in metrics)
+  parts.append(f'<div class="pairs">{charts}</div>')
   if len(runs) == 1:
     parts.append(_score_table(runs[0]))
   else:
@@ -215,7 +227,8 @@ def _metric_chart(runs, metric: str) -> str:
       if s.primary and s.metric == metric:
         values[:, i, tasks.index(s.task)] = s.base, s.adapted
   svg = plots.dumbbells(tasks, values[0], values[1], metric)
-  return f'<div class="scroll">{svg}</div>'
+  note = 'Lower is better.' if lower_is_better(metric) else ''
+  return markup.panel(metric, note, svg)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -226,16 +239,13 @@ def _score_table(run: run_lib.Run) -> str:
   rows, classes = [], []
   last = None
   for s in run.scores:
-    name = f'<b>{markup.escape(s.task)}</b>' if s.primary else ''
-    if not s.primary and s.task != last:
-      name = markup.escape(s.task)
+    name = f'<b>{markup.escape(s.task)}</b><br>' if s.task != last else ''
     rows.append([
-        name,
-        markup.escape(s.metric),
+        f'{name}<small>{markup.escape(s.metric)}</small>',
         markup.number(s.base),
         f'<b>{markup.number(s.adapted)}</b>',
         markup.number(s.adapted - s.base, sign=True),
-        markup.count(run.num_examples.get(s.task)),
+        '' if s.task == last else markup.count(run.num_examples.get(s.task)),
     ])
     classes.append('' if s.primary else 'minor')
     last = s.task
@@ -244,8 +254,7 @@ def _score_table(run: run_lib.Run) -> str:
     base = _mean([s.base for s in primary])
     adapted = _mean([s.adapted for s in primary])
     rows.append([
-        'Mean over tasks',
-        markup.escape(primary[0].metric),
+        f'Mean over tasks<br><small>{markup.escape(primary[0].metric)}</small>',
         markup.number(base),
         markup.number(adapted),
         markup.number(adapted - base, sign=True),
@@ -253,7 +262,7 @@ def _score_table(run: run_lib.Run) -> str:
     ])
     classes.append('total')
   return markup.table(
-      ['Task', 'Metric', 'Base', 'Adapted', 'Difference', 'Examples'],
+      ['Task, metric', 'Base', 'Adapted', 'Difference', 'Examples'],
       rows, classes,
   )
 
@@ -332,10 +341,7 @@ def _grid(panels) -> str:
 
 def _train_panel(runs, name: str, heading: str, note: str) -> str:
   lines = {i: r.train[name] for i, r in enumerate(runs) if name in r.train}
-  share = name in ('router_entropy', 'accuracy')
-  svg = plots.curves(
-      lines, f'{heading} over steps', (0.0, 1.0) if share else None
-  )
+  svg = plots.curves(lines, f'{heading} over steps', _AXES.get(name))
   return markup.panel(heading, note, svg)
 
 
@@ -374,6 +380,5 @@ def _evaluation_panel(runs, key: tuple[str, str]) -> str:
       i: r.evaluation[key] for i, r in enumerate(runs) if key in r.evaluation
   }
   task, metric = key
-  return markup.panel(
-      task, metric, plots.curves(lines, f'{metric} of {task} over steps')
-  )
+  svg = plots.curves(lines, f'{metric} of {task} over steps', (0.0, 0.0))
+  return markup.panel(task, metric, svg)

@@ -55,15 +55,17 @@ table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;
 th,td{padding:6px 12px;text-align:right;white-space:nowrap;
   border-bottom:1px solid var(--grid)}
 tr:last-child>td,tr:last-child>th{border-bottom:0}
-thead th{color:var(--muted);font-weight:600;font-size:.85rem;
+thead th{white-space:normal;min-width:4.5em;color:var(--muted);font-weight:600;font-size:.85rem;
   vertical-align:bottom}
 th:first-child,td:first-child,.text{text-align:left}
 tbody th{font-weight:500}
 td b{font-weight:650}
-td small,td .muted{color:var(--muted);font-weight:400}
+td small,th small,td .muted{color:var(--muted);font-weight:400}
 tr.total td,tr.total th{border-top:2px solid var(--grid);font-weight:650}
 tr.minor td,tr.minor th{color:var(--muted)}
 .wrap{white-space:normal;min-width:12em;overflow-wrap:anywhere}
+.pairs{display:grid;gap:14px;margin:12px 0;
+  grid-template-columns:repeat(auto-fill,minmax(min(100%,470px),1fr))}
 .grid{display:grid;gap:14px;margin:12px 0;
   grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr))}
 figure{margin:0;background:var(--surface);border:1px solid var(--grid);
@@ -87,6 +89,7 @@ footer{margin-top:48px;color:var(--muted);font-size:.85rem}
 @media (max-width:520px){
   main{padding:12px 12px 48px}
   th,td{padding:6px 8px}
+  thead th{min-width:0}
   dl.facts{grid-template-columns:1fr 1fr}
 }
 @media print{
