@@ -65,7 +65,9 @@ def expert_load(
   names = [figure.label(t, 22) for t in tasks]
   left = 12 + 6.6 * max(map(len, names))
   most = max(s.num_experts for s in sites)
-  cell = float(np.clip(150 / most, 5, 18))
+  # Panels shrink until a dozen layers fit on a desktop, then the box scrolls.
+  room = 900 / max(map(len, groups.values())) - _GAP
+  cell = float(np.clip(np.clip(room, 64, 150) / most, 3, 18))
   widths = {
       name: [s.num_experts * cell for s in group]
       for name, group in groups.items()
@@ -105,54 +107,53 @@ def expert_load(
     return figure.to_svg(fig, description, scale=0.9)
 
 
-def site_grid(
-    panels: Sequence[tuple[str, Sequence[run_lib.Site], np.ndarray]],
+def site_values(
+    sites: Sequence[run_lib.Site],
+    values: np.ndarray,
     limits: tuple[float, float],
-    quantity: str,
     description: str,
 ) -> str:
   """One value for each site: rows are site names, columns layers.
 
   Args:
-    panels: (title, sites, <float64>[len(sites)]).
+    sites: sites of one stack.
+    values: <float64>[len(sites)]; NaN leaves a cell empty.
     limits: ends of the colour scale.
-    quantity: label of the colour bar.
     description: for screen readers.
 
   Returns:
     Inline SVG.
   """
-  cell_width, cell_height = 42, 21
-  grids = [(title, *_grid(sites, values)) for title, sites, values in panels]
-  left = 14 + 6.6 * max(len(figure.label(n)) for g in grids for n in g[1])
-  wide = max(len(g[2]) for g in grids) * cell_width
-  width = left + max(wide, _BAR_WIDTH) + 16
-  # Title, layer numbers and 'layer' take 58 pixels of each panel.
-  height = sum(58 + cell_height * len(g[1]) for g in grids) + _BAR
+  names, layers, grid = _grid(sites, values)
+  labels = [figure.label(n, 22) for n in names]
+  cell_width = float(np.clip(320 / len(layers), 30, 42))
+  left = 12 + 6.4 * max(map(len, labels))
+  tall = 21 * len(names)
   with figure.theme():
-    fig = figure.new(width, height)
-    top = _BAR
-    for title, names, layers, grid in grids:
-      _write(fig, 4, top + 16, title, weight='bold')
-      tall = cell_height * len(names)
-      ax = figure.axes(fig, left, top + 24, len(layers) * cell_width, tall)
-      _image(ax, grid, limits)
-      ax.set_xticks(range(len(layers)), layers)
-      ax.set_yticks(
-          range(len(names)), [figure.label(n) for n in names],
-          fontsize=10.5, color=figure.INK,
-      )
-      ax.tick_params(length=0, pad=4)
-      _write(fig, left - 4, top + 40 + tall, 'layer', size=10, align='right')
-      for (i, j), value in np.ndenumerate(grid):
-        if np.isfinite(value):
-          ax.text(
-              j, i, f'{value:.2f}', ha='center', va='center', fontsize=10,
-              color=_text_colour(value, limits),
-          )
-      top += 58 + tall
-    _colour_bar(fig, 4, 20, limits, quantity)
+    fig = figure.new(left + max(len(layers) * cell_width, 150) + 8, tall + 28)
+    ax = figure.axes(fig, left, 4, len(layers) * cell_width, tall)
+    _image(ax, grid, limits)
+    ax.set_xticks(range(len(layers)), layers)
+    ax.set_yticks(
+        range(len(names)), labels, fontsize=10.5, color=figure.INK
+    )
+    ax.tick_params(length=0, pad=4)
+    _write(fig, left - 4, tall + 20, 'layer', size=10, align='right')
+    for (i, j), value in np.ndenumerate(grid):
+      if np.isfinite(value):
+        ax.text(
+            j, i, f'{value:.2f}', ha='center', va='center', fontsize=10,
+            color=_text_colour(value, limits),
+        )
     return figure.to_svg(fig, description, scale=0.9)
+
+
+def colour_bar(limits: tuple[float, float], quantity: str) -> str:
+  """Inline SVG of the scale of several `site_values`."""
+  with figure.theme():
+    fig = figure.new(_BAR_WIDTH + 12, 52)
+    _colour_bar(fig, 4, 20, limits, quantity)
+    return figure.to_svg(fig, f'Colour scale of {quantity}', scale=0.9)
 
 
 def mutual_information(sites: Sequence[run_lib.Site]) -> np.ndarray:
@@ -214,7 +215,7 @@ def _colour_bar(fig, left, top, limits, title, expert_counts=()) -> None:
   _write(fig, left, top - 8, title, size=10.5)
   for count in expert_counts:
     x, span = 1 / count, limits[1] - limits[0]
-    for y, width, colour in ((1.5, 4, '#ffffff'), (1.7, 2, '#d0021b')):
+    for y, width, colour in ((1.2, 4, '#ffffff'), (1.35, 2, '#d0021b')):
       ax.plot(
           [x, x], [1 - y, y], color=colour, linewidth=width, clip_on=False
       )

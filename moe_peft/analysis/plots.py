@@ -123,7 +123,7 @@ def dumbbells(
   height = row * num_tasks
   names = [figure.label(t) for t in tasks]
   left = 16 + 6.6 * max(map(len, names))
-  width = 440
+  width = 400
   with figure.theme():
     fig = figure.new(width, height + 26)
     ax = figure.axes(fig, left, 4, width - left - 16, height)

@@ -11,6 +11,8 @@ from moe_peft.analysis import run as run_lib
 
 _OPEN_RUNS = 3
 _LISTED_SITES = 8
+_NARROW_LAYERS = 6
+_LEAST_BITS = 0.01
 
 
 def routing(runs: Sequence[run_lib.Run]) -> str:
@@ -101,10 +103,12 @@ def sentence(run: run_lib.Run) -> str:
     limit = statistics.mutual_information_limit(
         len(run.routing.tasks), sites[best].num_experts
     )
+    where = f'<code>{markup.escape(sites[best].path)}</code>'
+    most = f'{information[best]:.2f} of at most {limit:.2f} bits'
     parts.append(
-        'Tasks differ most in their experts at'
-        f' <code>{markup.escape(sites[best].path)}</code>:'
-        f' {information[best]:.2f} of at most {limit:.2f} bits.'
+        f'Tasks differ most in their experts at {where}: {most}.'
+        if information[best] >= _LEAST_BITS
+        else 'Tasks hardly differ in the experts they use.'
     )
   parts.append(
       f'{dead} of {total} experts are dead.' if dead else 'No expert is dead.'
@@ -138,7 +142,7 @@ def _run(run: run_lib.Run) -> str:
           ' experts are used equally. All panels of a run share one colour'
           f' scale, from {limits[0]:.3g} to {limits[1]:.3g}'
           f'{" (not from zero)" if limits[0] else ""}; the red mark is the'
-          ' uniform value.</p>'
+          ' uniform value. Wide maps scroll sideways.</p>'
       )
     parts.append(f'<div class="scroll">{svg}</div>')
   parts += [_information(run), _entropy(run), _dead(run)]
@@ -153,17 +157,16 @@ def _information(run: run_lib.Run) -> str:
         '<p class="muted">Mutual information between task and expert needs at'
         ' least two tasks.</p>'
     )
-  stacks = _stacks(sites)
-  panels = [
-      (stack, [s for s in sites if s.stack == stack],
-       information[[s.stack == stack for s in sites]])
-      for stack in stacks
-  ]
-  top = max(float(np.nanmax(information)), 0.05)
-  svg = heatmaps.site_grid(
-      panels, (0.0, top), 'mutual information, bits',
-      'Mutual information between task and expert at each site, in bits',
-  )
+  limits = (0.0, max(float(np.nanmax(information)), 0.05))
+  panels = []
+  for stack in _stacks(sites):
+    of_stack = [s.stack == stack for s in sites]
+    chosen = [s for s in sites if s.stack == stack]
+    svg = heatmaps.site_values(
+        chosen, information[of_stack], limits,
+        f'Mutual information between task and expert, {stack}, in bits',
+    )
+    panels.append(markup.panel(stack, '', svg))
   limit = statistics.mutual_information_limit(
       len(tasks), max(s.num_experts for s in sites)
   )
@@ -180,10 +183,10 @@ def _information(run: run_lib.Run) -> str:
   ]
   return (
       '<h3>How much the expert tells about the task</h3>'
-      f'<div class="scroll">{svg}</div>'
       '<p>Mutual information between task and expert at each site, in bits,'
       ' all tasks weighted equally: 0 if knowing which expert a token uses'
       f' says nothing about its task, {limit:.2f} if it says all it can.</p>'
+      + _panels(sites, limits, 'mutual information, bits', panels)
       + markup.table(
           ['Sites with the most', 'Bits',
            'Entropy of the mean load, over tasks',
@@ -211,27 +214,32 @@ def _entropy(run: run_lib.Run) -> str:
   if not finite.size:
     return ''
   low = float(min(finite.min(), 0.9))
-  stacks = _stacks(sites)
-  blocks = []
-  for stack in stacks:
+  panels = []
+  for stack in _stacks(sites):
     chosen = [s for s in sites if s.stack == stack]
-    panels = [
-        (f'{stack}: {task}', chosen, np.array([s.entropy[t] for s in chosen]))
-        for t, task in enumerate(tasks)
-    ]
-    svg = heatmaps.site_grid(
-        panels, (low, 1.0), 'router entropy / log(number of experts)',
-        f'Normalised router entropy of each site and task, {stack}',
-    )
-    blocks.append(f'<div class="scroll">{svg}</div>')
+    for t, task in enumerate(tasks):
+      svg = heatmaps.site_values(
+          chosen, np.array([s.entropy[t] for s in chosen]), (low, 1.0),
+          f'Normalised router entropy of {task}, {stack}',
+      )
+      panels.append(markup.panel(task, stack, svg))
   return (
       '<h3>How sure the routers are</h3>'
       '<p>Mean entropy of the router for one token, divided by log(number of'
       ' experts): 1 is undecided, 0 is a single expert. Colours run from'
       f' {low:.2f} to 1.</p>'
       '<details class="keep"><summary>Entropy of each site and task</summary>'
-      + ''.join(blocks)
+      + _panels(sites, (low, 1.0), 'router entropy, normalised', panels)
       + '</details>'
+  )
+
+
+def _panels(sites, limits, quantity: str, panels: list[str]) -> str:
+  """Panels side by side under their common colour scale."""
+  many = len({s.layer for s in sites}) > _NARROW_LAYERS
+  return (
+      f'{heatmaps.colour_bar(limits, quantity)}'
+      f'<div class="{"pairs" if many else "grid"}">{"".join(panels)}</div>'
   )
 
 

@@ -55,10 +55,11 @@ table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;
 th,td{padding:6px 12px;text-align:right;white-space:nowrap;
   border-bottom:1px solid var(--grid)}
 tr:last-child>td,tr:last-child>th{border-bottom:0}
-thead th{white-space:normal;min-width:4.5em;color:var(--muted);font-weight:600;font-size:.85rem;
-  vertical-align:bottom}
+thead th{color:var(--muted);font-weight:600;font-size:.85rem;
+  vertical-align:bottom;white-space:normal;min-width:4.5em}
 th:first-child,td:first-child,.text{text-align:left}
 tbody th{font-weight:500}
+th:first-child{position:sticky;left:0;background:var(--surface)}
 td b{font-weight:650}
 td small,th small,td .muted{color:var(--muted);font-weight:400}
 tr.total td,tr.total th{border-top:2px solid var(--grid);font-weight:650}
@@ -68,7 +69,7 @@ tr.minor td,tr.minor th{color:var(--muted)}
   grid-template-columns:repeat(auto-fill,minmax(min(100%,470px),1fr))}
 .grid{display:grid;gap:14px;margin:12px 0;
   grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr))}
-figure{margin:0;background:var(--surface);border:1px solid var(--grid);
+figure{margin:0;overflow-x:auto;background:var(--surface);border:1px solid var(--grid);
   border-radius:6px;padding:10px 12px}
 figcaption{font-weight:600;font-size:.95rem;line-height:1.35;
   margin-bottom:6px;overflow-wrap:anywhere}
@@ -98,7 +99,8 @@ footer{margin-top:48px;color:var(--muted);font-size:.85rem}
   main{max-width:none;padding:0}
   nav{display:none}
   .scroll{overflow:visible}
-  .scroll>svg{min-width:0!important;max-width:100%!important}
+  svg{min-width:0!important;max-height:23cm}
+  figure{overflow:visible}
   .scroll table{font-size:.8rem}
   th,td{white-space:normal;padding:3px 6px}
   figure,tr,.scroll:has(>svg),dl.facts div{break-inside:avoid}
