@@ -190,7 +190,7 @@ def _read_pronunciations(wanted) -> dict[str, tuple[str, ...]]:
 
 
 def _families(entries, surfaces) -> dict[str, list[str]]:
-  """Returns the connected surface strings, keyed by the first in the alphabet."""
+  """Returns the connected surface strings, by the first in the alphabet."""
   parent = {}
 
   def find(word):

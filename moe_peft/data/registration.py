@@ -5,7 +5,6 @@
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
-from typing import Protocol
 
 import numpy as np
 import seqio
@@ -13,18 +12,11 @@ import tensorflow as tf
 
 from moe_peft.data import lexicon
 from moe_peft.data import preprocessors
+from moe_peft.data import rows as rows_lib
 from moe_peft.evaluation import metrics
 
 
-class Row(Protocol):
-  """What a task needs of a row; see `word_rows.Row`."""
-
-  inputs: str
-  targets: str
-  choices: tuple[str, ...]
-
-
-RowsFn = Callable[[], Mapping[str, Sequence[Row]]]
+RowsFn = Callable[[], Mapping[str, Sequence[rows_lib.Row]]]
 
 
 @dataclasses.dataclass(frozen=True)

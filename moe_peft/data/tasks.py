@@ -108,7 +108,7 @@ def _register() -> None:
             name=name,
             kind=kind,
             primary_metric='accuracy' if ranked else 'exact_match',
-            rows_fn=functools.partial(word_rows.rows, builder),
+            rows_fn=functools.partial(word_rows.split_rows, builder),
             vocabulary=vocabularies.byte_vocabulary(),
             span_corruption=_SPANS.get(name),
         ),

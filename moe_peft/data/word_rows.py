@@ -2,39 +2,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rows of the word tasks: what is asked and what is answered.
 
-Each builder takes a `lexicon.Lexicon` and yields `Row`s in any order; `rows`
-puts them in their splits, orders them by a stable hash, balances the classes
-of classification tasks, and cuts the evaluation splits.
+Each builder takes a `lexicon.Lexicon` and yields rows in any order;
+`split_rows` puts them in their splits, orders them by a stable hash, balances
+the classes of classification tasks, and cuts the evaluation splits.
 """
 
 import collections
 from collections.abc import Callable, Iterable, Iterator
-import dataclasses
 import functools
 
 from moe_peft.data import lexicon
+from moe_peft.data import rows
 
 MAX_EVAL_ROWS = 400
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """One example before tokenisation.
-
-  Attributes:
-    inputs: what the model reads, instruction prefix included.
-    targets: the right answer.
-    words: the surface strings that occur in the row; all are of one split.
-    choices: the possible answers (rank classification), empty otherwise.
-  """
-
-  inputs: str
-  targets: str
-  words: tuple[str, ...]
-  choices: tuple[str, ...] = ()
-
-
-Builder = Callable[[lexicon.Lexicon], Iterable[Row]]
+Builder = Callable[[lexicon.Lexicon], Iterable[rows.Row]]
 
 
 def _is_vowel(phone: str) -> bool:
@@ -54,14 +37,14 @@ def _spoken_lemmas(words: lexicon.Lexicon) -> Iterator[tuple[str, list[str]]]:
 # Pretraining
 
 
-def single_words(words: lexicon.Lexicon) -> Iterator[Row]:
+def single_words(words: lexicon.Lexicon) -> Iterator[rows.Row]:
   """Every surface string, as text for span corruption."""
   for word in words.split:
     if len(word) >= 4:
-      yield Row(word, word, (word,))
+      yield rows.Row(word, word, (word,))
 
 
-def word_strings(words: lexicon.Lexicon) -> Iterator[Row]:
+def word_strings(words: lexicon.Lexicon) -> Iterator[rows.Row]:
   """Strings of three words of one split, at most 31 bytes, for corruption."""
   by_split = collections.defaultdict(list)
   for word in words.split:
@@ -71,32 +54,32 @@ def word_strings(words: lexicon.Lexicon) -> Iterator[Row]:
     for salt in ('a', 'b'):
       shuffled = _by_hash(by_split[split], key=lambda w, s=salt: f'{s}/{w}')
       for triple in zip(*(shuffled[i::3] for i in range(3)), strict=False):
-        yield Row(' '.join(triple), ' '.join(triple), triple)
+        yield rows.Row(' '.join(triple), ' '.join(triple), triple)
 
 
-def spelling(words: lexicon.Lexicon) -> Iterator[Row]:
+def spelling(words: lexicon.Lexicon) -> Iterator[rows.Row]:
   for word in words.split:
     if 3 <= len(word) <= 11:
-      yield Row(f'spell: {word}', ' '.join(word), (word,))
+      yield rows.Row(f'spell: {word}', ' '.join(word), (word,))
 
 
-def joining(words: lexicon.Lexicon) -> Iterator[Row]:
+def joining(words: lexicon.Lexicon) -> Iterator[rows.Row]:
   for word in words.split:
     if 3 <= len(word) <= 11:
-      yield Row(f'join: {" ".join(word)}', word, (word,))
+      yield rows.Row(f'join: {" ".join(word)}', word, (word,))
 
 
-def pronunciation(words: lexicon.Lexicon) -> Iterator[Row]:
+def pronunciation(words: lexicon.Lexicon) -> Iterator[rows.Row]:
   """Phones without stress, so that the stress task stays unseen."""
   for word, phones in words.pronunciations.items():
     sounds = ' '.join(p.rstrip('012').lower() for p in phones)
     if len(word) >= 3 and len(sounds) <= 23:
-      yield Row(f'say: {word}', sounds, (word,))
+      yield rows.Row(f'say: {word}', sounds, (word,))
 
 
 def inflection(
     words: lexicon.Lexicon, *, pos: str, tag: str, prefix: str
-) -> Iterator[Row]:
+) -> Iterator[rows.Row]:
   """One inflected form of each lemma of a part of speech."""
   for entry in words.entries:
     if entry.pos == pos and tag in entry.forms:
@@ -104,7 +87,7 @@ def inflection(
       # The table lists mass nouns ("badness") as their own plural.
       if tag == 'NNS' and form == entry.lemma:
         continue
-      yield Row(f'{prefix}: {entry.lemma}', form, (entry.lemma, form))
+      yield rows.Row(f'{prefix}: {entry.lemma}', form, (entry.lemma, form))
 
 
 def derivation(
@@ -113,19 +96,19 @@ def derivation(
     pos: str,
     spell: Callable[[str], str],
     prefix: str,
-) -> Iterator[Row]:
+) -> Iterator[rows.Row]:
   """Words derived from adjectives, where the dictionary lists both."""
   lemmas = {e.lemma for e in words.entries if e.pos == pos}
   for entry in words.entries:
-    derived = spell(entry.lemma)
+    word, derived = entry.lemma, spell(entry.lemma)
     if entry.pos == 'adj' and derived in lemmas:
-      yield Row(f'{prefix}: {entry.lemma}', derived, (entry.lemma, derived))
+      yield rows.Row(f'{prefix}: {word}', derived, (word, derived))
 
 
 # Adaptation
 
 
-def lemma(words: lexicon.Lexicon) -> Iterator[Row]:
+def lemma(words: lexicon.Lexicon) -> Iterator[rows.Row]:
   """The dictionary form of an inflected form that has only one."""
   lemmas_of = collections.defaultdict(set)
   for entry in words.entries:
@@ -135,35 +118,35 @@ def lemma(words: lexicon.Lexicon) -> Iterator[Row]:
   for form, candidates in lemmas_of.items():
     if len(candidates) == 1 and form not in candidates:
       (base,) = candidates
-      yield Row(f'lemma: {form}', base, (form, base))
+      yield rows.Row(f'lemma: {form}', base, (form, base))
 
 
-def stress(words: lexicon.Lexicon) -> Iterator[Row]:
+def stress(words: lexicon.Lexicon) -> Iterator[rows.Row]:
   """One digit per syllable, 1 where the main stress is."""
   for word, phones in _spoken_lemmas(words):
     pattern = ''.join('1' if p[-1] == '1' else '0' for p in phones
                       if _is_vowel(p))
     if 2 <= len(pattern) <= 5 and pattern.count('1') == 1:
-      yield Row(f'stress: {word}', pattern, (word,))
+      yield rows.Row(f'stress: {word}', pattern, (word,))
 
 
-def syllables(words: lexicon.Lexicon) -> Iterator[Row]:
+def syllables(words: lexicon.Lexicon) -> Iterator[rows.Row]:
   """How many syllables a word has, 1 to 4."""
   choices = ('1', '2', '3', '4')
   for word, phones in _spoken_lemmas(words):
     count = str(sum(map(_is_vowel, phones)))
     if count in choices:
-      yield Row(f'syllables: {word}', count, (word,), choices)
+      yield rows.Row(f'syllables: {word}', count, (word,), choices)
 
 
-def article(words: lexicon.Lexicon) -> Iterator[Row]:
+def article(words: lexicon.Lexicon) -> Iterator[rows.Row]:
   """`a` or `an`, by the first sound (an hour, a university)."""
   for word, phones in _spoken_lemmas(words):
     target = 'an' if _is_vowel(phones[0]) else 'a'
-    yield Row(f'article: {word}', target, (word,), ('a', 'an'))
+    yield rows.Row(f'article: {word}', target, (word,), ('a', 'an'))
 
 
-def part_of_speech(words: lexicon.Lexicon) -> Iterator[Row]:
+def part_of_speech(words: lexicon.Lexicon) -> Iterator[rows.Row]:
   """Part of speech of dictionary forms that have only one."""
   names = {'noun': 'noun', 'verb': 'verb', 'adj': 'adjective', 'adv': 'adverb'}
   pos_of = collections.defaultdict(set)
@@ -173,12 +156,12 @@ def part_of_speech(words: lexicon.Lexicon) -> Iterator[Row]:
   for word in _lemmas(words):
     if len(pos_of[word]) == 1:
       (pos,) = pos_of[word]
-      yield Row(
+      yield rows.Row(
           f'class: {word}', names[pos], (word,), tuple(names.values())
       )
 
 
-def word_form(words: lexicon.Lexicon) -> Iterator[Row]:
+def word_form(words: lexicon.Lexicon) -> Iterator[rows.Row]:
   """Which inflected form a word is, where that is certain."""
   names = {'NNS': 'plural', 'VBD': 'past', 'VBG': 'gerund',
            'JJR': 'comparative', 'JJS': 'superlative'}
@@ -190,7 +173,7 @@ def word_form(words: lexicon.Lexicon) -> Iterator[Row]:
   for form, found in names_of.items():
     if len(found) == 1 and form not in bases and found <= set(names.values()):
       (name,) = found
-      yield Row(f'form: {form}', name, (form,), tuple(names.values()))
+      yield rows.Row(f'form: {form}', name, (form,), tuple(names.values()))
 
 
 def _rhyme_part(phones: list[str]) -> str:
@@ -201,7 +184,7 @@ def _rhyme_part(phones: list[str]) -> str:
   return ' '.join(p.rstrip('012') for p in phones[start:])
 
 
-def rhyme(words: lexicon.Lexicon) -> Iterator[Row]:
+def rhyme(words: lexicon.Lexicon) -> Iterator[rows.Row]:
   """Do two words rhyme? Each word asks once; half of the answers are yes."""
   by_split = collections.defaultdict(list)
   for word, phones in _spoken_lemmas(words):
@@ -219,7 +202,7 @@ def rhyme(words: lexicon.Lexicon) -> Iterator[Row]:
       if partners and lexicon.stable_hash(f'answer/{word}') % 2:
         other = partners[lexicon.stable_hash(word) % len(partners)]
         other_part = part
-      yield Row(
+      yield rows.Row(
           f'rhyme: {word} {other}',
           'yes' if part == other_part else 'no',
           (word, other),
@@ -234,14 +217,14 @@ def _by_hash(items, key: Callable[[object], str]) -> list:
   return sorted(items, key=lambda x: (lexicon.stable_hash(key(x)), key(x)))
 
 
-def _balance(rows: list[Row], limit: int) -> list[Row]:
+def _balance(ordered: list[rows.Row], limit: int) -> list[rows.Row]:
   """Keeps equally many rows of each class, `limit` in all; order is kept."""
-  choices = rows[0].choices
-  counts = collections.Counter(row.targets for row in rows)
+  choices = ordered[0].choices
+  counts = collections.Counter(row.targets for row in ordered)
   each = min(limit // len(choices), *(counts[choice] for choice in choices))
   kept = collections.Counter()
   balanced = []
-  for row in rows:
+  for row in ordered:
     if kept[row.targets] < each:
       kept[row.targets] += 1
       balanced.append(row)
@@ -249,7 +232,7 @@ def _balance(rows: list[Row], limit: int) -> list[Row]:
 
 
 @functools.cache
-def rows(builder: Builder) -> dict[str, tuple[Row, ...]]:
+def split_rows(builder: Builder) -> dict[str, tuple[rows.Row, ...]]:
   """Returns split -> rows of one builder, in a fixed pseudo-random order.
 
   Evaluation splits have at most `MAX_EVAL_ROWS`; the rest of their rows is not

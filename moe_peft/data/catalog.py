@@ -1,0 +1,128 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Finds tasks by name and checks that they fit, before any long work."""
+
+from collections.abc import Mapping
+import difflib
+
+import seqio
+
+from moe_peft import errors
+from moe_peft.data import registration
+from moe_peft.data import tasks as _tasks  # noqa: F401 (registers them)
+
+# Metric functions of other tasks whose value is not named like the function.
+_MAIN_VALUE = {
+    'rank_accuracy': 'accuracy',
+    'rank_classification': 'accuracy',
+    'rouge': 'rougeL',
+    'squad': 'f1',
+    'trivia_qa': 'f1',
+}
+
+
+def get_task_or_mixture(name: str) -> seqio.Task | seqio.Mixture:
+  """Returns a registered task or mixture.
+
+  Raises:
+    errors.UserError: there is none of that name; the message has the nearest.
+  """
+  known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
+  if name not in known:
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    hint = f'Nearest names: {", ".join(near)}.' if near else (
+        f'Mixtures: {", ".join(sorted(seqio.MixtureRegistry.names()))}.'
+    )
+    raise errors.UserError(
+        f'Unknown task or mixture {name!r} (MIXTURE_OR_TASK_NAME). {hint} '
+        'Tasks of your own: import their module in a gin file, or use '
+        'moe_peft.data.local.register_task.'
+    )
+  return seqio.get_mixture_or_task(name)
+
+
+def task_names(name: str) -> list[str]:
+  """Returns the names of the tasks of a mixture, or of the task itself.
+
+  Raises:
+    errors.UserError: unknown name.
+  """
+  return [t.name for t in seqio.get_subtasks(get_task_or_mixture(name))]
+
+
+def max_lengths(name: str) -> dict[str, int]:
+  """Returns the lengths in tokens, EOS included, that fit all examples.
+
+  Tasks that were not registered by this package do not count: SeqIO cannot
+  tell their lengths without running their whole pipeline.
+
+  Raises:
+    errors.UserError: unknown name, or the task's data is not installed.
+  """
+  longest = {'inputs': 0, 'targets': 0}
+  for task in task_names(name):
+    if task in registration.RECORDS:
+      lengths = registration.RECORDS[task].max_lengths
+      longest = {k: max(longest[k], lengths[k]) for k in longest}
+  return longest
+
+
+def check_feature_lengths(name: str, lengths: Mapping[str, int]) -> None:
+  """Checks that no example of a task or mixture has to be cut.
+
+  Args:
+    name: task or mixture.
+    lengths: TASK_FEATURE_LENGTHS, tokens of `inputs` and `targets`.
+
+  Raises:
+    errors.UserError: unknown name, missing data package, a feature without a
+      length, or a length that is too short; the message has the one needed.
+  """
+  get_task_or_mixture(name)
+  for feature in ('inputs', 'targets'):
+    length = lengths.get(feature)
+    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+      raise errors.UserError(
+          'TASK_FEATURE_LENGTHS needs a positive whole number for '
+          f'{feature!r}; it is {dict(lengths)}. Write for example '
+          "{'inputs': 32, 'targets': 24}."
+      )
+  needed = max_lengths(name)
+  short = [f for f in needed if needed[f] > lengths[f]]
+  if short:
+    enough = {f: max(needed[f], lengths[f]) for f in needed}
+    what = ' and '.join(
+        f'{f} of up to {needed[f]} tokens (given: {lengths[f]})' for f in short
+    )
+    raise errors.UserError(
+        f'TASK_FEATURE_LENGTHS is too short for {name!r}, which has {what}. '
+        f'Set --gin.TASK_FEATURE_LENGTHS="{enough}".'
+    )
+
+
+def kind(task_name: str) -> str:
+  """Returns the kind of a task, 'other' for tasks that say nothing of it.
+
+  Raises:
+    errors.UserError: unknown name.
+  """
+  get_task_or_mixture(task_name)
+  record = registration.RECORDS.get(task_name)
+  return record.kind if record else 'other'
+
+
+def primary_metric(task_name: str) -> str:
+  """Returns the name of the metric value that results tables show.
+
+  Raises:
+    errors.UserError: unknown name, or the task has no metric.
+  """
+  task = get_task_or_mixture(task_name)
+  if task_name in registration.RECORDS:
+    return registration.RECORDS[task_name].primary_metric
+  if isinstance(task, seqio.Mixture) or not task.metric_fns:
+    raise errors.UserError(
+        f'{task_name!r} is not a task with metrics: it has no primary metric.'
+    )
+  function = seqio.utils.function_name(task.metric_fns[0])
+  return _MAIN_VALUE.get(function, function)

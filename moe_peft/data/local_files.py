@@ -1,0 +1,190 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Reads JSON Lines and TFRecord files into rows; complains with a place."""
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import difflib
+import gzip
+import io
+import json
+import re
+from typing import Any
+
+import tensorflow as tf
+
+from moe_peft import errors
+from moe_peft.data import rows
+
+_JSON_LINES = re.compile(r'\.jsonl?(\.gz)?$')
+# Also the shards that Beam and TFDS write: x.tfrecord-00000-of-00008.
+_TFRECORD = re.compile(r'\.tfrecords?(-\d+-of-\d+)?(\.gz)?$')
+
+
+@dataclasses.dataclass(frozen=True)
+class Keys:
+  """Where a row's parts are found.
+
+  Attributes:
+    inputs: key of the inputs.
+    targets: key of the targets.
+    choices: key of the list of choices, or None.
+    fixed_choices: the choices of all rows, empty where they have their own.
+  """
+
+  inputs: str
+  targets: str
+  choices: str | None = None
+  fixed_choices: tuple[str, ...] = ()
+
+
+def find(paths: str | Sequence[str]) -> list[str]:
+  """Expands a path, a glob pattern or a list of them.
+
+  Raises:
+    errors.UserError: nothing is there, or a file is of another format.
+  """
+  found = []
+  for pattern in [paths] if isinstance(paths, str) else paths:
+    try:
+      files = sorted(tf.io.gfile.glob(str(pattern)))
+    except tf.errors.OpError as error:
+      raise errors.UserError(f'Cannot look for {pattern}: {error}') from error
+    files = [file for file in files if not tf.io.gfile.isdir(file)]
+    if not files:
+      raise errors.UserError(
+          f'Data file not found: {pattern}. Give an existing .jsonl or '
+          '.tfrecord file, or a pattern that matches some.'
+      )
+    found.extend(files)
+  for file in found:
+    if not _JSON_LINES.search(file) and not _TFRECORD.search(file):
+      raise errors.UserError(
+          f'Data file {file}: unknown format. Its name must end in .jsonl or '
+          '.tfrecord (.gz may follow).'
+      )
+  return found
+
+
+def read(paths: str | Sequence[str], keys: Keys) -> list[rows.Row]:
+  """Reads all rows of the files into memory.
+
+  Args:
+    paths: path, glob pattern, or list of them.
+    keys: where a row's parts are found.
+
+  Raises:
+    errors.UserError: anything wrong; the message names file and line (JSON) or
+      record (TFRecord), counted from 1.
+  """
+  result = []
+  for file in find(paths):
+    examples = _json_lines if _JSON_LINES.search(file) else _records
+    count = len(result)
+    try:
+      result.extend(_row(ex, keys, place) for place, ex in examples(file))
+    except (tf.errors.OpError, OSError, EOFError) as error:
+      raise errors.UserError(
+          f'Data file {file} cannot be read: {error}'
+      ) from error
+    if len(result) == count:
+      raise errors.UserError(f'Data file {file} is empty.')
+  return result
+
+
+def _json_lines(file: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+  with tf.io.gfile.GFile(file, 'rb') as raw:
+    content = raw.read()
+  if file.endswith('.gz'):
+    content = gzip.decompress(content)
+  for number, line in enumerate(io.BytesIO(content), start=1):
+    place = f'{file}, line {number}'
+    try:
+      text = line.decode('utf-8-sig' if number == 1 else 'utf-8').strip()
+      if not text:
+        continue
+      example = json.loads(text)
+    except UnicodeDecodeError as error:
+      raise errors.UserError(f'{place}: not UTF-8 text.') from error
+    except json.JSONDecodeError as error:
+      raise errors.UserError(
+          f'{place}: broken JSON at column {error.colno} ({error.msg}). Each '
+          'line must be one JSON object.'
+      ) from error
+    if not isinstance(example, dict):
+      raise errors.UserError(
+          f'{place}: each line must be one JSON object, such as '
+          '{"inputs": "...", "targets": "..."}.'
+      )
+    yield place, example
+
+
+def _records(file: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+  compression = 'GZIP' if file.endswith('.gz') else ''
+  dataset = tf.data.TFRecordDataset(file, compression_type=compression)
+  for number, record in enumerate(dataset.as_numpy_iterator(), start=1):
+    place = f'{file}, record {number}'
+    example = tf.train.Example()
+    try:
+      example.ParseFromString(record)
+    except Exception as error:
+      # The class of protobuf's error differs between its implementations.
+      raise errors.UserError(f'{place}: not a tf.train.Example.') from error
+    yield place, {
+        key: _feature_value(feature, place)
+        for key, feature in example.features.feature.items()
+    }
+
+
+def _feature_value(feature: tf.train.Feature, place: str) -> Any:
+  field = feature.WhichOneof('kind')
+  if field is None:
+    return []
+  values = list(getattr(feature, field).value)
+  if field == 'bytes_list':
+    try:
+      values = [value.decode('utf-8') for value in values]
+    except UnicodeDecodeError:
+      return values  # A picture, say; wrong only if it is asked for.
+  return values[0] if len(values) == 1 else values
+
+
+def _get(example: Mapping[str, Any], key: str, place: str) -> Any:
+  if key not in example:
+    near = difflib.get_close_matches(key, example, n=1)
+    hint = f' Did you mean {near[0]!r}?' if near else ''
+    raise errors.UserError(
+        f'{place}: no key {key!r}; it has {sorted(example)}.{hint} Set '
+        'inputs_key, targets_key or choices_key of register_task.'
+    )
+  return example[key]
+
+
+def _text(value: Any, key: str, place: str) -> str:
+  if not isinstance(value, str) or not value.strip():
+    raise errors.UserError(
+        f'{place}: {key!r} must be a nonempty string, not {value!r:.60}.'
+    )
+  return value
+
+
+def _row(example: Mapping[str, Any], keys: Keys, place: str) -> rows.Row:
+  inputs = _text(_get(example, keys.inputs, place), keys.inputs, place)
+  targets = _text(_get(example, keys.targets, place), keys.targets, place)
+  choices = keys.fixed_choices
+  if keys.choices is not None:
+    listed = _get(example, keys.choices, place)
+    if not isinstance(listed, list):
+      raise errors.UserError(f'{place}: {keys.choices!r} must be a list.')
+    choices = tuple(_text(c, keys.choices, place) for c in listed)
+    if len(set(choices)) < max(2, len(choices)):
+      raise errors.UserError(
+          f'{place}: {keys.choices!r} needs two or more different choices, '
+          f'not {list(choices)}.'
+      )
+  if choices and targets not in choices:
+    raise errors.UserError(
+        f'{place}: {keys.targets!r} is {targets!r}, which is none of the '
+        f'choices {list(choices)}.'
+    )
+  return rows.Row(inputs=inputs, targets=targets, choices=choices)
