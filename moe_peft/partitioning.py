@@ -7,8 +7,9 @@ The mesh has three axes, `data`, `expert` and `model`. Examples are split over
 (`mlp`, `heads`, `vocab`) over `model`.
 """
 
+import contextlib
 import math
-from typing import Any, Mapping, Optional, Sequence, Tuple
+from typing import Any, Iterator, Mapping, Optional, Sequence, Tuple
 
 from flax.linen import partitioning as flax_partitioning
 import jax
@@ -111,6 +112,8 @@ def _mesh_axes(logical_axes: Tuple[Optional[str], ...]) -> PartitionSpec:
   return PartitionSpec(*spec)
 
 
-def axis_rules():
-  """Context in which activations are constrained by logical axis names."""
-  return flax_partitioning.axis_rules(LOGICAL_AXIS_RULES)
+@contextlib.contextmanager
+def use_mesh(mesh: Mesh) -> Iterator[None]:
+  """Context of every computation: the mesh and the logical axis rules."""
+  with mesh, flax_partitioning.axis_rules(LOGICAL_AXIS_RULES):
+    yield

@@ -152,7 +152,9 @@ class EncoderDecoderModel:
       params: Params,
       encoder_input_tokens: Array,
       max_decode_length: int,
-      decode_fn=decoding.greedy,
+      num_beams: int = 1,
+      temperature: float = 0.0,
+      rng: Optional[Array] = None,
   ) -> Array:
     """Generates targets with a key-value cache.
 
@@ -160,14 +162,64 @@ class EncoderDecoderModel:
       params: Nested parameters.
       encoder_input_tokens: `<int32>[batch, length]`.
       max_decode_length: Number of tokens to generate at most.
-      decode_fn: `decoding.greedy` or another of its form.
+      num_beams: More than one searches; the best sequence is returned.
+      temperature: Above zero samples, with `rng`; zero is greedy.
+      rng: Key of the samples.
 
     Returns:
-      `<int32>[batch, max_decode_length]`; after the end-of-sequence id: 0.
+      `<int32>[batch, max_decode_length]`, zeros after the end of sequence.
     """
-    shape = (encoder_input_tokens.shape[0], max_decode_length)
-    ones = jnp.ones(shape, jnp.int32)
-    _, cache = self.module.apply(
+    batch_size = encoder_input_tokens.shape[0]
+    prompts = jnp.repeat(encoder_input_tokens, num_beams, axis=0)
+    encoded = self.module.apply(
+        {'params': params},
+        encoder_input_tokens,
+        enable_dropout=False,
+        method='encode',
+    )
+    encoded = jnp.repeat(encoded, num_beams, axis=0)
+
+    def tokens_to_logits(ids, cache):
+      logits, variables = self.module.apply(
+          {'params': params, 'cache': cache},
+          encoded,
+          prompts,
+          ids,
+          ids,
+          enable_dropout=False,
+          decode=True,
+          max_decode_length=max_decode_length,
+          mutable=['cache'],
+          method='decode',
+      )
+      return logits[:, 0].astype(jnp.float32), variables['cache']
+
+    cache = self._empty_cache(params, prompts, max_decode_length)
+    common = {
+        'batch_size': batch_size,
+        'max_decode_length': max_decode_length,
+        'eos_id': self.output_vocabulary.eos_id,
+    }
+    if num_beams > 1:
+      return decoding.beam_search(
+          tokens_to_logits,
+          cache,
+          num_beams=num_beams,
+          cache_batch_axis=1 if self.module.scan_layers else 0,
+          **common,
+      ).tokens[:, 0]
+    if temperature > 0:
+      return decoding.temperature_sample(
+          tokens_to_logits, cache, rng=rng, temperature=temperature, **common
+      ).tokens
+    return decoding.greedy(tokens_to_logits, cache, **common).tokens
+
+  def _empty_cache(self, params, encoder_input_tokens, max_decode_length):
+    """The cache before the first token (T5X's protocol: one full call)."""
+    ones = jnp.ones(
+        (encoder_input_tokens.shape[0], max_decode_length), jnp.int32
+    )
+    _, variables = self.module.apply(
         {'params': params},
         jnp.ones_like(encoder_input_tokens),
         ones,
@@ -176,17 +228,4 @@ class EncoderDecoderModel:
         enable_dropout=False,
         mutable=['cache'],
     )
-    encoded = self.module.apply(
-        {'params': params},
-        encoder_input_tokens,
-        enable_dropout=False,
-        method='encode',
-    )
-    return decode_fn(
-        self._tokens_to_logits(params, encoded, encoder_input_tokens,
-                               max_decode_length),
-        cache['cache'],
-        batch_size=shape[0],
-        max_decode_length=max_decode_length,
-        eos_id=self.output_vocabulary.eos_id,
-    )
+    return variables['cache']

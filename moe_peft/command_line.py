@@ -1,0 +1,268 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What all command lines share: gin files and bindings, clear errors.
+
+The flags are those of T5X: `--gin_file` (repeated), `--gin.NAME=VALUE`,
+`--gin_search_paths`.
+"""
+
+import argparse
+import ast
+import contextlib
+import difflib
+import importlib.util  # noqa: F401  (gin relies on somebody's import)
+import inspect
+import logging
+import os
+from pathlib import Path
+import re
+import sys
+from typing import Callable, Iterator, Optional, Sequence
+
+from moe_peft import errors
+
+PACKAGE_DIR = Path(__file__).resolve().parent
+# In a wheel `gin/` and `configs/` lie inside the package, in a checkout
+# beside it.
+RESOURCE_DIRS = (PACKAGE_DIR, PACKAGE_DIR.parent)
+
+
+def resource(name: str) -> Path:
+  """Path of a file or folder that ships with the package.
+
+  Args:
+    name: Relative path such as `configs/quickstart.gin`.
+
+  Raises:
+    errors.UserError: If there is no such file.
+  """
+  for folder in RESOURCE_DIRS:
+    if (folder / name).exists():
+      return folder / name
+  raise errors.UserError(
+      f'{name} does not ship with moe_peft.{_nearest(name, _shipped_gin())}'
+  )
+
+
+def add_gin_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds T5X's gin flags to a parser."""
+  parser.add_argument(
+      '--gin_file',
+      action='append',
+      default=[],
+      metavar='FILE',
+      help='gin file, by path or by the name it ships under; may be repeated, '
+      'the later one wins',
+  )
+  parser.add_argument(
+      '--gin.NAME',
+      dest='gin_bindings',
+      action='append',
+      default=[],
+      metavar='VALUE',
+      help='sets a gin macro or binding, for example --gin.TRAIN_STEPS=100',
+  )
+  parser.add_argument(
+      '--gin_search_paths',
+      default='',
+      metavar='DIR,DIR',
+      help='more folders in which gin files are looked for',
+  )
+
+
+def rewrite_gin_args(args: Sequence[str]) -> list[str]:
+  """Rewrites `--gin.NAME=VALUE` to the flag that argparse knows."""
+  rewritten = []
+  for arg in args:
+    if arg.startswith('--gin.') and arg != '--gin.NAME':
+      if '=' not in arg:
+        raise errors.UserError(f'Write {arg} as {arg}=VALUE.')
+      rewritten.append('--gin.NAME=' + arg.removeprefix('--gin.'))
+    else:
+      rewritten.append(arg)
+  return rewritten
+
+
+def run(main: Callable[[Sequence[str]], Optional[int]]) -> None:
+  """Runs a command line; user errors end it in one line with status 2."""
+  # TensorFlow serves the input pipeline only; its start-up notes help nobody.
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  try:
+    sys.exit(main(rewrite_gin_args(sys.argv[1:])) or 0)
+  except errors.UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+  except BrokenPipeError:  # For example `... | head`.
+    sys.exit(1)
+
+
+def load_gin(
+    gin_files: Sequence[str],
+    bindings: Sequence[str] = (),
+    search_paths: str = '',
+) -> None:
+  """Parses gin files, then bindings, and locks the configuration.
+
+  Args:
+    gin_files: Paths, or names found in the search paths or in the package.
+    bindings: `NAME=VALUE`; a value that gin cannot read, such as a bare path,
+      is taken as a string.
+    search_paths: Comma-separated folders.
+
+  Raises:
+    errors.UserError: For a file, binding or macro that does not exist, and
+      for a macro that must be given and was not.
+  """
+  import gin
+
+  gin.clear_config()
+  folders = [p for p in search_paths.split(',') if p]
+  folders += [str(folder) for folder in RESOURCE_DIRS]
+  for folder in folders:
+    gin.add_config_file_search_path(folder)
+  files = [_find(name, folders) for name in gin_files]
+  with _gin_errors():
+    gin.parse_config_files_and_bindings(files, None, finalize_config=False)
+  macros = _macros()
+  for binding in bindings:
+    name, value = binding.split('=', maxsplit=1)
+    name = name.strip()
+    if re.fullmatch(r'[A-Z][A-Z0-9_]*', name) and name not in macros:
+      raise errors.UserError(
+          f'--gin.{name}: no gin file uses the macro {name}.'
+          + _nearest(name, macros)
+      )
+    with _gin_errors(f'--gin.{binding}: '):
+      gin.parse_config(f'{name} = {_quoted(value)}')
+  _check_references()
+  missing = _macros(required=True)
+  if missing:
+    flags = ' '.join(f'--gin.{name}=...' for name in missing)
+    raise errors.UserError(f'Values are missing; add {flags}')
+  with _gin_errors():
+    gin.finalize()
+
+
+def load_run(args: argparse.Namespace) -> None:
+  """Loads the configuration of a run, `RUN/config.gin`, and what is given.
+
+  Args:
+    args: Parsed arguments with `run` and the gin flags.
+
+  Raises:
+    errors.UserError: If there is no such run, or for wrong bindings.
+  """
+  config = Path(args.run).expanduser() / 'config.gin'
+  if not config.is_file():
+    raise errors.UserError(
+        f'{args.run} is no run: it holds no config.gin. Give the MODEL_DIR of '
+        'a training run.'
+    )
+  load_gin(
+      [str(config), *args.gin_file],
+      [f'MODEL_DIR={args.run!r}', *args.gin_bindings],
+      args.gin_search_paths,
+  )
+
+
+def _check_references() -> None:
+  """Raises errors.UserError for a macro that is used and never set."""
+  import gin
+
+  known = _macros()
+  for reference in gin.config.iterate_references(gin.config._CONFIG):
+    name, _, kind = reference.scoped_selector.rpartition('/')
+    if kind == 'gin.macro' and name not in known:
+      raise errors.UserError(
+          f'The macro {name} is used but never set.{_nearest(name, known)} '
+          'Include the gin file that provides it, or add '
+          f'--gin.{name}=...'
+      )
+
+
+@contextlib.contextmanager
+def _gin_errors(prefix: str = '') -> Iterator[None]:
+  """Turns gin's exceptions into user errors; they name file and line."""
+  # Gin logs an error for every search path that lacks the file.
+  logging.disable(logging.ERROR)
+  try:
+    yield
+  except errors.UserError:
+    raise
+  except Exception as error:  # Gin lets through whatever an import raises.
+    message = f'{prefix}{error}'.strip()
+    raise errors.UserError(message + _suggest(message)) from error
+  finally:
+    logging.disable(logging.NOTSET)
+
+
+def _macros(required: bool = False) -> list[str]:
+  """Names of the macros that are set (or, if `required`, must still be)."""
+  import gin
+
+  return [
+      name
+      for (name, selector), arguments in gin.config._CONFIG.items()
+      if selector == 'gin.macro'
+      and (not required or str(arguments.get('value')) == '%gin.REQUIRED')
+  ]
+
+
+def _quoted(value: str) -> str:
+  """The value as gin source: strings need no quotes on the command line."""
+  value = value.strip()
+  if re.search(r'[@%]', value):  # References make it gin's to judge.
+    return value
+  try:
+    ast.literal_eval(value)
+    return value
+  except (SyntaxError, ValueError):
+    return repr(value)
+
+
+def _find(name: str, folders: Sequence[str]) -> str:
+  for candidate in (Path(name), *(Path(folder) / name for folder in folders)):
+    if candidate.is_file():
+      return str(candidate)
+  raise errors.UserError(
+      f'The gin file {name} does not exist.'
+      + _nearest(name, _shipped_gin())
+  )
+
+
+def _shipped_gin() -> list[str]:
+  return sorted(
+      str(path.relative_to(folder))
+      for folder in RESOURCE_DIRS
+      for kind in ('gin', 'configs')
+      if (folder / kind).is_dir()
+      for path in (folder / kind).rglob('*.gin')
+  )
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+  near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.4)
+  return f' Did you mean {" or ".join(near)}?' if near else ''
+
+
+def _suggest(message: str) -> str:
+  """Nearest names for the mistakes that gin reports."""
+  import gin
+
+  match = re.search(r"<module '([\w.]+)'.*has no attribute (\w+)", message)
+  if match:
+    return _nearest(match[2], dir(sys.modules[match[1]]))
+  match = re.search(
+      r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'",
+      message,
+  )
+  if match:
+    configurable = gin.get_configurable(match[1])
+    return _nearest(match[2], inspect.signature(configurable).parameters)
+  match = re.search(r'Unable to open file: (\S+)\. ', message)
+  if match:
+    return _nearest(match[1], _shipped_gin())
+  match = re.search(r"No configurable matching '([\w./]+)'", message)
+  if match:
+    return _nearest(match[1], gin.config._REGISTRY._selector_map)
+  return ''

@@ -1,0 +1,29 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m moe_peft.evaluate`: scores a run again."""
+
+import argparse
+from typing import Optional, Sequence
+
+from moe_peft import command_line
+
+
+def main(argv: Sequence[str]) -> Optional[int]:
+  """Parses the command line and evaluates the newest checkpoint."""
+  parser = argparse.ArgumentParser(
+      prog='python -m moe_peft.evaluate',
+      description='Scores the newest checkpoint of a run, and its bare base, '
+      'on a split; prints the table and writes RUN/results_SPLIT.json.',
+  )
+  parser.add_argument('run', metavar='RUN', help='MODEL_DIR of the run')
+  parser.add_argument('--split', default='test', help='default: test')
+  command_line.add_gin_flags(parser)
+  args = parser.parse_args(argv)
+  command_line.load_run(args)
+  from moe_peft.training import run
+
+  return run.evaluate_run(args.split)
+
+
+if __name__ == '__main__':
+  command_line.run(main)

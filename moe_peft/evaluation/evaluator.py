@@ -1,0 +1,182 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation of a model on the tasks of a mixture, by SeqIO's evaluator.
+
+The tasks say what is measured: metrics of generated text, or of scored answer
+choices (rank classification). The same tasks give the same numbers under T5X.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Callable, Iterator, Mapping, Optional, Tuple
+
+import jax
+import numpy as np
+import seqio
+
+from moe_peft import partitioning
+from moe_peft import trainable
+from moe_peft.models import encoder_decoder
+
+Params = Mapping[str, Any]
+Results = dict[str, dict[str, float]]
+
+
+class Evaluator:
+  """Evaluates parameters on all tasks of a mixture."""
+
+  def __init__(
+      self,
+      mixture_or_task_name: str,
+      task_feature_lengths: Mapping[str, int],
+      split: str,
+      batch_size: int,
+      num_examples: Optional[int],
+      mesh: jax.sharding.Mesh,
+  ):
+    """Reads the examples.
+
+    Args:
+      mixture_or_task_name: What is evaluated.
+      task_feature_lengths: Padded lengths.
+      split: `validation` or `test`.
+      batch_size: Rows of a batch; the last one is filled up.
+      num_examples: Examples of each task at most.
+      mesh: Where the model runs.
+    """
+    self._seqio = seqio.Evaluator(
+        mixture_or_task_name,
+        seqio.EncDecFeatureConverter(pack=False),
+        eval_split=split,
+        sequence_length=task_feature_lengths,
+        num_examples=num_examples,
+    )
+    self._batch_size, self._mesh = batch_size, mesh
+    self._max_decode_length = task_feature_lengths['targets']
+    self._compiled: dict[int, Any] = {}
+
+  @property
+  def num_examples(self) -> dict[str, int]:
+    """Number of rows of every task (answer choices count one each)."""
+    return {
+        task.name: self._seqio.cached_model_datasets[task.name]
+        .cardinality().numpy().item()
+        for task in self._seqio.eval_tasks
+    }
+
+  def num_batches(self) -> int:
+    """Number of batches that `evaluate` runs."""
+    rows = self.num_examples
+    return sum(
+        -(-rows[task.name] // self._batch_size) * _num_outputs(task)
+        for task in self._seqio.eval_tasks
+    )
+
+  def evaluate(
+      self,
+      model: encoder_decoder.EncoderDecoderModel,
+      params: Params,
+      step: int = 0,
+      on_batch: Callable[[], None] = lambda: None,
+  ) -> Results:
+    """Returns `{task: {metric: value}}`.
+
+    Args:
+      model: The model.
+      params: Its flat parameters.
+      step: Step that the logs of SeqIO name.
+      on_batch: Called after each batch.
+    """
+    score, generate = self._functions(model)
+
+    def run(function):
+      def run_dataset(dataset, *unused_args):
+        outputs = []
+        for indices, batch in self._batches(dataset):
+          rows = jax.device_get(function(params, batch))
+          outputs.extend(zip(indices, rows[: len(indices)], strict=True))
+          on_batch()
+        return outputs
+
+      return run_dataset
+
+    with partitioning.use_mesh(self._mesh):
+      metrics, _ = self._seqio.evaluate(
+          compute_metrics=True,
+          step=step,
+          score_fn=run(score),
+          predict_fn=run(generate),
+      )
+    return {
+        task: {name: float(_value(v)) for name, v in values.items()}
+        for task, values in metrics.result().items()
+    }
+
+  def batches(self) -> Iterator[Tuple[str, dict[str, jax.Array]]]:
+    """All batches as (task, features), rows of filling are padding."""
+    for task in self._seqio.eval_tasks:
+      dataset = self._seqio.cached_model_datasets[task.name]
+      for _, batch in self._batches(dataset):
+        yield task.name, batch
+
+  def _functions(self, model: encoder_decoder.EncoderDecoderModel):
+    """Compiled score and generate, made once for each model."""
+    if id(model) not in self._compiled:
+      sharded = partitioning.batch_sharding(self._mesh)
+
+      def score(params, batch):
+        return model.score(trainable.unflatten(params), batch)
+
+      def generate(params, batch):
+        return model.generate(
+            trainable.unflatten(params),
+            batch['encoder_input_tokens'],
+            self._max_decode_length,
+        )
+
+      self._compiled[id(model)] = tuple(
+          jax.jit(function, in_shardings=(None, sharded))
+          for function in (score, generate)
+      )
+    return self._compiled[id(model)]
+
+  def _batches(self, dataset) -> Iterator[Tuple[list[int], dict[str, Any]]]:
+    for indices, batch in dataset.batch(self._batch_size).as_numpy_iterator():
+      fill = self._batch_size - len(indices)
+      yield [int(i) for i in indices], {
+          name: np.pad(x, [(0, fill)] + [(0, 0)] * (x.ndim - 1))
+          for name, x in batch.items()
+          if x.ndim > 1
+      }
+
+
+def _num_outputs(task: seqio.Task) -> int:
+  return len({metric.model_output_type for metric in task.metric_objs})
+
+
+def _value(metric: Any) -> Any:
+  return getattr(metric, 'value', metric)
+
+
+def write_results(
+    path: Path,
+    split: str,
+    num_examples: Mapping[str, int],
+    base: Results,
+    adapted: Results,
+    primary_metric: Mapping[str, str],
+) -> None:
+  """Writes `results.json`: every metric before and after."""
+  results = {
+      'split': split,
+      'num_examples': dict(num_examples),
+      'tasks': {
+          task: {
+              name: {'base': base[task][name], 'adapted': value}
+              for name, value in values.items()
+          }
+          for task, values in adapted.items()
+      },
+      'primary_metric': dict(primary_metric),
+  }
+  path.write_text(json.dumps(results, indent=2) + '\n', encoding='utf-8')

@@ -1,0 +1,40 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`moe-peft COMMAND ...`: the console script over the command lines."""
+
+import importlib
+import sys
+from typing import Optional, Sequence
+
+import moe_peft
+from moe_peft import command_line
+
+# Every command is also `python -m moe_peft.COMMAND`.
+_COMMANDS = {
+    'train': 'fine-tune a base with adapters, evaluate, report',
+    'evaluate': 'score a finished or stopped run again',
+    'infer': 'answer lines from a file or from standard input',
+    'report': 'one HTML page of one or several runs',
+    'study': 'run, resume and tabulate a folder of experiments',
+    'save_base': 'write the parameters of a run as a base for others',
+}
+
+
+def dispatch(argv: Sequence[str]) -> Optional[int]:
+  """Runs the command that the first argument names."""
+  usage = 'usage: moe-peft COMMAND [--help] ...\n\n' + '\n'.join(
+      f'  {name:<10} {text}' for name, text in _COMMANDS.items()
+  )
+  if not argv or argv[0] in ('-h', '--help'):
+    print(f'{moe_peft.__doc__}\n\n{usage}')
+    return None
+  command, *rest = argv
+  if command not in _COMMANDS:
+    print(f'moe-peft: no command {command!r}\n{usage}', file=sys.stderr)
+    return 2
+  return importlib.import_module(f'moe_peft.{command}').main(rest)
+
+
+def main() -> None:
+  """Entry point of the console script."""
+  command_line.run(dispatch)

@@ -1,0 +1,177 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What one run is: everything that gin decides, in one place."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Callable, Mapping, Optional
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from moe_peft import checkpoints
+from moe_peft import errors
+from moe_peft import partitioning
+from moe_peft import trainable
+from moe_peft.models import encoder_decoder
+
+Params = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """One experiment.
+
+  Attributes:
+    model_dir: Where everything is written.
+    model: The network with its vocabularies and loss.
+    mixture_or_task_name: What it is trained and evaluated on.
+    task_feature_lengths: Padded lengths, `{'inputs': n, 'targets': m}`.
+    train_steps: Number of optimizer steps.
+    batch_size: Rows of a step.
+    optimizer: Optimizer of the flat trainable parameters.
+    learning_rate: The optimizer's schedule, for the logs.
+    initial_checkpoint_path: The pretrained base, or None to start from
+      random parameters.
+    trainable_regex: Which parameters train.
+    num_microbatches: A step's rows are processed in so many parts.
+    packing: Whether several short examples share one row.
+    base_dtype: Dtype in which frozen parameters are stored.
+    seed: Seed of initialisation, shuffling and dropout.
+    eval_period: Steps between evaluations; 0 evaluates at the end only.
+    eval_batch_size: Rows of an evaluation batch.
+    eval_examples: Examples of each task at most; None for all.
+    eval_split: Split of the evaluations during and after training.
+    checkpoint_period: Steps between checkpoints.
+    checkpoints_to_keep: Number of newest checkpoints kept.
+    log_period: Steps between rows of metrics.
+    num_expert_partitions: Size of the mesh axis `expert`.
+    num_model_partitions: Size of the mesh axis `model`.
+  """
+
+  model_dir: str
+  model: encoder_decoder.EncoderDecoderModel
+  mixture_or_task_name: str
+  task_feature_lengths: Mapping[str, int]
+  train_steps: int
+  batch_size: int
+  optimizer: optax.GradientTransformation
+  learning_rate: Callable[[int], Any]
+  initial_checkpoint_path: Optional[str] = None
+  trainable_regex: str = trainable.ADAPTER_REGEX
+  num_microbatches: int = 1
+  packing: bool = False
+  base_dtype: Any = jnp.float32
+  seed: int = 0
+  eval_period: int = 0
+  eval_batch_size: int = 64
+  eval_examples: Optional[int] = None
+  eval_split: str = 'validation'
+  checkpoint_period: int = 1000
+  checkpoints_to_keep: int = 1
+  log_period: int = 20
+  num_expert_partitions: int = 1
+  num_model_partitions: int = 1
+
+  def __post_init__(self):
+    for name in ('train_steps', 'batch_size', 'num_microbatches', 'log_period',
+                 'eval_batch_size', 'checkpoint_period'):
+      if getattr(self, name) < 1:
+        raise errors.UserError(
+            f'{name.upper()} = {getattr(self, name)} must be at least 1.'
+        )
+    if self.batch_size % self.num_microbatches:
+      raise errors.UserError(
+          f'NUM_MICROBATCHES = {self.num_microbatches} does not divide '
+          f'BATCH_SIZE = {self.batch_size}.'
+      )
+
+  @property
+  def run_dir(self) -> Path:
+    return Path(self.model_dir).expanduser()
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """An experiment on its devices.
+
+  Attributes:
+    experiment: The experiment.
+    mesh: The mesh.
+    trainable: Fresh trainable parameters by path, sharded.
+    frozen: Frozen parameters by path, sharded.
+    shardings: Sharding of every parameter by path.
+    base: Identity of the base (see `checkpoints.fingerprint`).
+  """
+
+  experiment: Experiment
+  mesh: jax.sharding.Mesh
+  trainable: Params
+  frozen: Params
+  shardings: Params
+  base: Mapping[str, Any]
+
+  def context(self):
+    """Context of every computation: the mesh and the axis rules."""
+    return partitioning.use_mesh(self.mesh)
+
+
+def prepare(experiment: Experiment) -> Setup:
+  """Builds the model on all devices and restores its base.
+
+  Raises:
+    errors.UserError: For a rule that matches nothing, a base of another
+      shape, a batch that the mesh cannot split.
+  """
+  mesh = partitioning.make_mesh(
+      experiment.num_expert_partitions, experiment.num_model_partitions
+  )
+  partitioning.check_batch_size(
+      experiment.batch_size // experiment.num_microbatches, mesh,
+      'BATCH_SIZE / NUM_MICROBATCHES',
+  )
+  partitioning.check_batch_size(
+      experiment.eval_batch_size, mesh, 'EVAL_BATCH_SIZE'
+  )
+  init = lambda rng: experiment.model.init(rng, experiment.task_feature_lengths)
+  rng = jax.random.key(experiment.seed)
+  with partitioning.use_mesh(mesh):
+    abstract = jax.eval_shape(init, rng)
+    shapes = trainable.flatten(abstract['params'])
+    shardings = partitioning.param_shardings(abstract['params_axes'], mesh)
+    trained, _ = trainable.split(shapes, experiment.trainable_regex)
+    path = experiment.initial_checkpoint_path
+    base = {}
+    if path is not None:
+      expected = {
+          k: v for k, v in shapes.items() if not trainable.is_adapter(k)
+      }
+      base = checkpoints.load_base(path, expected)
+    # What the checkpoint holds is not initialised; XLA drops the rest.
+    fresh = jax.jit(
+        lambda rng: {
+            k: v
+            for k, v in trainable.flatten(init(rng)['params']).items()
+            if k not in base
+        },
+        out_shardings={k: shardings[k] for k in shapes if k not in base},
+    )(rng)
+  identity = checkpoints.fingerprint(path, base)
+
+  def place(name):
+    if name in fresh:
+      return fresh[name]
+    frozen = name not in trained
+    dtype = experiment.base_dtype if frozen else shapes[name].dtype
+    return jax.device_put(base[name].astype(dtype), shardings[name])
+
+  placed = {name: place(name) for name in shapes}
+  return Setup(
+      experiment=experiment,
+      mesh=mesh,
+      trainable={k: v for k, v in placed.items() if k in trained},
+      frozen={k: v for k, v in placed.items() if k not in trained},
+      shardings=shardings,
+      base=identity,
+  )

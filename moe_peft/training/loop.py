@@ -1,0 +1,168 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: data, steps, evaluations, checkpoints, clean stops."""
+
+import contextlib
+import signal
+from typing import Any, Callable, Iterator, Mapping, Optional
+
+from clu.data import dataset_iterator
+import jax
+import seqio
+
+from moe_peft import checkpoints
+from moe_peft import partitioning
+from moe_peft import trainable
+from moe_peft.training import experiment as experiment_lib
+from moe_peft.training import metrics as metrics_lib
+from moe_peft.training import train_step
+
+EvalFn = Callable[[int, Mapping[str, Any]], None]
+
+
+def train_data(
+    experiment: experiment_lib.Experiment,
+) -> dataset_iterator.TfDatasetIterator:
+  """Endless shuffled batches whose position can be saved."""
+  dataset = seqio.get_dataset(
+      experiment.mixture_or_task_name,
+      experiment.task_feature_lengths,
+      seqio.EncDecFeatureConverter(pack=experiment.packing),
+      dataset_split='train',
+      shuffle=True,
+      num_epochs=None,
+      seed=experiment.seed,
+      batch_size=experiment.batch_size,
+  )
+  return dataset_iterator.TfDatasetIterator(dataset, checkpoint=True)
+
+
+def identity(setup: experiment_lib.Setup) -> dict[str, Any]:
+  """What must stay the same for a run to be continued."""
+  experiment = setup.experiment
+  return {
+      'trainable parameters': {
+          name: list(x.shape) for name, x in sorted(setup.trainable.items())
+      },
+      'base': setup.base,
+      'MIXTURE_OR_TASK_NAME': experiment.mixture_or_task_name,
+      'TASK_FEATURE_LENGTHS': dict(experiment.task_feature_lengths),
+      'BATCH_SIZE': experiment.batch_size,
+      'SEED': experiment.seed,
+  }
+
+
+def open_checkpoints(setup: experiment_lib.Setup) -> checkpoints.Checkpointer:
+  """The checkpoints of a run; a UserError if they are of another one."""
+  experiment = setup.experiment
+  return checkpoints.Checkpointer(
+      experiment.run_dir, experiment.checkpoints_to_keep, identity(setup)
+  )
+
+
+def train(
+    setup: experiment_lib.Setup,
+    checkpointer: checkpoints.Checkpointer,
+    evaluate: EvalFn,
+) -> Optional[train_step.TrainState]:
+  """Trains to the last step, from the newest checkpoint if there is one.
+
+  Args:
+    setup: The experiment on its devices.
+    checkpointer: Where checkpoints are read and written.
+    evaluate: Called as `evaluate(step, flat_parameters)` every `eval_period`
+      steps, the last step excepted.
+
+  Returns:
+    The last state, or None if a signal (Ctrl-C, SIGTERM) ended the run early;
+    then everything is saved.
+  """
+  experiment = setup.experiment
+  data = train_data(experiment)
+  state = train_step.init_state(setup)
+  first_step = checkpointer.latest_step() or 0
+  if first_step:
+    state = checkpointer.restore(
+        first_step, checkpoints.abstract_state(state), data
+    )
+  progress = metrics_lib.Progress('train', experiment.train_steps, first_step)
+  logs = metrics_lib.TrainMetrics(
+      experiment.run_dir, first_step, progress, experiment.learning_rate
+  )
+  with _stop_signals() as stopped, setup.context(), contextlib.closing(logs):
+    state = _run_steps(
+        setup, state, first_step, data, checkpointer, evaluate, logs, stopped
+    )
+  checkpointer.wait()
+  return None if stopped() else state
+
+
+def _run_steps(setup, state, first_step, data, checkpointer, evaluate, logs,
+               stopped):
+  """Runs the steps that are left."""
+  experiment = setup.experiment
+  step_fn = train_step.make_train_step(setup)
+  sharding = partitioning.batch_sharding(setup.mesh)
+  sums = None
+  for step in range(first_step + 1, experiment.train_steps + 1):
+    batch = jax.device_put(next(data), sharding)
+    if step == first_step + 1:
+      step_fn = step_fn.lower(state, setup.frozen, batch).compile()
+      logs.start_clock()
+    state, metrics = step_fn(state, setup.frozen, batch)
+    sums = train_step.add_metrics(sums, metrics) if sums else metrics
+    last = step == experiment.train_steps or stopped()
+    if step % experiment.log_period == 0 or last:
+      logs.submit(step, sums)
+      sums = None
+    if step % experiment.checkpoint_period == 0 or last:
+      logs.wait()
+      checkpointer.save(step, state, data)
+    if last:
+      break
+    if experiment.eval_period and step % experiment.eval_period == 0:
+      evaluate(step, {**setup.frozen, **state.params})
+      logs.start_clock()
+  return state
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+  """Notes Ctrl-C and SIGTERM; a second one interrupts at once."""
+  received = []
+
+  def handler(number, frame):
+    if received:
+      raise KeyboardInterrupt
+    received.append(number)
+
+  previous = {
+      number: signal.signal(number, handler)
+      for number in (signal.SIGINT, signal.SIGTERM)
+  }
+  try:
+    yield lambda: bool(received)
+  finally:
+    for number, old in previous.items():
+      signal.signal(number, old)
+
+
+def restore_params(
+    setup: experiment_lib.Setup, checkpointer: checkpoints.Checkpointer
+) -> Mapping[str, Any]:
+  """Flat parameters of the newest checkpoint, base included.
+
+  Raises:
+    errors.UserError: If there is no checkpoint.
+  """
+  state = checkpointer.restore(
+      checkpointer.require_step(),
+      checkpoints.abstract_state(train_step.init_state(setup)),
+  )
+  return {**setup.frozen, **state.params}
+
+
+def count_params(setup: experiment_lib.Setup) -> tuple[int, int]:
+  """Numbers of trainable and of all parameters."""
+  trained = trainable.num_params(setup.trainable)
+  return trained, trained + trainable.num_params(setup.frozen)

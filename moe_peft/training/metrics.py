@@ -1,0 +1,183 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Where metrics go: JSON lines, TensorBoard and the progress line."""
+
+import concurrent.futures
+import json
+from pathlib import Path
+import time
+from typing import Any, Callable, Mapping, Optional
+
+from clu import metric_writers
+import jax
+import numpy as np
+import rich.console
+import rich.progress
+
+Scalars = Mapping[str, Any]
+
+
+class JsonLines:
+  """Appends rows to a `.jsonl` file; a resumed run drops what it repeats."""
+
+  def __init__(self, path: Path, first_step: int):
+    """Opens a file.
+
+    Args:
+      path: The file.
+      first_step: Rows of later steps are removed: this run writes them anew.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = read_json_lines(path) if path.exists() else []
+    self._file = path.open('w', encoding='utf-8')
+    for row in rows:
+      if row['step'] <= first_step:
+        self.write(row)
+
+  def write(self, row: Scalars) -> None:
+    self._file.write(json.dumps(row) + '\n')
+    self._file.flush()
+
+  def close(self) -> None:
+    self._file.close()
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+  """Reads rows; a last line cut off by a crash is left out."""
+  rows = []
+  for line in path.read_text(encoding='utf-8').splitlines():
+    try:
+      rows.append(json.loads(line))
+    except json.JSONDecodeError:
+      break
+  return rows
+
+
+class Progress:
+  """One live line on a terminal; elsewhere a plain line now and then."""
+
+  def __init__(self, title: str, total: int, completed: int = 0):
+    self._console = rich.console.Console(stderr=True, highlight=False)
+    self._title, self._total, self._done = title, total, completed
+    self._first, self._start = completed, time.monotonic()
+    self._last_line = 0.0
+    self._bar: Optional[rich.progress.Progress] = None
+    if self._console.is_terminal:
+      self._bar = rich.progress.Progress(
+          rich.progress.TextColumn('{task.description}'),
+          rich.progress.BarColumn(bar_width=20),
+          rich.progress.MofNCompleteColumn(),
+          rich.progress.TextColumn('{task.fields[text]}'),
+          rich.progress.TimeRemainingColumn(),
+          console=self._console,
+          transient=False,
+      )
+      self._task = self._bar.add_task(
+          title, total=total, completed=completed, text=''
+      )
+      self._bar.start()
+
+  def update(self, completed: int, text: str = '') -> None:
+    """Shows how far things are, and a few figures."""
+    self._done = completed
+    if self._bar is not None:
+      self._bar.update(self._task, completed=completed, text=text)
+      return
+    now = time.monotonic()
+    if completed >= self._total or now - self._last_line > 10:
+      self._last_line = now
+      done = completed - self._first
+      left = (self._total - completed) * (now - self._start) / max(done, 1)
+      self._console.print(
+          f'{self._title} {completed}/{self._total}  {text}  '
+          f'{_duration(left)} left'
+      )
+
+  def advance(self, text: str = '') -> None:
+    self.update(self._done + 1, text)
+
+  def close(self) -> None:
+    if self._bar is not None:
+      self._bar.stop()
+
+
+def _duration(seconds: float) -> str:
+  return f'{int(seconds) // 60}:{int(seconds) % 60:02d}'
+
+
+class TrainMetrics:
+  """Turns running sums on the device into rows, without stopping the loop.
+
+  The sums are fetched in a thread. The loop waits only if it is a whole
+  logging period ahead of the device.
+  """
+
+  def __init__(self, run_dir: Path, first_step: int, progress: Progress,
+               learning_rate: Callable[[int], Any]):
+    self._rows = JsonLines(run_dir / 'metrics' / 'train.jsonl', first_step)
+    self._board = metric_writers.SummaryWriter(str(run_dir / 'tensorboard'))
+    self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+    self._pending: Optional[concurrent.futures.Future] = None
+    self._progress, self._learning_rate = progress, learning_rate
+    self._time = time.monotonic()
+
+  def start_clock(self) -> None:
+    """Begins a period: what came before is not counted in tokens/s."""
+    self.wait()
+    self._time = time.monotonic()
+
+  def submit(self, step: int, sums: Mapping[str, jax.Array]) -> None:
+    """Writes the metrics of the steps since the last call."""
+    self.wait()
+    self._pending = self._thread.submit(self._write, step, sums)
+
+  def wait(self) -> None:
+    """Waits for what was submitted, and raises its error if it failed."""
+    if self._pending is not None:
+      self._pending.result()
+      self._pending = None
+
+  def _write(self, step: int, sums: Mapping[str, jax.Array]) -> None:
+    sums = {name: float(x) for name, x in jax.device_get(dict(sums)).items()}
+    now = time.monotonic()
+    seconds, self._time = now - self._time, now
+    row = summarize(sums)
+    row['learning_rate'] = float(np.asarray(self._learning_rate(step - 1)))
+    row['tokens_per_second'] = sums['sum_tokens'] / seconds
+    row['steps_per_second'] = sums['steps'] / seconds
+    self._rows.write({'step': step, **row})
+    self._board.write_scalars(step, row)
+    entropy = row.get('router_entropy')
+    self._progress.update(
+        step,
+        f'loss {row["loss"]:.3f}  {row["tokens_per_second"]:,.0f} tokens/s'
+        + ('' if entropy is None else f'  router entropy {entropy:.3f}'),
+    )
+
+  def close(self) -> None:
+    self.wait()
+    self._thread.shutdown()
+    self._rows.close()
+    self._board.close()
+    self._progress.close()
+
+
+def summarize(sums: Mapping[str, float]) -> dict[str, float]:
+  """Means from sums over steps.
+
+  Args:
+    sums: `sum_*` are sums over tokens, the others sums over `steps`.
+
+  Returns:
+    `loss` (nats per target token), `accuracy` (of tokens, teacher-forced),
+    and the mean of everything else.
+  """
+  tokens, steps = max(sums['sum_tokens'], 1.0), max(sums['steps'], 1.0)
+  row = {
+      'loss': sums['sum_loss'] / tokens,
+      'accuracy': sums['sum_correct'] / tokens,
+  }
+  for name, value in sums.items():
+    if not name.startswith('sum_') and name != 'steps':
+      row[name] = value / steps
+  return row

@@ -1,0 +1,170 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The training step: gradients of the trainable parameters only."""
+
+import functools
+from typing import Any, Callable, Mapping, Tuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+
+from moe_peft import partitioning
+from moe_peft import trainable
+from moe_peft.models import encoder_decoder
+from moe_peft.training import experiment as experiment_lib
+
+Array = jax.Array
+Batch = Mapping[str, Array]
+Params = Mapping[str, Any]
+
+
+@flax.struct.dataclass
+class TrainState:
+  """What changes from step to step.
+
+  Attributes:
+    step: `<int32>[]`, number of finished steps.
+    params: Trainable parameters by path.
+    opt_state: State of the optimizer; frozen parameters have none.
+  """
+
+  step: Array
+  params: Params
+  opt_state: Any
+
+
+TrainStep = Callable[[TrainState, Params, Batch], Tuple[TrainState, Params]]
+
+
+def init_state(setup: experiment_lib.Setup) -> TrainState:
+  """Returns the state before the first step."""
+  with setup.context():
+    opt_state = jax.jit(
+        setup.experiment.optimizer.init,
+        out_shardings=opt_state_shardings(setup),
+    )(setup.trainable)
+    step = jax.device_put(
+        jnp.zeros((), jnp.int32), partitioning.replicated(setup.mesh)
+    )
+  return TrainState(step=step, params=dict(setup.trainable),
+                    opt_state=opt_state)
+
+
+def opt_state_shardings(setup: experiment_lib.Setup) -> Any:
+  """Moments lie as their parameters do, everything else is replicated."""
+
+  def sharding(path, leaf):
+    # Optimizers keep moments in dictionaries keyed like the parameters.
+    name = getattr(path[-1], 'key', None) if path else None
+    if name in setup.trainable and leaf.shape == setup.trainable[name].shape:
+      return setup.shardings[name]
+    return partitioning.replicated(setup.mesh)
+
+  return jax.tree_util.tree_map_with_path(
+      sharding,
+      jax.eval_shape(setup.experiment.optimizer.init, setup.trainable),
+  )
+
+
+def make_train_step(setup: experiment_lib.Setup) -> TrainStep:
+  """Compiles one optimizer step.
+
+  Returns:
+    `(state, frozen, batch) -> (state, metrics)`; the state is donated.
+  """
+  replicated = partitioning.replicated(setup.mesh)
+  state_shardings = TrainState(
+      step=replicated,
+      params={k: setup.shardings[k] for k in setup.trainable},
+      opt_state=opt_state_shardings(setup),
+  )
+  return jax.jit(
+      _step_fn(setup.experiment),
+      donate_argnums=0,
+      in_shardings=(
+          state_shardings,
+          {k: setup.shardings[k] for k in setup.frozen},
+          partitioning.batch_sharding(setup.mesh),
+      ),
+      out_shardings=(state_shardings, replicated),
+  )
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def add_metrics(sums: Params, metrics: Params) -> Params:
+  """Adds up the metrics of steps on the device."""
+  return jax.tree.map(jnp.add, sums, metrics)
+
+
+def _step_fn(experiment: experiment_lib.Experiment) -> TrainStep:
+  """One step as a pure function."""
+  model, optimizer = experiment.model, experiment.optimizer
+
+  def step_fn(state, frozen, batch):
+    rng = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
+    grads, metrics = _accumulate(
+        model, state.params, frozen, batch, rng, experiment.num_microbatches
+    )
+    updates, opt_state = optimizer.update(
+        grads, state.opt_state, state.params
+    )
+    metrics |= {
+        'grad_norm': optax.global_norm(grads),
+        'steps': jnp.ones(()),
+    }
+    state = TrainState(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        opt_state=opt_state,
+    )
+    return state, metrics
+
+  return step_fn
+
+
+def _accumulate(
+    model: encoder_decoder.EncoderDecoderModel,
+    params: Params,
+    frozen: Params,
+    batch: Batch,
+    rng: Array,
+    num_microbatches: int,
+) -> Tuple[Params, dict[str, Array]]:
+  """Gradients and metrics of a batch, in `num_microbatches` parts.
+
+  The loss of every part is divided by the target tokens of the whole batch,
+  so that the number of parts does not change the gradient (up to dropout and
+  losses of the adapters, which are means over parts).
+  """
+  normalizer = jnp.maximum(
+      jnp.sum(batch['decoder_loss_weights'], dtype=jnp.float32), 1.0
+  )
+
+  def loss(params, microbatch, rng, share):
+    merged = trainable.unflatten({**frozen, **params})
+    loss, metrics = model.loss(merged, microbatch, rng, normalizer, share)
+    return loss, metrics
+
+  grad_fn = jax.grad(loss, has_aux=True)
+  if num_microbatches == 1:
+    return grad_fn(params, batch, rng, 1.0)
+
+  # Rows are dealt in turn, so that every part lies on all devices.
+  parts = jax.tree.map(
+      lambda x: x.reshape(-1, num_microbatches, *x.shape[1:]).swapaxes(0, 1),
+      dict(batch),
+  )
+  rngs = jax.random.split(rng, num_microbatches)
+  part_fn = lambda part, rng: grad_fn(params, part, rng, 1 / num_microbatches)
+  zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype),
+      jax.eval_shape(part_fn, jax.tree.map(lambda x: x[0], parts), rngs[0]),
+  )
+  total, _ = jax.lax.scan(
+      lambda total, x: (jax.tree.map(jnp.add, total, part_fn(*x)), None),
+      zeros,
+      (parts, rngs),
+  )
+  return total

