@@ -53,6 +53,7 @@ def theme():
 
   with matplotlib.rc_context({
       'svg.fonttype': 'none',
+      'svg.hashsalt': 'moe_peft',  # the same figure, the same ids
       'text.parse_math': False,
       'font.family': 'DejaVu Sans',
       'font.size': 11,
@@ -113,7 +114,8 @@ def to_svg(fig, description: str, scale: float = 0.0) -> str:
   svg = svg[svg.index('<svg') :]
   svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.DOTALL)
   body = svg[svg.index('>') + 1 :]
-  prefix = 'f' + hashlib.sha256(body.encode('utf-8', 'replace')).hexdigest()[:8]
+  content = (description + body).encode('utf-8', 'replace')
+  prefix = 'f' + hashlib.sha256(content).hexdigest()[:8]
   body = re.sub(r'\bid="', f'id="{prefix}', body)
   body = re.sub(r'(xlink:)?href="#', f'href="#{prefix}', body)
   body = body.replace('xlink:href=', 'href=')

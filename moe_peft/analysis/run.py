@@ -66,7 +66,7 @@ class Run:
   Attributes:
     path: the directory.
     name: what the page calls it; unique among the runs of one report.
-    info: run.json.
+    info: run.json, empty where the run has not finished.
     train: scalar name -> curve.
     evaluation: (task, metric) -> curve, in order of appearance.
     scores: results.json, one entry for each task and metric.
@@ -124,7 +124,7 @@ def read(path: Path) -> Run:
   """Reads one run directory; an interrupted run as far as it went.
 
   Raises:
-    UserError: the directory or run.json is missing, or a file is corrupt
+    UserError: the directory is missing or is no run, or a file is corrupt
       beyond what an interrupted writer leaves behind.
   """
   path = Path(path)
@@ -132,13 +132,18 @@ def read(path: Path) -> Run:
     raise errors.UserError(
         f'{path} is not a directory: give the MODEL_DIR of a run.'
     )
-  if not (path / 'run.json').is_file():
+  # run.json comes last, so an interrupted run has its metrics only.
+  if not any((path / name).exists() for name in ('run.json', 'metrics')):
     raise errors.UserError(
-        f'{path} holds no run.json, so it is not the MODEL_DIR of a run of'
-        ' moe_peft.train.'
+        f'{path} holds neither run.json nor metrics/, so it is not the'
+        ' MODEL_DIR of a run of moe_peft.train.'
     )
   notices: list[str] = []
-  info = records.read_object(path / 'run.json')
+  info = {}
+  if (path / 'run.json').is_file():
+    info = records.read_object(path / 'run.json')
+  else:
+    notices.append('There is no run.json: the run has not finished.')
   train = records.read_lines(path / 'metrics' / 'train.jsonl', notices)
   evaluation = records.read_lines(path / 'metrics' / 'eval.jsonl', notices)
   results = path / 'results.json'

@@ -5,6 +5,7 @@
 from collections.abc import Sequence
 import math
 import os
+import re
 
 import numpy as np
 
@@ -77,16 +78,32 @@ def title(runs: Sequence[run_lib.Run]) -> str:
 
 
 def method(run: run_lib.Run) -> str:
-  """Plain text: the gin files of the method, without folder and ending."""
+  """Plain text: the gin files of the method, without folder and ending.
+
+  A run that does not name its method is called after the modules of
+  `moe_peft.methods` that its configuration imports, or after its directory.
+  """
   value = run.info.get('method')
   names = value if isinstance(value, list) else [value] if value else []
   short = [os.path.basename(str(n)).removesuffix('.gin') for n in names]
-  return ' + '.join(short) or run.name
+  return ' + '.join(short or _imported_methods(run.config)) or run.name
 
 
-def _base(value: object) -> str:
+def _imported_methods(config: str) -> list[str]:
+  pattern = r'^(?:from moe_peft\.methods import|import moe_peft\.methods\.)'
+  return sorted(set(re.findall(pattern + r'\s*(\w+)', config, re.MULTILINE)))
+
+
+def _base(value: object) -> object:
   """The last folder of a path: what the base is called."""
-  return os.path.basename(str(value).rstrip('/')) or str(value)
+  if not isinstance(value, str):
+    return value
+  return os.path.basename(value.rstrip('/')) or value
+
+
+def _plain(value: object) -> str:
+  """HTML of a value, a dash where there is none."""
+  return markup.NOTHING if value in (None, '') else markup.escape(value)
 
 
 def _trainable(run: run_lib.Run) -> tuple[str, str]:
@@ -106,15 +123,14 @@ def header(runs: Sequence[run_lib.Run]) -> str:
     trainable, share = _trainable(runs[0])
     return markup.facts({
         'Method': markup.escape(method(runs[0])),
-        'Base': markup.escape(_base(info['base']))
-        if info.get('base')
-        else markup.NOTHING,
+        'Base': _plain(_base(info.get('base'))),
+        'Trained on': _plain(info.get('mixture_or_task_name')),
         'Trainable parameters': trainable
         + (f'<small>{share}</small>' if share else ''),
         'Steps': markup.count(info.get('steps')),
         'Batch': markup.count(info.get('batch_size')),
-        'Seed': markup.escape(info.get('seed', '–')),
-        'Device': markup.count(info.get('device')),
+        'Seed': _plain(info.get('seed')),
+        'Device': _plain(info.get('device')),
         'Time': markup.duration(info.get('seconds')),
     }) + _versions(info.get('versions'))
   rows = []
@@ -124,15 +140,13 @@ def header(runs: Sequence[run_lib.Run]) -> str:
     rows.append([
         markup.escape(run.name),
         markup.escape(method(run)),
-        markup.escape(_base(info['base']))
-        if info.get('base')
-        else markup.NOTHING,
+        _plain(_base(info.get('base'))),
         trainable,
         share.split(' of ')[0] or markup.NOTHING,
         markup.count(info.get('steps')),
         markup.count(info.get('batch_size')),
-        markup.escape(info.get('seed', '–')),
-        markup.count(info.get('device')),
+        _plain(info.get('seed')),
+        _plain(info.get('device')),
         markup.duration(info.get('seconds')),
     ])
   return markup.table(

@@ -69,7 +69,8 @@ tr.minor td,tr.minor th{color:var(--muted)}
   grid-template-columns:repeat(auto-fill,minmax(min(100%,470px),1fr))}
 .grid{display:grid;gap:14px;margin:12px 0;
   grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr))}
-figure{margin:0;overflow-x:auto;background:var(--surface);border:1px solid var(--grid);
+figure{margin:0;overflow-x:auto;background:var(--surface);
+  border:1px solid var(--grid);
   border-radius:6px;padding:10px 12px}
 figcaption{font-weight:600;font-size:.95rem;line-height:1.35;
   margin-bottom:6px;overflow-wrap:anywhere}

@@ -1,0 +1,103 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A small run directory in the format that the engine writes."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+TASKS = ('past_tense', 'stress', 'qa')
+NUM_EXPERTS = 4
+
+
+def write_run(path, routed=True, steps=40, seed=0, method='molora'):
+  """Writes a whole run directory; returns its path."""
+  random = np.random.default_rng(seed)
+  (path / 'metrics').mkdir(parents=True)
+
+  def write(name, value):
+    (path / name).write_text(json.dumps(value))
+
+  write('run.json', {
+      'method': [f'gin/methods/{method}.gin'],
+      'base': 'pretrained/tiny_t5',
+      'num_params_total': 2_000_000,
+      'num_params_trainable': 50_000,
+      'steps': steps,
+      'batch_size': 16,
+      'seed': seed,
+      'device': 'cpu',
+      'seconds': 75.2,
+      'versions': {'jax': '0.10.2'},
+  })
+  (path / 'config.gin').write_text(f'BATCH_SIZE = 16\nSEED = {seed}\n')
+  with open(path / 'metrics' / 'train.jsonl', 'w') as f:
+    for step in range(1, steps + 1):
+      record = {
+          'step': step,
+          'loss': 2 * math.exp(-step / 20),
+          'accuracy': 1 - math.exp(-step / 20),
+          'learning_rate': 1e-3,
+          'tokens_per_second': 5000.0,
+      }
+      if routed:
+        record |= {'router_entropy': 0.9, 'auxiliary_loss': 1.01}
+      f.write(json.dumps(record) + '\n')
+  with open(path / 'metrics' / 'eval.jsonl', 'w') as f:
+    for step in (0, steps // 2, steps):
+      for task in TASKS:
+        f.write(json.dumps({
+            'step': step, 'task': task, 'exact_match': float(step), 'f1': 50.0
+        }) + '\n')
+  write('results.json', {
+      'split': 'validation',
+      'num_examples': {t: 128 for t in TASKS},
+      'tasks': {
+          t: {
+              'f1': {'base': 20.0, 'adapted': 55.5},
+              'exact_match': {'base': 12.25, 'adapted': 61.75},
+          }
+          for t in TASKS
+      },
+      'primary_metric': {t: 'exact_match' for t in TASKS},
+  })
+  if routed:
+    write('routing.json', routing(random))
+  return path
+
+
+def routing(random):
+  """Two layers of two site names in each stack; one expert is dead."""
+  sites = [
+      {
+          'path': f'{stack}/layers_{layer}/{name}',
+          'stack': stack,
+          'layer': layer,
+          'name': name,
+          'num_experts': NUM_EXPERTS,
+      }
+      for stack in ('encoder', 'decoder')
+      for layer in (0, 1)
+      for name in ('attention/query', 'mlp/wo')
+  ]
+  load = random.dirichlet(np.ones(NUM_EXPERTS), (len(TASKS), len(sites)))
+  load = 0.2 + 0.2 * load
+  load[:, 3] = [0.5, 0.25, 0.25, 0.0]
+  return {
+      'tasks': list(TASKS),
+      'sites': sites,
+      'load': load.tolist(),
+      'entropy': np.full((len(TASKS), len(sites)), 0.75).tolist(),
+  }
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+  return write_run(tmp_path / 'run')
+
+
+@pytest.fixture
+def make_run(tmp_path):
+  return lambda name, **kwargs: write_run(tmp_path / name, **kwargs)
