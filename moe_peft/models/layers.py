@@ -90,6 +90,7 @@ class Activation(nn.Module):
   function: str
   axis_names: tuple[str, ...] = ('mlp',)
 
+  @nn.compact  # An adapter may become its child.
   def __call__(self, inputs: jax.Array) -> jax.Array:
     """Maps `[batch, length, mlp]` to the same shape."""
     return activate(self.function, inputs)

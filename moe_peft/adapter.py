@@ -1,0 +1,151 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The base class of all adapters: make parameters, route, sow.
+
+A method (methods/) subclasses `MoeAdapter` and says in `__call__` what an
+expert is. Who uses it is the router's business (routing.py), how it is run
+that of the execution (dispatch.py).
+"""
+
+from typing import Any, Callable, Optional, Sequence
+
+from flax import linen as nn
+from flax.linen import partitioning
+import jax
+import jax.numpy as jnp
+
+from moe_peft import dispatch
+from moe_peft import errors
+from moe_peft import inject
+from moe_peft import routing as routing_lib
+
+
+class MoeAdapter(nn.Module):
+  """Changes what goes through one layer, with a mixture of experts.
+
+  Called as `adapter(inputs, outputs, tokens)`, with `<float>[batch, length,
+  features]` inputs and outputs of the layer; returns new outputs.
+
+  Attributes:
+    site: The layer it sits on.
+    num_experts: Number of experts. With one expert there is no router.
+    router_factory: Builds the router. A factory and not a module: one module
+      given to many adapters would be one router shared by all.
+    execution: 'auto', 'all_experts', 'einsum' or 'ragged'.
+    dtype: Type of the experts' arithmetic, by default that of the layer's
+      outputs. Routers are always float32.
+  """
+
+  site: inject.Site = inject.Site()
+  num_experts: int = 1
+  router_factory: Callable[..., Any] = routing_lib.Router
+  execution: str = 'auto'
+  dtype: Optional[Any] = None
+
+  @nn.nowrap
+  def param_with_axes(
+      self,
+      name: str,
+      init: Callable[..., jax.Array],
+      shape: Sequence[int],
+      axes: Sequence[str],
+  ) -> jax.Array:
+    """Returns a float32 parameter of this adapter with logical axes."""
+    return partitioning.param_with_axes(
+        name, init, tuple(shape), jnp.float32, axes=tuple(axes), module=self
+    )
+
+  @nn.nowrap
+  def route(
+      self,
+      features: jax.Array,
+      tokens: Optional[routing_lib.Tokens],
+      *,
+      in_axis: Optional[str] = None,
+      num_heads: Optional[int] = None,
+      beside: Optional[jax.Array] = None,
+      active: Optional[jax.Array] = None,
+      name: str = 'router',
+  ) -> Optional[routing_lib.Routing]:
+    """Runs the router and sows what it reports.
+
+    Args:
+      features: <float>[batch, length, features] what the router reads.
+      tokens: What is known of the tokens.
+      in_axis: Logical name of the features; by default the layer's inputs'.
+      num_heads: Heads in the features (1 if the layer has none); None for
+        features that are never routed by head.
+      beside: Matrix to be multiplied with the features in the same matmul.
+      active: <bool>[num_experts], or None for all.
+      name: Scope of the router.
+
+    Returns:
+      The routing, or None if there is only one expert.
+    """
+    if self.num_experts < 1:
+      raise errors.UserError(
+          f'NUM_EXPERTS = {self.num_experts} must be at least 1.'
+      )
+    if self.num_experts == 1:
+      return None
+    router = self.router_factory(
+        num_experts=self.num_experts,
+        in_axis=in_axis or self.site.kernel_axis_names[0],
+        causal=self.site.causal,
+        num_heads=num_heads,
+        name=name,
+    )
+    routing = router(features, tokens, beside, active)
+    for metric, value in routing.metrics.items():
+      # Three axes: T5X's models and Flaxformer's scans expect them.
+      self.sow('intermediates', metric, value.reshape(1, 1, 1))
+    weights = routing.combine_weights
+    length = features.shape[1]
+    self.sow(
+        'routing',
+        'combine_weights',
+        weights.reshape(len(weights), length, -1, weights.shape[-1]).mean(2),
+    )
+    return routing
+
+  @nn.nowrap
+  def mix(
+      self,
+      inputs: jax.Array,
+      tokens: Optional[routing_lib.Tokens],
+      kernel: jax.Array,
+      bias: Optional[jax.Array] = None,
+      active: Optional[jax.Array] = None,
+  ):
+    """Routes, and runs the first half of the experts.
+
+    Args:
+      inputs: <float>[batch, length, in].
+      tokens: What is known of the tokens.
+      kernel: <float>[num_experts or 1, in, rank].
+      bias: <float>[num_experts or 1, rank], or None.
+      active: <bool>[num_experts], or None for all.
+
+    Returns:
+      A mixture of dispatch.py, with `hidden` and `up`.
+    """
+    ours = self.execution in ('auto', 'all_experts')
+    routing = self.route(
+        inputs,
+        tokens,
+        beside=dispatch.beside(kernel) if ours else None,
+        active=active,
+    )
+    execution = dispatch.choose(
+        self.execution, routing, self.num_experts, kernel.shape[-1]
+    )
+    return dispatch.down(execution, inputs, kernel, routing, bias)
+
+  @nn.nowrap
+  def require_all_experts(self, why: str) -> None:
+    """Raises errors.UserError if another execution was asked for."""
+    if self.execution not in ('auto', 'all_experts'):
+      raise errors.UserError(
+          f'{type(self).__name__}.execution = {self.execution!r}: {why} Use '
+          "'auto' or 'all_experts'."
+      )
