@@ -7,14 +7,20 @@ import os
 from pathlib import Path
 
 from moe_peft import errors
-from moe_peft.analysis import markup, routing_section, sections, style
+from moe_peft.analysis import (
+  markup,
+  results_section,
+  routing_section,
+  sections,
+  style,
+)
 from moe_peft.analysis import run as run_lib
 
 # With more runs the lines of a panel can no longer be told apart.
 MAX_RUNS = 20
 
 _SECTIONS = (
-    ('results', 'Results', sections.results),
+    ('results', 'Results', results_section.results),
     ('training', 'Training', sections.training),
     ('evaluation', 'Evaluation during training', sections.evaluation),
     ('routing', 'What the routers learned', routing_section.routing),

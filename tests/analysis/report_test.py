@@ -21,6 +21,7 @@ from moe_peft.analysis import (
   plots,
   records,
   report,
+  results_section,
   sections,
 )
 from moe_peft.analysis import run as run_lib
@@ -158,6 +159,21 @@ def test_method_that_run_json_does_not_name(run_dir, config, expected):
   (run_dir / 'run.json').write_text('{"steps": 3}')
   (run_dir / 'config.gin').write_text(config)
   assert sections.method(run_lib.read(run_dir)) == expected
+
+
+@pytest.mark.parametrize(
+    'base, expected',
+    [
+        ('gs://bucket/t5_1_1_large/checkpoint_1000000', 'checkpoint_1000000'),
+        ({'path': '/x/tiny_t5.safetensors', 'parameters': 3}, 'tiny_t5'),
+        ({'path': '/x/smol/model.safetensors'}, 'smol'),
+        ({'path': None, 'parameters': 0}, 'a random base'),
+    ],
+)
+def test_name_of_the_base(run_dir, base, expected):
+  info = {'method': 'gin/methods/mov.gin', 'base': base}
+  (run_dir / 'run.json').write_text(json.dumps(info))
+  assert sections.title([run_lib.read(run_dir)]) == f'mov on {expected}'
 
 
 def test_nan_everywhere(run_dir, tmp_path):
@@ -318,8 +334,8 @@ def test_numbers(value, expected):
 
 
 def test_best_of_a_column_follows_the_metric():
-  assert sections.lower_is_better('eval_loss')
-  assert not sections.lower_is_better('exact_match')
+  assert results_section.lower_is_better('eval_loss')
+  assert not results_section.lower_is_better('exact_match')
 
 
 def test_labels_keep_both_ends():
