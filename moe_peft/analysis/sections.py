@@ -100,8 +100,9 @@ def _base(value: object) -> object:
   if not isinstance(value, str):
     return value
   path = PurePath(value)
-  generic = path.suffix and path.stem in ('base', 'model', 'params')
-  return (path.parent.name if generic else path.stem) or value
+  name = path.name.removesuffix('.safetensors')
+  generic = name != path.name and name in ('base', 'model', 'params')
+  return (path.parent.name if generic else name) or value
 
 
 def _plain(value: object) -> str:

@@ -167,6 +167,7 @@ def test_method_that_run_json_does_not_name(run_dir, config, expected):
         ('gs://bucket/t5_1_1_large/checkpoint_1000000', 'checkpoint_1000000'),
         ({'path': '/x/tiny_t5.safetensors', 'parameters': 3}, 'tiny_t5'),
         ({'path': '/x/smol/model.safetensors'}, 'smol'),
+        ('bases/t5.1.1', 't5.1.1'),
         ({'path': None, 'parameters': 0}, 'a random base'),
     ],
 )
