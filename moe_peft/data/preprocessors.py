@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """SeqIO preprocessors: span corruption, and one example per answer choice."""
 
+import numpy as np
 import seqio
 import tensorflow as tf
 
@@ -68,6 +69,21 @@ def noise_mask(
       axis=0,
   )
   return tf.repeat(tf.range(2 * spans + 1) % 2 == 1, lengths)
+
+
+def corrupted_lengths(
+    length: int, *, noise_density: float, mean_noise_span_length: float
+) -> tuple[int, int]:
+  """Lengths of inputs and targets, without EOS, of a corrupted string.
+
+  They are the same for every seed; arguments as in `noise_mask`.
+  """
+  # float32 and rounding to even, as TensorFlow does it.
+  noise = int(np.round(np.float32(length) * np.float32(noise_density)))
+  noise = min(max(noise, 1), length - 1)
+  spans = int(np.round(np.float32(noise) / np.float32(mean_noise_span_length)))
+  spans = min(max(spans, 1), noise, length - noise + 1)
+  return length - noise + spans, noise + spans
 
 
 def _replace_spans(

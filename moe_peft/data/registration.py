@@ -54,19 +54,15 @@ class TaskRecord:
 
   @functools.cached_property
   def max_lengths(self) -> dict[str, int]:
-    """Most tokens of `inputs` and `targets` in any split, EOS included.
-
-    For span corruption these are bounds over all ways to corrupt a row.
-    """
+    """Most tokens of `inputs` and `targets` in any split, EOS included."""
     lengths = {'inputs': 0, 'targets': 0}
     for rows in self.rows_fn().values():
       for row in rows:
         if self.span_corruption:
-          # A span of one token is as long as its sentinel. Targets at worst
-          # have a sentinel before every dropped token.
-          size = self._num_tokens(row.targets)
-          dropped = round(size * self.span_corruption.noise_density)
-          sizes = (size, 2 * max(1, min(dropped + 1, size - 1)))
+          sizes = preprocessors.corrupted_lengths(
+              self._num_tokens(row.targets),
+              **dataclasses.asdict(self.span_corruption),
+          )
         else:
           sizes = (
               self._num_tokens(row.inputs),

@@ -27,7 +27,7 @@ def _inflection(pos: str, tag: str, prefix: str) -> word_rows.Builder:
 
 
 # Name -> (kind, builder).
-_PRETRAINING = {
+PRETRAINING = {
     'span_words': ('span corruption', word_rows.single_words),
     'span_strings': ('span corruption', word_rows.word_strings),
     'spelling': ('spelling', word_rows.spelling),
@@ -51,7 +51,7 @@ _SPANS = {
     'span_words': registration.SpanCorruption(0.3, 2.5),
     'span_strings': registration.SpanCorruption(0.2, 3.0),
 }
-_ADAPTATION = {
+ADAPTATION = {
     'past_tense': ('inflection', _inflection('verb', 'VBD', 'past tense')),
     'comparative': ('inflection', _inflection('adj', 'JJR', 'comparative')),
     'lemma': ('lemmatisation', word_rows.lemma),
@@ -66,7 +66,7 @@ _ADAPTATION = {
     ),
     'stress': ('phonology', word_rows.stress),
 }
-_RANKED = {
+RANKED = {
     'syllables': ('phonology', word_rows.syllables),
     'article': ('phonology', word_rows.article),
     'rhyme': ('phonology', word_rows.rhyme),
@@ -100,9 +100,9 @@ _QUICKSTART_RATES = {
 
 def _register() -> None:
   for name, (kind, builder) in {
-      **_PRETRAINING, **_ADAPTATION, **_RANKED
+      **PRETRAINING, **ADAPTATION, **RANKED
   }.items():
-    ranked = name in _RANKED
+    ranked = name in RANKED
     registration.add_task(
         registration.TaskRecord(
             name=name,
@@ -119,7 +119,7 @@ def _register() -> None:
   seqio.MixtureRegistry.add('tiny_pretrain', list(_PRETRAIN_RATES.items()))
   seqio.MixtureRegistry.add('quickstart', list(_QUICKSTART_RATES.items()))
   seqio.MixtureRegistry.add(
-      'word_adaptation', [*_ADAPTATION, *_RANKED], default_rate=1.0
+      'word_adaptation', [*ADAPTATION, *RANKED], default_rate=1.0
   )
 
 
