@@ -24,6 +24,7 @@ MESH_AXES = ('data', 'expert', 'model')
 LOGICAL_AXIS_RULES = (
     ('batch', ('data', 'expert')),
     ('expert', 'expert'),
+    ('expert_replicas', 'data'),
     ('vocab', 'model'),
     ('mlp', 'model'),
     ('heads', 'model'),
@@ -115,5 +116,6 @@ def _mesh_axes(logical_axes: Tuple[Optional[str], ...]) -> PartitionSpec:
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh) -> Iterator[None]:
   """Context of every computation: the mesh and the logical axis rules."""
-  with mesh, flax_partitioning.axis_rules(LOGICAL_AXIS_RULES):
+  # `with mesh:` would not do: Flax ignores every constraint under it.
+  with jax.set_mesh(mesh), flax_partitioning.axis_rules(LOGICAL_AXIS_RULES):
     yield
