@@ -320,7 +320,9 @@ def test_mixture(tmp_path):
   assert local.register_mixture('my_mixture', tasks) == 'my_mixture'
   assert local.register_mixture('my_mixture', tasks) == 'my_mixture'
   mixture = catalog.get_task_or_mixture('my_mixture')
-  assert [mixture.get_rate(t) for t in mixture.tasks] == [1.0, 9.0]
+  assert {t.name: mixture.get_rate(t) for t in mixture.tasks} == {
+      'my_small': 1.0, 'my_large': 9.0
+  }
   with pytest.raises(errors.UserError, match='all above 0'):
     local.register_mixture('my_bad', tasks, rates=[1.0, 0.0])
   with pytest.raises(errors.UserError, match="Unknown task.*'my_smal'"):
