@@ -7,7 +7,7 @@ expert is. Who uses it is the router's business (routing.py), how it is run
 that of the execution (dispatch.py).
 """
 
-from typing import Any, Callable, Optional, Sequence
+from typing import Any, Callable, Optional, Sequence, Tuple
 
 from flax import linen as nn
 from flax.linen import partitioning
@@ -34,6 +34,9 @@ class MoeAdapter(nn.Module):
     execution: 'auto', 'all_experts', 'einsum' or 'ragged'.
     dtype: Type of the experts' arithmetic, by default that of the layer's
       outputs. Routers are always float32.
+    experts_by_depth: Number of experts in each part of the stack, bottom to
+      top, for layers inside a scan, whose arrays must have one shape: experts
+      beyond the layer's number are masked. Set by methods/mola.py.
   """
 
   site: inject.Site = inject.Site()
@@ -41,6 +44,7 @@ class MoeAdapter(nn.Module):
   router_factory: Callable[..., Any] = routing_lib.Router
   execution: str = 'auto'
   dtype: Optional[Any] = None
+  experts_by_depth: Optional[Tuple[int, ...]] = None
 
   @nn.nowrap
   def param_with_axes(
@@ -50,9 +54,26 @@ class MoeAdapter(nn.Module):
       shape: Sequence[int],
       axes: Sequence[str],
   ) -> jax.Array:
-    """Returns a float32 parameter of this adapter with logical axes."""
+    """Returns a float32 parameter of this adapter with logical axes.
+
+    An axis `expert` of size one, which no mesh can divide, becomes
+    `unmodeled`.
+
+    Raises:
+      errors.UserError: If the mesh does not divide the experts.
+    """
+    parts = jax.sharding.get_abstract_mesh().shape.get('expert', 1)
+    names = []
+    for size, axis in zip(shape, axes, strict=True):
+      if axis == 'expert' and size > 1 and size % parts:
+        raise errors.UserError(
+            f'NUM_EXPERTS = {size} at {self.site.path} cannot be divided over '
+            f'NUM_EXPERT_PARTITIONS = {parts}. Use a multiple of {parts}, or '
+            'NUM_EXPERT_PARTITIONS = 1.'
+        )
+      names.append('unmodeled' if axis == 'expert' and size == 1 else axis)
     return partitioning.param_with_axes(
-        name, init, tuple(shape), jnp.float32, axes=tuple(axes), module=self
+        name, init, tuple(shape), jnp.float32, axes=tuple(names), module=self
     )
 
   @nn.nowrap
@@ -64,8 +85,8 @@ class MoeAdapter(nn.Module):
       in_axis: Optional[str] = None,
       num_heads: Optional[int] = None,
       beside: Optional[jax.Array] = None,
-      active: Optional[jax.Array] = None,
       name: str = 'router',
+      **router_fields,
   ) -> Optional[routing_lib.Routing]:
     """Runs the router and sows what it reports.
 
@@ -76,8 +97,9 @@ class MoeAdapter(nn.Module):
       num_heads: Heads in the features (1 if the layer has none); None for
         features that are never routed by head.
       beside: Matrix to be multiplied with the features in the same matmul.
-      active: <bool>[num_experts], or None for all.
       name: Scope of the router.
+      **router_fields: Further fields of the router, for methods that bring
+        their own.
 
     Returns:
       The routing, or None if there is only one expert.
@@ -94,8 +116,9 @@ class MoeAdapter(nn.Module):
         causal=self.site.causal,
         num_heads=num_heads,
         name=name,
+        **router_fields,
     )
-    routing = router(features, tokens, beside, active)
+    routing = router(features, tokens, beside, self._active())
     for metric, value in routing.metrics.items():
       # Three axes: T5X's models and Flaxformer's scans expect them.
       self.sow('intermediates', metric, value.reshape(1, 1, 1))
@@ -109,13 +132,27 @@ class MoeAdapter(nn.Module):
     return routing
 
   @nn.nowrap
+  def _active(self) -> Optional[jax.Array]:
+    """Returns <bool>[num_experts], or None if this layer has all of them."""
+    if self.experts_by_depth is None:
+      return None
+    # Numbered by inject.AdaptedModule once the stack is initialised.
+    index = self.param_with_axes(
+        'layer_index', nn.initializers.zeros, (1,), ('unmodeled',)
+    )
+    index = jax.lax.stop_gradient(index[0]).astype(jnp.int32)
+    parts = len(self.experts_by_depth)
+    part = index * parts // self.site.num_layers
+    return jnp.arange(self.num_experts) < jnp.array(self.experts_by_depth)[part]
+
+  @nn.nowrap
   def mix(
       self,
       inputs: jax.Array,
       tokens: Optional[routing_lib.Tokens],
       kernel: jax.Array,
       bias: Optional[jax.Array] = None,
-      active: Optional[jax.Array] = None,
+      in_axis: Optional[str] = None,
   ):
     """Routes, and runs the first half of the experts.
 
@@ -124,22 +161,23 @@ class MoeAdapter(nn.Module):
       tokens: What is known of the tokens.
       kernel: <float>[num_experts or 1, in, rank].
       bias: <float>[num_experts or 1, rank], or None.
-      active: <bool>[num_experts], or None for all.
+      in_axis: Logical name of the inputs, as in `route`.
 
     Returns:
-      A mixture of dispatch.py, with `hidden` and `up`.
+      (mixture, routing): a mixture of dispatch.py, with `hidden` and `up`, and
+      the routing, None if there is one expert.
     """
     ours = self.execution in ('auto', 'all_experts')
     routing = self.route(
         inputs,
         tokens,
+        in_axis=in_axis,
         beside=dispatch.beside(kernel) if ours else None,
-        active=active,
     )
     execution = dispatch.choose(
         self.execution, routing, self.num_experts, kernel.shape[-1]
     )
-    return dispatch.down(execution, inputs, kernel, routing, bias)
+    return dispatch.down(execution, inputs, kernel, routing, bias), routing
 
   @nn.nowrap
   def require_all_experts(self, why: str) -> None:

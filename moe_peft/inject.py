@@ -14,7 +14,7 @@ import functools
 import inspect
 import math
 import re
-from typing import Any, Callable, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Optional, Sequence, Tuple
 
 from flax import linen as nn
 import jax
@@ -105,24 +105,26 @@ class AdaptedModule(nn.Module):
 
   @nn.compact
   def __call__(self, *args, inputs_embedding=None, step=None, **kwargs):
-    run = functools.partial(
-        _run, self, self.module, inputs_embedding, step, *args, **kwargs
-    )
-    result = run()
+    run = _Run(self, inputs_embedding, step)
+    result = run(self.module, *args, **kwargs)
     if self.consistency and self.has_rng('dropout'):
-      loss = losses.consistency_loss(result, run(), _valid_targets(kwargs))
+      other = run(self.module, *args, **kwargs)
+      targets = run.arguments.get('decoder_target_tokens')
+      loss = losses.consistency_loss(
+          result, other, None if targets is None else targets > 0
+      )
       self.sow('intermediates', 'consistency_loss', loss.reshape(1, 1, 1))
     return result
 
   @nn.compact
   def encode(self, *args, inputs_embedding=None, step=None, **kwargs):
-    method = self.module.encode
-    return _run(self, method, inputs_embedding, step, *args, **kwargs)
+    run = _Run(self, inputs_embedding, step)
+    return run(self.module.encode, *args, **kwargs)
 
   @nn.compact
   def decode(self, *args, inputs_embedding=None, step=None, **kwargs):
-    method = self.module.decode
-    return _run(self, method, inputs_embedding, step, *args, **kwargs)
+    run = _Run(self, inputs_embedding, step)
+    return run(self.module.decode, *args, **kwargs)
 
   @property
   def scan_layers(self) -> bool:
@@ -130,45 +132,37 @@ class AdaptedModule(nn.Module):
     return getattr(self.module, 'scan_layers', False)
 
 
-def _valid_targets(kwargs: Mapping[str, Any]) -> Optional[jax.Array]:
-  targets = kwargs.get('decoder_target_tokens')
-  return None if targets is None else targets > 0
+class _Run:
+  """One run of the wrapped model with the adapters in place.
 
-
-def _run(adapted, method, inputs_embedding, step, *args, **kwargs):
-  """Runs a method of the wrapped model with the adapters in place."""
-  interceptor = _Interceptor(adapted.module, adapted.rules)
-  interceptor.given = {'embedding': inputs_embedding, 'step': step}
-  # Entered here and not around `apply`: a context entered outside of an
-  # already compiled function would silently do nothing.
-  with nn.intercept_methods(interceptor):
-    result = method(*args, **kwargs)
-  if adapted.is_initializing():
-    _check_rules(adapted.rules, interceptor.matched, interceptor.seen)
-    _number_scanned_layers(adapted.scope)
-  return result
-
-
-class _Interceptor:
-  """Called by Flax in place of every method of every module.
-
-  Not a module, and it calls no method of a module that a rule could match:
-  such a call would be intercepted in its turn, without end.
+  Flax calls `_intercept` in place of every method of every module. So this is
+  not a module, and calls no method of one that a rule could match: such a call
+  would be intercepted in its turn, without end.
   """
 
-  def __init__(self, root: nn.Module, rules: Sequence[AdapterRule]):
-    self.root = root
-    self.rules = tuple(rules)
-    self.given: dict[str, Any] = {}
+  def __init__(self, adapted: AdaptedModule, inputs_embedding, step):
+    self.adapted = adapted
+    self.rules = tuple(adapted.rules)
+    self.given = {'embedding': inputs_embedding, 'step': step}
+    self.arguments: dict[str, Any] = {}
     self.matched: set[AdapterRule] = set()
     self.seen: list[str] = []
-    self._arguments: dict[str, Any] = {}
     self._siblings: dict[str, Tuple[jax.Array, jax.Array]] = {}
     self._recorded = {name for r in self.rules for name in r.siblings}
 
-  def __call__(self, next_fun, args, kwargs, context):
+  def __call__(self, method, *args, **kwargs):
+    # Entered here and not around `apply`: a context entered outside of an
+    # already compiled function would silently do nothing.
+    with nn.intercept_methods(self._intercept):
+      result = method(*args, **kwargs)
+    if self.adapted.is_initializing():
+      _check_rules(self.rules, self.matched, self.seen)
+      _number_scanned_layers(self.adapted.scope)
+    return result
+
+  def _intercept(self, next_fun, args, kwargs, context):
     module = context.module
-    if module is self.root:
+    if module is self.adapted.module:
       self._read_arguments(context.method_name, args, kwargs)
     if context.method_name != '__call__' or ADAPTER_SCOPE in module.path:
       return next_fun(*args, **kwargs)
@@ -223,16 +217,16 @@ class _Interceptor:
     return found
 
   def _read_arguments(self, method_name, args, kwargs):
-    signature = inspect.signature(getattr(type(self.root), method_name))
+    signature = inspect.signature(getattr(type(self.adapted.module), method_name))
     try:
       bound = signature.bind(None, *args, **kwargs)
     except TypeError:
       return  # The call itself will explain what is wrong.
-    self._arguments.update(bound.arguments)
+    self.arguments.update(bound.arguments)
 
-  def _tokens(self, site: Site) -> 'routing.Tokens':
+  def _tokens(self, site: Site) -> routing.Tokens:
     """Describes the tokens that pass through the site."""
-    call, encoder = self._arguments, reads_encoder(site.path)
+    call, encoder = self.arguments, reads_encoder(site.path)
     inputs = call.get('encoder_input_tokens')
     prompt_valid = None if inputs is None else inputs > 0
     prompt_ids = call.get('encoder_segment_ids')

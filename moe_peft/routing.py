@@ -161,15 +161,15 @@ class Router(nn.Module):
     check(self)
     tokens = Tokens() if tokens is None else tokens
     training = self.has_rng('dropout')
-    heads = self.num_heads if self.unit == 'head' else 1
-    batch, length = inputs.shape[0], inputs.shape[1] * heads
-    spread = lambda x: None if x is None else jnp.repeat(x, heads, axis=1)
+    units = self.units_per_token()
+    batch, length = inputs.shape[0], inputs.shape[1] * units
+    spread = lambda x: None if x is None else jnp.repeat(x, units, axis=1)
     valid, segment_ids = spread(tokens.valid), spread(tokens.segment_ids)
     if valid is None:
       valid = jnp.ones((batch, length), bool)
-    features = inputs.reshape(batch, length, -1)
 
-    logits, threshold, product = self.score_tokens(features, tokens, beside)
+    logits, threshold, product = self.score_tokens(inputs, tokens, beside)
+    logits = jnp.broadcast_to(logits, (batch, length, self.num_experts))
     if active is not None:
       logits = jnp.where(active, logits, -1e9)
     probs = (
@@ -178,7 +178,10 @@ class Router(nn.Module):
         else jax.nn.sigmoid(logits)
     )
     if training and self.gate_dropout:
-      probs = nn.Dropout(self.gate_dropout, deterministic=False)(probs)
+      whole = (1,) if self.unit in ('sequence', 'embedding') else ()
+      probs = nn.Dropout(
+          self.gate_dropout, broadcast_dims=whole, deterministic=False
+      )(probs)
     scores, bias = probs, None
     if self.balancing_bias:
       bias = partitioning.param_with_axes(
@@ -186,7 +189,7 @@ class Router(nn.Module):
           axes=('unmodeled',), module=self,
       )
       scores = probs + jax.lax.stop_gradient(bias)
-    group = self._group(batch, length, heads, training)
+    group = self._group(batch, length, units, training)
     gates, selected = self._select(
         probs, scores, threshold, valid, segment_ids, group, training, tokens
     )
@@ -211,21 +214,33 @@ class Router(nn.Module):
     )
 
   @nn.nowrap
+  def units_per_token(self) -> int:
+    """Returns how many distributions over experts a token gets."""
+    return self.num_heads if self.unit == 'head' else 1
+
+  @nn.nowrap
   def score_tokens(
-      self, features: jax.Array, tokens: Tokens, beside: Optional[jax.Array]
+      self, inputs: jax.Array, tokens: Tokens, beside: Optional[jax.Array]
   ) -> Tuple[jax.Array, Optional[jax.Array], Optional[jax.Array]]:
-    """Returns (logits, threshold, product), see `__call__`."""
-    batch, length = features.shape[:2]
+    """Returns (logits, threshold, product), see `__call__`.
+
+    Routers that look at something else override this. The logits have the
+    shape [batch, length * units_per_token, num_experts], or one that can be
+    broadcast to it.
+    """
+    features = inputs.reshape(
+        inputs.shape[0], inputs.shape[1] * self.units_per_token(), -1
+    )
     product, source, axis = None, features, self.in_axis
     if self.unit == 'head' and self.num_heads > 1:
       axis = 'kv'
     if self.selection == 'random':  # No parameters: nothing to look at.
-      logits = jnp.zeros((batch, length, self.num_experts), jnp.float32)
+      logits = jnp.zeros((1, 1, self.num_experts), jnp.float32)
       return logits, None, None if beside is None else features @ beside
     if self.unit == 'embedding':
       source, axis = _given_embedding(tokens)[:, None], 'unmodeled'
     elif self.unit == 'sequence' and self.causal:
-      source, axis = _given_prompt(tokens), 'embed'
+      source, axis = given_prompt(tokens), 'embed'
     own = source is features and not (self.jitter and self.has_rng('dropout'))
     if self.jitter and self.has_rng('dropout'):
       source = source * jax.random.uniform(
@@ -252,12 +267,8 @@ class Router(nn.Module):
       most = self.max_threshold or 1.0 / self.num_experts
       threshold = most * jax.nn.sigmoid(threshold + offset)
     if self.unit == 'sequence':
-      logits = _pool(self, logits, tokens)
-    return (
-        jnp.broadcast_to(logits, (batch, length, self.num_experts)),
-        threshold,
-        product,
-    )
+      logits = pool(logits, tokens, self.causal)
+    return logits, threshold, product
 
   @nn.nowrap
   def _kernel(self, in_features: int, axis: str) -> jax.Array:
@@ -285,16 +296,16 @@ class Router(nn.Module):
     return self.num_experts
 
   @nn.nowrap
-  def _group(self, batch, length, heads, training):
+  def _group(self, batch, length, units, training):
     """Returns (num_groups, group_size, expert_capacity, row_length)."""
     # One step of decoding has one token a row: a limit would mean nothing.
-    limited = self.capacity is not None and length > heads
+    limited = self.capacity is not None and length > units
     if self.selection != 'expert_choice':
       limited = limited and (training or self.capacity.at_evaluation)
     if not limited:
       return batch, length, None, length
     size = self.capacity.group_size
-    size = size and size * heads
+    size = size and size * units
     groups, size = capacity_lib.group_shape(size, batch, length)
     limit = self.capacity.limit(size, self.num_experts, self._most_selected())
     return groups, size, limit, length
@@ -505,7 +516,7 @@ def _given_embedding(tokens: Tokens) -> jax.Array:
   return tokens.embedding
 
 
-def _given_prompt(tokens: Tokens) -> jax.Array:
+def given_prompt(tokens: Tokens) -> jax.Array:
   if tokens.prompt is None:
     raise errors.UserError(
         "routing.Router.unit = 'sequence' in a decoder reads the encoder's "
@@ -516,19 +527,30 @@ def _given_prompt(tokens: Tokens) -> jax.Array:
   return tokens.prompt
 
 
-def _pool(router: Router, logits: jax.Array, tokens: Tokens) -> jax.Array:
-  """Mean logits of the packed example, or row, that each token belongs to.
+def pool(
+    features: jax.Array, tokens: Tokens, from_prompt: bool
+) -> jax.Array:
+  """Mean of the packed example, or row, that each token belongs to.
 
   The mean of the logits is the logit of the mean token, and smaller.
+
+  Args:
+    features: <float32>[batch, source_length, n], of the prompt or of the
+      tokens themselves.
+    tokens: Padding and packing.
+    from_prompt: Whether the features are the prompt's.
+
+  Returns:
+    <float32>[batch, length, n] if the rows are packed, else [batch, 1, n].
   """
-  if router.causal:
+  if from_prompt:
     source_valid, source_ids = tokens.prompt_valid, tokens.prompt_segment_ids
   else:
     source_valid, source_ids = tokens.valid, tokens.segment_ids
   if source_valid is None:
-    source_valid = jnp.ones(logits.shape[:2], bool)
+    source_valid = jnp.ones(features.shape[:2], bool)
   weights = source_valid[:, None].astype(jnp.float32)
   if tokens.segment_ids is not None and source_ids is not None:
     weights *= tokens.segment_ids[:, :, None] == source_ids[:, None]
-  pooled = weights @ logits
+  pooled = weights @ features.astype(jnp.float32)
   return pooled / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1.0)

@@ -29,7 +29,7 @@ class MoLoRA(adapter.MoeAdapter):
     """Returns the adapted outputs, <float>[batch, length, out_features]."""
     lora_a, lora_b = self.kernels(inputs.shape[-1], outputs.shape[-1])
     dtype = self.dtype or outputs.dtype
-    mixture = self.mix(inputs.astype(dtype), tokens, lora_a.astype(dtype))
+    mixture, _ = self.mix(inputs.astype(dtype), tokens, lora_a.astype(dtype))
     update = mixture.up(lora_b.astype(dtype)) * (self.alpha / self.rank)
     return outputs + update.astype(outputs.dtype)
 

@@ -1,0 +1,79 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""MoLA (arXiv 2402.08562): a number of experts for each part of the stack.
+
+Experts are MoLoRA's, the gate is the renormalised top-2. From the paper: rank
+8, alpha 16, more experts in higher layers (2/4/6/8).
+
+`by_depth` gives any method such numbers. Outside of a scan every layer has
+exactly its own experts. Inside one all layers must have arrays of one shape,
+so they have the largest number, and each masks those beyond its own: they get
+no weight and no gradient.
+"""
+
+from typing import Any, Callable, Optional, Sequence
+
+from flax import linen as nn
+
+from moe_peft import errors
+from moe_peft import inject
+from moe_peft import routing
+from moe_peft.methods import molora
+
+
+class MoLARouter(routing.Router):
+  """Renormalised top-2."""
+
+  selection: str = 'top_k'
+  num_selected_experts: Optional[int] = 2
+  renormalise: bool = True
+
+
+class MoLA(molora.MoLoRA):
+  """MoLoRA under MoLA's router."""
+
+  num_experts: int = 8
+  rank: int = 8
+  router_factory: Callable[..., Any] = MoLARouter
+
+
+def by_depth(
+    adapter_factory: Callable[..., Any] = MoLA,
+    experts_by_depth: Sequence[int] = (2, 4, 6, 8),
+    site: inject.Site = inject.Site(),
+    name: Optional[str] = None,
+) -> nn.Module:
+  """Builds an adapter with the number of experts of its layer.
+
+  Args:
+    adapter_factory: The method.
+    experts_by_depth: Numbers of experts from bottom to top; the stack is cut
+      into as many equal parts.
+    site: The layer.
+    name: Scope of the adapter.
+
+  Raises:
+    errors.UserError: If the depth of the stack is not known, or there are more
+      parts than layers.
+  """
+  numbers, depth = tuple(experts_by_depth), site.num_layers
+  if depth is None:
+    raise errors.UserError(
+        f'mola.by_depth: the model does not tell how many layers the stack of '
+        f'{site.path} has (config.num_encoder_layers, num_decoder_layers or '
+        'num_layers). Use the method without by_depth.'
+    )
+  if not numbers or len(numbers) > depth:
+    raise errors.UserError(
+        f'EXPERTS_BY_DEPTH = {numbers} has {len(numbers)} parts for the '
+        f'{depth} layers of the stack of {site.path}. Give 1 to {depth}.'
+    )
+  if site.layer is not None:
+    number = numbers[site.layer * len(numbers) // depth]
+    return adapter_factory(site=site, num_experts=number, name=name)
+  return adapter_factory(
+      site=site,
+      num_experts=max(numbers),
+      experts_by_depth=numbers,
+      name=name,
+  )

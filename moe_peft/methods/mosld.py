@@ -1,0 +1,48 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""MoSLD (COLING 2025): a shared lora_a with dropout on its weights.
+
+  outputs + alpha / rank * sum_e weight_e * (inputs @ drop(lora_a)) @ lora_b[e]
+
+`drop` zeroes single weights while training and scales the others by
+1 / (1 - rate). From the paper: rate 0.1, rank 8, alpha 16, softmax, top-2,
+renormalised, queries and values as sites, 8/6/4/2 experts from bottom to top
+(in the gin file, through methods/mola.py).
+"""
+
+from typing import Any, Callable, Optional
+
+from flax import linen as nn
+
+from moe_peft import routing
+from moe_peft.methods import hydralora
+
+
+class MoSLDRouter(routing.Router):
+  """Renormalised top-2."""
+
+  selection: str = 'top_k'
+  num_selected_experts: Optional[int] = 2
+  renormalise: bool = True
+
+
+class MoSLD(hydralora.HydraLoRA):
+  """HydraLoRA with dropout on `lora_a`.
+
+  Attributes:
+    weight_dropout: Rate of the dropout on the weights of `lora_a`.
+  """
+
+  num_experts: int = 8
+  rank: int = 8
+  alpha: float = 16.0
+  router_factory: Callable[..., Any] = MoSLDRouter
+  weight_dropout: float = 0.1
+
+  @nn.nowrap
+  def kernels(self, in_features, out_features):
+    """Returns the dropped `lora_a` [1, in, rank], and `lora_b`."""
+    lora_a, lora_b = super().kernels(in_features, out_features)
+    training = self.has_rng('dropout')
+    drop = nn.Dropout(self.weight_dropout, deterministic=not training)
+    return drop(lora_a), lora_b

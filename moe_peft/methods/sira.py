@@ -1,0 +1,43 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""SiRA (arXiv 2311.09179): sparse mixture of LoRA experts.
+
+  gate = top_k(dropout(softmax(inputs @ kernel)))
+  outputs + alpha / rank * sum_e gate_e * (inputs @ lora_a[e]) @ lora_b[e]
+
+with at most `capacity` tokens per expert; a token whose experts are all full
+keeps the frozen layer's output. There is no public code, and the paper's exact
+equations were not at hand. From the paper: expert dropout, the capacity limit,
+the auxiliary loss; as we remember it: 16 experts, 4 selected, rank 4, capacity
+4 read as a factor, the order softmax, dropout, top-k, no renormalisation, the
+form of the loss. Ours: the dropout rate, its scaling of what is left, alpha =
+rank (no scale).
+"""
+
+import dataclasses
+from typing import Any, Callable, Optional
+
+from moe_peft import capacity as capacity_lib
+from moe_peft import routing
+from moe_peft.methods import molora
+
+
+class SiRARouter(routing.Router):
+  """Top-k after dropout on the gate, with limited capacity."""
+
+  selection: str = 'top_k'
+  num_selected_experts: Optional[int] = 4
+  gate_dropout: float = 0.1
+  capacity: Optional[capacity_lib.Capacity] = dataclasses.field(
+      default_factory=lambda: capacity_lib.Capacity(capacity_factor=4.0)
+  )
+  load_balance: str = 'sira'
+
+
+class SiRA(molora.MoLoRA):
+  """MoLoRA under SiRA's router."""
+
+  num_experts: int = 16
+  rank: int = 4
+  alpha: float = 4.0
+  router_factory: Callable[..., Any] = SiRARouter
