@@ -1,0 +1,143 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Loads an exported folder in torch and compares it with its fixture."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+
+from moe_peft import errors
+from moe_peft.hf import fixture
+from moe_peft.hf import folders
+
+TOLERANCE = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """Largest differences of logits, torch against JAX.
+
+  Attributes:
+    model: Of the model.
+    base: Of the base without the adapter; None if the folder holds no adapter.
+    effect: How far the adapter moves a logit.
+  """
+
+  model: float
+  base: Optional[float]
+  effect: float
+
+  @property
+  def equal(self) -> bool:
+    # Written so that a NaN fails.
+    return self.model <= TOLERANCE
+
+
+def verify(folder: Path, base: str = '') -> Verdict:
+  """Compares a folder with its fixture.
+
+  Args:
+    folder: What `export` wrote.
+    base: Name or folder of the base of an adapter; by default the one that
+      lies in the folder, else the one that the adapter names.
+
+  Raises:
+    errors.UserError: If it is no exported folder or cannot be loaded.
+  """
+  if (folder / 'router.safetensors').is_file():
+    raise errors.UserError(
+        f'{folder} was exported with --format experts, which promises no '
+        'equality; there is nothing to verify.'
+    )
+  expected = fixture.read(folder)
+  for name in ('torch', 'transformers'):
+    folders.import_extra(name, 'verify runs the model in torch')
+  model, adapter = load(folder, base)
+  logits = _logits(model, expected)
+  difference = float(np.abs(logits - expected['logits']).max())
+  without = None
+  if adapter:
+    with model.disable_adapter():
+      plain = _logits(model, expected)
+    without = float(np.abs(plain - expected['base_logits']).max())
+  effect = np.abs(expected['logits'] - expected['base_logits']).max()
+  return Verdict(difference, without, float(effect))
+
+
+def load(folder: Path, base: str = '') -> tuple[Any, bool]:
+  """Loads an exported folder in float32; returns it, and if it is an adapter.
+
+  No code of the folder runs: what it holds is the code of this package.
+  """
+  import torch
+  import transformers
+
+  auto = transformers.AutoModelForSeq2SeqLM
+  options = {'dtype': torch.float32}
+  if not (folder / folders.ADAPTER_CONFIG).is_file():
+    kind = folders.read_json(folder / 'config.json').get('model_type')
+    if kind == 'moe_peft_t5':
+      from moe_peft.hf import remote_model
+
+      auto = remote_model.MoePeftT5ForConditionalGeneration
+    return _from_pretrained(auto, folder, **options).eval(), False
+  peft = folders.import_extra('peft', 'the folder holds an adapter')
+  config = folders.read_json(folder / folders.ADAPTER_CONFIG)
+  if config.get('peft_type') == 'MOE_PEFT':
+    from moe_peft.hf import peft_tuner
+
+    assert peft_tuner.NAME == 'MOE_PEFT'  # Importing registered it.
+  own = folder / 'base'
+  name = base or (str(own) if own.is_dir() else '')
+  name = name or config['base_model_name_or_path']
+  model = _from_pretrained(auto, name, **options)
+  try:
+    return peft.PeftModel.from_pretrained(model, folder).eval(), True
+  except (RuntimeError, ValueError) as error:
+    first = str(error).strip().splitlines()
+    raise errors.UserError(
+        f'The adapter of {folder} does not fit the base {name}: '
+        f'{" ".join(first[:2])} Give its own base with --base.'
+    ) from error
+
+
+def _from_pretrained(auto, name, **options):
+  try:
+    return auto.from_pretrained(name, **options)
+  except (OSError, ValueError) as error:
+    first = str(error).strip().splitlines()[0]
+    raise errors.UserError(
+        f'{name} cannot be loaded ({first}). An adapter needs its base: give '
+        'its folder with --base.'
+    ) from error
+
+
+def _logits(model: Any, expected: dict[str, np.ndarray]) -> np.ndarray:
+  import torch
+
+  inputs = torch.from_numpy(expected['input_ids']).long()
+  with torch.no_grad():
+    return model(
+        input_ids=inputs,
+        attention_mask=(inputs > 0).long(),
+        decoder_input_ids=torch.from_numpy(
+            expected['decoder_input_ids']
+        ).long(),
+    ).logits.numpy()
+
+
+def describe(folder: Path, verdict: Verdict) -> str:
+  """One or two lines for the command line."""
+  lines = [
+      f'{folder}: largest difference {verdict.model:.3g} '
+      f'({"equal" if verdict.equal else f"above {TOLERANCE:g}"}); the adapter '
+      f'moves logits by up to {verdict.effect:.3g}'
+  ]
+  if verdict.base is not None and not verdict.base <= TOLERANCE:
+    lines.append(
+        f'The base alone differs by {verdict.base:.3g}: it is not the one that '
+        'was trained on.'
+    )
+  return '\n'.join(lines)
