@@ -19,6 +19,8 @@ import re
 import sys
 from typing import Callable, Iterator, Optional, Sequence
 
+import absl.logging
+
 from moe_peft import errors
 
 PACKAGE_DIR = Path(__file__).resolve().parent
@@ -85,8 +87,9 @@ def rewrite_gin_args(args: Sequence[str]) -> list[str]:
 
 def run(main: Callable[[Sequence[str]], Optional[int]]) -> None:
   """Runs a command line; user errors end it in one line with status 2."""
-  # TensorFlow serves the input pipeline only; its start-up notes help nobody.
+  # TensorFlow and SeqIO serve the input pipeline; their notes help nobody.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  absl.logging.set_verbosity(absl.logging.ERROR)
   try:
     sys.exit(main(rewrite_gin_args(sys.argv[1:])) or 0)
   except errors.UserError as error:

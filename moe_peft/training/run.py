@@ -19,6 +19,7 @@ import rich.table
 
 from moe_peft import checkpoints
 from moe_peft import errors
+from moe_peft import inject
 from moe_peft import trainable
 from moe_peft.analysis import report
 from moe_peft.analysis import usage
@@ -138,6 +139,7 @@ class _Run:
         _base_params({**self._setup.trainable, **self._setup.frozen}),
     )
     path.write_text(json.dumps(results), encoding='utf-8')
+    self._log_results(0, results)
     return results
 
   def _evaluate(
@@ -146,9 +148,12 @@ class _Run:
     results = _evaluate_with_progress(
         self._evaluator, f'step {step}', self._experiment.model, params, step
     )
+    self._log_results(step, results)
+    return results
+
+  def _log_results(self, step: int, results: evaluator_lib.Results) -> None:
     for task, values in results.items():
       self._evals.write({'step': step, 'task': task, **values})
-    return results
 
   def _finish(self, base, adapted, params) -> None:
     """Writes results, router statistics, the summary and the report."""
@@ -171,6 +176,7 @@ class _Run:
     )
     trained, total = loop.count_params(self._setup)
     summary = {
+        'method': _method_names(experiment.model.module.rules),
         'mixture_or_task_name': experiment.mixture_or_task_name,
         'num_params_total': total,
         'num_params_trainable': trained,
@@ -185,12 +191,19 @@ class _Run:
             for name in ('jax', 'flax', 'optax', 'orbax-checkpoint', 'seqio')
         },
     }
+    # Last: who finds it knows that the run is finished.
     (self._dir / 'run.json').write_text(
         json.dumps(summary, indent=2) + '\n', encoding='utf-8'
     )
     page = report.write_report([self._dir], self._dir / 'report.html')
     rich.console.Console().print(results_table(base, adapted, primary))
     _console.print(f'Report: {page}')
+
+
+def _method_names(rules: Sequence[inject.AdapterRule]) -> list[str]:
+  """Names of the adapters' classes; none for full fine-tuning."""
+  names = [rule.adapter_factory.__name__ for rule in rules]
+  return list(dict.fromkeys(names)) or ['full fine-tuning']
 
 
 def make_evaluator(setup: experiment_lib.Setup) -> evaluator_lib.Evaluator:

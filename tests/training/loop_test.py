@@ -1,0 +1,239 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of the training step and loop on tiny real experiments."""
+
+import contextlib
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from moe_peft import checkpoints
+from moe_peft import errors
+from moe_peft import trainable
+from moe_peft.training import experiment as experiment_lib
+from moe_peft.training import loop
+from moe_peft.training import metrics
+from moe_peft.training import train_step
+from tests.training import tiny
+
+
+def train(experiment, evaluate=lambda step, params: None):
+  """Runs the loop; returns (setup, last state or None, rows of metrics)."""
+  setup = experiment_lib.prepare(experiment)
+  with contextlib.closing(loop.open_checkpoints(setup)) as checkpointer:
+    state = loop.train(setup, checkpointer, evaluate)
+  rows = metrics.read_json_lines(
+      experiment.run_dir / 'metrics' / 'train.jsonl'
+  )
+  return setup, state, rows
+
+
+def losses(rows):
+  return [row['loss'] for row in rows]
+
+
+def assert_bit_equal(actual, expected):
+  assert actual.keys() == expected.keys()
+  for name, value in expected.items():
+    np.testing.assert_array_equal(actual[name], value, err_msg=name)
+
+
+def test_only_adapters_train_and_the_base_keeps_its_bits(tmp_path):
+  experiment = tiny.experiment(tmp_path)
+  before = jax.device_get(experiment_lib.prepare(experiment).frozen)
+  setup, state, rows = train(experiment)
+  assert_bit_equal(jax.device_get(setup.frozen), before)
+  assert all(trainable.is_adapter(name) for name in state.params)
+  changed = [
+      name
+      for name, value in state.params.items()
+      if not np.array_equal(value, setup.trainable[name])
+  ]
+  # Routers get a gradient once lora_b is not zero, so after the first step.
+  assert sorted(changed) == sorted(state.params)
+  assert [row['step'] for row in rows] == [1, 2, 3, 4]
+  assert rows[0]['router_entropy'] == pytest.approx(1.0, abs=0.01)
+
+
+def test_no_optimizer_state_for_frozen_parameters(tmp_path):
+  setup = experiment_lib.prepare(tiny.experiment(tmp_path))
+  state = train_step.init_state(setup)
+  num_moments = sum(x.size for x in jax.tree.leaves(state.opt_state))
+  # AdamW: two moments for each trainable parameter, and a few counters.
+  trained = trainable.num_params(setup.trainable)
+  assert 2 * trained <= num_moments <= 2 * trained + 10
+
+
+def test_resume_is_bit_equal_to_no_interruption(tmp_path):
+  whole = tiny.experiment(tmp_path / 'whole', TRAIN_STEPS=6, DROPOUT_RATE=0.1)
+  _, expected, expected_rows = train(whole)
+
+  stopped = tiny.experiment(
+      tmp_path / 'parts', TRAIN_STEPS=6, DROPOUT_RATE=0.1, CHECKPOINT_PERIOD=10,
+      EVAL_PERIOD=3,
+  )
+
+  def stop_after_three(step, params):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  _, state, rows = train(stopped, stop_after_three)
+  assert state is None
+  assert [row['step'] for row in rows] == [1, 2, 3, 4]
+  _, state, rows = train(stopped)
+  assert losses(rows) == losses(expected_rows)
+  assert_bit_equal(jax.device_get(state.params),
+                   jax.device_get(expected.params))
+  for left, right in zip(jax.tree.leaves(state.opt_state),
+                         jax.tree.leaves(expected.opt_state), strict=True):
+    np.testing.assert_array_equal(left, right)
+
+
+def test_the_same_seed_gives_the_same_bits(tmp_path):
+  results = [train(tiny.experiment(tmp_path / str(i)))[1] for i in range(2)]
+  assert_bit_equal(results[0].params, results[1].params)
+
+
+def test_microbatches_do_not_change_the_gradient(tmp_path):
+  setups = [
+      experiment_lib.prepare(
+          tiny.experiment(
+              tmp_path, DROPOUT_RATE=0.0, NUM_MICROBATCHES=n, BATCH_SIZE=16
+          )
+      )
+      for n in (1, 2)
+  ]
+  batch = next(loop.train_data(setups[0].experiment))
+  results = []
+  for setup in setups:
+    with setup.context():
+      results.append(
+          train_step.make_train_step(setup)(
+              train_step.init_state(setup), setup.frozen, batch
+          )[1]
+      )
+  for name in ('sum_loss', 'sum_tokens', 'sum_correct', 'grad_norm',
+               'router_entropy'):
+    np.testing.assert_allclose(
+        results[0][name], results[1][name], rtol=2e-5, err_msg=name
+    )
+
+
+@pytest.mark.parametrize('partitions', [(1, 1), (4, 1), (2, 2)])
+def test_eight_devices_train_as_one(tmp_path, monkeypatch, partitions):
+  num_experts, num_model = partitions
+  with monkeypatch.context() as patch:
+    patch.setattr(jax, 'devices', lambda: jax.local_devices()[:1])
+    _, _, expected = train(tiny.experiment(tmp_path / 'one', DROPOUT_RATE=0.0))
+  setup, _, rows = train(
+      tiny.experiment(
+          tmp_path / 'eight',
+          DROPOUT_RATE=0.0,
+          NUM_EXPERT_PARTITIONS=num_experts,
+          NUM_MODEL_PARTITIONS=num_model,
+      )
+  )
+  assert setup.mesh.size == 8
+  np.testing.assert_allclose(losses(rows), losses(expected), rtol=1e-5)
+
+
+def test_full_fine_tuning_is_a_method_like_the_others(tmp_path):
+  setup, state, _ = train(tiny.experiment(tmp_path, 'full'))
+  assert not setup.frozen
+  for name, value in state.params.items():
+    # Relative position buckets of distances that never occur do not move.
+    if 'rel_embedding' not in name and 'token_embedder' not in name:
+      assert not np.array_equal(value, setup.trainable[name]), name
+
+
+def test_another_experiment_is_refused_and_nothing_is_lost(tmp_path):
+  train(tiny.experiment(tmp_path))
+  with pytest.raises(errors.UserError, match='another experiment.*SEED'):
+    train(tiny.experiment(tmp_path, SEED=1))
+  with pytest.raises(errors.UserError, match='trainable parameters'):
+    train(tiny.experiment(tmp_path, RANK=3))
+  # The run itself still continues.
+  _, state, rows = train(tiny.experiment(tmp_path, TRAIN_STEPS=5))
+  assert int(state.step) == 5 and len(rows) == 5
+
+
+def test_more_steps_continue_a_finished_run(tmp_path):
+  train(tiny.experiment(tmp_path, TRAIN_STEPS=2))
+  _, state, rows = train(tiny.experiment(tmp_path, TRAIN_STEPS=4))
+  assert int(state.step) == 4
+  assert [row['step'] for row in rows] == [1, 2, 3, 4]
+
+
+def test_learning_rates_by_group(tmp_path):
+  setup, state, rows = train(tiny.experiment(tmp_path, ROUTER_LEARNING_RATE=0.0))
+  for name, value in state.params.items():
+    stays = np.array_equal(value, setup.trainable[name])
+    assert stays == ('/router/' in name), name
+  # Linear warm-up over one step, then cosine to zero at step 4.
+  expected = [0.0, 3e-3] + [
+      3e-3 * 0.5 * (1 + np.cos(np.pi * i / 3)) for i in (1, 2)
+  ]
+  np.testing.assert_allclose(
+      [row['learning_rate'] for row in rows], expected, rtol=1e-5
+  )
+
+
+def test_packed_rows_train(tmp_path):
+  _, _, rows = train(
+      tiny.experiment(
+          tmp_path,
+          PACKING=True,
+          TASK_FEATURE_LENGTHS={'inputs': 96, 'targets': 48},
+      )
+  )
+  assert all(np.isfinite(losses(rows)))
+
+
+@pytest.mark.parametrize(
+    ('bindings', 'message'),
+    [
+        ({'MIXTURE_OR_TASK_NAME': 'past_tens'}, 'past_tense'),
+        ({'TASK_FEATURE_LENGTHS': {'inputs': 4, 'targets': 4}}, 'too short'),
+        ({'NUM_EXPERT_PARTITIONS': 3}, 'divisors of 8'),
+        ({'BATCH_SIZE': 12}, 'use 16'),
+        ({'NUM_MICROBATCHES': 3}, 'NUM_MICROBATCHES'),
+        ({'TRAIN_STEPS': 0}, 'TRAIN_STEPS'),
+        ({'SITES': '.*/qury'}, 'query'),
+        ({'INITIAL_CHECKPOINT_PATH': 'nowhere'}, 'nowhere'),
+        ({'INITIAL_CHECKPOINT_PATH': 'bases/tiny_t5'}, 'another model'),
+        ({'TRAINABLE_REGEX': 'nothing'}, 'matches no parameter'),
+        ({'WARMUP_STEPS': 10}, 'decay_steps'),
+    ],
+)
+def test_what_cannot_work_is_said_before_any_work(tmp_path, bindings, message):
+  with pytest.raises(errors.UserError, match=message):
+    experiment_lib.prepare(tiny.experiment(tmp_path, **bindings))
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+  (tmp_path / 'file').write_text('')
+  setup = experiment_lib.prepare(tiny.experiment(tmp_path / 'file' / 'run'))
+  with pytest.raises(errors.UserError, match='MODEL_DIR'):
+    loop.open_checkpoints(setup)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+  experiment = tiny.experiment(tmp_path)
+  train(experiment)
+  for file in (tmp_path / 'checkpoints' / '4' / 'state').rglob('*'):
+    if file.is_file():
+      file.write_bytes(b'')
+  with pytest.raises(errors.UserError, match='checkpoints/4 is damaged'):
+    train(tiny.experiment(tmp_path, TRAIN_STEPS=5))
+
+
+def test_the_fingerprint_knows_a_changed_base():
+  base = {'a/kernel': np.arange(6, dtype=np.float32).reshape(2, 3)}
+  changed = {'a/kernel': base['a/kernel'] + 1}
+  first = checkpoints.fingerprint('x', base)
+  assert first == checkpoints.fingerprint('x', dict(base))
+  assert first['sha256'] != checkpoints.fingerprint('x', changed)['sha256']
+  assert json.loads(json.dumps(first)) == first
