@@ -140,7 +140,10 @@ class MultiHeadDotProductAttention(nn.Module):
     that its decoding functions can expand and reorder them.
     """
     allocated = self.has_variable('cache', 'cached_key')
-    entry = lambda x: jnp.moveaxis(x, -3, -1)
+
+    def entry(x):
+      return jnp.moveaxis(x, -3, -1)
+
     cached_key = self.variable(
         'cache', 'cached_key', jnp.zeros, entry(key).shape, key.dtype
     )

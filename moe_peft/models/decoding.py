@@ -60,7 +60,11 @@ def greedy(
   Returns:
     One sequence per row.
   """
-  choose = lambda logits, index: jnp.argmax(logits, axis=-1)
+
+  def choose(logits, index):
+    del index
+    return jnp.argmax(logits, axis=-1)
+
   return _generate(
       tokens_to_logits, cache, batch_size, max_decode_length, eos_id, choose
   )
@@ -346,7 +350,10 @@ def _reorder(cache, parents, batch_axis):
   """Gives every row of the cache the entries of its parent beam."""
   batch_size, num_beams = parents.shape
   rows = (parents + num_beams * jnp.arange(batch_size)[:, None]).reshape(-1)
-  return jax.tree.map(
-      lambda x: jnp.take(x, rows, axis=batch_axis) if x.ndim > batch_axis else x,
-      cache,
-  )
+
+  def reorder(entry):
+    if entry.ndim <= batch_axis:
+      return entry
+    return jnp.take(entry, rows, axis=batch_axis)
+
+  return jax.tree.map(reorder, cache)

@@ -55,7 +55,7 @@ def log_likelihood(log_probs, tokens):
 
 
 def all_ended(log_probs, alpha):
-  """Every ended sequence of at most LENGTH tokens with its score, best first."""
+  """Every ended sequence of up to LENGTH tokens with its score, best first."""
   found = []
   for length in range(1, LENGTH + 1):
     others = [t for t in range(VOCAB) if t != EOS]
@@ -247,8 +247,8 @@ def sample(log_probs, seed, **options):
     'options,expected',
     [
         ({}, [0.1, 0.2, 0.3, 0.4]),
-        # Squares of the probabilities, normalised by 0.3.
-        ({'temperature': 0.5}, [0.01 / 0.3, 0.04 / 0.3, 0.09 / 0.3, 0.16 / 0.3]),
+        # Squares of the probabilities, normalised by their sum 0.3.
+        ({'temperature': 0.5}, [1 / 30, 4 / 30, 9 / 30, 16 / 30]),
         ({'top_k': 2}, [0, 0, 3 / 7, 4 / 7]),
         # 0.4 + 0.3 do not reach 0.75, 0.2 does.
         ({'top_p': 0.75}, [0, 2 / 9, 3 / 9, 4 / 9]),

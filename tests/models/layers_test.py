@@ -50,7 +50,10 @@ def test_dense_contracts_several_axes():
                                   ('embed', 'heads', 'kv')])
 def test_dense_initial_variance_is_scale_over_fan_in(axes):
   dense = layers.DenseGeneral(
-      (16, 16), kernel_axes=axes, kernel_scale=0.25, kernel_distribution='normal'
+      (16, 16),
+      kernel_axes=axes,
+      kernel_scale=0.25,
+      kernel_distribution='normal',
   )
   variables = dense.init(jax.random.key(0), jnp.zeros((1, 1, 64)))
   # 16,384 draws: the relative error of the variance is sqrt(2 / n) = 1.1 %.

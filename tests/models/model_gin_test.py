@@ -50,9 +50,8 @@ def model_of(module, vocabulary):
 
 
 @pytest.fixture
-def parse(monkeypatch):
-  """Parses files of gin/ plus bindings and returns module and vocabulary."""
-  monkeypatch.setattr(gin.config, '_LOCATION_PREFIXES', [''])
+def parse():
+  """Parses a file of gin/models plus bindings."""
   gin.add_config_file_search_path(str(ROOT))
 
   def run(name, *bindings):

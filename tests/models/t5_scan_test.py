@@ -4,14 +4,15 @@
 
 import functools
 
-from flax import linen as nn
 from flax import traverse_util
-from flax.linen import partitioning as nn_partitioning
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe_peft import inject
+from moe_peft import losses
+from moe_peft.methods import molora
 from moe_peft.models import t5
 
 UNROLLED = t5.T5Config(
@@ -25,56 +26,24 @@ UNROLLED = t5.T5Config(
     mlp_activations=('gelu', 'linear'),
 )
 CONFIGS = {
-    f'{layout}-{policy}': UNROLLED.replace(
-        scan_layers=layout == 'scan', remat_policy=policy
-    )
-    for layout in ('unrolled', 'scan')
-    for policy in ('none', 'minimal', 'full')
+    'unrolled': UNROLLED,
+    'unrolled-full': UNROLLED.replace(remat_policy='full'),
+    'scan': UNROLLED.replace(scan_layers=True),
+    'scan-minimal': UNROLLED.replace(scan_layers=True, remat_policy='minimal'),
+    'scan-full': UNROLLED.replace(scan_layers=True, remat_policy='full'),
 }
 NUM_EXPERTS = 3
 
 
-class Router(nn.Module):
-  """Scales the outputs of a layer by a routed factor and sows its loss."""
-
-  @nn.compact
-  def __call__(self, inputs, outputs):
-    kernel = nn_partitioning.param_with_axes(
-        'kernel',
-        nn.initializers.normal(1.0),
-        (inputs.shape[-1], NUM_EXPERTS),
-        jnp.float32,
-        axes=('mlp', 'unmodeled'),
-        module=self,
-    )
-    probs = jax.nn.softmax(inputs @ kernel)
-    usage = probs.mean((0, 1))
-    loss = NUM_EXPERTS * jnp.sum(jnp.square(usage))
-    self.sow('intermediates', 'auxiliary_loss', loss.reshape(1, 1, 1))
-    self.sow('routing', 'combine_weights', probs)
-    return outputs * (probs @ jnp.arange(1.0, 1 + NUM_EXPERTS))[..., None]
-
-
-class Routed(nn.Module):
-  """The model with a `Router` on every `wo`."""
-
-  module: nn.Module
-
-  def __post_init__(self):
-    super().__post_init__()
-    if self.scope is not None:
-      nn.share_scope(self, self.module)
-
-  @nn.compact
-  def __call__(self, *args, **kwargs):
-    def add_router(next_fun, args, kwargs, context):
-      outputs = next_fun(*args, **kwargs)
-      if context.method_name == '__call__' and context.module.name == 'wo':
-        outputs = Router(name='adapter')(args[0], outputs)
-      return outputs
-
-    with nn.intercept_methods(add_router):
-      return self.module(*args, **kwargs)
+def adapted(name):
+  """The model with MoLoRA on one layer of each kind of input."""
+  molora_factory = functools.partial(
+      molora.MoLoRA, num_experts=NUM_EXPERTS, rank=2
+  )
+  return inject.AdaptedModule(
+      t5.Transformer(CONFIGS[name]),
+      rules=(inject.AdapterRule('.*/(key|wo)', molora_factory),),
+  )
 
 
 def make_batch():
@@ -106,34 +75,36 @@ def to_scan(params):
 
 @functools.cache
 def unrolled_params():
+  """Initial values, but with adapters that do something."""
   tokens = jnp.ones((1, 4), jnp.int32)
-  model = Routed(t5.Transformer(UNROLLED))
-  variables = jax.jit(functools.partial(model.init, enable_dropout=False))(
-      jax.random.key(0), tokens, tokens, tokens
-  )
-  return variables['params']
+  init = functools.partial(adapted('unrolled').init, enable_dropout=False)
+  params = jax.jit(init)(jax.random.key(0), tokens, tokens, tokens)['params']
+  rng = np.random.default_rng(0)
+
+  def fill(path, leaf):
+    if 'adapter' not in jax.tree_util.keystr(path):
+      return leaf
+    return jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32)
+
+  return jax.tree_util.tree_map_with_path(fill, params)
 
 
 @functools.cache
 def run(name, enable_dropout=False):
   """Logits, sown collections and gradients of one configuration."""
-  config = CONFIGS[name]
   params = unrolled_params()
-  if config.scan_layers:
+  if CONFIGS[name].scan_layers:
     params = to_scan(params)
-  batch = make_batch()
 
   def loss(params):
-    logits, state = Routed(t5.Transformer(config)).apply(
+    logits, state = adapted(name).apply(
         {'params': params},
-        *batch,
+        *make_batch(),
         enable_dropout=enable_dropout,
-        rngs={'dropout': jax.random.key(1)},
+        rngs={'dropout': jax.random.key(1)} if enable_dropout else {},
         mutable=['intermediates', 'routing'],
     )
-    sown = jax.tree.leaves(state['intermediates'])
-    assert sown, 'nothing was sown'
-    auxiliary = sum(x.sum() for x in sown)
+    auxiliary = losses.collect(state['intermediates'])['auxiliary_loss']
     return jnp.square(logits).mean() + auxiliary, (logits, state)
 
   grads, (logits, state) = jax.jit(jax.grad(loss, has_aux=True))(params)
@@ -144,86 +115,116 @@ def flatten(tree):
   return traverse_util.flatten_dict(tree, sep='/')
 
 
-def is_bias(path):
-  # The unrolled layout has one bias for a stack; the scan one per layer.
-  return 'relpos_bias' in path
+def by_layer(sown):
+  """Stacks what the layers have sown, `{stack/site/name: [layer, ...]}`."""
+  stacked = {}
+  for path, (values,) in flatten(sown).items():
+    stack, layer, *rest = path.split('/')
+    path = '/'.join([stack, *rest])
+    if layer == stack:
+      stacked[path] = values
+    else:
+      stacked.setdefault(path, [None, None])[int(layer[-1])] = values
+  return {path: jnp.stack(list(values)) for path, values in stacked.items()}
 
 
-@pytest.mark.parametrize('name', [n for n in CONFIGS if n != 'unrolled-none'])
-def test_equals_the_unrolled_model(name):
-  logits, state, grads = run(name)
-  expected_logits, expected_state, expected_grads = run('unrolled-none')
+def assert_same_sown(state, expected):
+  sites = 2 + 3  # Layers with a router in an encoder and a decoder layer.
+  for collection in ('intermediates', 'routing'):
+    got, want = by_layer(state[collection]), by_layer(expected[collection])
+    assert got.keys() == want.keys()
+    names = {path.split('/')[-1] for path in got}
+    assert len(got) == sites * len(names)
+    for path, values in got.items():
+      assert len(values) == 2
+      np.testing.assert_allclose(values, want[path], atol=1e-5, err_msg=path)
+  assert 'auxiliary_loss' in {p.split('/')[-1] for p in flatten(
+      state['intermediates'])}
+
+
+def test_scan_equals_the_unrolled_model():
+  """Logits, sown values and gradients, those of the routers among them."""
+  logits, state, grads = run('scan')
+  expected_logits, expected_state, expected_grads = run('unrolled')
   np.testing.assert_allclose(logits, expected_logits, atol=1e-5)
-
-  scanned = CONFIGS[name].scan_layers
-  for collection, leaf_name in (
-      ('intermediates', 'auxiliary_loss'),
-      ('routing', 'combine_weights'),
-  ):
-    got, expected = flatten(state[collection]), flatten(
-        expected_state[collection]
-    )
-    assert len(expected) == 4
-    for stack in ('encoder', 'decoder'):
-      per_layer = [
-          expected[f'{stack}/layers_{i}/mlp/wo/adapter/{leaf_name}'][0]
-          for i in range(2)
-      ]
-      if scanned:
-        (values,) = got[f'{stack}/{stack}/mlp/wo/adapter/{leaf_name}']
-      else:
-        values = [
-            got[f'{stack}/layers_{i}/mlp/wo/adapter/{leaf_name}'][0]
-            for i in range(2)
-        ]
-      np.testing.assert_allclose(values, jnp.stack(per_layer), atol=1e-5)
-
-  if scanned:
-    expected_grads = to_scan(expected_grads)
-  expected_grads, grads = flatten(expected_grads), flatten(grads)
+  assert_same_sown(state, expected_state)
+  grads, expected_grads = flatten(grads), flatten(to_scan(expected_grads))
   assert expected_grads.keys() == grads.keys()
   for path, expected in expected_grads.items():
-    if scanned and is_bias(path):
-      expected = expected[:, 0]
-      np.testing.assert_allclose(
-          grads[path].sum(1), expected, atol=2e-5, err_msg=path
-      )
-    else:
-      np.testing.assert_allclose(
-          grads[path], expected, atol=2e-5, err_msg=path
-      )
+    got = grads[path]
+    if 'relpos_bias' in path:
+      # The unrolled layout has one bias for a stack; the scan one per layer.
+      expected, got = expected[:, 0], got.sum(1)
+    np.testing.assert_allclose(got, expected, atol=2e-5, err_msg=path)
+  for stack in ('encoder', 'decoder'):
+    kernel = grads[f'{stack}/{stack}/mlp/wo/adapter/router/kernel']
+    assert kernel.shape == (20, 2, NUM_EXPERTS)
+    assert np.all(np.abs(kernel).max((0, 2)) > 1e-4)
 
 
-def test_router_gradients_are_not_zero():
-  _, _, grads = run('scan-full')
-  kernel = grads['encoder']['encoder']['mlp']['wo']['adapter']['kernel']
-  assert kernel.shape == (20, 2, NUM_EXPERTS)
-  assert np.all(np.abs(kernel).max((0, 2)) > 1e-4)
-
-
-@pytest.mark.parametrize('layout', ['unrolled', 'scan'])
-@pytest.mark.parametrize('policy', ['minimal', 'full'])
-def test_remat_repeats_the_dropout_of_the_forward_pass(layout, policy):
-  expected = run(f'{layout}-none', enable_dropout=True)
-  got = run(f'{layout}-{policy}', enable_dropout=True)
-  np.testing.assert_allclose(got[0], expected[0], atol=1e-5)
-  expected, got = flatten(expected[2]), flatten(got[2])
-  for path, leaf in got.items():
-    np.testing.assert_allclose(leaf, expected[path], atol=2e-5, err_msg=path)
-  without = flatten(run(f'{layout}-none')[2])
-  assert any(np.abs(got[p] - without[p]).max() > 1e-2 for p in got)
+@pytest.mark.parametrize(
+    'name', ['unrolled-full', 'scan-minimal', 'scan-full']
+)
+def test_remat_changes_nothing(name):
+  """Also with dropout: the second forward pass repeats the masks."""
+  plain = name.split('-')[0]
+  logits, state, grads = run(name, enable_dropout=True)
+  expected_logits, expected_state, expected_grads = run(
+      plain, enable_dropout=True
+  )
+  np.testing.assert_allclose(logits, expected_logits, atol=1e-5)
+  assert_same_sown(state, expected_state)
+  grads, expected_grads = flatten(grads), flatten(expected_grads)
+  for path, leaf in grads.items():
+    np.testing.assert_allclose(
+        leaf, expected_grads[path], atol=2e-5, err_msg=path
+    )
+  assert np.abs(logits - run(plain)[0]).max() > 1e-2  # Dropout was on.
 
 
 def test_scanned_adapter_parameters_name_the_layer_axis():
   tokens = jnp.ones((1, 4), jnp.int32)
-  for name in ('scan-none', 'scan-full'):
-    model = Routed(t5.Transformer(CONFIGS[name]))
-    variables = jax.eval_shape(
-        lambda model=model: model.init(
-            jax.random.key(0), tokens, tokens, tokens, enable_dropout=False
-        )
+  init = functools.partial(adapted('scan-full').init, enable_dropout=False)
+  variables = jax.eval_shape(init, jax.random.key(0), tokens, tokens, tokens)
+  axes, params = flatten(variables['params_axes']), flatten(variables['params'])
+  adapter = 'encoder/encoder/mlp/wo/adapter'
+  for name, names, shape in (
+      ('lora_a', ('expert', 'layers', 'mlp', 'rank'), (NUM_EXPERTS, 2, 20, 2)),
+      ('lora_b', ('expert', 'layers', 'rank', 'embed'),
+       (NUM_EXPERTS, 2, 2, 12)),
+      ('router/kernel', ('mlp', 'layers', 'unmodeled'), (20, 2, NUM_EXPERTS)),
+  ):
+    assert axes[f'{adapter}/{name}_axes'].names == names
+    assert params[f'{adapter}/{name}'].shape == shape
+
+
+@pytest.mark.parametrize('name', ['unrolled', 'scan'])
+def test_cached_decoding_with_adapters_equals_teacher_forcing(name):
+  params = unrolled_params()
+  params = to_scan(params) if CONFIGS[name].scan_layers else params
+  inputs, shifted, targets = make_batch()
+  model = adapted(name)
+  apply = functools.partial(model.apply, enable_dropout=False)
+  expected = jax.jit(apply)({'params': params}, inputs, shifted, targets)
+  allocate = functools.partial(apply, decode=True, mutable=['cache'])
+  _, variables = allocate({'params': params}, inputs, targets, targets)
+  encoded = apply({'params': params}, inputs, method='encode')
+
+  def step(cache, ids):
+    logits, variables = apply(
+        {'params': params, 'cache': cache},
+        encoded,
+        inputs,
+        ids[:, None],
+        ids[:, None],
+        decode=True,
+        max_decode_length=shifted.shape[1],
+        mutable=['cache'],
+        method='decode',
     )
-    path = 'encoder/encoder/mlp/wo/adapter/kernel'
-    axes = flatten(variables['params_axes'])[f'{path}_axes'].names
-    assert axes == ('mlp', 'layers', 'unmodeled')
-    assert flatten(variables['params'])[path].shape == (20, 2, NUM_EXPERTS)
+    return variables['cache'], logits[:, 0]
+
+  _, logits = jax.lax.scan(step, variables['cache'], shifted.T)
+  np.testing.assert_allclose(
+      jnp.swapaxes(logits, 0, 1), expected, atol=1e-5
+  )

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from moe_peft import errors
+from moe_peft import partitioning
 from moe_peft.models import t5
 
 TINY = t5.T5Config(
@@ -30,10 +31,8 @@ BOTH = pytest.mark.parametrize('config', [TINY, SCAN], ids=['unrolled', 'scan'])
 @functools.cache
 def params_of(config):
   tokens = jnp.ones((1, 4), jnp.int32)
-  variables = t5.Transformer(config).init(
-      jax.random.key(0), tokens, tokens, tokens, enable_dropout=False
-  )
-  return variables['params']
+  init = functools.partial(t5.Transformer(config).init, enable_dropout=False)
+  return jax.jit(init)(jax.random.key(0), tokens, tokens, tokens)['params']
 
 
 def make_batch(seed=0, encoder_length=7, decoder_length=6):
@@ -44,8 +43,16 @@ def make_batch(seed=0, encoder_length=7, decoder_length=6):
   return [jnp.asarray(x, jnp.int32) for x in (inputs, shifted, targets)]
 
 
+@functools.cache
+def jitted(config):
+  return jax.jit(
+      t5.Transformer(config).apply,
+      static_argnames=('enable_dropout', 'decode', 'mutable', 'method'),
+  )
+
+
 def logits_of(config, *batch, **kwargs):
-  return t5.Transformer(config).apply(
+  return jitted(config)(
       {'params': params_of(config)}, *batch, enable_dropout=False, **kwargs
   )
 
@@ -97,11 +104,8 @@ def test_scanned_parameter_tree():
 @BOTH
 def test_every_parameter_dimension_has_an_axis_name(config):
   tokens = jnp.ones((1, 4), jnp.int32)
-  variables = jax.eval_shape(
-      lambda: t5.Transformer(config).init(
-          jax.random.key(0), tokens, tokens, tokens, enable_dropout=False
-      )
-  )
+  init = functools.partial(t5.Transformer(config).init, enable_dropout=False)
+  variables = jax.eval_shape(init, jax.random.key(0), tokens, tokens, tokens)
   names = traverse_util.flatten_dict(variables['params_axes'], sep='/')
   names = {path: leaf.names for path, leaf in names.items()}
   for path, leaf in traverse_util.flatten_dict(
@@ -116,7 +120,10 @@ def test_every_parameter_dimension_has_an_axis_name(config):
 def test_padding_changes_nothing_for_other_tokens(config):
   inputs, shifted, targets = make_batch()
   expected = logits_of(config, inputs, shifted, targets)
-  pad = lambda x: jnp.pad(x, ((0, 0), (0, 3)))
+
+  def pad(x):
+    return jnp.pad(x, ((0, 0), (0, 3)))
+
   # In the padding the decoder's inputs may be anything.
   padded = pad(shifted).at[:, -3:].set(5)
   got = logits_of(config, pad(inputs), padded, pad(targets))
@@ -126,14 +133,14 @@ def test_padding_changes_nothing_for_other_tokens(config):
 @BOTH
 def test_packing_equals_separate_sequences(config):
   first, second = make_batch(1, 5, 4), make_batch(2, 6, 3)
-  packed = [jnp.concatenate(pair, 1) for pair in zip(first, second, strict=True)]
-  ids = lambda a, b: jnp.tile(jnp.repeat(jnp.array([1, 2]),
-                                         jnp.array([a, b])), (2, 1))
+  packed = [
+      jnp.concatenate(pair, 1) for pair in zip(first, second, strict=True)
+  ]
   got = logits_of(
       config,
       *packed,
-      encoder_segment_ids=ids(5, 6),
-      decoder_segment_ids=ids(4, 3),
+      encoder_segment_ids=jnp.tile(jnp.array([1] * 5 + [2] * 6), (2, 1)),
+      decoder_segment_ids=jnp.tile(jnp.array([1] * 4 + [2] * 3), (2, 1)),
       encoder_positions=jnp.tile(jnp.r_[0:5, 0:6], (2, 1)),
       decoder_positions=jnp.tile(jnp.r_[0:4, 0:3], (2, 1)),
   )
@@ -163,7 +170,7 @@ def test_decoder_is_causal_and_encoder_is_not(config):
 def test_bfloat16_is_close_to_float32(config):
   batch = make_batch()
   expected = logits_of(config, *batch)
-  got = t5.Transformer(config.replace(dtype='bfloat16')).apply(
+  got = jitted(config.replace(dtype='bfloat16'))(
       {'params': params_of(config)}, *batch, enable_dropout=False
   )
   assert got.dtype == jnp.float32
@@ -175,10 +182,10 @@ def test_bfloat16_is_close_to_float32(config):
 @BOTH
 def test_jit_equals_eager(config):
   batch = make_batch()
-  jitted = jax.jit(functools.partial(logits_of, config))
-  np.testing.assert_allclose(
-      jitted(*batch), logits_of(config, *batch), atol=1e-5
+  eager = t5.Transformer(config).apply(
+      {'params': params_of(config)}, *batch, enable_dropout=False
   )
+  np.testing.assert_allclose(logits_of(config, *batch), eager, atol=1e-5)
 
 
 def test_tied_logits_are_scaled_products_with_the_embedding():
@@ -192,24 +199,25 @@ def test_tied_logits_are_scaled_products_with_the_embedding():
       },
   }}
   batch = make_batch()
-  got = t5.Transformer(TINY).apply(
-      {'params': untied}, *batch, enable_dropout=False
-  )
+  got = jitted(TINY)({'params': untied}, *batch, enable_dropout=False)
   np.testing.assert_allclose(got, logits_of(tied, *batch), atol=1e-5)
 
 
 @BOTH
 def test_dropout_is_determined_by_its_key(config):
-  model, batch = t5.Transformer(config), make_batch()
-  run = lambda seed: model.apply(
-      {'params': params_of(config)},
-      *batch,
-      rngs={'dropout': jax.random.key(seed)},
-  )
+  batch = make_batch()
+
+  def run(seed):
+    return jitted(config)(
+        {'params': params_of(config)},
+        *batch,
+        rngs={'dropout': jax.random.key(seed)},
+    )
+
   np.testing.assert_array_equal(run(0), run(0))
   assert np.abs(run(0) - run(1)).max() > 0.01
   assert np.abs(run(0) - logits_of(config, *batch)).max() > 0.01
-  without = t5.Transformer(config.replace(dropout_rate=0.0)).apply(
+  without = jitted(config.replace(dropout_rate=0.0))(
       {'params': params_of(config)}, *batch, enable_dropout=True
   )
   np.testing.assert_allclose(without, logits_of(config, *batch), atol=1e-6)
@@ -237,17 +245,10 @@ def test_dropout_differs_between_scanned_layers():
 def cached_logits(config, inputs, shifted):
   """Feeds the decoder's inputs one by one."""
   model, params = t5.Transformer(config), params_of(config)
-  encoded = model.apply(
-      {'params': params}, inputs, enable_dropout=False, method='encode'
-  )
-  _, variables = model.apply(
-      {'params': params},
-      jnp.ones_like(inputs),
-      jnp.ones_like(shifted),
-      jnp.ones_like(shifted),
-      decode=True,
-      enable_dropout=False,
-      mutable=['cache'],
+  encoded = logits_of(config, inputs, method='encode')
+  ones = jnp.ones_like(shifted)
+  _, variables = logits_of(
+      config, jnp.ones_like(inputs), ones, ones, decode=True, mutable='cache'
   )
 
   def step(cache, token):
@@ -316,7 +317,7 @@ def test_packing_errors():
     logits_of(TINY, *batch, **ids)
   ids['decoder_segment_ids'] = jnp.ones((2, 6), jnp.int32)
   with pytest.raises(ValueError, match='step by step'):
-    logits_of(TINY, *batch, **ids, decode=True, mutable=['cache'])
+    logits_of(TINY, *batch, **ids, decode=True, mutable='cache')
 
 
 @pytest.mark.parametrize(
@@ -335,3 +336,20 @@ def test_bad_config_is_a_user_error(field, value):
   tokens = jnp.ones((1, 4), jnp.int32)
   with pytest.raises(errors.UserError, match=f't5.T5Config.{field}'):
     t5.Transformer(config).init(jax.random.key(0), tokens, tokens, tokens)
+
+
+@BOTH
+def test_eight_devices_compute_the_same_logits(config):
+  """Data, expert and model axes of the mesh; heads, MLP and vocabulary split."""
+  config = config.replace(num_heads=4)
+  rng = np.random.default_rng(0)
+  tokens = jnp.asarray(rng.integers(2, 48, (4, 5)), jnp.int32)
+  expected = logits_of(config, tokens, tokens, tokens)
+  mesh = partitioning.make_mesh(2, 2, jax.devices()[:8])
+  apply = functools.partial(t5.Transformer(config).apply, enable_dropout=False)
+  with partitioning.use_mesh(mesh):
+    got = jax.jit(apply)({'params': params_of(config)}, tokens, tokens, tokens)
+  assert got.sharding.spec == jax.sharding.PartitionSpec(
+      ('data', 'expert'), None, 'model'
+  )
+  np.testing.assert_allclose(got, expected, atol=1e-5)
