@@ -6,6 +6,7 @@ The tasks say what is measured: metrics of generated text, or of scored answer
 choices (rank classification). The same tasks give the same numbers under T5X.
 """
 
+import functools
 import json
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, Optional, Tuple
@@ -68,7 +69,7 @@ class Evaluator:
     """Number of batches that `evaluate` runs."""
     rows = self.num_examples
     return sum(
-        -(-rows[task.name] // self._batch_size) * _num_outputs(task)
+        -(-rows[task.name] // self._batch_size) * len(_output_types(task))
         for task in self._seqio.eval_tasks
     )
 
@@ -80,6 +81,9 @@ class Evaluator:
       on_batch: Callable[[], None] = lambda: None,
   ) -> Results:
     """Returns `{task: {metric: value}}`.
+
+    Besides what the tasks measure, tasks that generate get `loss`, in nats per
+    target token.
 
     Args:
       model: The model.
@@ -107,10 +111,24 @@ class Evaluator:
           score_fn=run(score),
           predict_fn=run(generate),
       )
+      losses = {
+          task.name: self._loss(task.name, functools.partial(score, params))
+          for task in self._seqio.eval_tasks
+          if seqio.metrics.ModelOutputType.SCORE not in _output_types(task)
+      }
     return {
         task: {name: float(_value(v)) for name, v in values.items()}
+        | ({'loss': losses[task]} if task in losses else {})
         for task, values in metrics.result().items()
     }
+
+  def _loss(self, task: str, score: Callable[[Any], jax.Array]) -> float:
+    """Mean negative log-likelihood of the targets, nats per token."""
+    total = tokens = 0.0
+    for _, batch in self._batches(self._seqio.cached_model_datasets[task]):
+      total -= float(score(batch).sum())
+      tokens += float(batch['decoder_loss_weights'].sum())
+    return total / tokens
 
   def batches(self) -> Iterator[Tuple[str, dict[str, jax.Array]]]:
     """All batches as (task, features), rows of filling are padding."""
@@ -150,8 +168,8 @@ class Evaluator:
       }
 
 
-def _num_outputs(task: seqio.Task) -> int:
-  return len({metric.model_output_type for metric in task.metric_objs})
+def _output_types(task: seqio.Task) -> set[seqio.metrics.ModelOutputType]:
+  return {metric.model_output_type for metric in task.metric_objs}
 
 
 def _value(metric: Any) -> Any:

@@ -73,7 +73,9 @@ def build() -> experiment_lib.Experiment:
 
 
 def use_compilation_cache() -> None:
-  """Keeps compiled programs between runs."""
+  """Keeps compiled programs between runs, unless JAX is told where."""
+  if jax.config.jax_compilation_cache_dir is not None:
+    return
   cache = os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')
   jax.config.update(
       'jax_compilation_cache_dir', str(Path(cache) / 'moe_peft' / 'jax')

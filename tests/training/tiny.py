@@ -28,6 +28,16 @@ SIZES = {
     'RANK': 2,
 }
 
+# Undoes the small sizes: those of gin/models/tiny_t5.gin.
+FULL_SIZES = {
+    't5.T5Config.emb_dim': 128,
+    't5.T5Config.num_heads': 4,
+    't5.T5Config.head_dim': 32,
+    't5.T5Config.mlp_dim': 384,
+    't5.T5Config.num_encoder_layers': 3,
+    't5.T5Config.num_decoder_layers': 3,
+}
+
 
 def load(model_dir: Any, method: str = 'molora', **bindings: Any) -> None:
   """Loads the gin configuration of a tiny experiment."""
