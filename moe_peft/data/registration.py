@@ -15,7 +15,6 @@ from moe_peft.data import preprocessors
 from moe_peft.data import rows as rows_lib
 from moe_peft.evaluation import metrics
 
-
 RowsFn = Callable[[], Mapping[str, Sequence[rows_lib.Row]]]
 
 
