@@ -10,6 +10,7 @@ import argparse
 import ast
 import contextlib
 import difflib
+import importlib
 import importlib.util  # noqa: F401  (gin relies on somebody's import)
 import inspect
 import logging
@@ -87,8 +88,7 @@ def rewrite_gin_args(args: Sequence[str]) -> list[str]:
 
 def run(main: Callable[[Sequence[str]], Optional[int]]) -> None:
   """Runs a command line; user errors end it in one line with status 2."""
-  # TensorFlow and SeqIO serve the input pipeline; their notes help nobody.
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  # SeqIO and Orbax log much that helps nobody here.
   absl.logging.set_verbosity(absl.logging.ERROR)
   try:
     sys.exit(main(rewrite_gin_args(sys.argv[1:])) or 0)
@@ -118,6 +118,7 @@ def load_gin(
   """
   import gin
 
+  _import_tensorflow()
   gin.clear_config()
   folders = [p for p in search_paths.split(',') if p]
   folders += [str(folder) for folder in RESOURCE_DIRS]
@@ -144,6 +145,19 @@ def load_gin(
     raise errors.UserError(f'Values are missing; add {flags}')
   with _gin_errors():
     gin.finalize()
+
+
+def _import_tensorflow() -> None:
+  """Imports TensorFlow without the notes that its libraries print."""
+  sys.stderr.flush()
+  stderr = os.dup(2)
+  with open(os.devnull, 'w') as nothing:
+    os.dup2(nothing.fileno(), 2)
+  try:
+    importlib.import_module('tensorflow')
+  finally:
+    os.dup2(stderr, 2)
+    os.close(stderr)
 
 
 def load_run(args: argparse.Namespace) -> None:

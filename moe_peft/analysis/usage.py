@@ -16,7 +16,9 @@ from moe_peft import trainable
 
 _SITE = re.compile(r'(?P<path>.*)/adapter/combine_weights')
 # Cross-attention keys and values are made from encoder positions.
-_READS_ENCODER = re.compile(r'encoder/.*|.*encoder_decoder_attention/(key|value)')
+_READS_ENCODER = re.compile(
+    r'encoder/.*|.*encoder_decoder_attention/(key|value)'
+)
 
 
 def write_routing(
@@ -57,10 +59,11 @@ def write_routing(
       task: {site: h / count for site, (_, h, count) in values.items()}
       for task, values in sums.items()
   }
+  num_experts = {s: len(load) for s, load in next(iter(means.values())).items()}
   path.write_text(
       json.dumps({
           'tasks': list(sums),
-          'sites': [_describe(s, len(means[next(iter(sums))][s])) for s in sites],
+          'sites': [_describe(s, num_experts[s]) for s in sites],
           'load': [[means[t][s].tolist() for s in sites] for t in sums],
           'entropy': [[float(entropies[t][s]) for s in sites] for t in sums],
       }),

@@ -41,7 +41,8 @@ class Experiment:
     seed: Seed of initialisation, shuffling and dropout.
     eval_period: Steps between evaluations; 0 evaluates at the end only.
     eval_batch_size: Rows of an evaluation batch.
-    eval_examples: Examples of each task at most; None for all.
+    eval_examples: Rows of each task at most, None for all. An answer choice
+      counts as a row.
     eval_split: Split of the evaluations during and after training.
     checkpoint_period: Steps between checkpoints.
     checkpoints_to_keep: Number of newest checkpoints kept.

@@ -26,11 +26,13 @@ class TrainState:
 
   Attributes:
     step: `<int32>[]`, number of finished steps.
+    seed: `<uint32>[]`; dropout of a step draws from seed and step.
     params: Trainable parameters by path.
     opt_state: State of the optimizer; frozen parameters have none.
   """
 
   step: Array
+  seed: Array
   params: Params
   opt_state: Any
 
@@ -45,11 +47,11 @@ def init_state(setup: experiment_lib.Setup) -> TrainState:
         setup.experiment.optimizer.init,
         out_shardings=opt_state_shardings(setup),
     )(setup.trainable)
-    step = jax.device_put(
-        jnp.zeros((), jnp.int32), partitioning.replicated(setup.mesh)
+    step, seed = jax.device_put(
+        (jnp.int32(0), jnp.uint32(setup.experiment.seed)),
+        partitioning.replicated(setup.mesh),
     )
-  return TrainState(step=step, params=dict(setup.trainable),
-                    opt_state=opt_state)
+  return TrainState(step, seed, dict(setup.trainable), opt_state)
 
 
 def opt_state_shardings(setup: experiment_lib.Setup) -> Any:
@@ -77,6 +79,7 @@ def make_train_step(setup: experiment_lib.Setup) -> TrainStep:
   replicated = partitioning.replicated(setup.mesh)
   state_shardings = TrainState(
       step=replicated,
+      seed=replicated,
       params={k: setup.shardings[k] for k in setup.trainable},
       opt_state=opt_state_shardings(setup),
   )
@@ -103,7 +106,7 @@ def _step_fn(experiment: experiment_lib.Experiment) -> TrainStep:
   model, optimizer = experiment.model, experiment.optimizer
 
   def step_fn(state, frozen, batch):
-    rng = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
+    rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
     grads, metrics = _accumulate(
         model, state.params, frozen, batch, rng, experiment.num_microbatches
     )
@@ -114,7 +117,7 @@ def _step_fn(experiment: experiment_lib.Experiment) -> TrainStep:
         'grad_norm': optax.global_norm(grads),
         'steps': jnp.ones(()),
     }
-    state = TrainState(
+    state = state.replace(
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
         opt_state=opt_state,

@@ -1,0 +1,68 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Tests that a built wheel holds all it needs, wherever it is used."""
+
+from pathlib import Path
+import subprocess
+import sys
+
+import pytest
+
+_ROOT = Path(__file__).parents[1]
+
+_SCRIPT = """
+import sys
+from moe_peft import command_line
+assert str(command_line.PACKAGE_DIR).startswith(sys.argv[1])
+command_line.RESOURCE_DIRS = command_line.RESOURCE_DIRS[:1]
+for name in ('configs/quickstart.gin', 'gin/methods/molora.gin',
+             'bases/tiny_t5/model.safetensors'):
+  assert command_line.resource(name).is_file(), name
+command_line.load_gin(['configs/quickstart.gin'], ['TRAIN_STEPS=3'])
+"""
+
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+  """An empty folder into which the wheel is installed."""
+  folder = tmp_path_factory.mktemp('wheel')
+  pip = [sys.executable, '-m', 'pip', '--quiet', '--no-input']
+  subprocess.run(
+      [*pip, 'wheel', '--no-deps', '--wheel-dir', str(folder), str(_ROOT)],
+      check=True,
+  )
+  (wheel,) = folder.glob('moe_peft_jax-*.whl')
+  subprocess.run(
+      [*pip, 'install', '--no-deps', '--target', str(folder / 'site'),
+       str(wheel)],
+      check=True,
+  )
+  return folder / 'site'
+
+
+def test_gin_files_and_the_base_are_found_from_any_folder(site, tmp_path):
+  subprocess.run(
+      [sys.executable, '-c', _SCRIPT, str(site)],
+      check=True,
+      cwd=tmp_path,
+      env={'PYTHONPATH': str(site), 'TF_CPP_MIN_LOG_LEVEL': '3',
+           'HOME': str(tmp_path)},
+  )
+
+
+def test_the_wheel_holds_nothing_else(site):
+  top = {path.name for path in site.iterdir()}
+  assert {name for name in top if not name.endswith('.dist-info')} <= {
+      'moe_peft', 'bin'
+  }
+
+
+def test_importing_the_package_loads_no_other_framework():
+  code = (
+      'import sys, moe_peft\n'
+      'from moe_peft import inject\n'
+      'from moe_peft.methods import molora\n'
+      'bad = {"tensorflow", "torch", "t5x", "seqio"} & set(sys.modules)\n'
+      'assert not bad, bad\n'
+  )
+  subprocess.run([sys.executable, '-c', code], check=True)
