@@ -17,6 +17,8 @@ from moe_peft import errors
 from moe_peft import inject
 from moe_peft import partitioning
 from moe_peft import routing
+from moe_peft.methods import bottleneck
+from moe_peft.methods import hydralora
 from moe_peft.methods import molora
 
 BATCH, LENGTH, IN, OUT, NUM_EXPERTS, RANK = 8, 12, 16, 24, 4, 3
@@ -197,3 +199,131 @@ def collectives(hlo):
     ]
     found.append((kind, max(sizes)))
   return found
+
+
+def collectives_of(execution):
+  """Collectives of a compiled step (loss and all gradients), expert = 4."""
+  mesh = partitioning.make_mesh(*MESHES['2x4x1'])
+  with partitioning.use_mesh(mesh):
+    function, args = sharded(execution, 'capacity', 'full', mesh)
+    return collectives(function.lower(*args).compile().as_text())
+
+
+# Elements of the arrays that may be gathered: the kernels, not the tokens.
+LARGEST_KERNEL = NUM_EXPERTS * RANK * max(IN, OUT)
+TOKENS_PER_DATA_SHARD = BATCH // 2 * LENGTH
+
+
+def test_einsum_moves_tokens_by_all_to_all():
+  found = collectives_of('einsum')
+  kinds = {kind for kind, _ in found}
+  assert 'all-to-all' in kinds
+  # Gradients of kernels are summed over data; nothing else is communicated.
+  assert kinds <= {'all-to-all', 'all-reduce', 'all-gather'}
+  for kind, size in found:
+    if kind in ('all-gather', 'all-reduce'):
+      assert size < TOKENS_PER_DATA_SHARD * IN, (kind, size)
+
+
+def test_all_experts_moves_kernels_and_no_tokens():
+  found = collectives_of('all_experts')
+  assert {kind for kind, _ in found} <= {
+      'all-gather', 'all-reduce', 'reduce-scatter'
+  }
+  assert any(kind == 'all-gather' for kind, _ in found)
+  assert max(size for _, size in found) <= LARGEST_KERNEL
+
+
+def shapes_in(jaxpr):
+  """Shapes of every value in a jaxpr and in what it calls."""
+  for equation in jaxpr.eqns:
+    for variable in equation.outvars:
+      yield variable.aval.shape
+    for parameter in jax.tree.leaves(
+        equation.params, is_leaf=lambda x: hasattr(x, 'eqns')
+    ):
+      inner = getattr(parameter, 'jaxpr', parameter)
+      if hasattr(inner, 'eqns'):
+        yield from shapes_in(inner)
+
+
+def largest(execution):
+  adapter = make(execution, 'capacity')
+  params, _ = some_params(adapter)
+  function = functools.partial(loss_and_grads, adapter)
+  jaxpr = jax.make_jaxpr(function)(params, *arrays(), TOKENS['full'])
+  return max(int(np.prod(shape)) for shape in shapes_in(jaxpr.jaxpr))
+
+
+def test_all_experts_never_builds_experts_times_features():
+  # Also going back: nothing is larger than the outputs themselves.
+  assert largest('all_experts') <= BATCH * LENGTH * OUT
+  assert largest('einsum') > BATCH * LENGTH * OUT  # The check can fail.
+
+
+def choice(execution='auto', num_experts=4, rank=4, selected=2, slots=8):
+  result = routing.Routing(
+      *(jnp.zeros((1, 64, num_experts)),) * 3,
+      valid=None,
+      metrics={},
+      num_selected=selected,
+      group_size=64,
+      expert_capacity=slots,
+  )
+  return dispatch.choose(execution, result, num_experts, rank)
+
+
+def test_auto_follows_the_cost_model():
+  # Per token and feature: 4 * 4 = 16 against 4 * 8 = 32 slots.
+  assert choice() == 'all_experts'
+  # 8 experts of rank 64: 512; 8 * 8 slots + 64 / 64 * 64 = 128; 2 * 164.
+  assert choice(num_experts=8, rank=64) == 'einsum'
+  # Big experts without a limit: 4096; 64 * 64 slots; 1 * (64 + 100).
+  assert choice(num_experts=64, rank=64, selected=1, slots=64) == 'ragged'
+  assert choice('einsum') == 'einsum'
+  assert dispatch.choose('auto', None, 1, 4) == 'all_experts'
+
+
+def test_auto_logs_the_reason_once(caplog):
+  dispatch._log_once.cache_clear()
+  with caplog.at_level('INFO', logger='absl'):
+    for _ in range(3):
+      choice(rank=5)
+  assert [r.message for r in caplog.records if 'rank 5' in r.message] == [
+      'execution = auto: all_experts, the cheapest of all_experts 20, einsum '
+      '34.5, ragged 210 (multiplications per token and feature; 4 experts of '
+      'rank 5, groups of 64 tokens, 8 slots).'
+  ]
+
+
+def test_unknown_execution():
+  with pytest.raises(errors.UserError, match='all_experts, einsum, ragged'):
+    choice('fastest')
+
+
+def test_a_mesh_that_does_not_divide():
+  mesh = partitioning.make_mesh(4, 1)
+  adapter = molora.MoLoRA(site=SITE, num_experts=6)
+  inputs, outputs, _ = arrays()
+  with partitioning.use_mesh(mesh):
+    with pytest.raises(errors.UserError, match='NUM_EXPERT_PARTITIONS = 4'):
+      jax.eval_shape(adapter.init, jax.random.key(0), inputs, outputs)
+
+
+@pytest.mark.parametrize('execution', ['einsum', 'ragged'])
+@pytest.mark.parametrize(
+    'method',
+    [hydralora.HydraLoRA, bottleneck.Bottleneck],
+    ids=['hydralora', 'bottleneck'],
+)
+def test_other_methods_agree(execution, method):
+  results = []
+  for name in ('all_experts', execution):
+    adapter = make(name, 'expert dropout, capacity', method)
+    params, _ = some_params(adapter)
+    results.append(
+        jax.jit(functools.partial(loss_and_grads, adapter))(
+            params, *arrays(), TOKENS['packed']
+        )
+    )
+  assert_close(*reversed(results))
