@@ -37,10 +37,11 @@ def load_base(path: str, expected: Params) -> dict[str, np.ndarray]:
     path: A folder with `model.safetensors` (keys are parameter paths), such a
       file, or an Orbax checkpoint; looked for as given, then among the files
       that ship with moe_peft.
-    expected: Shapes by path of the parameters that the model needs.
+    expected: Shapes by path of the parameters that the model needs. Those of
+      adapters may be absent.
 
   Returns:
-    `{path: array}`, exactly the expected paths.
+    `{path: array}`, the expected paths.
 
   Raises:
     errors.UserError: If nothing readable lies there, or if the checkpoint is
@@ -56,7 +57,7 @@ def load_base(path: str, expected: Params) -> dict[str, np.ndarray]:
       ) from error
   params = _read_arrays(folder)
   _check_shapes(folder, params, expected)
-  return {name: params[name] for name in expected}
+  return {name: params[name] for name in expected if name in params}
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -84,7 +85,9 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check_shapes(path: Path, params: Params, expected: Params) -> None:
-  missing = sorted(set(expected) - set(params))
+  missing = sorted(
+      k for k in set(expected) - set(params) if not trainable.is_adapter(k)
+  )
   unused = sorted(
       k for k in set(params) - set(expected) if not trainable.is_adapter(k)
   )

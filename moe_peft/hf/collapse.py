@@ -187,6 +187,9 @@ def _collapse_site(site, gates, rank) -> sites_lib.AdaptedSite:
   lora_a, lora_b = site.tensors['lora_a'], site.tensors['lora_b']
   if gates is None:
     gates = np.ones(1)
+  if lora_a.shape[0] == 1:  # One for all experts, or the only one.
+    lora_b = np.einsum('e,ero->ro', gates, lora_b)[None]
+    gates = np.ones(1)
   scale = gates * site.spec['alpha'] / site.spec['rank']
   down = np.concatenate(list(lora_a), axis=1)
   up = np.concatenate(list(lora_b * scale[:, None, None]), axis=0)

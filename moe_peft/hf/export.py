@@ -210,10 +210,11 @@ def _write_experts(folder, trained, sites, out) -> None:
   folders.save_tensors(folder / 'router.safetensors', routers)
   tokenizer.write(folder, trained)
   note = (
-      '**Not equal to the trained model.** Each `expert_N` is one expert alone, '
-      'for inspection; `router.safetensors` holds the routers. No call of PEFT '
-      'combines them as the model does: a mean, a sum or `add_weighted_adapter` '
-      'computes something else. For the same results use `--format peft`.'
+      '**Not equal to the trained model.** Each `expert_N` is one expert '
+      'alone, for inspection; `router.safetensors` holds the routers. No call '
+      'of PEFT combines them as the model does: a mean, a sum or '
+      '`add_weighted_adapter` computes something else. For the same results '
+      'use `--format peft`.'
   )
   card.write(folder, trained, sites, 'experts', trained.base_model, [note])
 
@@ -227,9 +228,12 @@ def _one_expert(site, index: int) -> sites_lib.AdaptedSite:
   return dataclasses.replace(
       site,
       method={'low_rank': 'LoRA', 'vector': 'IA3'}[site.spec['kind']],
-      spec={**site.spec, 'num_experts': 1, 'router': None},
+      spec={
+          **site.spec, 'num_experts': 1, 'router': None, 'shared_a': False
+      },
+      # A shared lora_a has one entry, which every expert gets.
       tensors={
-          name: array[index : index + 1]
+          name: array[index : index + 1] if len(array) > 1 else array
           for name, array in site.tensors.items()
           if name in names
       },
@@ -244,9 +248,9 @@ def _write_collapsed(folder, trained, collapsed, out, calibration) -> None:
   losses = collapsed.losses
   note = (
       f'**Not equal to the trained model.** {sites_lib.methods(trained.sites)} '
-      'routes token by token; here each expert has a constant weight, its mean '
-      f'over {collapsed.num_examples} examples of `{calibration}`. Mean loss of '
-      'a target token on the same examples, in nats:'
+      'routes token by token; here each expert has a constant weight, its '
+      f'mean over {collapsed.num_examples} examples of `{calibration}`. Mean '
+      'loss of a target token on the same examples, in nats:'
       '\n\n| routed | collapsed (this) | bare base |\n| --- | --- | --- |\n'
       f'| {losses["routed"]:.4f} | {losses["collapsed"]:.4f} | '
       f'{losses["base"]:.4f} |\n\n'

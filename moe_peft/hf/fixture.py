@@ -36,8 +36,10 @@ def write(
   """
   rng = np.random.default_rng(0)
   vocab_size = trained.config.vocab_size
-  draw = lambda length: rng.integers(3, vocab_size, (2, length), dtype=np.int32)
-  inputs, decoder_inputs = draw(_ENCODER_LENGTH), draw(_DECODER_LENGTH)
+  inputs, decoder_inputs = (
+      rng.integers(3, vocab_size, (2, length), dtype=np.int32)
+      for length in (_ENCODER_LENGTH, _DECODER_LENGTH)
+  )
   inputs[1, _ENCODER_LENGTH // 2 :] = 0
   decoder_inputs[:, 0] = 0
   logits = trained.logits(inputs, decoder_inputs, params)

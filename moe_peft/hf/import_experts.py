@@ -177,6 +177,6 @@ def _stack(params, config) -> dict[str, np.ndarray]:
     number = getattr(config, f'num_{stack}_layers')
     zero = np.zeros_like(next(iter(layers.values())))
     result[path] = np.stack(
-        [layers.get(i, zero) for i in range(number)], t5.PARAM_SCAN_AXIS
+        [layers.get(i, zero) for i in range(number)], names.SCAN_AXIS
     )
   return result

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adapters without a router become part of the weights."""
 
-from typing import Any, Callable, Mapping
+from typing import Any, Callable
 
 import numpy as np
 

@@ -24,6 +24,8 @@ from moe_peft import errors
 from moe_peft.models import t5
 
 LAYOUTS = ('t5', 'scan', 'unrolled')
+# Where the layers stand in a scanned stack, here and in T5X's checkpoints.
+SCAN_AXIS = 1
 EMBEDDING = 'token_embedder/embedding'
 LOGITS = 'decoder/logits_dense/kernel'
 HF_EMBEDDINGS = (
@@ -84,7 +86,7 @@ class Entry:
     layers = [
         (x.T if self.transpose else x).reshape(self.shape) for x in arrays
     ]
-    return np.stack(layers, axis=1) if self.stacked else layers[0]
+    return np.stack(layers, axis=SCAN_AXIS) if self.stacked else layers[0]
 
   def revert(self, parameter: np.ndarray) -> Iterator[Tuple[str, np.ndarray]]:
     """Yields the sources' names and values."""
@@ -254,6 +256,6 @@ def unstack(
       continue
     for index in range(num_layers[stack]):
       result[f'{stack}/layers_{index}/{tail}'] = np.take(
-          array, index, axis=t5.PARAM_SCAN_AXIS
+          array, index, axis=SCAN_AXIS
       )
   return result

@@ -157,7 +157,7 @@ def single_file(module: str) -> str:
   experts = (here / 'torch_experts.py').read_text('utf-8')
   body = experts[experts.index('import torch\n') :]
   marker = re.compile(
-      r'# Exported folders hold one file.*\nfrom moe_peft\.hf.*\n'
+      r'# Exported folders hold one file.*\n(from moe_peft\.hf.*\n)+'
   )
   joined, count = marker.subn(lambda _: body, source)
   if count != 1:

@@ -12,13 +12,14 @@ from typing import Any, Optional
 
 from peft.config import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import peft_types
-import torch
 from torch import nn
 
-# Exported folders hold one file: the next line gives way to what it imports.
-from moe_peft.hf.torch_experts import Experts, run_adapted
+# Exported folders hold one file: the next lines give way to what they import.
+from moe_peft.hf.torch_experts import Experts
+from moe_peft.hf.torch_experts import run_adapted
 
 NAME = 'MOE_PEFT'
 

@@ -6,10 +6,12 @@ import re
 from typing import Optional
 
 from torch import nn
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import T5Config
+from transformers import T5ForConditionalGeneration
 
-# Exported folders hold one file: the next line gives way to what it imports.
-from moe_peft.hf.torch_experts import Experts, run_adapted
+# Exported folders hold one file: the next lines give way to what they import.
+from moe_peft.hf.torch_experts import Experts
+from moe_peft.hf.torch_experts import run_adapted
 
 
 class MoePeftT5Config(T5Config):

@@ -21,18 +21,37 @@ from moe_peft import inject
 from moe_peft import routing
 from moe_peft import trainable
 from moe_peft.hf import names
+from moe_peft.methods import adamole
+from moe_peft.methods import hydralora
 from moe_peft.methods import ia3
 from moe_peft.methods import lora
+from moe_peft.methods import moelora
+from moe_peft.methods import mola
 from moe_peft.methods import molora
+from moe_peft.methods import mosld
 from moe_peft.methods import mov
+from moe_peft.methods import sira
+from moe_peft.methods import smoe_dropout
+from moe_peft.methods import smora
 
-# Exact classes: a subclass may compute something else.
+# Exact classes: another subclass may compute something else. These differ from
+# MoLoRA, with one or several `lora_a`, and MoV only in training and routing.
 _KINDS = {
     molora.MoLoRA: 'low_rank',
     lora.LoRA: 'low_rank',
+    sira.SiRA: 'low_rank',
+    moelora.MoELoRA: 'low_rank',
+    hydralora.HydraLoRA: 'low_rank',
+    mosld.MoSLD: 'low_rank',
+    adamole.AdaMoLE: 'low_rank',
+    smora.SMoRA: 'low_rank',
+    mola.MoLA: 'low_rank',
+    smoe_dropout.SMoEDropout: 'low_rank',
     mov.MoV: 'vector',
     ia3.IA3: 'vector',
 }
+# It overrides what happens while training only.
+_TRAINING_ROUTERS = (smoe_dropout.SMoEDropoutRouter,)
 _PARAMS = {'low_rank': ('lora_a', 'lora_b'), 'vector': ('scaling',)}
 # Parameters of a router, and what the exported tensors are called.
 _ROUTER_PARAMS = {
@@ -52,7 +71,7 @@ class AdaptedSite:
     method: Name of the adapter's class.
     spec: What the adapter computes, as `torch_experts.Experts` reads it.
     tensors: The adapter's arrays by the names that `Experts` gives them.
-      `lora_a` [num_experts, in, rank], `lora_b` [num_experts, rank, out],
+      `lora_a` [num_experts or 1, in, rank], `lora_b` [num_experts, rank, out],
       `scaling` [num_experts, out], `router` [in, num_experts].
   """
 
@@ -95,10 +114,9 @@ def read(
   specs = {}
   for path, adapter in adapters.items():
     layer = path.removesuffix(f'/{inject.ADAPTER_SCOPE}')
-    router = next(
-        (r for p, r in routers.items() if p.startswith(f'{path}/')), None
+    specs[layer] = _spec(
+        layer, adapter, routers.get(f'{path}/router'), module.rules
     )
-    specs[layer] = _spec(layer, adapter, router, module.rules)
   config = module.module.config
   num_layers = {
       'encoder': config.num_encoder_layers,
@@ -181,12 +199,23 @@ def _spec(layer, adapter, router, rules) -> dict[str, Any]:
   return spec
 
 
+def _only_options(cls: type) -> bool:
+  """Whether a router at evaluation is `routing.Router` with options."""
+  if cls in _TRAINING_ROUTERS:
+    return True
+  return issubclass(cls, routing.Router) and all(
+      getattr(cls, name) is function
+      for name, function in vars(routing.Router).items()
+      if callable(function) and (name == '__call__' or name[:2] != '__')
+  )
+
+
 def _router_spec(layer, method, router) -> dict[str, Any]:
   where = f'{method} (at {layer}) cannot be exported: '
-  if type(router) is not routing.Router:
+  if not _only_options(type(router)):
     raise errors.UserError(
-        f'{where}its router is a {type(router).__name__}, and only '
-        'routing.Router can be.'
+        f'{where}its router is a {type(router).__name__}, which does more '
+        'than to set options of routing.Router.'
     )
   if router.selection == 'expert_choice':
     raise errors.UserError(
@@ -236,6 +265,7 @@ def _site(layer, tensors, specs) -> AdaptedSite:
         f'{spec["method"]} has {sorted(expected)}.'
     )
   if spec['kind'] == 'low_rank':
+    spec['shared_a'] = renamed['lora_a'].shape[0] < spec['num_experts']
     spec['in_features'] = renamed['lora_a'].shape[1]
     spec['out_features'] = renamed['lora_b'].shape[2]
   else:

@@ -19,7 +19,8 @@ class Experts(nn.Module):
     spec: What is computed.
       kind: 'low_rank' (LoRA, MoLoRA) or 'vector' ((IA)^3, MoV).
       num_experts, in_features, out_features: Sizes.
-      rank, alpha: Of low-rank experts.
+      rank, alpha, shared_a: Of low-rank experts; the last says that all
+        have the same `lora_a` (HydraLoRA).
       residual, num_heads, site_input: Of vectors: whether missing weight
         counts as the identity; heads that are routed one by one; whether the
         layer's inputs are scaled instead of its outputs.
@@ -31,24 +32,24 @@ class Experts(nn.Module):
     super().__init__()
     self.spec = spec
     experts = spec['num_experts']
-    new = lambda *shape: nn.Parameter(torch.zeros(*shape))
     if spec['kind'] == 'low_rank':
-      self.lora_a = new(experts, spec['rank'], spec['in_features'])
-      self.lora_b = new(experts, spec['out_features'], spec['rank'])
+      num_a = 1 if spec['shared_a'] else experts
+      self.lora_a = _zeros(num_a, spec['rank'], spec['in_features'])
+      self.lora_b = _zeros(experts, spec['out_features'], spec['rank'])
       routed = spec['in_features']
     else:
-      self.scaling = new(experts, spec['out_features'])
+      self.scaling = _zeros(experts, spec['out_features'])
       routed = spec['out_features'] // spec['num_heads']
     router = spec['router']
     if router is None:
       return
     if router['selection'] != 'uniform':
-      self.router = new(experts, routed)
+      self.router = _zeros(experts, routed)
     if router['selection'] == 'threshold':
-      self.threshold_router = new(1, routed)
-      self.threshold_bias = new(1)
+      self.threshold_router = _zeros(1, routed)
+      self.threshold_bias = _zeros(1)
     if router['balancing_bias']:
-      self.router_bias = new(experts)
+      self.router_bias = _zeros(experts)
 
   def reset_parameters(self):
     """Values with which training begins: the layer is as it was."""
@@ -100,11 +101,11 @@ class Experts(nn.Module):
 
     The experts are combined at rank r: no `[..., num_experts, out_features]`.
     """
-    experts, rank, _ = self.lora_a.shape
+    num_a, rank, _ = self.lora_a.shape
     hidden = F.linear(inputs.to(self.lora_a.dtype), self.lora_a.flatten(0, 1))
     if self.spec['router'] is not None:
       weights = self.route(inputs).to(hidden.dtype)
-      hidden = hidden.unflatten(-1, (experts, rank)) * weights.unsqueeze(-1)
+      hidden = hidden.unflatten(-1, (num_a, rank)) * weights.unsqueeze(-1)
       hidden = hidden.flatten(-2)
     up = self.lora_b.transpose(0, 1).flatten(1)
     return F.linear(hidden, up) * (self.spec['alpha'] / rank)
@@ -122,6 +123,10 @@ class Experts(nn.Module):
         '...he,ehd->...hd', weights.to(vectors.dtype), vectors
     ).flatten(-2)
     return 1 + scale if self.spec['residual'] else scale
+
+
+def _zeros(*shape):
+  return nn.Parameter(torch.zeros(*shape))
 
 
 def run_adapted(layer, experts, inputs, *args, **kwargs):

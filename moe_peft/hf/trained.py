@@ -161,7 +161,10 @@ def hf_shapes(trained: Trained) -> dict[str, Any]:
       cannot hold.
   """
   params, config = trained.base_params, trained.config
-  read = lambda path: np.asarray(params[path], np.float32)
+
+  def read(path):
+    return np.asarray(params[path], np.float32)
+
   width = (config.vocab_size, config.emb_dim)
   tensors = {'shared.weight': (width, lambda: read(names.EMBEDDING))}
   if not config.logits_via_embedding:

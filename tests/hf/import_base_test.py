@@ -3,7 +3,10 @@
 """Imported bases compute what transformers computes; bad folders are named."""
 
 import json
+import sys
+import tracemalloc
 
+import gin
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -12,9 +15,11 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from moe_peft import checkpoints
+from moe_peft import command_line
 from moe_peft import errors
 from moe_peft import trainable
 from moe_peft.hf import import_base
+from moe_peft.hf import names
 from moe_peft.models import t5
 from tests.hf import conftest as models
 
@@ -76,3 +81,262 @@ def test_logits_equal_those_of_transformers(tmp_path, hf, name, layout):
   difference = np.abs(jax_logits(ours, params, encoder, decoder) - theirs)
   assert np.abs(theirs).max() > 1
   assert difference.max() < 1e-5 * np.abs(theirs).max()
+
+
+@pytest.mark.hf
+def test_wrong_conversions_differ_by_whole_logits(tmp_path, hf):
+  config = models.SMALL
+  folder = models.write_model(
+      tmp_path / 'hf', config, models.random_tensors(config)
+  )
+  ours = import_base.import_base(folder, tmp_path / 'base')
+  params = checkpoints.load_base(str(tmp_path / 'base'), shapes_of(ours))
+  encoder, decoder = models.token_ids(config['vocab_size'])
+  theirs = torch_logits(hf, folder, encoder, decoder)
+  attention = 'encoder/layers_0/attention'
+  mlp = 'decoder/layers_1/mlp'
+  for one, two in (
+      (f'{attention}/query/kernel', f'{attention}/key/kernel'),
+      (f'{mlp}/wi_0/kernel', f'{mlp}/wi_1/kernel'),
+      (
+          'encoder/relpos_bias/rel_embedding',
+          'decoder/relpos_bias/rel_embedding',
+      ),
+  ):
+    swapped = {**params, one: params[two], two: params[one]}
+    difference = jax_logits(ours, swapped, encoder, decoder) - theirs
+    assert np.abs(difference).max() > 0.05, one
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize('own_head', [True, False])
+def test_heads_written_by_transformers_5(tmp_path, hf, own_head):
+  """Tied or not, scaled or not: the four cases of the output layer."""
+  for scaled in (True, False):
+    config = {
+        **models.SMALL,
+        'tie_word_embeddings': True,
+        'scale_decoder_outputs': scaled,
+    }
+    tensors = models.random_tensors({**config, 'tie_word_embeddings': own_head})
+    tensors.pop('lm_head.weight', None)
+    if own_head:
+      head = np.random.default_rng(1).normal(0, 1, (96, 24))
+      tensors['lm_head.weight'] = head.astype(np.float32)
+    name = f'{scaled}'
+    folder = models.write_model(tmp_path / name / 'hf', config, tensors)
+    ours = import_base.import_base(folder, tmp_path / name / 'base')
+    assert ours.logits_via_embedding == (scaled and not own_head)
+    params = checkpoints.load_base(
+        str(tmp_path / name / 'base'), shapes_of(ours)
+    )
+    encoder, decoder = models.token_ids(config['vocab_size'])
+    theirs = torch_logits(hf, folder, encoder, decoder)
+    logits = jax_logits(ours, params, encoder, decoder)
+    np.testing.assert_allclose(logits, theirs, atol=3e-5)
+
+
+@pytest.mark.hf
+def test_pytorch_files_are_read(tmp_path, hf):
+  tensors = models.random_tensors(models.SMALL)
+  folder = models.write_model(tmp_path / 'hf', models.SMALL, tensors)
+  (folder / 'model.safetensors').unlink()
+  hf.save(
+      {k: hf.from_numpy(v) for k, v in tensors.items()},
+      folder / 'pytorch_model.bin',
+  )
+  import_base.import_base(folder, tmp_path / 'base')
+  query = read(tmp_path / 'base')['encoder/layers_1/attention/query/kernel']
+  np.testing.assert_array_equal(
+      query, tensors['encoder.block.1.layer.0.SelfAttention.q.weight'].T
+  )
+
+
+def test_pytorch_files_need_torch(tmp_path, monkeypatch):
+  folder = models.write_model(tmp_path / 'hf', models.SMALL, {})
+  (folder / 'model.safetensors').rename(folder / 'pytorch_model.bin')
+  monkeypatch.setitem(sys.modules, 'torch', None)
+  with pytest.raises(errors.UserError, match=r'moe-peft-jax\[hf\]'):
+    import_base.import_base(folder, tmp_path / 'base')
+
+
+def read(folder):
+  """All parameters of an imported base, whatever they are."""
+  return checkpoints._read_arrays(folder)
+
+
+def shard(folder, dtype=np.float32):
+  """Splits the weights of a folder over two files."""
+  file = folder / 'model.safetensors'
+  tensors = safetensors_numpy.load_file(file)
+  names = sorted(tensors)
+  parts = {'one.safetensors': names[::2], 'two.safetensors': names[1::2]}
+  for part, members in parts.items():
+    safetensors_numpy.save_file(
+        {name: tensors[name].astype(dtype) for name in members}, folder / part
+    )
+  weight_map = {n: part for part, members in parts.items() for n in members}
+  (folder / 'model.safetensors.index.json').write_text(
+      json.dumps({'weight_map': weight_map})
+  )
+  file.unlink()
+
+
+@pytest.mark.parametrize('file_format', import_base.FORMATS)
+def test_shards_in_bfloat16(tmp_path, file_format):
+  tensors = models.random_tensors(models.SMALL)
+  folder = models.write_model(tmp_path / 'hf', models.SMALL, tensors)
+  shard(folder, ml_dtypes.bfloat16)
+  import_base.import_base(folder, tmp_path / 'base', file_format=file_format)
+  params = read(tmp_path / 'base')
+  kernel = params['decoder/layers_2/encoder_decoder_attention/out/kernel']
+  source = tensors['decoder.block.2.layer.1.EncDecAttention.o.weight']
+  assert kernel.dtype == ml_dtypes.bfloat16
+  np.testing.assert_array_equal(kernel, source.astype(ml_dtypes.bfloat16).T)
+
+
+def test_layouts_hold_the_same_numbers(tmp_path):
+  tensors = models.random_tensors(models.SMALL)
+  folder = models.write_model(tmp_path / 'hf', models.SMALL, tensors)
+  params = {}
+  for layout in names.LAYOUTS:
+    out = tmp_path / layout
+    import_base.import_base(folder, out, layout, 'safetensors')
+    params[layout] = read(out)
+  flat, scan, unrolled = (params[k] for k in names.LAYOUTS)
+  path = 'decoder/layers_1/self_attention/query/kernel'
+  tail = path.removeprefix('decoder/layers_1/')
+  assert flat[path].shape == (24, 48)
+  assert unrolled[path].shape == (24, 3, 16)
+  assert scan[f'decoder/decoder/{tail}'].shape == (24, 3, 3, 16)
+  np.testing.assert_array_equal(
+      flat[path].reshape(24, 3, 16), unrolled[path]
+  )
+  for stack, count in (('encoder', 2), ('decoder', 3)):
+    for index in range(count):
+      np.testing.assert_array_equal(
+          unrolled[f'{stack}/layers_{index}/relpos_bias/rel_embedding'],
+          flat[f'{stack}/relpos_bias/rel_embedding'],
+      )
+  # Split again, the scanned layout is the unrolled one.
+  split = names.unstack(scan, {'encoder': 2, 'decoder': 3})
+  assert sorted(split) == sorted(unrolled)
+  for name, array in unrolled.items():
+    np.testing.assert_array_equal(split[name], array, err_msg=name)
+
+
+def test_safetensors_are_streamed(tmp_path):
+  config = {**models.SMALL, 'd_ff': 20_000, 'd_model': 64, 'vocab_size': 500}
+  tensors = models.random_tensors(config)
+  size = sum(x.nbytes for x in tensors.values())
+  folder = models.write_model(tmp_path / 'hf', config, tensors)
+  del tensors
+  tracemalloc.start()
+  import_base.import_base(folder, tmp_path / 'base', 't5', 'safetensors')
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert size > 50e6
+  assert peak < 0.4 * size
+
+
+def test_the_model_file_describes_the_base(tmp_path):
+  config = {**models.CONFIGS['mt5'], 'num_heads': 5}
+  folder = models.write_model(
+      tmp_path / 'hf', config, models.random_tensors(config)
+  )
+  (folder / 'spiece.model').write_bytes(b'pieces')
+  (folder / 'tokenizer_config.json').write_text('{}')
+  ours = import_base.import_base(
+      folder, tmp_path / 'base', 'scan', hub_id='google/mt5-nano'
+  )
+  base = tmp_path / 'base'
+  assert (base / 'spiece.model').read_bytes() == b'pieces'
+  assert (base / 'tokenizer_config.json').is_file()
+  assert import_base.read_source(base)['base_model'] == 'google/mt5-nano'
+  main = tmp_path / 'main.gin'
+  main.write_text(
+      f"include '{base}/model.gin'\ninclude 'gin/methods/lora.gin'\n"
+  )
+  command_line.load_gin([str(main)])
+  transformer = gin.get_configurable(t5.Transformer)()
+  described = transformer.config.replace(
+      dtype=ours.dtype, dropout_rate=ours.dropout_rate
+  )
+  assert described == ours
+  gin.clear_config()
+
+
+def test_the_embedding_may_have_any_of_its_names(tmp_path):
+  tensors = models.random_tensors(models.SMALL)
+  embedding = tensors.pop('shared.weight')
+  tensors['encoder.embed_tokens.weight'] = embedding
+  tensors['decoder.embed_tokens.weight'] = embedding.copy()
+  folder = models.write_model(tmp_path / 'hf', models.SMALL, tensors)
+  import_base.import_base(folder, tmp_path / 'base', 't5', 'safetensors')
+  np.testing.assert_array_equal(
+      read(tmp_path / 'base')[names.EMBEDDING], embedding
+  )
+  tensors['decoder.embed_tokens.weight'][3, 4] += 1
+  models.write_model(folder, models.SMALL, tensors)
+  with pytest.raises(errors.UserError, match='differs from'):
+    import_base.import_base(folder, tmp_path / 'other')
+
+
+def spoil(folder, config, tensors, how):
+  """Makes a folder that cannot be imported."""
+  query = 'encoder.block.1.layer.0.SelfAttention.q.weight'
+  if how == 'missing':
+    del tensors[query]
+  elif how == 'unused':
+    tensors['encoder.block.9.layer.0.SelfAttention.q.weight'] = np.ones(3)
+    tensors = {k: v.astype(np.float32) for k, v in tensors.items()}
+  elif how == 'shape':
+    tensors[query] = np.ascontiguousarray(tensors[query].T)
+  elif how == 'quantised':
+    tensors[query] = tensors[query].astype(np.int8)
+  elif how == 'llama':
+    config = {**config, 'model_type': 'llama'}
+  elif how == 'umt5':
+    config = {**config, 'model_type': 'umt5'}
+  elif how == 'activation':
+    config = {**config, 'feed_forward_proj': 'gelu'}
+  elif how == 'sizes':
+    config = {k: v for k, v in config.items() if k != 'd_kv'}
+  elif how == 'epsilon':
+    config = {**config, 'layer_norm_epsilon': 1e-5}
+  models.write_model(folder, config, tensors)
+  weights = folder / 'model.safetensors'
+  if how == 'truncated':
+    weights.write_bytes(weights.read_bytes()[:-100])
+  elif how == 'no weights':
+    weights.unlink()
+  elif how == 'no config':
+    (folder / 'config.json').unlink()
+  elif how == 'broken config':
+    (folder / 'config.json').write_text('{')
+
+
+@pytest.mark.parametrize(
+    ('how', 'words'),
+    [
+        ('missing', 'missing: encoder.block.1.layer.0.SelfAttention.q.weight'),
+        ('unused', 'unused: encoder.block.9.layer.0.SelfAttention.q.weight'),
+        ('shape', r'q.weight is \(24, 48\), not \(48, 24\)'),
+        ('quantised', 'quantised models cannot be imported'),
+        ('llama', "model_type 'llama'"),
+        ('umt5', "model_type 'umt5'"),
+        ('activation', "feed_forward_proj 'gelu'"),
+        ('sizes', 'lacks d_kv'),
+        ('epsilon', 'layer_norm_epsilon 1e-05'),
+        ('truncated', 'may be truncated'),
+        ('no weights', 'holds no model.safetensors'),
+        ('no config', 'has no config.json'),
+        ('broken config', 'config.json cannot be read'),
+    ],
+)
+def test_bad_folders_are_named_and_leave_nothing(tmp_path, how, words):
+  folder = tmp_path / 'hf'
+  spoil(folder, models.SMALL, models.random_tensors(models.SMALL), how)
+  with pytest.raises(errors.UserError, match=words):
+    import_base.import_base(folder, tmp_path / 'base')
+  assert [path.name for path in tmp_path.iterdir()] == ['hf']

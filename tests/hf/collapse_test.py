@@ -1,0 +1,148 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Collapsing routed experts into one LoRA, and what its card says."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors_numpy
+
+from moe_peft import errors
+from moe_peft.hf import collapse
+from moe_peft.hf import export
+from moe_peft.hf import folders
+from moe_peft.hf import merge
+from tests.hf import adapted
+
+ROWS = [
+    {'inputs': f'question {i}', 'targets': 'yes' if i % 2 else 'no', 'task': t}
+    for i, t in enumerate(['a', 'b'] * 3)
+]
+
+
+def write_rows(file, rows=ROWS):
+  """Writes a calibration file."""
+  file.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  return file
+
+
+@pytest.mark.parametrize('scan_layers', [False, True])
+def test_with_constant_gates_nothing_is_lost(scan_layers):
+  config = adapted.CONFIG.replace(scan_layers=scan_layers)
+  trained = adapted.make('molora', config)
+  for path in trained.params:  # A router that does not look at the token.
+    if path.endswith('router/kernel'):
+      trained.params[path][:] = 0
+  result = collapse.collapse(trained, ROWS)
+  losses = result.losses
+  assert abs(losses['collapsed'] - losses['routed']) < 1e-5
+  assert abs(losses['base'] - losses['routed']) > 0.05
+  assert {site.spec['rank'] for site in result.sites} == {12}
+
+
+def test_gates_are_means_over_real_tokens_and_the_loss_is_measured():
+  trained = adapted.make('molora')
+  batches = collapse._batches(trained, ROWS)
+  gates = collapse.mean_gates(trained, batches)
+  assert set(gates) == {site.path for site in trained.sites}
+  for path, gate in gates.items():
+    np.testing.assert_allclose(gate.sum(), 1.0, atol=1e-6, err_msg=path)
+  # More padding changes nothing.
+  padded = [
+      {k: np.pad(v, ((0, 0), (0, 5))) for k, v in batch.items()}
+      for batch in batches
+  ]
+  for path, gate in collapse.mean_gates(trained, padded).items():
+    np.testing.assert_allclose(gate, gates[path], atol=1e-6)
+  losses = collapse.collapse(trained, ROWS).losses
+  assert abs(losses['collapsed'] - losses['routed']) > 1e-4
+
+
+def test_a_lower_rank_is_the_best_approximation():
+  trained = adapted.make('molora')
+  gates = {s.path: np.full(4, 0.25) for s in trained.sites}
+  site = trained.sites[0]
+  full = collapse._collapse_site(site, gates[site.path], None)
+  low = collapse._collapse_site(site, gates[site.path], 5)
+  product = lambda s: s.tensors['lora_a'][0] @ s.tensors['lora_b'][0]
+  exact = product(full)
+  expected = 4 / 3 * sum(
+      site.tensors['lora_a'][e] @ site.tensors['lora_b'][e] for e in range(4)
+  )
+  np.testing.assert_allclose(exact, expected, atol=1e-5)
+  assert low.spec['rank'] == low.spec['alpha'] == 5
+  left = np.linalg.svd(exact, compute_uv=False)[5:]
+  np.testing.assert_allclose(
+      np.linalg.norm(product(low) - exact), np.linalg.norm(left), rtol=1e-4
+  )
+
+
+def test_the_card_states_what_it_costs(tmp_path):
+  measured = export.export_collapsed(
+      adapted.make('molora', base_model='google/t5-nano'),
+      tmp_path / 'out',
+      write_rows(tmp_path / 'rows.jsonl'),
+      rank=6,
+      per_task=True,
+  )
+  assert len(measured) == 2
+  for task, losses in zip('ab', measured, strict=True):
+    folder = tmp_path / 'out' / task
+    config = json.loads((folder / folders.ADAPTER_CONFIG).read_text())
+    assert (config['peft_type'], config['r']) == ('LORA', 6)
+    card = (folder / 'README.md').read_text()
+    assert 'Not equal to the trained model' in card
+    assert f'{losses["routed"]:.4f} | {losses["collapsed"]:.4f}' in card
+  one, two = (
+      safetensors_numpy.load_file(
+          tmp_path / 'out' / task / folders.ADAPTER_WEIGHTS
+      )
+      for task in 'ab'
+  )
+  assert any(not np.array_equal(one[k], two[k]) for k in one)
+
+
+@pytest.mark.hf
+def test_peft_computes_the_collapsed_model(tmp_path, hf):
+  from moe_peft.hf import verify
+
+  export.export_collapsed(
+      adapted.make('molora'),
+      tmp_path / 'out',
+      write_rows(tmp_path / 'rows.jsonl'),
+  )
+  verdict = verify.verify(tmp_path / 'out')
+  assert verdict.model < 1e-5
+  assert verdict.effect > 0.1
+
+
+def test_only_low_rank_experts_collapse(tmp_path):
+  with pytest.raises(errors.UserError, match='MoV .* has no low-rank experts'):
+    export.export_collapsed(
+        adapted.make('mov'), tmp_path / 'out', write_rows(tmp_path / 'x.jsonl')
+    )
+  assert [p.name for p in tmp_path.iterdir()] == ['x.jsonl']
+
+
+@pytest.mark.parametrize(
+    ('content', 'words'),
+    [
+        ('', 'is empty'),
+        ('{"inputs": "a", "targets": "b"}\n{"inputs": 1}\n', 'line 2'),
+        ('{"inputs": "a", "targets": "b"}\nnot json\n', 'line 2'),
+    ],
+)
+def test_bad_calibration_files_are_named(tmp_path, content, words):
+  file = tmp_path / 'rows.jsonl'
+  file.write_text(content)
+  with pytest.raises(errors.UserError, match=words):
+    collapse.read_rows(file)
+  with pytest.raises(errors.UserError, match='cannot be read'):
+    collapse.read_rows(tmp_path / 'absent.jsonl')
+
+
+def test_a_mean_of_the_experts_is_not_what_merging_gives():
+  trained = adapted.make('molora')
+  with pytest.raises(errors.UserError, match='cannot be merged'):
+    merge.merged_params(trained, trained.sites)

@@ -1,0 +1,524 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Exported folders compute in torch what JAX computes; controls do not."""
+
+import functools
+import json
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors_numpy
+
+from moe_peft import command_line
+from moe_peft import errors
+from moe_peft import inject
+from moe_peft import routing
+from moe_peft.hf import command
+from moe_peft.hf import export
+from moe_peft.hf import folders
+from moe_peft.hf import merge
+from moe_peft.hf import sites
+from moe_peft.hf import verify
+from moe_peft.methods import molora
+from moe_peft.models import encoder_decoder
+from tests.hf import adapted
+
+ROUTED = [
+    name for name in adapted.METHODS if not name.startswith(('lora', 'ia3'))
+]
+PLAIN = [name for name in adapted.METHODS if name not in ROUTED]
+WEIGHTS = folders.ADAPTER_WEIGHTS
+
+
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory):
+  """Function from method and format to a folder, written once."""
+
+  @functools.cache
+  def write(method, file_format):
+    folder = tmp_path_factory.mktemp(f'{method}_{file_format}') / 'out'
+    export.export(adapted.make(method), folder, file_format)
+    return folder
+
+  return write
+
+
+def copy(folder, target):
+  """Copies an exported folder, its base included."""
+  import shutil
+
+  shutil.copytree(folder, target)
+  return target
+
+
+def check(folder, bound):
+  """Asserts that a folder verifies, and that its adapter does something."""
+  verdict = verify.verify(folder)
+  assert verdict.effect > 0.1
+  assert verdict.model < bound
+  assert verdict.base is None or verdict.base < 1e-5
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize('method', list(adapted.METHODS))
+def test_peft_folders_compute_the_same(exported, hf, method):
+  check(exported(method, 'peft'), 1e-5 if method in PLAIN else 3e-5)
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize('method', PLAIN)
+def test_merged_folders_compute_the_same(exported, hf, method):
+  check(exported(method, 'merged'), 1e-5)
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize('method', ['mixed', 'mov_wo', 'lora'])
+def test_full_folders_compute_the_same(exported, hf, method):
+  check(exported(method, 'full'), 3e-5)
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize(
+    ('method', 'file_format'), [('mixed', 'peft'), ('lora', 'merged')]
+)
+def test_scanned_runs_export_the_same_folder(
+    tmp_path, hf, method, file_format
+):
+  config = adapted.CONFIG.replace(scan_layers=True)
+  export.export(adapted.make(method, config), tmp_path / 'out', file_format)
+  check(tmp_path / 'out', 3e-5)
+
+
+@pytest.mark.parametrize('layout', ['t5', 'scan'])
+def test_a_tied_relu_model_keeps_its_head(tmp_path, layout):
+  config = adapted.CONFIG.replace(
+      logits_via_embedding=True,
+      mlp_activations=('relu',),
+      scan_layers=layout == 'scan',
+  )
+  export.export(adapted.make('ia3', config), tmp_path / 'out', 'merged')
+  written = json.loads((tmp_path / 'out' / 'config.json').read_text())
+  assert written['tie_word_embeddings'] is True
+  assert written['feed_forward_proj'] == 'relu'
+  tensors = safetensors_numpy.load_file(tmp_path / 'out' / folders.WEIGHTS)
+  assert 'lm_head.weight' not in tensors
+  pytest.importorskip('torch', reason='parity needs torch')
+  check(tmp_path / 'out', 1e-5)
+
+
+def torch_inputs(hf, rows=4):
+  """Ids with padding in the odd rows."""
+  rng = np.random.default_rng(5)
+  ids = rng.integers(3, 384, (rows, 12))
+  ids[1::2, 7:] = 0
+  decoder = rng.integers(3, 384, (rows, 5))
+  decoder[:, 0] = 0
+  return hf.tensor(ids), hf.tensor(decoder)
+
+
+def run(hf, model, ids, decoder):
+  """Logits of a torch model."""
+  with hf.no_grad():
+    return model(
+        input_ids=ids,
+        attention_mask=(ids > 0).long(),
+        decoder_input_ids=decoder,
+    ).logits
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize('method', ['mixed', 'lora', 'ia3'])
+def test_peft_saves_what_it_loaded_bit_for_bit(exported, tmp_path, hf, method):
+  folder = exported(method, 'peft')
+  model, _ = verify.load(folder)
+  model.save_pretrained(tmp_path / 'again')
+  before = safetensors_numpy.load_file(folder / WEIGHTS)
+  after = safetensors_numpy.load_file(tmp_path / 'again' / WEIGHTS)
+  assert sorted(before) == sorted(after)
+  for name, array in before.items():
+    np.testing.assert_array_equal(array, after[name])
+
+
+@pytest.mark.hf
+def test_padding_and_batch_order_are_irrelevant(exported, hf):
+  model, _ = verify.load(exported('mixed', 'peft'))
+  ids, decoder = torch_inputs(hf)
+  logits = run(hf, model, ids, decoder)
+  padded = hf.nn.functional.pad(ids, (0, 6))
+  order = hf.tensor([2, 0, 3, 1])
+  np.testing.assert_allclose(
+      run(hf, model, padded, decoder), logits, atol=1e-5
+  )
+  np.testing.assert_allclose(
+      run(hf, model, ids[order], decoder[order]), logits[order], atol=1e-5
+  )
+
+
+@pytest.mark.hf
+def test_all_ways_to_load_give_the_same_model(exported, hf):
+  import peft
+  import transformers
+
+  folder = exported('mixed', 'peft')
+  ids, decoder = torch_inputs(hf)
+  model, _ = verify.load(folder)
+  expected = run(hf, model, ids, decoder)
+  auto = transformers.AutoModelForSeq2SeqLM
+  base = lambda: auto.from_pretrained(folder / 'base')
+  loaded = base()
+  plain = run(hf, loaded.eval(), ids, decoder)
+  loaded.load_adapter(str(folder))
+  second = peft.PeftModel.from_pretrained(base(), folder)
+  second.load_adapter(folder, adapter_name='second')
+  second.set_adapter('second')
+  ways = {
+      'AutoPeft': peft.AutoPeftModelForSeq2SeqLM.from_pretrained(folder),
+      'Auto': auto.from_pretrained(folder),
+      'load_adapter': loaded,
+      'low_cpu_mem_usage': peft.PeftModel.from_pretrained(
+          base(), folder, low_cpu_mem_usage=True
+      ),
+      'second adapter': second,
+  }
+  for way, other in ways.items():
+    logits = run(hf, other.eval(), ids, decoder)
+    np.testing.assert_array_equal(logits, expected, err_msg=way)
+  with second.disable_adapter():
+    np.testing.assert_array_equal(run(hf, second, ids, decoder), plain)
+  second.delete_adapter('second')
+  second.set_adapter('default')
+  np.testing.assert_array_equal(run(hf, second, ids, decoder), expected)
+  with pytest.raises(NotImplementedError, match='cannot be merged'):
+    second.merge_and_unload()
+
+
+@pytest.mark.hf
+def test_greedy_generation_is_equal_token_for_token(exported, hf):
+  trained = adapted.make('mixed')
+  ids, _ = torch_inputs(hf, rows=2)
+  model = encoder_decoder.EncoderDecoderModel(
+      trained.float32_module, trained.vocabulary, trained.vocabulary
+  )
+  ours = model.generate(
+      adapted.nested(trained), np.asarray(ids, np.int32), 32
+  )
+  for file_format in ('peft', 'full'):
+    loaded, _ = verify.load(exported('mixed', file_format))
+    theirs = loaded.generate(
+        input_ids=ids,
+        attention_mask=(ids > 0).long(),
+        max_new_tokens=32,
+        do_sample=False,
+        use_cache=True,
+    )[:, 1:].numpy()
+    theirs = np.pad(theirs, ((0, 0), (0, 32 - theirs.shape[1])))
+    np.testing.assert_array_equal(theirs, ours)
+
+
+SHIPPED = """
+    import json, sys
+    import numpy as np
+    import torch
+    from safetensors.numpy import load_file
+    from transformers import AutoModelForSeq2SeqLM
+
+    peft_folder, full_folder = sys.argv[1:]
+    for name in ('jax', 'moe_peft'):
+      sys.modules[name] = None  # They must not be needed.
+    sys.path.insert(0, peft_folder)
+    import moe_peft_tuner
+    from peft import PeftModel
+    base = AutoModelForSeq2SeqLM.from_pretrained(peft_folder + '/base')
+    models = [
+        PeftModel.from_pretrained(base, peft_folder),
+        AutoModelForSeq2SeqLM.from_pretrained(
+            full_folder, trust_remote_code=True
+        ),
+    ]
+    parity = load_file(peft_folder + '/parity.safetensors')
+    ids = torch.tensor(parity['input_ids']).long()
+    for model in models:
+      with torch.no_grad():
+        logits = model.eval()(
+            input_ids=ids,
+            attention_mask=(ids > 0).long(),
+            decoder_input_ids=torch.tensor(parity['decoder_input_ids']).long(),
+        ).logits.numpy()
+      print(np.abs(logits - parity['logits']).max())
+"""
+
+
+@pytest.mark.hf
+def test_folders_need_neither_us_nor_jax(exported, tmp_path, hf):
+  result = subprocess.run(
+      [
+          sys.executable,
+          '-c',
+          textwrap.dedent(SHIPPED),
+          str(exported('mixed', 'peft')),
+          str(exported('mixed', 'full')),
+      ],
+      capture_output=True,
+      text=True,
+      cwd=tmp_path,
+      env={
+          'PATH': '/usr/bin:/bin',
+          'HF_HOME': str(tmp_path),
+          'OMP_NUM_THREADS': '1',
+      },
+      check=False,
+  )
+  assert result.returncode == 0, result.stderr[-2000:]
+  differences = [float(line) for line in result.stdout.split()]
+  assert len(differences) == 2
+  assert max(differences) < 3e-5
+
+
+def change_tensors(folder, change):
+  """Applies `change` to the adapter's tensors of a folder."""
+  tensors = safetensors_numpy.load_file(folder / WEIGHTS)
+  change(tensors)
+  safetensors_numpy.save_file(tensors, folder / WEIGHTS)
+
+
+def swap_projections(folder):
+  """Exchanges the adapters of a query and of an output projection."""
+
+  def change(tensors):
+    one = 'encoder.block.0.layer.0.SelfAttention.q.moe_peft_experts.router'
+    two = 'encoder.block.1.layer.0.SelfAttention.q.moe_peft_experts.router'
+    one, two = f'base_model.model.{one}', f'base_model.model.{two}'
+    tensors[one], tensors[two] = tensors[two], tensors[one]
+
+  change_tensors(folder, change)
+
+
+def forget_scale(folder):
+  """Leaves alpha / rank out."""
+  change_config(folder, 'alpha', lambda group: group['rank'])
+
+
+def forget_routing(folder):
+  """Averages the experts instead."""
+
+  def change(tensors):
+    for name in tensors:
+      if name.endswith('.router'):
+        tensors[name] = np.zeros_like(tensors[name])
+
+  change_tensors(folder, change)
+
+
+def forget_heads(folder):
+  """Routes whole keys by the kernel of the first head."""
+  change_config(folder, 'residual', lambda group: False)
+
+
+def change_config(folder, key, value):
+  """Changes an option in all groups that have it."""
+  file = folder / folders.ADAPTER_CONFIG
+  config = json.loads(file.read_text())
+  for group in config['groups']:
+    if key in group:
+      group[key] = value(group)
+  file.write_text(json.dumps(config))
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize(
+    'damage', [swap_projections, forget_scale, forget_routing, forget_heads]
+)
+def test_damaged_folders_fail_verification(
+    exported, tmp_path, hf, damage, capsys
+):
+  folder = copy(exported('mixed', 'peft'), tmp_path / 'damaged')
+  damage(folder)
+  assert command.main(['verify', str(folder)]) == 1
+  assert 'above 0.0001' in capsys.readouterr().out
+
+
+@pytest.mark.hf
+def test_verify_succeeds_and_prints_the_difference(exported, hf, capsys):
+  assert command.main(['verify', str(exported('mixed', 'peft'))]) == 0
+  assert 'largest difference' in capsys.readouterr().out
+
+
+@pytest.mark.hf
+def test_another_base_fails_verification(exported, hf, tmp_path, capsys):
+  export.export(adapted.make('lora', seed=1), tmp_path / 'other', 'peft')
+  folder = str(exported('mixed', 'peft'))
+  other = str(tmp_path / 'other' / 'base')
+  assert command.main(['verify', folder, '--base', other]) == 1
+  assert 'not the one that was trained on' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('method', ROUTED)
+def test_routed_methods_refuse_to_be_merged(tmp_path, method):
+  with pytest.raises(errors.UserError, match='--collapse') as error:
+    export.export(adapted.make(method), tmp_path / 'out', 'merged')
+  assert 'cannot be merged' in str(error.value)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ('router', 'words'),
+    [
+        (
+            {'unit': 'sequence'},
+            "unit = 'sequence' needs more than the token",
+        ),
+        (
+            {
+                'selection': 'top_k',
+                'num_selected_experts': 1,
+                'capacity': routing.capacity_lib.Capacity(
+                    capacity_factor=1.0, at_evaluation=True
+                ),
+            },
+            'Capacity.at_evaluation',
+        ),
+        (
+            {
+                'selection': 'expert_choice',
+                'capacity': routing.capacity_lib.Capacity(capacity_factor=1.0),
+            },
+            'expert_choice',
+        ),
+    ],
+)
+def test_routing_between_tokens_is_refused_by_name(tmp_path, router, words):
+  rules = (
+      adapted.rule(
+          'encoder/.*/query', molora.MoLoRA, router, num_experts=2, rank=2
+      ),
+  )
+  for file_format in ('peft', 'full', 'experts'):
+    with pytest.raises(errors.UserError) as error:
+      export.export(adapted.make(rules), tmp_path / 'out', file_format)
+    assert words in str(error.value)
+    assert 'MoLoRA (at encoder/layers_0/attention/query)' in str(error.value)
+  assert not list(tmp_path.iterdir())
+
+
+def test_unknown_adapters_and_routers_are_refused(tmp_path):
+  class Own(molora.MoLoRA):
+    pass
+
+  class OwnRouter(routing.Router):
+
+    def num_selected(self, tokens):
+      return 1
+
+  rules = (adapted.rule('.*/query', Own, rank=2),)
+  with pytest.raises(errors.UserError, match='Own .* cannot be exported'):
+    export.export(adapted.make(rules), tmp_path / 'out', 'peft')
+  own_router = functools.partial(
+      molora.MoLoRA, num_experts=2, rank=2, router_factory=OwnRouter
+  )
+  rules = (inject.AdapterRule('.*/query', own_router),)
+  with pytest.raises(errors.UserError, match='its router is a OwnRouter'):
+    export.export(adapted.make(rules), tmp_path / 'out', 'peft')
+
+
+def test_a_failing_export_leaves_nothing_behind(tmp_path, monkeypatch):
+  monkeypatch.setattr(
+      export.fixture, 'write', lambda *_: (_ for _ in ()).throw(OSError(28))
+  )
+  with pytest.raises(errors.UserError, match='could not be written'):
+    export.export(adapted.make('lora'), tmp_path / 'out', 'peft')
+  assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_overwritten(tmp_path):
+  (tmp_path / 'file').write_text('x')
+  with pytest.raises(errors.UserError, match='not an empty folder'):
+    export.export(adapted.make('lora'), tmp_path, 'peft')
+  assert [p.name for p in tmp_path.iterdir()] == ['file']
+
+
+def test_configs_hold_no_local_path_where_the_hub_has_the_base(tmp_path):
+  trained = adapted.make('mixed', base_model='google/flan-t5-nano')
+  export.export(trained, tmp_path / 'out', 'peft')
+  files = {p.name for p in (tmp_path / 'out').iterdir()}
+  assert files == {
+      'README.md',
+      'adapter_config.json',
+      'adapter_model.safetensors',
+      'moe_peft_tuner.py',
+      'parity.safetensors',
+      'tokenizer_config.json',
+  }
+  for name in ('README.md', 'adapter_config.json'):
+    text = (tmp_path / 'out' / name).read_text()
+    assert str(tmp_path) not in text
+    assert 'google/flan-t5-nano' in text
+  card = (tmp_path / 'out' / 'README.md').read_text()
+  assert 'base_model: google/flan-t5-nano' in card
+  assert 'import moe_peft_tuner' in card
+  assert 'IA3' not in card and 'MoLoRA and MoV' in card
+
+
+def test_experts_are_written_one_by_one_and_labelled(exported):
+  folder = exported('mixed', 'experts')
+  assert 'Not equal' in (folder / 'README.md').read_text()
+  trained = adapted.make('mixed')
+  query = next(s for s in trained.sites if s.path.endswith('0/attention/query'))
+  name = 'encoder.block.0.layer.0.SelfAttention.q'
+  routers = safetensors_numpy.load_file(folder / 'router.safetensors')
+  np.testing.assert_array_equal(
+      routers[f'{name}.router'], query.tensors['router'].T
+  )
+  with pytest.raises(errors.UserError, match='promises no equality'):
+    verify.verify(folder)
+
+
+def test_missing_packages_are_named(exported, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'torch', None)
+  with pytest.raises(errors.UserError, match=r'moe-peft-jax\[hf\]'):
+    verify.verify(exported('lora', 'peft'))
+
+
+def test_sites_are_read_from_the_adapters_themselves():
+  trained = adapted.make('molora_options')
+  by_path = {site.path: site for site in trained.sites}
+  query = by_path['encoder/layers_1/attention/query']
+  assert query.spec['router'] == {
+      'score': 'sigmoid',
+      'selection': 'top_k',
+      'num_selected_experts': 2,
+      'renormalise': True,
+      'max_threshold': 0.25,
+      'balancing_bias': True,
+      'bias_in_gate': True,
+  }
+  assert query.tensors['lora_a'].shape == (4, 24, 2)
+  value = by_path['decoder/layers_0/encoder_decoder_attention/value']
+  assert value.spec['router']['selection'] == 'uniform'
+  assert sites.native(trained.sites) is None
+
+
+def test_merging_keeps_the_layout():
+  config = adapted.CONFIG.replace(scan_layers=True)
+  trained = adapted.make('lora', config)
+  merged = merge.merged_params(trained, trained.sites)
+  assert {k: v.shape for k, v in merged.items()} == {
+      k: v.shape for k, v in trained.base_params.items()
+  }
+  path = 'encoder/encoder/attention/query'
+  difference = merged[f'{path}/kernel'] - trained.params[f'{path}/kernel']
+  lora_a = trained.params[f'{path}/adapter/lora_a'][0, 1]
+  lora_b = trained.params[f'{path}/adapter/lora_b'][0, 1]
+  np.testing.assert_allclose(
+      difference[:, 1].reshape(24, 48), 8 / 3 * lora_a @ lora_b, atol=1e-6
+  )
+
+
+def test_the_command_line_names_bad_folders(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(sys, 'argv', ['hf', 'verify', str(tmp_path)])
+  with pytest.raises(SystemExit) as exit_info:
+    command_line.run(command.main)
+  assert exit_info.value.code == 2
+  assert 'parity.safetensors' in capsys.readouterr().err
