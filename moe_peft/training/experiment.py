@@ -37,7 +37,8 @@ class Experiment:
     trainable_regex: Which parameters train.
     num_microbatches: A step's rows are processed in so many parts.
     packing: Whether several short examples share one row.
-    base_dtype: Dtype in which frozen parameters are stored.
+    base_dtype: Dtype in which frozen parameters are stored; what trains is
+      float32.
     seed: Seed of initialisation, shuffling and dropout.
     eval_period: Steps between evaluations; 0 evaluates at the end only.
     eval_batch_size: Rows of an evaluation batch.
@@ -161,11 +162,9 @@ def prepare(experiment: Experiment) -> Setup:
   identity = checkpoints.fingerprint(path, base)
 
   def place(name):
-    if name in fresh:
-      return fresh[name]
-    frozen = name not in trained
-    dtype = experiment.base_dtype if frozen else shapes[name].dtype
-    return jax.device_put(base[name].astype(dtype), shardings[name])
+    dtype = shapes[name].dtype if name in trained else experiment.base_dtype
+    value = fresh[name] if name in fresh else base[name]
+    return jax.device_put(value.astype(dtype), shardings[name])
 
   placed = {name: place(name) for name in shapes}
   return Setup(

@@ -181,6 +181,15 @@ def test_learning_rates_by_group(tmp_path):
   )
 
 
+def test_the_base_may_be_stored_in_bfloat16(tmp_path):
+  setup, state, rows = train(
+      tiny.experiment(tmp_path, BASE_DTYPE='bfloat16', TRAIN_STEPS=2)
+  )
+  assert {str(x.dtype) for x in setup.frozen.values()} == {'bfloat16'}
+  assert {str(x.dtype) for x in state.params.values()} == {'float32'}
+  assert all(np.isfinite(losses(rows)))
+
+
 def test_packed_rows_train(tmp_path):
   _, _, rows = train(
       tiny.experiment(
