@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moe_peft.analysis import figure, statistics
+from moe_peft.analysis import figure
 from moe_peft.analysis import run as run_lib
+from moe_peft.analysis import statistics
 
 _CELL = 17
 _GAP = 10

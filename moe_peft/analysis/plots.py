@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from moe_peft.analysis import figure, records
+from moe_peft.analysis import figure
+from moe_peft.analysis import records
 
 _MAX_POINTS = 240
 _MARKED_POINTS = 30

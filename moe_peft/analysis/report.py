@@ -7,14 +7,12 @@ import os
 from pathlib import Path
 
 from moe_peft import errors
-from moe_peft.analysis import (
-  markup,
-  results_section,
-  routing_section,
-  sections,
-  style,
-)
+from moe_peft.analysis import markup
+from moe_peft.analysis import results_section
+from moe_peft.analysis import routing_section
 from moe_peft.analysis import run as run_lib
+from moe_peft.analysis import sections
+from moe_peft.analysis import style
 
 # With more runs the lines of a panel can no longer be told apart.
 MAX_RUNS = 20

@@ -7,7 +7,8 @@ import math
 
 import numpy as np
 
-from moe_peft.analysis import markup, plots
+from moe_peft.analysis import markup
+from moe_peft.analysis import plots
 from moe_peft.analysis import run as run_lib
 
 _LOWER_IS_BETTER = ('loss', 'perplexity', 'error', 'wer', 'cer', 'distance')

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moe_peft.analysis import heatmaps, markup, statistics
+from moe_peft.analysis import heatmaps
+from moe_peft.analysis import markup
 from moe_peft.analysis import run as run_lib
+from moe_peft.analysis import statistics
 
 _OPEN_RUNS = 3
 _LISTED_SITES = 8

@@ -7,7 +7,8 @@ import os
 from pathlib import PurePath
 import re
 
-from moe_peft.analysis import markup, plots
+from moe_peft.analysis import markup
+from moe_peft.analysis import plots
 from moe_peft.analysis import run as run_lib
 
 # Scalar -> (title, what one sees). In the order of the page.
