@@ -217,7 +217,8 @@ class _Run:
     return found
 
   def _read_arguments(self, method_name, args, kwargs):
-    signature = inspect.signature(getattr(type(self.adapted.module), method_name))
+    method = getattr(type(self.adapted.module), method_name)
+    signature = inspect.signature(method)
     try:
       bound = signature.bind(None, *args, **kwargs)
     except TypeError:

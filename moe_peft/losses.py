@@ -137,7 +137,8 @@ def contrastive_loss(
   The purpose is MoELoRA's (arXiv 2402.12851); the equation is ours, since the
   paper's was not at hand: a supervised InfoNCE over pairs (token, expert),
 
-    mean_i -1/|P(i)| sum_{p in P(i)} log(exp(z_i z_p / t) / sum_a exp(z_i z_a / t))
+    mean_i -1/|P(i)| sum_{p in P(i)} log(s_ip / sum_a s_ia),
+    s_ij = exp(z_i z_j / t)
 
   with `z` the normalised features, `P(i)` the other pairs of the same expert
   and `a` over all other pairs. While all features are zero (lora_b at its

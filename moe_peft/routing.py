@@ -19,14 +19,9 @@ import jax.numpy as jnp
 
 from moe_peft import capacity as capacity_lib
 from moe_peft import errors
+from moe_peft import gating
 from moe_peft import losses
-
-OPTIONS = {
-    'score': ('softmax', 'sigmoid'),
-    'selection': ('all', 'top_k', 'threshold', 'random', 'expert_choice'),
-    'unit': ('token', 'head', 'sequence', 'embedding', 'batch'),
-    'load_balance': ('switch', 'sira'),
-}
+from moe_peft import router_options
 
 
 @struct.dataclass
@@ -110,7 +105,7 @@ class Router(nn.Module):
     max_threshold: AdaMoLE's tau_max, by default 1 / num_experts, for which at
       least one expert is always used.
     balancing_bias: Adds a bias to the scores, for the selection only, that
-      moves against the load without any loss; see `balance_by_gradient`.
+      moves against the load without any loss; see `gating.balance_by_gradient`.
     bias_in_gate: The bias also enters the weights (SMoRA's released code).
     load_balance: 'switch' or 'sira', the form of `auxiliary_loss`.
     frozen: The kernel keeps its initial value (SMoE-Dropout).
@@ -158,7 +153,7 @@ class Router(nn.Module):
     Returns:
       The routing; `product` is `inputs @ beside`.
     """
-    check(self)
+    router_options.check(self)
     tokens = Tokens() if tokens is None else tokens
     training = self.has_rng('dropout')
     units = self.units_per_token()
@@ -195,12 +190,13 @@ class Router(nn.Module):
     )
     load = gates if selected is None else selected.astype(jnp.float32)
     if bias is not None:
-      gates = balance_by_gradient(gates, bias, losses.mean_over(load, valid))
+      mean_load = losses.mean_over(load, valid)
+      gates = gating.balance_by_gradient(gates, bias, mean_load)
     if selected is not None:
       gates, selected = self._limit(
           gates, selected & valid[..., None], scores, segment_ids, group
       )
-    metrics = _metrics(self, probs, logits, gates, selected, load, valid, group)
+    metrics = gating.metrics(self, probs, logits, gates, load, valid, group)
     return Routing(
         combine_weights=gates,
         router_probs=probs,
@@ -322,7 +318,7 @@ class Router(nn.Module):
     ):
       selected = None
     elif self.selection == 'top_k':
-      selected = select_top_k(scores, self.num_selected(tokens))
+      selected = gating.select_top_k(scores, self.num_selected(tokens))
     elif self.selection == 'threshold':
       gates = jax.nn.relu(probs - threshold)
       selected = gates > 0
@@ -334,7 +330,7 @@ class Router(nn.Module):
         noise = jax.random.uniform(
             self.make_rng('dropout'), shape + (self.num_experts,)
         )
-        selected = jnp.broadcast_to(select_top_k(noise, k), probs.shape)
+        selected = jnp.broadcast_to(gating.select_top_k(noise, k), probs.shape)
     else:  # Expert choice: all want in, the surest win.
       selected = jnp.ones(probs.shape, bool)
     if selected is not None:
@@ -362,143 +358,6 @@ class Router(nn.Module):
       )
       selected = kept.reshape(selected.shape)
     return jnp.where(selected, gates, 0.0), selected
-
-
-def check(router: Router) -> None:
-  """Raises errors.UserError for options that cannot be."""
-  name = 'routing.Router'
-  for field, choices in OPTIONS.items():
-    if getattr(router, field) not in choices:
-      raise errors.UserError(
-          f'{name}.{field} = {getattr(router, field)!r}; choose one of '
-          f'{", ".join(choices)}.'
-      )
-  k = router.num_selected_experts
-  needs_k = router.selection in ('top_k', 'random')
-  if needs_k != (k is not None):
-    raise errors.UserError(
-        f"{name}.selection = {router.selection!r} "
-        + (
-            f'needs {name}.num_selected_experts (NUM_SELECTED_EXPERTS).'
-            if needs_k
-            else f'does not use {name}.num_selected_experts = {k}; remove the '
-            f"binding, or bind {name}.selection = 'top_k'."
-        )
-    )
-  if k is not None and not 1 <= k <= router.num_experts:
-    raise errors.UserError(
-        f'{name}.num_selected_experts = {k} (NUM_SELECTED_EXPERTS) is not '
-        f'between 1 and NUM_EXPERTS = {router.num_experts}.'
-    )
-  for field in ('gate_dropout', 'jitter'):
-    if not 0.0 <= getattr(router, field) < 1.0:
-      raise errors.UserError(
-          f'{name}.{field} = {getattr(router, field)} must be at least 0 and '
-          'below 1.'
-      )
-  if router.unit == 'head' and router.num_heads is None:
-    raise errors.UserError(
-        f"{name}.unit = 'head' is for methods that read a layer's outputs, as "
-        f"MoV; this one reads its inputs. Bind {name}.unit = 'token'."
-    )
-  if router.unit == 'batch' and router.selection != 'random':
-    raise errors.UserError(
-        f"{name}.unit = 'batch' is for {name}.selection = 'random'; use unit "
-        "= 'sequence' to route whole examples."
-    )
-  if router.selection == 'expert_choice':
-    if router.causal:
-      raise errors.UserError(
-          f"{name}.selection = 'expert_choice' compares a token with later "
-          'ones and is for encoders only. Restrict SITES to encoder layers, '
-          "for example SITES = '.*encoder/.*/(wi_0|wo)', or use 'top_k'."
-      )
-    if router.capacity is None:
-      raise errors.UserError(
-          f"{name}.selection = 'expert_choice' needs {name}.capacity = "
-          '@capacity.Capacity(), with a capacity_factor.'
-      )
-  if router.capacity is not None:
-    priority_matters = router.selection != 'expert_choice'
-    capacity_lib.check(
-        router.capacity, router.selection, router.causal and priority_matters
-    )
-
-
-def select_top_k(scores: jax.Array, k: Any) -> jax.Array:
-  """Returns the <bool>[..., num_experts] mask of the k best experts.
-
-  Args:
-    scores: <float>[..., num_experts]; of equal scores the first wins.
-    k: A number, or a traced <int32>[].
-  """
-  scores = jax.lax.stop_gradient(scores)
-  if isinstance(k, int):
-    _, indices = jax.lax.top_k(scores, k)
-    experts = jnp.arange(scores.shape[-1])
-    return (indices[..., None] == experts).any(axis=-2)
-  order = jnp.argsort(-scores, axis=-1, stable=True)
-  return jnp.argsort(order, axis=-1) < k
-
-
-@jax.custom_vjp
-def balance_by_gradient(
-    gates: jax.Array, bias: jax.Array, mean_load: jax.Array
-) -> jax.Array:
-  """Returns `gates`; going back, the bias gets `sign(load - mean(load))`.
-
-  Loss-free balancing (arXiv 2408.15664) moves the bias of overloaded experts
-  down and of idle ones up, `bias += u * sign(mean_count - count)`. Written as a
-  gradient (ours) it needs no mutable state and runs under every trainer: with
-  plain SGD of rate u it is that rule, with Adam nearly so. The gradient does
-  not depend on the scale of the loss.
-
-  Args:
-    gates: <float32>[batch, length, num_experts].
-    bias: <float32>[num_experts].
-    mean_load: <float32>[num_experts], mean selections per token.
-  """
-  del bias, mean_load
-  return gates
-
-
-def _balance_forward(gates, bias, mean_load):
-  del bias
-  return gates, jnp.sign(mean_load - mean_load.mean())
-
-
-def _balance_backward(sign, cotangent):
-  return cotangent, sign, jnp.zeros_like(sign)
-
-
-balance_by_gradient.defvjp(_balance_forward, _balance_backward)
-
-
-def _metrics(router, probs, logits, gates, selected, load, valid, group):
-  """Returns the scalars that T5X's MoE models know, padding excluded."""
-  groups, size, limit, _ = group
-  loss = losses.load_balancing_loss(probs, load, valid)
-  if router.load_balance == 'sira':
-    loss /= router.num_experts**2
-  used = valid[..., None] & (gates > 0)
-  num_used = jnp.maximum(used.sum(), 1)
-  if limit is None:
-    usage = losses.mean_over(used.astype(jnp.float32), valid).mean()
-  else:
-    usage = used.sum() / (groups * limit * router.num_experts)
-  left = 1.0 - losses.mean_over(used.any(axis=-1).astype(jnp.float32), valid)
-  normalised = probs / (probs.sum(axis=-1, keepdims=True) + 1e-9)
-  uniform = jnp.log(float(max(router.num_experts, 2)))
-  return {
-      'auxiliary_loss': loss,
-      'router_z_loss': losses.router_z_loss(logits, valid),
-      'fraction_tokens_left_behind': left,
-      'expert_usage': usage,
-      'router_confidence': jnp.where(used, gates, 0.0).sum() / num_used,
-      'router_entropy': (
-          losses.mean_over(losses.entropy(normalised), valid) / uniform
-      ),
-  }
 
 
 def _given_embedding(tokens: Tokens) -> jax.Array:

@@ -53,7 +53,8 @@ class Probe(nn.Module):
 def probe(rule_path, *args, network=None, **kwargs):
   Probe.seen.clear()
   network = network or tiny_network.Network()
-  model = inject.AdaptedModule(network, (inject.AdapterRule(rule_path, Probe),))
+  rules = (inject.AdapterRule(rule_path, Probe),)
+  model = inject.AdaptedModule(network, rules)
   args = args or tiny_network.tokens()
   jax.eval_shape(functools.partial(model.init, **kwargs), jax.random.key(0), *args)
   return Probe.seen
@@ -133,7 +134,8 @@ def test_a_rule_that_matches_everything_takes_layers_only():
 
 
 def test_routers_are_not_shared():
-  params = flat(init(adapted(inject.AdapterRule('.*/(key|wo)', MOLORA)))['params'])
+  model = adapted(inject.AdapterRule('.*/(key|wo)', MOLORA))
+  params = flat(init(model)['params'])
   kernels = [v for k, v in params.items() if k.endswith('router/kernel')]
   assert len(kernels) == 8
   assert len({float(kernel[0, 0]) for kernel in kernels}) == 8

@@ -9,6 +9,7 @@ import pytest
 
 from moe_peft import capacity
 from moe_peft import errors
+from moe_peft import gating
 from moe_peft import routing
 
 # One row of four tokens whose features are their logits (the kernel is the
@@ -249,8 +250,8 @@ def test_traced_k_equals_static_k():
   scores = jax.random.normal(jax.random.key(0), (3, 4, 6))
   for k in range(7):
     np.testing.assert_array_equal(
-        routing.select_top_k(scores, jnp.array(k)),
-        routing.select_top_k(scores, k),
+        gating.select_top_k(scores, jnp.array(k)),
+        gating.select_top_k(scores, k),
     )
 
 

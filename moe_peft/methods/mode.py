@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """MoDE (arXiv 2408.01505): one lora_a, and a router for each of its ranks.
 
-  outputs + alpha / rank * sum_j sum_e w_je * (inputs @ lora_a[:, j]) lora_b[e, j]
+  outputs + alpha / rank * sum_j h_j sum_e w_je lora_b[e, j]
+  h = inputs @ lora_a
 
 Each rank j chooses softly, per token, among num_experts rows. From a summary of
 the paper (its text was not at hand): the equation. Ours: rank and alpha, the

@@ -6,7 +6,7 @@
 
 over ranks j, with `weight` the renormalised sigmoid scores of the k best
 ranks; the paper's factor k and its scale alpha / k give alpha. The load is
-balanced by a bias and no loss: see `routing.balance_by_gradient` for how that
+balanced by a bias and no loss: see `gating.balance_by_gradient` for how that
 rule became a gradient. From the released layer: sigmoid, top-k,
 renormalisation, the bias entering the weights too. Ours: 64 ranks, 8 selected,
 alpha 1.

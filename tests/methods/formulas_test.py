@@ -28,7 +28,7 @@ from moe_peft.methods import smear
 from moe_peft.methods import smoe_dropout
 from moe_peft.methods import smora
 
-B, L, I, O, E, R = 2, 5, 6, 8, 3, 2
+B, L, IN, OUT, E, R = 2, 5, 6, 8, 3, 2
 SITE = inject.Site(kernel_axis_names=('embed', 'mlp'), causal=False)
 HEADS = inject.Site(kernel_axis_names=('embed', 'joined_kv'), num_heads=2)
 PER_HEAD = functools.partial(routing.Router, unit='head')
@@ -38,7 +38,7 @@ def normal(seed, *shape):
   return jax.random.normal(jax.random.key(seed), shape)
 
 
-X, Y = normal(0, B, L, I), normal(1, B, L, O)
+X, Y = normal(0, B, L, IN), normal(1, B, L, OUT)
 
 
 def filled(adapter, *args):
@@ -47,13 +47,14 @@ def filled(adapter, *args):
   shapes = jax.eval_shape(adapter.init, jax.random.key(0), *args)['params']
   leaves, tree = jax.tree.flatten(shapes)
   return tree.unflatten(
-      [np.asarray(normal(10 + i, *x.shape)) for i, x in enumerate(leaves)]
+      [np.array(normal(10 + i, *x.shape)) for i, x in enumerate(leaves)]
   )
 
 
 def apply(adapter, params, *args, training=False, **kwargs):
   rngs = {'dropout': jax.random.key(5)} if training else {}
-  return adapter.apply({'params': params}, *(args or (X, Y)), rngs=rngs, **kwargs)
+  args = args or (X, Y)
+  return adapter.apply({'params': params}, *args, rngs=rngs, **kwargs)
 
 
 def softmax(x):
@@ -117,11 +118,11 @@ def test_mov(site, residual):
   params = filled(adapter)
   heads = site.num_heads or 1
   y = np.asarray(Y).reshape(B, L, heads, -1)
-  assert params['router']['kernel'].shape == (O // heads, E)
+  assert params['router']['kernel'].shape == (OUT // heads, E)
   weights = softmax(y @ params['router']['kernel'])
   vectors = params['scaling'].reshape(E, heads, -1)
   want = y * np.einsum('blhe,ehd->blhd', weights, vectors)
-  close(apply(adapter, params), want.reshape(B, L, O))
+  close(apply(adapter, params), want.reshape(B, L, OUT))
 
 
 def test_mov_with_one_expert_is_ia3():
@@ -177,7 +178,7 @@ def test_moelora_contrasts_the_experts_that_tokens_use():
 def test_hydralora():
   adapter = hydralora.HydraLoRA(site=SITE, num_experts=E, rank=R, alpha=5.0)
   params = filled(adapter)
-  assert params['lora_a'].shape == (1, I, R)
+  assert params['lora_a'].shape == (1, IN, R)
   weights = softmax(X @ params['router']['kernel'])
   close(apply(adapter, params), lora_mixture(weights, params, 5.0 / R))
 
@@ -191,8 +192,8 @@ def test_mosld_drops_weights_of_lora_a_only_while_training():
   close(apply(adapter, params), lora_mixture(weights, params, 5.0 / R))
   trained = apply(adapter, params, training=True)
   candidates = []
-  for bits in range(2 ** (I * R)):
-    mask = np.array([bits >> i & 1 for i in range(I * R)]).reshape(1, I, R)
+  for bits in range(2 ** (IN * R)):
+    mask = np.array([bits >> i & 1 for i in range(IN * R)]).reshape(1, IN, R)
     candidates.append(mask)
   masks = np.stack(candidates).astype(np.float32) * 2
   hidden = np.einsum('i,mir->mr', X[0, 0], (masks * params['lora_a'])[:, 0])
@@ -236,8 +237,8 @@ def test_mode_permuting_experts_changes_nothing():
   adapter = mode.MoDE(site=SITE, num_experts=E, rank=R)
   params = filled(adapter)
   want = apply(adapter, params)
-  kernel = params['router']['kernel'].reshape(I, R, E)[..., ::-1]
-  params['router']['kernel'] = kernel.reshape(I, R * E)
+  kernel = params['router']['kernel'].reshape(IN, R, E)[..., ::-1]
+  params['router']['kernel'] = kernel.reshape(IN, R * E)
   params['lora_b'] = params['lora_b'][::-1]
   close(apply(adapter, params), want)
 
@@ -354,7 +355,7 @@ def test_mixlora_is_a_mixture_of_blocks(num_experts):
   site = inject.Site(
       kernel_axis_names=('mlp', 'embed'), activations=('gelu', 'linear')
   )
-  wi_0, wi_1, wo = normal(2, I, O), normal(3, I, O), normal(4, O, I)
+  wi_0, wi_1, wo = normal(2, IN, OUT), normal(3, IN, OUT), normal(4, OUT, IN)
   adapter = mixlora.MixLoRA(
       site=site, num_experts=num_experts, rank=R, alpha=3.0
   )
