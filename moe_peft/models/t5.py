@@ -11,25 +11,14 @@ from typing import Any, Sequence
 from flax import linen as nn
 from flax import struct
 from flax.linen import partitioning as nn_partitioning
-import jax
 import jax.numpy as jnp
 
 from moe_peft import errors
 from moe_peft.models import attention
 from moe_peft.models import layers
+from moe_peft.models import stack
 
 with_sharding_constraint = nn_partitioning.with_sharding_constraint
-
-# What each policy keeps from the forward pass; None recomputes everything.
-REMAT_POLICIES = {
-    'none': None,
-    'minimal': jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
-    'full': None,
-}
-
-# Where the layer axis stands in the parameters of a scanned stack.
-PARAM_SCAN_AXIS = 1
-
 
 @struct.dataclass
 class T5Config:
@@ -87,10 +76,10 @@ def check_config(config: T5Config) -> None:
       raise errors.UserError(
           f't5.T5Config.{name} must be a positive integer, got {value!r}.'
       )
-  if config.remat_policy not in REMAT_POLICIES:
+  if config.remat_policy not in stack.REMAT_POLICIES:
     raise errors.UserError(
         f't5.T5Config.remat_policy is {config.remat_policy!r}; choose one of '
-        f'{", ".join(REMAT_POLICIES)}.'
+        f'{", ".join(stack.REMAT_POLICIES)}.'
     )
   if not 0.0 <= config.dropout_rate < 1.0:
     raise errors.UserError(
@@ -103,151 +92,6 @@ def check_config(config: T5Config) -> None:
           f't5.T5Config.mlp_activations: flax.linen has no {function!r}; '
           "use for example ('relu',) or ('gelu', 'linear')."
       )
-
-
-class EncoderLayer(nn.Module):
-  """Self-attention and MLP, each in a pre-norm residual branch."""
-
-  config: T5Config
-  deterministic: bool
-
-  @nn.compact
-  def __call__(self, inputs, mask, bias):
-    """Returns `([batch, length, embed], None)`, the form that scan wants."""
-    cfg = self.config
-    if bias is None:
-      bias = position_biases(cfg)(inputs.shape[1], True)
-    x = inputs
-    y = norm(cfg, 'pre_attention_layer_norm')(x)
-    y = attend(self, 'attention')(y, y, mask, bias)
-    x = residual(self, x, y)
-    y = norm(cfg, 'pre_mlp_layer_norm')(x)
-    return residual(self, x, mlp(self)(y)), None
-
-
-class DecoderLayer(nn.Module):
-  """Causal self-attention, cross-attention and MLP, each pre-norm residual."""
-
-  config: T5Config
-  deterministic: bool
-  decode: bool
-  bias_length: int
-
-  @nn.compact
-  def __call__(self, inputs, encoded, mask, cross_mask, bias):
-    """Returns `([batch, length, embed], None)`, the form that scan wants."""
-    cfg = self.config
-    if bias is None:
-      bias = position_biases(cfg)(self.bias_length, False)
-    x = inputs
-    y = norm(cfg, 'pre_self_attention_layer_norm')(x)
-    y = attend(self, 'self_attention', decode=self.decode)(y, y, mask, bias)
-    x = residual(self, x, y)
-    y = norm(cfg, 'pre_cross_attention_layer_norm')(x)
-    y = attend(self, 'encoder_decoder_attention')(y, encoded, cross_mask)
-    x = residual(self, x, y)
-    y = norm(cfg, 'pre_mlp_layer_norm')(x)
-    return residual(self, x, mlp(self)(y)), None
-
-
-def norm(config: T5Config, name: str) -> layers.LayerNorm:
-  """Builds a norm in the current scope."""
-  return layers.LayerNorm(dtype=config.dtype, name=name)
-
-
-def position_biases(config: T5Config) -> layers.RelativePositionBiases:
-  """Builds `relpos_bias` in the current scope (a stack, or a scanned layer)."""
-  return layers.RelativePositionBiases(
-      num_heads=config.num_heads,
-      num_buckets=config.relative_attention_num_buckets,
-      max_distance=config.relative_attention_max_distance,
-      dtype=config.dtype,
-      name='relpos_bias',
-  )
-
-
-def attend(
-    layer: EncoderLayer | DecoderLayer, name: str, decode: bool = False
-) -> attention.MultiHeadDotProductAttention:
-  """Builds an attention block in the scope of `layer`."""
-  cfg = layer.config
-  return attention.MultiHeadDotProductAttention(
-      num_heads=cfg.num_heads,
-      head_dim=cfg.head_dim,
-      joined_kernels=not cfg.scan_layers,
-      dropout_rate=cfg.dropout_rate,
-      float32_logits=cfg.float32_attention_logits,
-      dtype=cfg.dtype,
-      deterministic=layer.deterministic,
-      decode=decode,
-      name=name,
-  )
-
-
-def mlp(layer: EncoderLayer | DecoderLayer) -> layers.MlpBlock:
-  """Builds the MLP in the scope of `layer`."""
-  cfg = layer.config
-  return layers.MlpBlock(
-      mlp_dim=cfg.mlp_dim,
-      activations=tuple(cfg.mlp_activations),
-      dropout_rate=cfg.dropout_rate,
-      dtype=cfg.dtype,
-      deterministic=layer.deterministic,
-      name='mlp',
-  )
-
-
-def residual(layer: EncoderLayer | DecoderLayer, x, y):
-  """Returns `x + dropout(y)`, `[batch, length, embed]`."""
-  rate = layer.config.dropout_rate
-  x = x + layers.length_dropout(rate, layer.deterministic)(y)
-  return with_sharding_constraint(x, ('batch', 'length', 'embed'))
-
-
-def run_stack(layer_class, name, num_layers, config, attributes, x, *shared):
-  """Runs `num_layers` layers, unrolled or as one scan, in the current scope.
-
-  The scan has the stack's name, so paths are `encoder/encoder/...`. What
-  adapters sow ('intermediates', 'routing') is stacked on a new first axis.
-
-  Args:
-    layer_class: `EncoderLayer` or `DecoderLayer`.
-    name: Name of the scan, 'encoder' or 'decoder'.
-    num_layers: Number of layers.
-    config: The model's configuration.
-    attributes: Further attributes of the layers.
-    x: `[batch, length, embed]`.
-    *shared: Arrays that every layer gets.
-
-  Returns:
-    `[batch, length, embed]`.
-  """
-  if config.remat_policy != 'none':
-    layer_class = nn_partitioning.remat(
-        layer_class,
-        prevent_cse=not config.scan_layers,
-        policy=REMAT_POLICIES[config.remat_policy],
-    )
-  if not config.scan_layers:
-    for index in range(num_layers):
-      layer = layer_class(config, name=f'layers_{index}', **attributes)
-      x, _ = layer(x, *shared)
-    return x
-  scanned = nn_partitioning.scan_with_axes(
-      layer_class,
-      variable_axes={
-          'params': PARAM_SCAN_AXIS,
-          'cache': 0,
-          'intermediates': 0,
-          'routing': 0,
-      },
-      split_rngs={'params': True, 'dropout': True},
-      in_axes=(nn.broadcast,) * len(shared),
-      length=num_layers,
-      axis_name='layers',
-  )
-  x, _ = scanned(config, name=name, **attributes)(x, *shared)
-  return x
 
 
 class Encoder(nn.Module):
@@ -267,12 +111,12 @@ class Encoder(nn.Module):
     cfg = self.config
     bias = None
     if not cfg.scan_layers:  # One bias for the stack; a scan has one per layer.
-      bias = position_biases(cfg)(tokens.shape[1], True)
+      bias = stack.position_biases(cfg)(tokens.shape[1], True)
     x = self.token_embedder(tokens)
     x = layers.length_dropout(cfg.dropout_rate, deterministic)(x)
     attributes = {'deterministic': deterministic}
-    x = run_stack(
-        EncoderLayer,
+    x = stack.run_stack(
+        stack.EncoderLayer,
         'encoder',
         cfg.num_encoder_layers,
         cfg,
@@ -281,7 +125,7 @@ class Encoder(nn.Module):
         mask,
         bias,
     )
-    x = norm(cfg, 'encoder_norm')(x)
+    x = stack.norm(cfg, 'encoder_norm')(x)
     return layers.length_dropout(cfg.dropout_rate, deterministic)(x)
 
 
@@ -314,7 +158,7 @@ class Decoder(nn.Module):
       bias_length = max_decode_length
     bias = None
     if not cfg.scan_layers:
-      bias = position_biases(cfg)(bias_length, False)
+      bias = stack.position_biases(cfg)(bias_length, False)
     y = self.token_embedder(tokens)
     y = layers.length_dropout(cfg.dropout_rate, deterministic)(y)
     attributes = {
@@ -322,8 +166,8 @@ class Decoder(nn.Module):
         'decode': decode,
         'bias_length': bias_length,
     }
-    y = run_stack(
-        DecoderLayer,
+    y = stack.run_stack(
+        stack.DecoderLayer,
         'decoder',
         cfg.num_decoder_layers,
         cfg,
@@ -334,7 +178,7 @@ class Decoder(nn.Module):
         cross_mask,
         bias,
     )
-    y = norm(cfg, 'decoder_norm')(y)
+    y = stack.norm(cfg, 'decoder_norm')(y)
     y = layers.length_dropout(cfg.dropout_rate, deterministic)(y)
     if cfg.logits_via_embedding:
       logits = self.token_embedder.attend(y) / jnp.sqrt(cfg.emb_dim)
