@@ -340,7 +340,7 @@ def test_bad_config_is_a_user_error(field, value):
 
 @BOTH
 def test_eight_devices_compute_the_same_logits(config):
-  """Data, expert and model axes of the mesh; heads, MLP and vocabulary split."""
+  """Mesh of data, expert and model axes; heads, MLP and vocabulary split."""
   config = config.replace(num_heads=4)
   rng = np.random.default_rng(0)
   tokens = jnp.asarray(rng.integers(2, 48, (4, 5)), jnp.int32)
