@@ -64,7 +64,7 @@ def build() -> experiment_lib.Experiment:
     raise errors.UserError(
         f'The gin files describe no experiment that can be built: {error}\n'
         'Give a model, a method and a run file, in this order, as '
-        'configs/quickstart.gin does, and see the binding named above.'
+        'configs/quickstart.gin does.'
     ) from error
   catalog.check_feature_lengths(
       experiment.mixture_or_task_name, experiment.task_feature_lengths

@@ -3,6 +3,7 @@
 """Tests of the training step and loop on tiny real experiments."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -24,12 +25,14 @@ from tests.training import tiny
 def train(experiment, evaluate=lambda step, params: None):
   """Runs the loop; returns (setup, last state or None, rows of metrics)."""
   setup = experiment_lib.prepare(experiment)
+  # The loop donates the fresh parameters: keep a copy to compare with.
+  fresh = {name: np.array(value) for name, value in setup.trainable.items()}
   with contextlib.closing(loop.open_checkpoints(setup)) as checkpointer:
     state = loop.train(setup, checkpointer, evaluate)
   rows = metrics.read_json_lines(
       experiment.run_dir / 'metrics' / 'train.jsonl'
   )
-  return setup, state, rows
+  return dataclasses.replace(setup, trainable=fresh), state, rows
 
 
 def losses(rows):
@@ -214,7 +217,7 @@ def test_packed_rows_train(tmp_path):
         ({'INITIAL_CHECKPOINT_PATH': 'nowhere'}, 'nowhere'),
         ({'INITIAL_CHECKPOINT_PATH': 'bases/tiny_t5'}, 'another model'),
         ({'TRAINABLE_REGEX': 'nothing'}, 'matches no parameter'),
-        ({'WARMUP_STEPS': 10}, 'decay_steps'),
+        ({'WARMUP_STEPS': 10}, 'WARMUP_STEPS = 10'),
     ],
 )
 def test_what_cannot_work_is_said_before_any_work(tmp_path, bindings, message):
