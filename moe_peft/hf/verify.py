@@ -74,6 +74,9 @@ def load(folder: Path, base: str = '') -> tuple[Any, bool]:
   import torch
   import transformers
 
+  # It would warn of the tied embedding, which its own configuration claims.
+  transformers.utils.logging.set_verbosity_error()
+  transformers.utils.logging.disable_progress_bar()
   auto = transformers.AutoModelForSeq2SeqLM
   options = {'dtype': torch.float32}
   if not (folder / folders.ADAPTER_CONFIG).is_file():

@@ -146,10 +146,8 @@ def prepare(experiment: Experiment) -> Setup:
     path = experiment.initial_checkpoint_path
     base = {}
     if path is not None:
-      expected = {
-          k: v for k, v in shapes.items() if not trainable.is_adapter(k)
-      }
-      base = checkpoints.load_base(path, expected)
+      # It may hold adapters too: experts that were trained elsewhere.
+      base = checkpoints.load_base(path, shapes)
     # What the checkpoint holds is not initialised; XLA drops the rest.
     fresh = jax.jit(
         lambda rng: {

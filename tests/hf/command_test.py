@@ -116,6 +116,7 @@ def test_imported_experts_are_frozen_under_new_routers(tmp_path):
           "MIXTURE_OR_TASK_NAME='past_tense'",
           "TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 16}",
           'TRAIN_STEPS=2',
+          'WARMUP_STEPS=1',
       ],
   )
   setup = experiment_lib.prepare(run.build())
