@@ -121,7 +121,7 @@ def reference(router, tokens):
   )
 
 
-@pytest.mark.parametrize('tokens', TOKENS)
+@pytest.mark.parametrize('tokens', ['padded', 'packed'])
 @pytest.mark.parametrize('router', ROUTERS)
 @pytest.mark.parametrize('execution', ['einsum', 'ragged'])
 def test_executions_agree(execution, router, tokens):
@@ -170,15 +170,9 @@ def sharded(execution, router, tokens, mesh):
 
 @pytest.mark.parametrize('shape', MESHES)
 @pytest.mark.parametrize('execution', dispatch.EXECUTIONS)
-@pytest.mark.parametrize(
-    ('router', 'tokens'),
-    [
-        ('soft', 'padded'),
-        ('capacity', 'packed'),
-        ('expert dropout, capacity', 'packed'),
-    ],
-)
-def test_sharded_equals_unsharded(shape, execution, router, tokens):
+def test_sharded_equals_unsharded(shape, execution):
+  # Drops, padding, packing and expert dropout, all at once.
+  router, tokens = 'expert dropout, capacity', 'packed'
   mesh = partitioning.make_mesh(*MESHES[shape])
   assert mesh.devices.shape == tuple(int(n) for n in shape.split('x'))
   with partitioning.use_mesh(mesh):
@@ -247,18 +241,26 @@ def shapes_in(jaxpr):
         yield from shapes_in(inner)
 
 
-def largest(execution):
-  adapter = make(execution, 'capacity')
-  params, _ = some_params(adapter)
-  function = functools.partial(loss_and_grads, adapter)
-  jaxpr = jax.make_jaxpr(function)(params, *arrays(), TOKENS['full'])
+def largest(function, *args):
+  jaxpr = jax.make_jaxpr(function)(*args)
   return max(int(np.prod(shape)) for shape in shapes_in(jaxpr.jaxpr))
 
 
 def test_all_experts_never_builds_experts_times_features():
+  adapter = make('all_experts', 'capacity')
+  params, _ = some_params(adapter)
+  function = functools.partial(loss_and_grads, adapter)
+  size = largest(function, params, *arrays(), TOKENS['full'])
   # Also going back: nothing is larger than the outputs themselves.
-  assert largest('all_experts') <= BATCH * LENGTH * OUT
-  assert largest('einsum') > BATCH * LENGTH * OUT  # The check can fail.
+  assert size <= BATCH * LENGTH * OUT
+
+  def published(params, inputs):
+    hidden = jnp.einsum('bli,eir->bler', inputs, params['lora_a'])
+    return jnp.einsum('bler,ero->bleo', hidden, params['lora_b'])
+
+  # The check can fail: this is the formula of the released code.
+  size = largest(jax.jit(published), params, arrays()[0])
+  assert size == BATCH * LENGTH * NUM_EXPERTS * OUT
 
 
 def choice(execution='auto', num_experts=4, rank=4, selected=2, slots=8):

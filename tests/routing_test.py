@@ -246,13 +246,15 @@ def test_router_is_float32_in_bfloat16():
   assert result.combine_weights.dtype == jnp.float32
 
 
-def test_traced_k_equals_static_k():
-  scores = jax.random.normal(jax.random.key(0), (3, 4, 6))
-  for k in range(7):
-    np.testing.assert_array_equal(
-        gating.select_top_k(scores, jnp.array(k)),
-        gating.select_top_k(scores, k),
-    )
+def test_select_top_k_is_top_k():
+  # With ties: of equal scores the first wins.
+  scores = jax.random.randint(jax.random.key(0), (3, 40, 6), 0, 4) / 4.0
+  for k in range(1, 7):
+    _, indices = jax.lax.top_k(scores, k)
+    want = jax.nn.one_hot(indices, 6).sum(axis=-2) > 0
+    for number in (k, jnp.array(k)):
+      got = gating.select_top_k(scores, number)
+      np.testing.assert_array_equal(got, want)
 
 
 LIMIT = capacity.Capacity(expert_capacity=2)
