@@ -3,7 +3,7 @@
 """`python -m moe_peft.hf`."""
 
 from moe_peft import command_line
-from moe_peft.hf import command
+from moe_peft import hf
 
 if __name__ == '__main__':
-  command_line.run(command.main)
+  command_line.run(hf.main)

@@ -153,7 +153,7 @@ def _import(args: argparse.Namespace) -> None:
   )
 
 
-def _export(args: argparse.Namespace) -> None:
+def _export(args: argparse.Namespace) -> int:
   if not args.collapse and (args.rank is not None or args.per_task):
     raise errors.UserError('--rank and --per_task belong to --collapse.')
   if args.rank is not None and args.rank < 1:
@@ -172,14 +172,36 @@ def _export(args: argparse.Namespace) -> None:
       print(f'loss per token in nats: {text}')
   else:
     export.export(trained, args.out, args.format)
-  print(f'{args.out}: written; check it with python -m moe_peft.hf verify')
+  print(f'{args.out}: written')
+  written = [args.out]
+  if args.per_task:
+    written = sorted(path for path in args.out.iterdir() if path.is_dir())
+  elif args.format == 'experts' and not args.collapse:
+    written = []  # Not equal to the run, and not meant to be.
+  return max((_measure(folder) for folder in written), default=0)
+
+
+def _measure(folder: Path) -> int:
+  """Verifies what was written, where torch and the base are at hand."""
+  from moe_peft.hf import verify
+
+  verdict = verify.measure(folder)
+  if verdict is None:
+    print(f'not verified here; run python -m moe_peft.hf verify {folder}')
+    return 0
+  return _report(folder, verdict)
 
 
 def _verify(args: argparse.Namespace) -> int:
   from moe_peft.hf import verify
 
-  verdict = verify.verify(args.folder, args.base)
-  print(verify.describe(args.folder, verdict))
+  return _report(args.folder, verify.verify(args.folder, args.base))
+
+
+def _report(folder: Path, verdict) -> int:
+  from moe_peft.hf import verify
+
+  print(verify.describe(folder, verdict))
   if not verdict.equal:
     print('error: the folder does not compute what was trained.',
           file=sys.stderr)

@@ -7,6 +7,7 @@ that can be seen is whole.
 """
 
 import contextlib
+import functools
 import json
 import os
 from pathlib import Path
@@ -110,20 +111,19 @@ class Tensors:
     Raises:
       errors.UserError: If there are none, or they are damaged.
     """
-    self._files: dict[str, Any] = {}
-    self._stack = contextlib.ExitStack()
+    # Shape, dtype and reader of each tensor by name.
+    self._found: dict[str, tuple[tuple[int, ...], str, Any]] = {}
     single = folder / f'{stem}.safetensors'
     index = folder / f'{stem}.safetensors.index.json'
     if single.is_file():
-      self._open([single])
+      self._scan([single])
     elif index.is_file():
       names = set(read_json(index).get('weight_map', {}).values())
-      self._open([folder / name for name in sorted(names)])
+      self._scan([folder / name for name in sorted(names)])
     else:
       self._read_bin(folder, stem)
-    found = {name: get() for name, get in self._files.items()}
-    self.shapes = {name: shape for name, (shape, _, _) in found.items()}
-    dtypes = {dtype for _, dtype, _ in found.values()}
+    self.shapes = {name: shape for name, (shape, _, _) in self._found.items()}
+    dtypes = {dtype for _, dtype, _ in self._found.values()}
     unknown = dtypes - {'F32', 'F16', 'BF16'}
     if unknown:
       raise errors.UserError(
@@ -134,25 +134,22 @@ class Tensors:
     narrow = dtypes == {'BF16'}
     self.dtype = np.dtype(ml_dtypes.bfloat16 if narrow else np.float32)
 
-  def _open(self, files: Iterable[Path]) -> None:
+  def _scan(self, files: Iterable[Path]) -> None:
     for file in files:
       try:
-        opened = self._stack.enter_context(
-            safetensors.safe_open(file, framework='numpy')
-        )
+        with safetensors.safe_open(file, framework='numpy') as opened:
+          for name in opened.keys():
+            part = opened.get_slice(name)
+            self._found[name] = (
+                tuple(part.get_shape()),
+                part.get_dtype(),
+                functools.partial(_read_tensor, file, name),
+            )
       except (safetensors.SafetensorError, OSError) as error:
         raise errors.UserError(
             f'{file} is not a readable safetensors file ({error}); it may be '
             'truncated. Fetch it again.'
         ) from error
-      for name in opened.keys():
-
-        def get(opened=opened, name=name):
-          part = opened.get_slice(name)
-          shape, dtype = tuple(part.get_shape()), part.get_dtype()
-          return shape, dtype, lambda: opened.get_tensor(name)
-
-        self._files[name] = get
 
   def _read_bin(self, folder: Path, stem: str) -> None:
     base = {'model': 'pytorch_model', 'adapter_model': 'adapter_model'}[stem]
@@ -169,22 +166,25 @@ class Tensors:
         state = torch.load(file, 'cpu', weights_only=True, mmap=True)
       except Exception as error:  # torch raises many kinds.
         raise errors.UserError(f'{file} cannot be read: {error}') from error
+      known = {
+          torch.float32: 'F32', torch.float16: 'F16', torch.bfloat16: 'BF16'
+      }
       for name, tensor in state.items():
-
-        def get(tensor=tensor):
-          dtype = {torch.float32: 'F32', torch.float16: 'F16'}.get(
-              tensor.dtype, str(tensor.dtype).replace('torch.bfloat16', 'BF16')
-          )
-          return tuple(tensor.shape), dtype, lambda: _to_numpy(torch, tensor)
-
-        self._files[name] = get
+        self._found[name] = (
+            tuple(tensor.shape),
+            known.get(tensor.dtype, str(tensor.dtype)),
+            functools.partial(_to_numpy, torch, tensor),
+        )
 
   def __getitem__(self, name: str) -> np.ndarray:
     """Reads a tensor, as `dtype`: T5 overflows in float16."""
-    return self._files[name]()[2]().astype(self.dtype, copy=False)
+    return self._found[name][2]().astype(self.dtype, copy=False)
 
-  def close(self) -> None:
-    self._stack.close()
+
+def _read_tensor(file: Path, name: str) -> np.ndarray:
+  # Opened for one tensor: pages of an open file stay in memory.
+  with safetensors.safe_open(file, framework='numpy') as opened:
+    return opened.get_tensor(name)
 
 
 def _to_numpy(torch, tensor) -> np.ndarray:

@@ -2,13 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hugging Face model folder to a base that both engines restore."""
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence, Tuple
 
 import numpy as np
-import orbax.checkpoint as ocp
 
 from moe_peft import errors
 from moe_peft import trainable
@@ -16,6 +14,7 @@ from moe_peft.hf import architecture
 from moe_peft.hf import folders
 from moe_peft.hf import import_experts
 from moe_peft.hf import names
+from moe_peft.hf import orbax_format
 from moe_peft.models import t5
 
 FORMATS = ('orbax', 'safetensors')
@@ -63,26 +62,22 @@ def import_base(
   hf_config = folders.read_json(source / 'config.json')
   config = architecture.from_hf(hf_config, layout)
   t5.check_config(config)
-  with contextlib.closing(folders.Tensors(source)) as tensors:
-    readers, config = _plan(tensors, config, hf_config, layout)
-    mixture = import_experts.read(experts, config) if experts else None
-    for path, array in (mixture.params if mixture else {}).items():
-      readers[path] = (array.shape, lambda array=array: array)
-    with folders.written_whole(out) as folder:
-      if file_format == 'orbax':
-        _write_orbax(folder, readers)
-      else:
-        _write_safetensors(folder, readers, tensors.dtype)
-      _write_rest(source, folder, out, config, hf_config, hub_id, layout)
-      if mixture:
-        (folder / 'experts.gin').write_text(mixture.to_gin(), 'utf-8')
+  tensors = folders.Tensors(source)
+  readers, config = _plan(tensors, config, layout)
+  mixture = import_experts.read(experts, config) if experts else None
+  for path, array in (mixture.params if mixture else {}).items():
+    readers[path] = (array.shape, lambda array=array: array)
+  with folders.written_whole(out) as folder:
+    _write_params(folder, readers, tensors.dtype, file_format)
+    _write_rest(source, folder, out, config, hf_config, hub_id, layout)
+    if mixture:
+      (folder / 'experts.gin').write_text(mixture.to_gin(), 'utf-8')
   return config
 
 
 def _plan(
     tensors: folders.Tensors,
     config: t5.T5Config,
-    hf_config: Mapping[str, Any],
     layout: str,
 ) -> Tuple[dict[str, Tuple[Tuple[int, ...], Read]], t5.T5Config]:
   """Returns shape and reader by T5X path, and the final configuration."""
@@ -163,23 +158,23 @@ def _check(
     )
 
 
-def _write_orbax(folder: Path, readers) -> None:
-  params = {path: read() for path, (_, read) in readers.items()}
-  with ocp.PyTreeCheckpointer() as checkpointer:
-    checkpointer.save(
-        folder.absolute(), {'params': trainable.unflatten(params)}, force=True
-    )
-
-
-def _write_safetensors(folder: Path, readers, dtype) -> None:
+def _write_params(folder: Path, readers, dtype, file_format: str) -> None:
+  """Writes tensor by tensor: no more than one is in memory."""
   # Adapters stay float32, as everywhere.
+  params = {
+      path: orbax_format.Parameter(
+          shape, np.dtype(np.float32) if trainable.is_adapter(path) else dtype,
+          read,
+      )
+      for path, (shape, read) in readers.items()
+  }
+  if file_format == 'orbax':
+    orbax_format.write(folder, params)
+    return
   folders.write_tensors(
       folder / folders.WEIGHTS,
-      {
-          path: (shape, np.float32 if trainable.is_adapter(path) else dtype)
-          for path, (shape, _) in readers.items()
-      },
-      lambda path: readers[path][1](),
+      {path: (x.shape, x.dtype) for path, x in params.items()},
+      lambda path: params[path].read(),
   )
 
 

@@ -6,7 +6,6 @@ With several folders each becomes one expert, to train only the router over
 them (`TRAINABLE_REGEX = '.*/router/.*'`), or everything.
 """
 
-import contextlib
 import dataclasses
 import math
 from pathlib import Path
@@ -130,19 +129,17 @@ def _read_one(source: Path) -> dict[str, Any]:
         f'{source} uses bias or DoRA, which MoLoRA experts do not have.'
     )
   halves: dict[str, dict[str, np.ndarray]] = {}
-  with contextlib.closing(
-      folders.Tensors(source, 'adapter_model')
-  ) as tensors:
-    unknown = [name for name in tensors.shapes if not _KEY.fullmatch(name)]
-    if unknown:
-      raise errors.UserError(
-          f'{source} holds tensors that are not of a plain LoRA: '
-          f'{", ".join(unknown[:5])}.'
-      )
-    for name in tensors.shapes:
-      module, half = _KEY.fullmatch(name).groups()
-      array = np.asarray(tensors[name], np.float32)
-      halves.setdefault(module, {})[half] = array
+  tensors = folders.Tensors(source, 'adapter_model')
+  unknown = [name for name in tensors.shapes if not _KEY.fullmatch(name)]
+  if unknown:
+    raise errors.UserError(
+        f'{source} holds tensors that are not of a plain LoRA: '
+        f'{", ".join(unknown[:5])}.'
+    )
+  for name in tensors.shapes:
+    module, half = _KEY.fullmatch(name).groups()
+    array = np.asarray(tensors[name], np.float32)
+    halves.setdefault(module, {})[half] = array
   adapter = {}
   for module, pair in halves.items():
     if set(pair) != {'A', 'B'}:

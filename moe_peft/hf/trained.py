@@ -116,7 +116,8 @@ def from_run(base_model: str = '') -> Trained:
   from moe_peft.training import loop
   from moe_peft.training import run
 
-  experiment = run.build()
+  # In the precision of its file: whoever loads the export has no other base.
+  experiment = dataclasses.replace(run.build(), base_dtype=jnp.float32)
   network = getattr(experiment.model.module, 'module', None)
   if not isinstance(network, t5.Transformer):
     raise errors.UserError(

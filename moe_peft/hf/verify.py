@@ -3,6 +3,8 @@
 """Loads an exported folder in torch and compares it with its fixture."""
 
 import dataclasses
+import importlib.metadata
+import importlib.util
 from pathlib import Path
 from typing import Any, Optional
 
@@ -35,13 +37,14 @@ class Verdict:
     return self.model <= TOLERANCE
 
 
-def verify(folder: Path, base: str = '') -> Verdict:
+def verify(folder: Path, base: str = '', offline: bool = False) -> Verdict:
   """Compares a folder with its fixture.
 
   Args:
     folder: What `export` wrote.
     base: Name or folder of the base of an adapter; by default the one that
       lies in the folder, else the one that the adapter names.
+    offline: Whether to look for that one on this machine only.
 
   Raises:
     errors.UserError: If it is no exported folder or cannot be loaded.
@@ -54,7 +57,7 @@ def verify(folder: Path, base: str = '') -> Verdict:
   expected = fixture.read(folder)
   for name in ('torch', 'transformers'):
     folders.import_extra(name, 'verify runs the model in torch')
-  model, adapter = load(folder, base)
+  model, adapter = load(folder, base, offline)
   logits = _logits(model, expected)
   difference = float(np.abs(logits - expected['logits']).max())
   without = None
@@ -66,7 +69,9 @@ def verify(folder: Path, base: str = '') -> Verdict:
   return Verdict(difference, without, float(effect))
 
 
-def load(folder: Path, base: str = '') -> tuple[Any, bool]:
+def load(
+    folder: Path, base: str = '', offline: bool = False
+) -> tuple[Any, bool]:
   """Loads an exported folder in float32; returns it, and if it is an adapter.
 
   No code of the folder runs: what it holds is the code of this package.
@@ -78,7 +83,7 @@ def load(folder: Path, base: str = '') -> tuple[Any, bool]:
   transformers.utils.logging.set_verbosity_error()
   transformers.utils.logging.disable_progress_bar()
   auto = transformers.AutoModelForSeq2SeqLM
-  options = {'dtype': torch.float32}
+  options = {'dtype': torch.float32, 'local_files_only': offline}
   if not (folder / folders.ADAPTER_CONFIG).is_file():
     kind = folders.read_json(folder / 'config.json').get('model_type')
     if kind == 'moe_peft_t5':
@@ -129,6 +134,30 @@ def _logits(model: Any, expected: dict[str, np.ndarray]) -> np.ndarray:
             expected['decoder_input_ids']
         ).long(),
     ).logits.numpy()
+
+
+def measure(folder: Path) -> Optional[Verdict]:
+  """Verifies a folder and writes the figure into its card.
+
+  Returns:
+    The verdict, or None if it cannot be had here: torch is not installed, or
+    the base is not on this machine.
+  """
+  packages = ('torch', 'transformers', 'peft')
+  if not all(importlib.util.find_spec(name) for name in packages):
+    return None
+  try:
+    verdict = verify(folder, offline=True)
+  except errors.UserError:
+    return None
+  versions = ', '.join(
+      f'{name} {importlib.metadata.version(name)}' for name in packages
+  )
+  with (folder / 'README.md').open('a', encoding='utf-8') as card:
+    card.write(
+        f'\nMeasured: largest difference {verdict.model:.2g} ({versions}).\n'
+    )
+  return verdict
 
 
 def describe(folder: Path, verdict: Verdict) -> str:

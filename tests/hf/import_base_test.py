@@ -225,14 +225,15 @@ def test_layouts_hold_the_same_numbers(tmp_path):
     np.testing.assert_array_equal(split[name], array, err_msg=name)
 
 
-def test_safetensors_are_streamed(tmp_path):
+@pytest.mark.parametrize('file_format', import_base.FORMATS)
+def test_tensors_are_streamed(tmp_path, file_format):
   config = {**models.SMALL, 'd_ff': 20_000, 'd_model': 64, 'vocab_size': 500}
   tensors = models.random_tensors(config)
   size = sum(x.nbytes for x in tensors.values())
   folder = models.write_model(tmp_path / 'hf', config, tensors)
   del tensors
   tracemalloc.start()
-  import_base.import_base(folder, tmp_path / 'base', 't5', 'safetensors')
+  import_base.import_base(folder, tmp_path / 'base', 't5', file_format)
   _, peak = tracemalloc.get_traced_memory()
   tracemalloc.stop()
   assert size > 50e6
