@@ -122,13 +122,10 @@ class MoeAdapter(nn.Module):
     for metric, value in routing.metrics.items():
       # Three axes: T5X's models and Flaxformer's scans expect them.
       self.sow('intermediates', metric, value.reshape(1, 1, 1))
-    weights = routing.combine_weights
-    length = features.shape[1]
-    self.sow(
-        'routing',
-        'combine_weights',
-        weights.reshape(len(weights), length, -1, weights.shape[-1]).mean(2),
-    )
+    if not self.is_initializing():  # No part of a model's state.
+      weights = routing.combine_weights
+      shape = (*features.shape[:2], -1, weights.shape[-1])
+      self.sow('routing', 'combine_weights', weights.reshape(shape).mean(2))
     return routing
 
   @nn.nowrap

@@ -33,6 +33,12 @@ def test_one_expert_has_no_router_and_sows_nothing():
   assert not jax.tree.leaves(state)
 
 
+def test_initialisation_leaves_no_statistics_in_the_state():
+  adapter = molora.MoLoRA(site=SITE, num_experts=3)
+  variables = adapter.init(jax.random.key(0), X, Y)
+  assert set(variables) == {'params', 'params_axes'}
+
+
 def test_no_expert():
   with pytest.raises(errors.UserError, match='NUM_EXPERTS = 0'):
     molora.MoLoRA(site=SITE, num_experts=0).init(jax.random.key(0), X, Y)
