@@ -59,7 +59,14 @@ setuptools.setup(
     extras_require={
         'quickstart': _WORDS,
         'metrics': _METRICS,
-        'test': _WORDS + _METRICS + ['pytest>=8', 'build>=1', 'ruff>=0.9'],
+        'test': _WORDS + _METRICS + ['pytest>=8', 'pytest-xdist>=3', 'ruff>=0.9'],
+        # To load and to verify what is exported; writing needs none of it.
+        'hf': [
+            'torch>=2.6',
+            'transformers>=5.23,<6',
+            'peft>=0.21.2,<0.22',
+            'sentencepiece>=0.2',
+        ],
         'gpu': ['jax[cuda12]>=0.10.2,<0.11'],
         'tpu': ['jax[tpu]>=0.10.2,<0.11'],
     },
