@@ -59,7 +59,9 @@ setuptools.setup(
     extras_require={
         'quickstart': _WORDS,
         'metrics': _METRICS,
-        'test': _WORDS + _METRICS + ['pytest>=8', 'pytest-xdist>=3', 'ruff>=0.9'],
+        'test': _WORDS
+        + _METRICS
+        + ['pytest>=8', 'pytest-xdist>=3', 'ruff>=0.9'],
         # To load and to verify what is exported; writing needs none of it.
         'hf': [
             'torch>=2.6',

@@ -20,9 +20,9 @@ def main(argv: Sequence[str]) -> Optional[int]:
   command_line.add_gin_flags(parser)
   args = parser.parse_args(argv)
   command_line.load_run(args)
-  from moe_peft.training import run
+  from moe_peft.training import restored
 
-  return run.evaluate_run(args.split)
+  return restored.evaluate_run(args.split)
 
 
 if __name__ == '__main__':

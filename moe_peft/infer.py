@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> Optional[int]:
   command_line.load_run(args)
   import jax
 
-  from moe_peft.training import run
+  from moe_peft.training import restored
 
   options = {
       'greedy': {},
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> Optional[int]:
           'rng': jax.random.key(args.seed),
       },
   }[args.decode]
-  for answer in run.infer(lines, **options):
+  for answer in restored.infer(lines, **options):
     print(answer)
   return None
 

@@ -137,9 +137,12 @@ def test_a_study_tabulates_and_does_not_repeat(tmp_path, monkeypatch, capsys):
   )
   started = []
   real = study.subprocess.run
-  monkeypatch.setattr(
-      study.subprocess, 'run', lambda *a, **k: started.append(a) or real(*a, **k)
-  )
+
+  def counted(*args, **kwargs):
+    started.append(args)
+    return real(*args, **kwargs)
+
+  monkeypatch.setattr(study.subprocess, 'run', counted)
   command = [str(tmp_path / 'tiny'), '--out', str(tmp_path / 'out'),
              '--seeds=0']
   study.main(command)

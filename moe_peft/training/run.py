@@ -3,21 +3,18 @@
 """One experiment from beginning to end, and what it leaves behind."""
 
 import contextlib
-import dataclasses
 import importlib.metadata
 import json
 import os
 from pathlib import Path
 import time
-from typing import Any, Iterator, Mapping, Optional, Sequence
+from typing import Any, Mapping, Optional, Sequence
 
 import gin
 import jax
-import numpy as np
 import rich.console
 import rich.table
 
-from moe_peft import checkpoints
 from moe_peft import errors
 from moe_peft import inject
 from moe_peft import trainable
@@ -29,7 +26,7 @@ from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
 from moe_peft.training import metrics
 
-_console = rich.console.Console(stderr=True, highlight=False)
+console = rich.console.Console(stderr=True, highlight=False)
 
 STOPPED = 143  # Exit status of a run that saved and stopped at a signal.
 
@@ -108,7 +105,7 @@ class _Run:
     state = loop.train(self._setup, self._checkpointer, self._evaluate)
     if state is None:
       step = self._checkpointer.latest_step()
-      _console.print(
+      console.print(
           f'Stopped; saved at step {step}. Run the same command to continue.'
       )
       return STOPPED
@@ -120,25 +117,25 @@ class _Run:
   def _describe(self) -> None:
     trained, total = loop.count_params(self._setup)
     devices = jax.devices()
-    _console.print(
+    console.print(
         f'{trained:,} of {total:,} parameters train '
         f'({100 * trained / total:.2f} %) on {len(devices)} '
         f'{devices[0].device_kind} device(s); writing to {self._dir}'
     )
     step = self._checkpointer.latest_step()
     if step:
-      _console.print(f'Continuing from step {step}.')
+      console.print(f'Continuing from step {step}.')
 
   def _base_results(self) -> evaluator_lib.Results:
     """Results of the bare base, kept for the runs that continue this one."""
     path = self._dir / 'base_results.json'
     if path.exists():
       return json.loads(path.read_text(encoding='utf-8'))
-    results = _evaluate_with_progress(
+    results = evaluate_with_progress(
         self._evaluator,
         'base',
         self._experiment.model.without_adapters(),
-        _base_params({**self._setup.trainable, **self._setup.frozen}),
+        base_params({**self._setup.trainable, **self._setup.frozen}),
     )
     path.write_text(json.dumps(results), encoding='utf-8')
     self._log_results(0, results)
@@ -147,7 +144,7 @@ class _Run:
   def _evaluate(
       self, step: int, params: Mapping[str, Any]
   ) -> evaluator_lib.Results:
-    results = _evaluate_with_progress(
+    results = evaluate_with_progress(
         self._evaluator, f'step {step}', self._experiment.model, params, step
     )
     self._log_results(step, results)
@@ -199,7 +196,7 @@ class _Run:
     )
     page = report.write_report([self._dir], self._dir / 'report.html')
     rich.console.Console().print(results_table(base, adapted, primary))
-    _console.print(f'Report: {page}')
+    console.print(f'Report: {page}')
 
 
 def _method_names(rules: Sequence[inject.AdapterRule]) -> list[str]:
@@ -221,13 +218,13 @@ def make_evaluator(setup: experiment_lib.Setup) -> evaluator_lib.Evaluator:
   )
 
 
-def _evaluate_with_progress(evaluator, title, model, params, step=0):
+def evaluate_with_progress(evaluator, title, model, params, step=0):
   progress = metrics.Progress(f'evaluate {title}', evaluator.num_batches())
   with contextlib.closing(progress):
     return evaluator.evaluate(model, params, step, progress.advance)
 
 
-def _base_params(params: Mapping[str, Any]) -> dict[str, Any]:
+def base_params(params: Mapping[str, Any]) -> dict[str, Any]:
   """The flat parameters that are not of adapters."""
   return {k: v for k, v in params.items() if not trainable.is_adapter(k)}
 
@@ -244,97 +241,6 @@ def results_table(
   table.add_column('base', justify='right')
   table.add_column('adapted', justify='right')
   for task, metric in primary.items():
-    table.add_row(
-        task, metric, f'{base[task][metric]:.1f}', f'{adapted[task][metric]:.1f}'
-    )
+    values = [results[task][metric] for results in (base, adapted)]
+    table.add_row(task, metric, *(f'{value:.1f}' for value in values))
   return table
-
-
-def evaluate_run(split: str) -> None:
-  """Scores the newest checkpoint of the configured run, and its base.
-
-  Args:
-    split: Split of the tasks.
-
-  Raises:
-    errors.UserError: If there is no checkpoint or no such split.
-  """
-  use_compilation_cache()
-  experiment = dataclasses.replace(build(), eval_split=split)
-  setup, params = _restore(experiment)
-  evaluator = make_evaluator(setup)
-  results = {}
-  for title, model, values in (
-      ('base', experiment.model.without_adapters(), _base_params(params)),
-      ('adapted', experiment.model, params),
-  ):
-    results[title] = _evaluate_with_progress(evaluator, title, model, values)
-  primary = {task: catalog.primary_metric(task) for task in results['base']}
-  evaluator_lib.write_results(
-      experiment.run_dir / f'results_{split}.json',
-      split,
-      evaluator.num_examples,
-      results['base'],
-      results['adapted'],
-      primary,
-  )
-  rich.console.Console().print(results_table(**results, primary=primary))
-
-
-def infer(lines: Sequence[str], **decoding_options: Any) -> Iterator[str]:
-  """Answers lines with the newest checkpoint of the configured run.
-
-  Args:
-    lines: Inputs, as the tasks write them.
-    **decoding_options: Of `EncoderDecoderModel.generate`.
-
-  Yields:
-    One answer for each line.
-
-  Raises:
-    errors.UserError: For a line that is longer than TASK_FEATURE_LENGTHS.
-  """
-  use_compilation_cache()
-  experiment = build()
-  length = experiment.task_feature_lengths['inputs']
-  vocabulary = experiment.model.input_vocabulary
-  encoded = [[*vocabulary.encode(line), vocabulary.eos_id] for line in lines]
-  for number, ids in enumerate(encoded, start=1):
-    if len(ids) > length:
-      raise errors.UserError(
-          f'Line {number} has {len(ids)} tokens; the run reads at most '
-          f'{length} (TASK_FEATURE_LENGTHS). Shorten it.'
-      )
-  setup, params = _restore(experiment)
-  generate = jax.jit(
-      lambda params, tokens: experiment.model.generate(
-          trainable.unflatten(params),
-          tokens,
-          experiment.task_feature_lengths['targets'],
-          **decoding_options,
-      )
-  )
-  size = experiment.eval_batch_size
-  for start in range(0, len(encoded), size):
-    part = encoded[start : start + size]
-    tokens = np.zeros((size, length), np.int32)
-    for row, ids in enumerate(part):
-      tokens[row, : len(ids)] = ids
-    with setup.context():
-      answers = jax.device_get(generate(params, tokens))
-    for ids in answers[: len(part)]:
-      yield experiment.model.output_vocabulary.decode(ids.tolist())
-
-
-def save_base(folder: Path) -> None:
-  """Writes the configured run's parameters, adapters excepted, as a base."""
-  _, params = _restore(build())
-  file = checkpoints.save_base(jax.device_get(_base_params(params)), folder)
-  _console.print(f'{file}: {file.stat().st_size / 1e6:.1f} MB')
-
-
-def _restore(experiment: experiment_lib.Experiment):
-  """The experiment on its devices and its newest flat parameters."""
-  setup = experiment_lib.prepare(experiment)
-  with contextlib.closing(loop.open_checkpoints(setup)) as checkpointer:
-    return setup, loop.restore_params(setup, checkpointer)

@@ -14,17 +14,15 @@ import pytest
 
 from moe_peft import errors
 from moe_peft import report as report_command
-from moe_peft.analysis import (
-  figure,
-  heatmaps,
-  markup,
-  plots,
-  records,
-  report,
-  results_section,
-  sections,
-)
+from moe_peft.analysis import figure
+from moe_peft.analysis import heatmaps
+from moe_peft.analysis import markup
+from moe_peft.analysis import plots
+from moe_peft.analysis import records
+from moe_peft.analysis import report
+from moe_peft.analysis import results_section
 from moe_peft.analysis import run as run_lib
+from moe_peft.analysis import sections
 
 _VOID = {'meta', 'br', 'link', 'img', 'input', 'hr'}
 

@@ -171,7 +171,9 @@ def test_more_steps_continue_a_finished_run(tmp_path):
 
 
 def test_learning_rates_by_group(tmp_path):
-  setup, state, rows = train(tiny.experiment(tmp_path, ROUTER_LEARNING_RATE=0.0))
+  setup, state, rows = train(
+      tiny.experiment(tmp_path, ROUTER_LEARNING_RATE=0.0)
+  )
   for name, value in state.params.items():
     stays = np.array_equal(value, setup.trainable[name])
     assert stays == ('/router/' in name), name

@@ -1,6 +1,6 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Experiments small enough for tests: real gin files, real words, 30k params."""
+"""Experiments small enough for tests: real gin files, real words."""
 
 from typing import Any
 
