@@ -1,0 +1,111 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What is done with a run that was trained: score, answer, become a base."""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Any, Iterator, Sequence
+
+import jax
+import numpy as np
+import rich.console
+
+from moe_peft import checkpoints
+from moe_peft import errors
+from moe_peft import trainable
+from moe_peft.data import catalog
+from moe_peft.evaluation import evaluator as evaluator_lib
+from moe_peft.training import experiment as experiment_lib
+from moe_peft.training import loop
+from moe_peft.training import run
+
+
+def evaluate_run(split: str) -> None:
+  """Scores the newest checkpoint of the configured run, and its base.
+
+  Args:
+    split: Split of the tasks.
+
+  Raises:
+    errors.UserError: If there is no checkpoint or no such split.
+  """
+  run.use_compilation_cache()
+  experiment = dataclasses.replace(run.build(), eval_split=split)
+  setup, params = _restore(experiment)
+  evaluator = run.make_evaluator(setup)
+  results = {}
+  for title, model, values in (
+      ('base', experiment.model.without_adapters(), run.base_params(params)),
+      ('adapted', experiment.model, params),
+  ):
+    results[title] = run.evaluate_with_progress(evaluator, title, model, values)
+  primary = {task: catalog.primary_metric(task) for task in results['base']}
+  evaluator_lib.write_results(
+      experiment.run_dir / f'results_{split}.json',
+      split,
+      evaluator.num_examples,
+      results['base'],
+      results['adapted'],
+      primary,
+  )
+  rich.console.Console().print(run.results_table(**results, primary=primary))
+
+
+def infer(lines: Sequence[str], **decoding_options: Any) -> Iterator[str]:
+  """Answers lines with the newest checkpoint of the configured run.
+
+  Args:
+    lines: Inputs, as the tasks write them.
+    **decoding_options: Of `EncoderDecoderModel.generate`.
+
+  Yields:
+    One answer for each line.
+
+  Raises:
+    errors.UserError: For a line that is longer than TASK_FEATURE_LENGTHS.
+  """
+  run.use_compilation_cache()
+  experiment = run.build()
+  length = experiment.task_feature_lengths['inputs']
+  vocabulary = experiment.model.input_vocabulary
+  encoded = [[*vocabulary.encode(line), vocabulary.eos_id] for line in lines]
+  for number, ids in enumerate(encoded, start=1):
+    if len(ids) > length:
+      raise errors.UserError(
+          f'Line {number} has {len(ids)} tokens; the run reads at most '
+          f'{length} (TASK_FEATURE_LENGTHS). Shorten it.'
+      )
+  setup, params = _restore(experiment)
+  generate = jax.jit(
+      lambda params, tokens: experiment.model.generate(
+          trainable.unflatten(params),
+          tokens,
+          experiment.task_feature_lengths['targets'],
+          **decoding_options,
+      )
+  )
+  size = experiment.eval_batch_size
+  for start in range(0, len(encoded), size):
+    part = encoded[start : start + size]
+    tokens = np.zeros((size, length), np.int32)
+    for row, ids in enumerate(part):
+      tokens[row, : len(ids)] = ids
+    with setup.context():
+      answers = jax.device_get(generate(params, tokens))
+    for ids in answers[: len(part)]:
+      yield experiment.model.output_vocabulary.decode(ids.tolist())
+
+
+def save_base(folder: Path) -> None:
+  """Writes the configured run's parameters, adapters excepted, as a base."""
+  _, params = _restore(run.build())
+  file = checkpoints.save_base(jax.device_get(run.base_params(params)), folder)
+  run.console.print(f'{file}: {file.stat().st_size / 1e6:.1f} MB')
+
+
+def _restore(experiment: experiment_lib.Experiment):
+  """The experiment on its devices and its newest flat parameters."""
+  setup = experiment_lib.prepare(experiment)
+  with contextlib.closing(loop.open_checkpoints(setup)) as checkpointer:
+    return setup, loop.restore_params(setup, checkpointer)
