@@ -13,7 +13,9 @@ from typing import Any, Iterator, Mapping, Optional, Sequence, Tuple
 
 from flax.linen import partitioning as flax_partitioning
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
 import numpy as np
 
 from moe_peft import errors

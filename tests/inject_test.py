@@ -56,7 +56,8 @@ def probe(rule_path, *args, network=None, **kwargs):
   rules = (inject.AdapterRule(rule_path, Probe),)
   model = inject.AdaptedModule(network, rules)
   args = args or tiny_network.tokens()
-  jax.eval_shape(functools.partial(model.init, **kwargs), jax.random.key(0), *args)
+  init = functools.partial(model.init, **kwargs)
+  jax.eval_shape(init, jax.random.key(0), *args)
   return Probe.seen
 
 
