@@ -55,6 +55,7 @@ setuptools.setup(
         'numpy>=2',
         'rich>=13',
         'safetensors>=0.5',
+        'tensorboard>=2.20,<3',  # CLU's writers import it.
     ],
     extras_require={
         'quickstart': _WORDS,
