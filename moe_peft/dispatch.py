@@ -265,7 +265,7 @@ def dispatch_arrays(
 
 def constrain_groups(x: jax.Array) -> jax.Array:
   """Buffers at home: [g, e, c, features], groups over all of the batch axes."""
-  names = ('batch', 'unmodeled', 'unmodeled', 'unmodeled')
+  names = ('batch', None, None, None)
   return partitioning.with_sharding_constraint(x, names)
 
 
@@ -274,13 +274,14 @@ def constrain_experts(x: jax.Array) -> jax.Array:
 
   Between the two constraints lies one all-to-all over the axis `expert`.
   """
-  names = ('expert', 'expert_replicas', 'unmodeled', 'unmodeled')
+  names = ('expert', 'expert_replicas', None, None)
   return partitioning.with_sharding_constraint(x, names)
 
 
 def replicate(kernel: jax.Array) -> jax.Array:
   """Gathers a kernel that is sharded by expert: it is small, tokens are not."""
-  names = ('unmodeled',) * kernel.ndim
+  free = jax.sharding.PartitionSpec.UNCONSTRAINED
+  names = (None,) + (free,) * (kernel.ndim - 1)
   return partitioning.with_sharding_constraint(kernel, names)
 
 
