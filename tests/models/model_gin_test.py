@@ -86,6 +86,7 @@ def count(params):
 
 def test_the_table_names_every_file():
   files = {path.stem for path in (ROOT / 'gin/models').glob('*.gin')}
+  files = {name for name in files if not name.startswith('t5x_')}
   assert files == set(MODELS) | {'t5_architecture'}
 
 

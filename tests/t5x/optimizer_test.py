@@ -1,0 +1,97 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The T5X optimizer of the adapters."""
+
+from flax import core
+import jax
+from jax.sharding import PartitionSpec
+import numpy as np
+import optax
+import pytest
+
+from moe_peft import errors
+from moe_peft import trainable
+
+optimizers = pytest.importorskip('t5x.optimizers')
+optimizer_lib = pytest.importorskip('moe_peft.t5x.optimizer')
+pytestmark = pytest.mark.t5x
+
+AXES = {
+    'encoder/wo/kernel': ('mlp', 'embed'),
+    'encoder/wo/adapter/lora_a': ('expert', 'mlp', 'rank'),
+    'encoder/wo/adapter/router/kernel': ('mlp', 'unmodeled'),
+}
+ROUTER_AND_REST = (
+    ('.*/router/.*', optax.sgd(1.0)), ('.*', optax.adamw(0.1))
+)
+
+
+def make_params():
+  # A negative zero, which adding zero would change.
+  params = {
+      path: np.full([2 + i for i in range(len(axes))], -0.0, np.float32)
+      for path, axes in AXES.items()
+  }
+  return core.freeze(trainable.unflatten(params))
+
+
+def flat(tree):
+  return trainable.flatten(core.unfreeze(tree))
+
+
+def test_frozen_parameters_stay_and_have_no_state():
+  params = make_params()
+  optimizer = optimizer_lib.AdapterOptimizer(ROUTER_AND_REST).create(params)
+  step = jax.jit(lambda optimizer, grads: optimizer.apply_gradient(grads))
+  new = step(optimizer, jax.tree.map(np.ones_like, params))
+  before, after = flat(params), flat(new.target)
+  assert np.signbit(after['encoder/wo/kernel']).all()
+  np.testing.assert_array_equal(after['encoder/wo/adapter/router/kernel'], -1)
+  np.testing.assert_allclose(
+      after['encoder/wo/adapter/lora_a'], -0.1, rtol=1e-4
+  )
+  size = sum(x.size for x in jax.tree.leaves(new.state.param_states) if x.ndim)
+  assert size == 2 * before['encoder/wo/adapter/lora_a'].size
+  assert int(new.state.step) == 1
+
+
+def test_axes_of_the_state_are_those_of_t5x():
+  axes = core.freeze(
+      trainable.unflatten({k: PartitionSpec(*v) for k, v in AXES.items()})
+  )
+  ours = optimizer_lib.AdapterOptimizer(ROUTER_AND_REST)
+  optimizer = ours.create(make_params())
+  got = ours.derive_logical_axes(optimizer, axes)
+  want = optimizers.OptaxWrapper.derive_logical_axes(ours, optimizer, axes)
+  assert got.state_dict() == want.state_dict()
+  moments = [
+      value
+      for path, value in trainable.flatten(got.state_dict()['state']).items()
+      if path.endswith('lora_a')
+  ]
+  assert moments == [PartitionSpec('expert', 'mlp', 'rank')] * 2
+
+
+def test_adafactor_has_axes():
+  """T5X alone knows no axes for its state."""
+  ours = optimizer_lib.AdapterOptimizer((('.*', optax.adafactor(0.1)),))
+  optimizer = ours.create(make_params())
+  axes = core.freeze(
+      trainable.unflatten({k: PartitionSpec(*v) for k, v in AXES.items()})
+  )
+  got = ours.derive_logical_axes(optimizer, axes)
+  assert jax.tree.structure(
+      got.state_dict(), is_leaf=lambda x: x is None
+  ) == jax.tree.structure(optimizer.state_dict(), is_leaf=lambda x: x is None)
+
+
+@pytest.mark.parametrize(
+    'options,message',
+    [
+        (dict(rules=ROUTER_AND_REST, trainable_regex='x'), 'TRAINABLE_REGEX'),
+        (dict(rules=ROUTER_AND_REST[:1]), 'No rule of'),
+    ],
+)
+def test_wrong_rules(options, message):
+  with pytest.raises(errors.UserError, match=message):
+    optimizer_lib.AdapterOptimizer(**options).create(make_params())
