@@ -1,0 +1,299 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints of T5X runs that hold the adapters and not the base.
+
+Saved are the trained parameters, the optimizer state, the step, the position
+in the data, and the identity of the base, which is read again from its own
+path. T5X takes the class of its Orbax checkpoint manager from gin only when it
+does not resume, and that of its older checkpointer always; so this is one of
+the latter, for `use_orbax = False`, and writes with Orbax all the same.
+"""
+
+import hashlib
+import json
+import re
+import tempfile
+from typing import Any, Mapping, Optional, Sequence
+
+from etils import epath  # Paths on a disk or in a bucket.
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from t5x import checkpoints as t5x_checkpoints
+
+from moe_peft import errors
+from moe_peft import trainable
+
+# Values at both ends of each array that enter the fingerprint: of the first
+# and of the last innermost row.
+SAMPLE_VALUES = 1024
+
+
+class AdapterCheckpointer:
+  """Saves what is trained, restores it together with its base."""
+
+  def __init__(
+      self,
+      train_state: Any,
+      partitioner: Any,
+      checkpoints_dir: str,
+      dataset_iterator: Any = None,
+      *,
+      keep: Optional[int] = None,
+      save_dtype: Any = None,
+      restore_dtype: Any = None,
+      keep_dataset_checkpoints: Optional[int] = None,
+      base_path: Optional[str] = None,
+      trainable_regex: str = trainable.ADAPTER_REGEX,
+  ):
+    """Makes a checkpointer; all but the last two arguments come from T5X.
+
+    Args:
+      train_state: Shapes of the whole train state.
+      partitioner: T5X partitioner.
+      checkpoints_dir: MODEL_DIR; empty where nothing is saved.
+      dataset_iterator: Iterator to save and restore.
+      keep: Number of newest checkpoints kept; None keeps all.
+      save_dtype: Not used: adapters are saved as they are.
+      restore_dtype: Type of the restored base.
+      keep_dataset_checkpoints: Not used: they are small, and kept with theirs.
+      base_path: T5X checkpoint of the base.
+      trainable_regex: Parameters whose whole path matches are saved.
+    """
+    del save_dtype, keep_dataset_checkpoints
+    self._train_state = train_state
+    self._partitioner = partitioner
+    self._folder = checkpoints_dir
+    self._dataset_iterator = dataset_iterator
+    self._keep = keep
+    self._restore_dtype = restore_dtype
+    self._base_path = base_path
+    self._regex = re.compile(trainable_regex)
+    self._saved_identity: Optional[dict[str, Any]] = None
+
+  def save(
+      self,
+      train_state: Any,
+      state_transformation_fns: Sequence[Any] = (),
+      *,
+      concurrent_gb: int = 128,
+  ) -> None:
+    """Saves a checkpoint and waits until it is whole.
+
+    Args:
+      train_state: The whole train state.
+      state_transformation_fns: Must be empty.
+      concurrent_gb: Not used.
+
+    Raises:
+      errors.UserError: If transformations are asked for.
+    """
+    del concurrent_gb
+    if state_transformation_fns:
+      raise errors.UserError(
+          'utils.SaveCheckpointConfig.state_transformation_fns does not go '
+          'with adapter checkpoints; remove it, or leave out '
+          'gin/runs/t5x_adapter_checkpoints.gin.'
+      )
+    step = int(np.asarray(train_state.step))
+    if step == 0:
+      # Nothing is trained yet, and T5X has already taken the first batch from
+      # the iterator: whoever resumed here would never see that batch.
+      return
+    with self._manager(self._folder, keep=self._keep) as manager:
+      if step in manager.all_steps():
+        return  # T5X saves once more where it resumes.
+      if self._saved_identity is None:  # The base never changes.
+        self._saved_identity = self._identity(train_state)
+      items = {
+          'state': ocp.args.PyTreeSave(
+              self._trained(train_state.state_dict())
+          ),
+          'base': ocp.args.JsonSave(self._saved_identity),
+      }
+      if self._dataset_iterator is not None:
+        items['dataset'] = t5x_checkpoints.DatasetArgs(self._dataset_iterator)
+      manager.save(step, args=ocp.args.Composite(**items), force=True)
+      manager.wait_until_finished()
+
+  def restore(
+      self,
+      path: str,
+      state_transformation_fns: Sequence[Any] = (),
+      fallback_state: Optional[Mapping[str, Any]] = None,
+      lazy_parameters: bool = False,
+  ) -> Any:
+    """Restores a checkpoint of adapters with its base, or a T5X checkpoint.
+
+    Args:
+      path: Folder `checkpoint_<step>`.
+      state_transformation_fns: T5X's, for a T5X checkpoint.
+      fallback_state: What a T5X checkpoint may lack.
+      lazy_parameters: Not used.
+
+    Returns:
+      The whole train state.
+
+    Raises:
+      errors.UserError: If the base is not the one the adapters belong to.
+    """
+    del lazy_parameters
+    if not (epath.Path(path) / 'base').is_dir():
+      return self._restore_stock(
+          path,
+          state_transformation_fns=state_transformation_fns,
+          fallback_state=fallback_state,
+      )
+    folder, _, step = path.rstrip('/').rpartition('checkpoint_')
+    shapes = self._trained(self._sharded_shapes())
+    items = {
+        # Partial: to evaluate, T5X wants no optimizer state.
+        'state': ocp.args.PyTreeRestore(
+            shapes,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(shapes),
+            partial_restore=True,
+        ),
+        'base': ocp.args.JsonRestore(),
+    }
+    if self._dataset_iterator is not None:
+      items['dataset'] = t5x_checkpoints.DatasetArgs(self._dataset_iterator)
+    with self._manager(folder) as manager:
+      restored = manager.restore(int(step), args=ocp.args.Composite(**items))
+    return self._with_base(path, restored['state'], restored['base'])
+
+  def _with_base(self, path, state, saved):
+    """The whole train state of restored adapters."""
+    base_path = self._base_path or saved['path']
+    if saved['sha256'] is None:  # Everything was trained, there is no base.
+      return self._train_state.restore_state(state)
+    if not base_path or not epath.Path(base_path).exists():
+      raise errors.UserError(
+          f'The adapters in {path} belong to the base {saved["path"]}, but '
+          f'INITIAL_CHECKPOINT_PATH = {base_path} does not exist.'
+      )
+
+    def keep_base(from_checkpoint, _, is_resuming=False):
+      del is_resuming
+      flat = trainable.flatten(from_checkpoint['target'])
+      frozen = {k: v for k, v in flat.items() if not self._regex.fullmatch(k)}
+      return {'target': trainable.unflatten(frozen)}
+
+    train_state = self._restore_stock(
+        base_path,
+        state_transformation_fns=(keep_base,),
+        fallback_state=state,
+    )
+    found = self._identity(train_state)
+    if found['sha256'] != saved['sha256']:
+      raise errors.UserError(
+          f'The adapters in {path} were trained on the base {saved["path"]} '
+          f'({saved["parameters"]:,} parameters, sha256 '
+          f'{saved["sha256"][:12]}), but INITIAL_CHECKPOINT_PATH = '
+          f'{base_path} is another one ({found["parameters"]:,} parameters, '
+          f'sha256 {found["sha256"][:12]}). Give the path of the base they '
+          'were trained on.'
+      )
+    return train_state
+
+  def _restore_stock(self, path: str, **kwargs: Any) -> Any:
+    # T5X's manager tidies the folder it is given: not that of the base.
+    with tempfile.TemporaryDirectory() as folder:
+      manager = t5x_checkpoints.OrbaxCheckpointManagerInterface(
+          directory=folder,
+          train_state=self._train_state,
+          partitioner=self._partitioner,
+          restore_dtype=self._restore_dtype,
+      )
+      train_state = manager.restore(path=path, **kwargs)
+      manager.close()
+    return train_state
+
+  def _manager(self, folder: str, keep: Optional[int] = None) -> Any:
+    layout = self._partitioner.get_data_layout()
+    dataset = t5x_checkpoints.DatasetCheckpointHandler(
+        f'train_ds-{layout.shard_id:03}-of-{layout.num_shards:03}',
+        self._dataset_iterator is not None
+        and layout.is_first_host_in_replica_set,
+    )
+    return ocp.CheckpointManager(
+        epath.Path(folder),
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            step_prefix='checkpoint',
+            cleanup_tmp_directories=folder == self._folder,
+        ),
+        item_handlers={
+            'state': ocp.PyTreeCheckpointHandler(),
+            'base': ocp.JsonCheckpointHandler(),
+            'dataset': dataset,
+        },
+    )
+
+  def _trained(self, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a state dictionary that is saved."""
+    flat = trainable.flatten(state)
+    keep = lambda k: not k.startswith('target/') or self._regex.fullmatch(
+        k.removeprefix('target/')
+    )
+    return trainable.unflatten({k: v for k, v in flat.items() if keep(k)})
+
+  def _sharded_shapes(self) -> dict[str, Any]:
+    shapes = trainable.flatten(self._train_state.state_dict())
+    axes = self._partitioner.get_mesh_axes(self._train_state).state_dict()
+    axes = trainable.flatten(axes)
+    mesh = self._partitioner.mesh
+
+    def sharded(path, leaf):
+      spec = axes.get(path)
+      spec = jax.sharding.PartitionSpec() if spec is None else spec
+      sharding = jax.sharding.NamedSharding(mesh, spec)
+      return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return trainable.unflatten({k: sharded(k, v) for k, v in shapes.items()})
+
+  def _identity(self, train_state: Any) -> dict[str, Any]:
+    """Where the base lies, its size, and a fingerprint of its values."""
+    params = trainable.flatten(train_state.state_dict()['target'])
+    frozen = {k: v for k, v in params.items() if not self._regex.fullmatch(k)}
+    mesh = self._partitioner.mesh
+    return {
+        'path': self._base_path,
+        'parameters': trainable.num_params(frozen),
+        'sha256': fingerprint(frozen, mesh) if frozen else None,
+    }
+
+
+def fingerprint(
+    params: Mapping[str, jax.Array], mesh: jax.sharding.Mesh
+) -> str:
+  """SHA-256 over names, shapes, types and a sample of the values.
+
+  The sample of an array is the first `SAMPLE_VALUES` values of its first row
+  and the last ones of its last row (a row is its innermost axis). All hosts of
+  a pod must call it, and all get the same.
+
+  Args:
+    params: `{path: array}`.
+    mesh: The devices on which the arrays lie.
+  """
+  # Replicated, so that every host can read them.
+  everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  samples = jax.device_get(
+      jax.jit(_samples, out_shardings=everywhere)(dict(params))
+  )
+  digest = hashlib.sha256()
+  for name in sorted(params):
+    array = params[name]
+    digest.update(json.dumps([name, array.shape, str(array.dtype)]).encode())
+    for sample in samples[name]:
+      digest.update(np.ascontiguousarray(sample).tobytes())
+  return digest.hexdigest()
+
+
+def _samples(params):
+  def ends(x):
+    x = x.reshape(1) if x.ndim == 0 else x
+    first = x[(0,) * (x.ndim - 1)][:SAMPLE_VALUES]
+    return first, x[(-1,) * (x.ndim - 1)][-SAMPLE_VALUES:]
+
+  return {name: ends(value) for name, value in params.items()}
