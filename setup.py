@@ -70,6 +70,19 @@ setuptools.setup(
             'peft>=0.21.2,<0.22',
             'sentencepiece>=0.2',
         ],
+        # On no package index: from the public repositories.
+        't5x': [
+            't5x @ git+https://github.com/google-research/t5x',
+            'airio @ git+https://github.com/google/airio',
+            'jestimator @ git+https://github.com/google-research/jestimator',
+            'cached_property',
+            'fiddle',
+            'grain',
+            'jaxtyping',
+        ],
+        # `python -m benchmarks` needs nothing more; what it compares with is
+        # installed where a table says so.
+        'benchmarks': [],
         'gpu': ['jax[cuda12]>=0.10.2,<0.11'],
         'tpu': ['jax[tpu]>=0.10.2,<0.11'],
     },
