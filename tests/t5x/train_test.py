@@ -91,3 +91,18 @@ def test_adapter_checkpoints_resume(base, tmp_path):
   macros['INITIAL_CHECKPOINT_PATH'] = str(other / 'checkpoint_2')
   with pytest.raises(errors.UserError, match='were trained on the base'):
     training.train(config, tmp_path / 'b', TRAIN_STEPS=6, **macros)
+
+
+def test_scan_trains_without_losses_and_refuses_them(tmp_path):
+  config = training.adapted('molora')
+  for ours, scanned in (
+      ('examples.t5 ', 'examples.scalable_t5 '),
+      ('t5x_tiny_t5', 't5x_tiny_scalable_t5'),
+      ('t5x_examples_t5', 't5x_scalable_t5'),
+  ):
+    config = config.replace(ours, scanned)
+  macros = dict(INITIAL_CHECKPOINT_PATH=[], TRAIN_STEPS=2, NUM_EXPERTS=3)
+  state = training.train(config, tmp_path / 'run', **macros)
+  assert int(state.step) == 2
+  with pytest.raises(errors.UserError, match='scan'):
+    training.train(config, tmp_path / 'no', AUX_LOSS_FACTOR=0.01, **macros)

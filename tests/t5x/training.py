@@ -29,14 +29,15 @@ train_script.train:
   train_eval_dataset_cfg = None
   infer_eval_dataset_cfg = None
 """
+# Divisible by the eight host devices, which T5X puts on the axis `model`.
 TINY = """
 network.T5Config:
   emb_dim = 8
-  num_heads = 2
+  num_heads = 8
   num_encoder_layers = 1
   num_decoder_layers = 1
   head_dim = 4
-  mlp_dim = 12
+  mlp_dim = 16
 """
 BASE = f"""
 from __gin__ import dynamic_registration
