@@ -1,11 +1,9 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""T5X models whose loss has the losses of the adapters in it.
+"""A T5X model whose loss has the losses of the adapters in it.
 
-Use them in place of T5X's `EncoderDecoderModel` and `DecoderOnlyModel`. The
-five losses and metrics that T5X's own MoE models know are sown under their
-names, so those models work with our adapters as well; the ones here know all
-of `moe_peft.losses.NAMES`, and need none of them.
+Used in place of T5X's `EncoderDecoderModel`. It knows all of
+`moe_peft.losses.NAMES`, and needs none of them.
 """
 
 from typing import Any, Mapping, Optional, Sequence, Tuple
@@ -182,53 +180,4 @@ class AdaptedEncoderDecoderModel(
         z_loss=z_loss,
         loss_normalizing_factor=loss_normalizing_factor,
         default_decoder_params=default_decoder_params,
-    )
-
-
-class AdaptedDecoderOnlyModel(_AdapterLosses, t5x_models.DecoderOnlyModel):
-  """A decoder, with the losses of its adapters."""
-
-  def __init__(
-      self,
-      module: Any,
-      vocabulary: Any,
-      optimizer_def: Any,
-      decode_fn: Any = decoding.temperature_sample,
-      inputs_bidirectional_attention: bool = False,
-      feature_converter_cls: Any = None,
-      label_smoothing: float = 0.0,
-      z_loss: float = 0.0,
-      loss_normalizing_factor: Any = None,
-      loss_factors: Optional[Mapping[str, float]] = None,
-      site_metrics: Sequence[str] = (),
-  ):
-    """As `t5x.models.DecoderOnlyModel`, and:
-
-    Args:
-      module: The network.
-      vocabulary: The vocabulary.
-      optimizer_def: T5X optimizer.
-      decode_fn: Decoding function.
-      inputs_bidirectional_attention: Whether the prompt sees all of itself.
-      feature_converter_cls: Class of the feature converter.
-      label_smoothing: Probability mass spread over the vocabulary.
-      z_loss: Factor of the output z-loss.
-      loss_normalizing_factor: What the summed token losses are divided by.
-      loss_factors: Factor of each loss that adapters sow.
-      site_metrics: Names of sown values that are also logged for every site.
-
-    Raises:
-      errors.UserError: For a name that no adapter sows.
-    """
-    self.set_adapter_losses(loss_factors, site_metrics)
-    super().__init__(
-        module=module,
-        vocabulary=vocabulary,
-        optimizer_def=optimizer_def,
-        decode_fn=decode_fn,
-        inputs_bidirectional_attention=inputs_bidirectional_attention,
-        feature_converter_cls=feature_converter_cls,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-        loss_normalizing_factor=loss_normalizing_factor,
     )
