@@ -6,10 +6,11 @@ A checkpoint holds the trainable parameters, the optimizer state, the step, the
 position in the data and the identity of the base. The base stays where it is.
 """
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Mapping, Optional
+from typing import Any, Iterator, Mapping, Optional
 
 from clu.data import dataset_iterator
 import jax
@@ -291,25 +292,20 @@ class Checkpointer:
     self._manager.close()
 
 
-class _disk_errors:
+@contextlib.contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
   """Turns a failed write into a user error; older checkpoints remain."""
-
-  def __init__(self, folder: Path):
-    self._folder = folder
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, _, error, __):
-    if error is None or isinstance(error, errors.UserError):
-      return
+  try:
+    yield
+  except errors.UserError:
+    raise
+  except Exception as error:  # Orbax, tensorstore and TensorFlow have kinds.
     text = ' '.join(str(error).split())
-    if isinstance(error, (OSError, ValueError)):
-      raise errors.UserError(
-          f'The checkpoint could not be saved in {self._folder}: '
-          f'{text[:300]} Free some space and run the same command again; it '
-          'continues from the last checkpoint that was saved whole.'
-      ) from error
+    raise errors.UserError(
+        f'The checkpoint could not be saved in {folder}: {text[:300]} Free '
+        'some space and run the same command again; it continues from the '
+        'last checkpoint that was saved whole.'
+    ) from error
 
 
 def abstract_state(state: Any) -> Any:

@@ -168,6 +168,7 @@ def sharded(execution, router, tokens, mesh):
   return jax.jit(functools.partial(loss_and_grads, adapter)), (params, *args)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('shape', MESHES)
 @pytest.mark.parametrize('execution', dispatch.EXECUTIONS)
 def test_sharded_equals_unsharded(shape, execution):

@@ -93,6 +93,14 @@ TABLE = {
 }
 
 
+# The others run with -m slow.
+FAST = ('lora', 'ia3', 'mov', 'molora', 'sira', 'moelora')
+NAMES = [
+    name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
+    for name in TABLE
+]
+
+
 def load(row, **macros):
   gin.clear_config()
   lines = [f'{k} = {v!r}' for k, v in {**row.macros, **macros}.items()]
@@ -156,7 +164,7 @@ class Case:
     return loss + gin.get_configurable(losses.total)(metrics), outputs
 
 
-@pytest.fixture(scope='module', params=TABLE)
+@pytest.fixture(scope='module', params=NAMES)
 def case(request):
   row = TABLE[request.param]
   load(row)
