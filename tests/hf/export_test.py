@@ -65,7 +65,10 @@ def check(folder, bound):
 @pytest.mark.hf
 @pytest.mark.parametrize('method', list(adapted.METHODS))
 def test_peft_folders_compute_the_same(exported, hf, method):
-  check(exported(method, 'peft'), 1e-5 if method in PLAIN else 3e-5)
+  # Renormalising what is barely above a threshold, as AdaMoLE does, magnifies
+  # the last bits of float32.
+  bound = {'adamole': verify.TOLERANCE}.get(method, 3e-5)
+  check(exported(method, 'peft'), 1e-5 if method in PLAIN else bound)
 
 
 @pytest.mark.hf
@@ -285,7 +288,7 @@ def change_tensors(folder, change):
 
 
 def swap_projections(folder):
-  """Exchanges the adapters of a query and of an output projection."""
+  """Exchanges the routers of the queries of two layers."""
 
   def change(tensors):
     one = 'encoder.block.0.layer.0.SelfAttention.q.moe_peft_experts.router'
@@ -312,9 +315,18 @@ def forget_routing(folder):
   change_tensors(folder, change)
 
 
-def forget_heads(folder):
-  """Routes whole keys by the kernel of the first head."""
-  change_config(folder, 'residual', lambda group: False)
+def swap_vectors(folder):
+  """Exchanges the vectors of an activation and of the layer above's."""
+
+  def change(tensors):
+    one, two = (
+        f'base_model.model.decoder.block.{layer}.layer.2.DenseReluDense.act'
+        '.moe_peft_experts.scaling'
+        for layer in range(2)
+    )
+    tensors[one], tensors[two] = tensors[two], tensors[one]
+
+  change_tensors(folder, change)
 
 
 def change_config(folder, key, value):
@@ -329,7 +341,7 @@ def change_config(folder, key, value):
 
 @pytest.mark.hf
 @pytest.mark.parametrize(
-    'damage', [swap_projections, forget_scale, forget_routing, forget_heads]
+    'damage', [swap_projections, forget_scale, forget_routing, swap_vectors]
 )
 def test_damaged_folders_fail_verification(
     exported, tmp_path, hf, damage, capsys
