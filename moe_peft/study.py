@@ -110,10 +110,10 @@ def _run_one(file: Path, seed: int, args: argparse.Namespace) -> None:
         command, stdout=stream, stderr=subprocess.STDOUT, check=False
     ).returncode
   if status:
-    last = log.read_text(encoding='utf-8').strip().splitlines()[-1:]
+    last = log.read_text(encoding='utf-8').strip().splitlines()[-2:]
     raise errors.UserError(
         f'{file.stem} with seed {seed} ended with status {status}: '
-        f'{"".join(last)} See {log}; run the study again to continue.'
+        f'{" ".join(last)} See {log}; run the study again to continue.'
     )
 
 

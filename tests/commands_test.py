@@ -106,7 +106,6 @@ def test_a_run_becomes_a_base(run_dir, tmp_path):
   assert train.main(arguments(
       MODEL_DIR=str(tmp_path / 'next'),
       INITIAL_CHECKPOINT_PATH=str(tmp_path / 'base'),
-      TRAIN_STEPS=1,
   )) is None
 
 
@@ -129,7 +128,7 @@ def test_a_study_tabulates_and_does_not_repeat(tmp_path, monkeypatch, capsys):
   lines = [f"include '{file}'" for file in FILES] + [
       f'{name} = {value!r}'
       for name, value in {**tiny.SIZES, 'EVAL_EXAMPLES': 8,
-                          'TRAIN_STEPS': 1}.items()
+                          'TRAIN_STEPS': 2}.items()
   ]
   (tmp_path / 'tiny' / 'one.gin').write_text(
       'from __gin__ import dynamic_registration\n'
