@@ -83,6 +83,7 @@ def test_another_model_is_refused_with_what_differs(tmp_path):
     assert words in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing_that_was_saved(tmp_path):
   experiment = tiny.experiment(tmp_path, TRAIN_STEPS=2)
   setup = experiment_lib.prepare(experiment)

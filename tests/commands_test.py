@@ -123,6 +123,7 @@ def test_a_folder_that_is_no_run(command, tmp_path, monkeypatch):
     command.main([str(tmp_path), *extra])
 
 
+@pytest.mark.slow
 def test_a_study_tabulates_and_does_not_repeat(tmp_path, monkeypatch, capsys):
   (tmp_path / 'tiny').mkdir()
   lines = [f"include '{file}'" for file in FILES] + [

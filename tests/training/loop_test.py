@@ -95,6 +95,7 @@ def test_resume_is_bit_equal_to_no_interruption(tmp_path):
     np.testing.assert_array_equal(left, right)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits(tmp_path):
   results = [train(tiny.experiment(tmp_path / str(i)))[1] for i in range(2)]
   assert_bit_equal(results[0].params, results[1].params)
@@ -125,7 +126,14 @@ def test_microbatches_do_not_change_the_gradient(tmp_path):
     )
 
 
-@pytest.mark.parametrize('partitions', [(1, 1), (4, 1), (2, 2)])
+@pytest.mark.parametrize(
+    'partitions',
+    [
+        pytest.param((1, 1), marks=pytest.mark.slow),
+        (4, 1),
+        pytest.param((2, 2), marks=pytest.mark.slow),
+    ],
+)
 def test_eight_devices_train_as_one(tmp_path, monkeypatch, partitions):
   num_experts, num_model = partitions
   with monkeypatch.context() as patch:
@@ -163,6 +171,7 @@ def test_another_experiment_is_refused_and_nothing_is_lost(tmp_path):
   assert int(state.step) == 5 and len(rows) == 5
 
 
+@pytest.mark.slow
 def test_more_steps_continue_a_finished_run(tmp_path):
   train(tiny.experiment(tmp_path, TRAIN_STEPS=2))
   _, state, rows = train(tiny.experiment(tmp_path, TRAIN_STEPS=4))
@@ -234,6 +243,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     loop.open_checkpoints(setup)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named(tmp_path):
   experiment = tiny.experiment(tmp_path)
   train(experiment)
