@@ -28,9 +28,12 @@ def measure(
 ) -> dict[str, dict[str, float]]:
   """Times cases in turn, round after round, so that drift hits all alike.
 
+  Each timed call follows an untimed one of the same case: a case that gives
+  hundreds of MiB back to the system would make the next one pay for its pages.
+
   Args:
     cases: What is timed, by name.
-    rounds: Timed calls of each case, after one that is not counted.
+    rounds: Timed calls of each case.
     progress: Told what is being done.
 
   Returns:
@@ -41,11 +44,11 @@ def measure(
   for name, case in cases.items():
     progress(f'compile {name}')
     compiled[name] = jax.jit(case.function).lower(*case.arguments).compile()
-    jax.block_until_ready(compiled[name](*case.arguments))
   seconds: dict[str, list[float]] = {name: [] for name in cases}
   for number in range(rounds):
     progress(f'round {number + 1} of {rounds}')
     for name, case in cases.items():
+      jax.block_until_ready(compiled[name](*case.arguments))
       start = time.perf_counter()
       jax.block_until_ready(compiled[name](*case.arguments))
       seconds[name].append(time.perf_counter() - start)

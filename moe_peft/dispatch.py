@@ -31,6 +31,7 @@ import jax.numpy as jnp
 
 from moe_peft import errors
 from moe_peft import routing as routing_lib
+from moe_peft import thin
 
 EXECUTIONS = ('all_experts', 'einsum', 'ragged')
 
@@ -66,14 +67,15 @@ class AllExperts:
     hidden, weights = self.hidden, self.combine_weights
     num_experts, rank, out_features = kernel.shape
     if weights is None:
-      update = hidden @ kernel[0]
+      update = thin.expand(hidden, kernel[0])
       return update if bias is None else update + bias[0]
     weights = weights.astype(hidden.dtype)
     if hidden.shape[-1] != rank * num_experts:
       hidden = jnp.repeat(hidden, num_experts, axis=-1)
     hidden *= jnp.tile(weights, rank)
-    update = hidden @ replicate(kernel).swapaxes(0, 1).reshape(-1, out_features)
-    return update if bias is None else update + weights @ bias
+    kernel = replicate(kernel).swapaxes(0, 1).reshape(-1, out_features)
+    update = thin.expand(hidden, kernel)
+    return update if bias is None else update + thin.expand(weights, bias)
 
 
 @struct.dataclass
@@ -144,7 +146,7 @@ def down_all_experts(inputs, kernel, bias, routing):
   """Returns an AllExperts; see `down`."""
   product = None if routing is None else routing.product
   if product is None:
-    product = inputs @ beside(kernel)
+    product = thin.project(inputs, beside(kernel))
   if bias is not None:
     product += bias.swapaxes(0, 1).reshape(-1)
   return AllExperts(
@@ -228,12 +230,14 @@ def down(
 
 
 def beside(kernel: jax.Array) -> jax.Array:
-  """Returns `down` kernels side by side, <float>[in, rank * num_experts].
+  """Returns `down` kernels as rows, <float>[rank * num_experts, in].
 
-  Rank-major, as `AllExperts.hidden`. This matrix can share a matmul with the
-  router's kernel.
+  Rank-major, as `AllExperts.hidden`. These rows can share a matmul with those
+  of the router.
   """
-  return replicate(kernel).transpose(1, 2, 0).reshape(kernel.shape[1], -1)
+  in_features = kernel.shape[1]
+  columns = replicate(kernel).transpose(1, 2, 0).reshape(in_features, -1)
+  return thin.rows(columns)
 
 
 def rows_of(bias: jax.Array, expert: jax.Array) -> jax.Array:

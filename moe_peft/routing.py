@@ -22,6 +22,7 @@ from moe_peft import errors
 from moe_peft import gating
 from moe_peft import losses
 from moe_peft import router_options
+from moe_peft import thin
 
 
 @struct.dataclass
@@ -59,7 +60,7 @@ class Routing:
     router_logits: <float32>[batch, length, num_experts].
     valid: <bool>[batch, length].
     metrics: Scalars to be sown.
-    product: [batch, length, n], inputs times the matrix given as `beside`.
+    product: <float>[batch, length, n], products with the rows `beside`.
     num_selected: Most experts that a token uses.
     group_size: Tokens of a capacity group.
     expert_capacity: Most tokens of a group that an expert takes.
@@ -144,14 +145,14 @@ class Router(nn.Module):
     Args:
       inputs: <float>[batch, length, features].
       tokens: Padding, packing and prompt; None: only real tokens.
-      beside: <float>[features, n], a matrix to be multiplied with the inputs
-        in the same matmul as the router's kernel, or None. One matmul of the
-        two is faster than two (the experts' lora_a is such a matrix).
+      beside: <float>[n, features], rows to be multiplied with the inputs in
+        the same matmul as the router's kernel, or None. One matmul of the two
+        is faster than two (the experts' lora_a is such a matrix).
       active: <bool>[num_experts], False for experts that do not exist at this
         layer, or None.
 
     Returns:
-      The routing; `product` is `inputs @ beside`.
+      The routing; `product` is `thin.project(inputs, beside)`.
     """
     router_options.check(self)
     tokens = Tokens() if tokens is None else tokens
@@ -232,7 +233,8 @@ class Router(nn.Module):
       axis = 'kv'
     if self.selection == 'random':  # No parameters: nothing to look at.
       logits = jnp.zeros((1, 1, self.num_experts), jnp.float32)
-      return logits, None, None if beside is None else features @ beside
+      product = None if beside is None else thin.project(features, beside)
+      return logits, None, product
     if self.unit == 'embedding':
       source, axis = _given_embedding(tokens)[:, None], 'unmodeled'
     elif self.unit == 'sequence' and self.causal:
@@ -243,16 +245,16 @@ class Router(nn.Module):
           self.make_rng('dropout'), source.shape, source.dtype,
           1.0 - self.jitter, 1.0 + self.jitter,
       )
-    columns = self._kernel(source.shape[-1], axis)
+    kernel = thin.rows(self._kernel(source.shape[-1], axis))
     if beside is not None and own and features.dtype == beside.dtype == (
         jnp.float32
     ):
-      product = features @ jnp.concatenate([beside, columns], axis=1)
-      product, logits = jnp.split(product, [beside.shape[1]], axis=-1)
+      product = thin.project(features, jnp.concatenate([beside, kernel]))
+      product, logits = jnp.split(product, [beside.shape[0]], axis=-1)
     else:
-      logits = source.astype(jnp.float32) @ columns
+      logits = thin.project(source.astype(jnp.float32), kernel)
       if beside is not None:
-        product = features @ beside
+        product = thin.project(features, beside)
     threshold = None
     if self.selection == 'threshold':
       logits, threshold = logits[..., :-1], logits[..., -1:]

@@ -125,7 +125,7 @@ def test_beside_is_the_product_and_changes_nothing():
   matrix = jax.random.normal(jax.random.key(0), (2, 3))
   router = routing.Router(num_experts=2)
   params = {'params': {'kernel': jnp.eye(2)}}
-  with_product = router.apply(params, LOGITS, None, matrix)
+  with_product = router.apply(params, LOGITS, None, matrix.T)
   np.testing.assert_allclose(with_product.product, LOGITS @ matrix, rtol=1e-6)
   np.testing.assert_allclose(
       with_product.combine_weights, route().combine_weights, rtol=1e-6

@@ -17,6 +17,7 @@ from flax.linen import partitioning
 import jax.numpy as jnp
 
 from moe_peft import routing
+from moe_peft import thin
 from moe_peft.methods import hydralora
 
 
@@ -48,7 +49,8 @@ class MoDERouter(routing.Router):
     )
     logits = inputs.astype(jnp.float32) @ kernel
     logits = logits.reshape(batch, length * self.rank, self.num_experts)
-    return logits, None, None if beside is None else inputs @ beside
+    product = None if beside is None else thin.project(inputs, beside)
+    return logits, None, product
 
 
 class MoDE(hydralora.HydraLoRA):

@@ -16,9 +16,10 @@ dropout, instead of the activated branch alone.
 """
 
 from flax import linen as nn
-import jax.numpy as jnp
+import jax
 
 from moe_peft import adapter
+from moe_peft import thin
 
 
 class MoV(adapter.MoeAdapter):
@@ -57,14 +58,14 @@ class MoV(adapter.MoeAdapter):
       return (outputs.astype(dtype) * scaling[0].astype(dtype)).astype(
           outputs.dtype
       )
-    # One distribution per token, or per head of a token.
-    weights = routing.combine_weights.reshape(
-        batch, length, -1, self.num_experts
-    )
-    vectors = scaling.reshape(self.num_experts, weights.shape[2], -1)
-    vectors = vectors - 1 if self.residual else vectors
-    scale = jnp.einsum(
-        'blhe,ehd->blhd', weights.astype(dtype), vectors.astype(dtype)
-    ).reshape(outputs.shape)
+    weights = routing.combine_weights.astype(dtype)
+    vectors = (scaling - 1 if self.residual else scaling).astype(dtype)
+    if weights.shape[1] == length:
+      scale = thin.expand(weights, vectors)
+    else:  # One distribution per head of a token.
+      weights = weights.reshape(batch, length, -1, self.num_experts)
+      vectors = vectors.reshape(self.num_experts, weights.shape[2], -1)
+      by_head = jax.vmap(thin.expand, in_axes=(2, 1), out_axes=2)
+      scale = by_head(weights, vectors).reshape(outputs.shape)
     scale = 1 + scale if self.residual else scale
     return (outputs.astype(dtype) * scale).astype(outputs.dtype)
