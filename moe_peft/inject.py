@@ -162,8 +162,10 @@ class _Run:
 
   def _intercept(self, next_fun, args, kwargs, context):
     module = context.module
-    if module is self.adapted.module:
-      self._read_arguments(context.method_name, args, kwargs)
+    # A wrapper that hands all its arguments on names none; then the first
+    # module inside that does.
+    if module is self.adapted.module or not self.arguments:
+      self._read_arguments(context, args, kwargs)
     if context.method_name != '__call__' or ADAPTER_SCOPE in module.path:
       return next_fun(*args, **kwargs)
     names = axis_names(module)
@@ -216,9 +218,12 @@ class _Run:
         found[name] = self._siblings.pop(path)
     return found
 
-  def _read_arguments(self, method_name, args, kwargs):
-    method = getattr(type(self.adapted.module), method_name)
+  def _read_arguments(self, context, args, kwargs):
+    method = getattr(type(context.module), context.method_name)
     signature = inspect.signature(method)
+    kinds = {parameter.kind for parameter in signature.parameters.values()}
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+      return
     try:
       bound = signature.bind(None, *args, **kwargs)
     except TypeError:

@@ -253,6 +253,19 @@ def test_the_first_step_of_decoding_is_no_padding():
   assert Probe.seen['wo'][0].causal
 
 
+def test_tokens_inside_a_wrapper_that_names_no_arguments():
+  """As T5X's `examples.decoder_only`."""
+  class Wrapper(nn.Module):
+    @nn.compact
+    def __call__(self, *args, **kwargs):
+      return tiny_network.Network(name='inside')(*args, **kwargs)
+
+  seen = probe('.*/wo', network=Wrapper())
+  site, _, _, tokens = seen['inside/encoder/layers_0/mlp/wo']
+  assert not site.causal
+  np.testing.assert_array_equal(tokens.valid, tiny_network.tokens()[0] > 0)
+
+
 def test_stock_flax_layers():
   class Net(nn.Module):
     @nn.compact

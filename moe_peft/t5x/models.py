@@ -1,9 +1,9 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A T5X model whose loss has the losses of the adapters in it.
+"""T5X models whose loss has the losses of the adapters in it.
 
-Used in place of T5X's `EncoderDecoderModel`. It knows all of
-`moe_peft.losses.NAMES`, and needs none of them.
+Used in place of T5X's `EncoderDecoderModel` and `DecoderOnlyModel`. They know
+all of `moe_peft.losses.NAMES`, and need none of them.
 """
 
 from typing import Any, Mapping, Optional, Sequence, Tuple
@@ -180,4 +180,55 @@ class AdaptedEncoderDecoderModel(
         z_loss=z_loss,
         loss_normalizing_factor=loss_normalizing_factor,
         default_decoder_params=default_decoder_params,
+    )
+
+
+class AdaptedDecoderOnlyModel(_AdapterLosses, t5x_models.DecoderOnlyModel):
+  """A decoder-only model, with the losses of its adapters."""
+
+  def __init__(
+      self,
+      module: Any,
+      vocabulary: Any,
+      optimizer_def: Any,
+      decode_fn: Any = decoding.temperature_sample,
+      inputs_bidirectional_attention: bool = False,
+      feature_converter_cls: Any = None,
+      label_smoothing: float = 0.0,
+      z_loss: float = 0.0,
+      loss_normalizing_factor: Any = None,
+      loss_factors: Optional[Mapping[str, float]] = None,
+      site_metrics: Sequence[str] = (),
+  ):
+    """As `t5x.models.DecoderOnlyModel`, and:
+
+    Args:
+      module: The network.
+      vocabulary: Vocabulary of inputs and targets.
+      optimizer_def: T5X optimizer.
+      decode_fn: Decoding function.
+      inputs_bidirectional_attention: Whether inputs see later inputs (prefix
+        LM); routers treat the sites as causal all the same.
+      feature_converter_cls: Class of the feature converter.
+      label_smoothing: Probability mass spread over the vocabulary.
+      z_loss: Factor of the output z-loss.
+      loss_normalizing_factor: What the summed token losses are divided by.
+        The losses of adapters are means, so take 'NUM_REAL_TARGET_TOKENS'.
+      loss_factors: Factor of each loss that adapters sow.
+      site_metrics: Names of sown values that are also logged for every site.
+
+    Raises:
+      errors.UserError: For a name that no adapter sows.
+    """
+    self.set_adapter_losses(loss_factors, site_metrics)
+    super().__init__(
+        module=module,
+        vocabulary=vocabulary,
+        optimizer_def=optimizer_def,
+        decode_fn=decode_fn,
+        inputs_bidirectional_attention=inputs_bidirectional_attention,
+        feature_converter_cls=feature_converter_cls,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        loss_normalizing_factor=loss_normalizing_factor,
     )

@@ -1,11 +1,16 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Runs stock `t5x.train` in this process, on a tiny task and a tiny base."""
+"""Runs the stock scripts of T5X in this process, on a tiny task."""
 
+import contextlib
 import functools
+import gc
+import importlib
+import importlib.util
+from pathlib import Path
 import sys
-from unittest import mock
 
+import gin
 import jax
 import seqio
 import tensorflow as tf
@@ -15,68 +20,24 @@ from moe_peft import trainable
 from moe_peft.data import vocabularies
 
 TASK = 't5x_test_reverse'
-# Added to every configuration.
-_COMMON = f"""
-from __gin__ import dynamic_registration
-import __main__ as train_script
-
+_DATA = f"""
 MIXTURE_OR_TASK_NAME = '{TASK}'
 TASK_FEATURE_LENGTHS = {{'inputs': 8, 'targets': 8}}
+DROPOUT_RATE = 0.0
+"""
+# Added to every configuration of a script.
+_COMMON = {
+    'train': f"""
+from __gin__ import dynamic_registration
+import __main__ as train_script
+{_DATA}
 BATCH_SIZE = 8
 USE_CACHED_TASKS = False
-DROPOUT_RATE = 0.0
 train_script.train:
   train_eval_dataset_cfg = None
   infer_eval_dataset_cfg = None
-"""
-# Divisible by the eight host devices, which T5X puts on the axis `model`.
-TINY = """
-network.T5Config:
-  emb_dim = 8
-  num_heads = 8
-  num_encoder_layers = 1
-  num_decoder_layers = 1
-  head_dim = 4
-  mlp_dim = 16
-"""
-BASE = f"""
-from __gin__ import dynamic_registration
-import optax
-from t5x import models
-from t5x import optimizers
-from t5x import utils
-from t5x.examples.t5 import network
-include 'gin/models/t5x_tiny_t5.gin'
-include 't5x/configs/runs/pretrain.gin'
-{TINY}
-MODEL = @models.EncoderDecoderModel()
-models.EncoderDecoderModel:
-  module = @network.Transformer()
-  input_vocabulary = %VOCABULARY
-  output_vocabulary = %VOCABULARY
-  optimizer_def = @optimizers.OptaxWrapper()
-optimizers.OptaxWrapper.optax_optimizer = @optax.sgd()
-optax.sgd.learning_rate = 0.1
-utils.SaveCheckpointConfig.period = 2
-TRAIN_STEPS = 2
-RANDOM_SEED = 7
-"""
-
-
-def adapted(method, more='', run=''):
-  """Configuration of adapters on the network of `examples.t5`."""
-  return f"""
-from __gin__ import dynamic_registration
-from t5x.examples.t5 import network
-include 'gin/models/t5x_tiny_t5.gin'
-include 'gin/models/t5x_examples_t5.gin'
-include 'gin/methods/{method}.gin'
-include 'gin/runs/t5x_finetune.gin'
-{run}
-{TINY}
-WARMUP_STEPS = 0
-{more}
-"""
+""",
+}
 
 
 def _rows(split, shuffle_files, seed=None):
@@ -89,6 +50,7 @@ def _rows(split, shuffle_files, seed=None):
 
 @functools.cache
 def add_task():
+  """Registers the task: 32 words, to be written backwards."""
   feature = seqio.Feature(vocabularies.byte_vocabulary(), add_eos=True)
   seqio.TaskRegistry.add(
       TASK,
@@ -102,40 +64,68 @@ def add_task():
   )
 
 
-def train(config, folder, **macros):
-  """Trains and returns the last train state.
+@contextlib.contextmanager
+def _main_module(script):
+  """Puts `script` in the place of `__main__`, which gin files import."""
+  # `mock.patch.dict` would also forget every module imported meanwhile.
+  main, sys.modules['__main__'] = sys.modules['__main__'], script
+  try:
+    yield
+  finally:
+    sys.modules['__main__'] = main
+
+
+def _folder_of(package):
+  """The folder that holds `package/`."""
+  spec = importlib.util.find_spec(package)
+  return Path(next(iter(spec.submodule_search_locations))).parent
+
+
+def run(script, config, folder, package='t5x', **macros):
+  """Runs `t5x.<script>` and returns what its main function returns.
 
   Args:
+    script: 'train', 'eval' or 'infer'.
     config: gin source.
-    folder: MODEL_DIR.
+    folder: Parent of the gin files.
+    package: Whose gin files are included. The script runs in the folder that
+      holds it: gin finds files of packages without `__init__.py` only there.
     **macros: More bindings.
   """
-  import gin
   from t5x import gin_utils
-  from t5x import train as train_script
 
   add_task()
+  # A writer of an earlier run, collected while TensorFlow traces a function,
+  # would become a part of it.
+  gc.collect()
+  module = importlib.import_module(f't5x.{script}')
   folder.mkdir(parents=True, exist_ok=True)
   files = []
-  for name, source in (('run', config), ('common', _COMMON)):
-    files.append(folder.parent / f'{folder.name}_{name}.gin')
+  for name, source in (('run', config), ('common', _COMMON[script])):
+    files.append(folder / f'{script}_{name}.gin')
     files[-1].write_text(source)
   gin.clear_config(clear_constants=True)
-  stock = str(train_script._DEFAULT_GIN_SEARCH_PATHS[0])
-  ours = str(command_line.resource('gin').parent)
-  bindings = [f'{k} = {v!r}' for k, v in macros.items()]
-  # As the command does: gin files say `import __main__ as train_script`.
   # The registrations of earlier runs in this process may be replaced.
+  paths = [command_line.resource('gin').parent, _folder_of('t5x')]
   with (
-      mock.patch.dict(sys.modules, {'__main__': train_script}),
+      contextlib.chdir(_folder_of(package)),
+      _main_module(module),
       gin.config.interactive_mode(),
   ):
     gin_utils.parse_gin_flags(
-        [ours, stock],
+        [str(path) for path in paths],
         [str(file) for file in files],
-        [f"MODEL_DIR = '{folder}'", *bindings],
+        [f'{name} = {value!r}' for name, value in macros.items()],
     )
-    step, state = gin.get_configurable(train_script.train)()
+    function = {'eval': 'evaluate'}.get(script, script)
+    return gin.get_configurable(getattr(module, function))()
+
+
+def train(config, folder, **macros):
+  """Trains in `folder` and returns the last train state."""
+  step, state = run(
+      'train', config, folder / 'gin', MODEL_DIR=str(folder), **macros
+  )
   assert step == state.step
   return state
 
