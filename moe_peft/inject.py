@@ -228,7 +228,7 @@ class _Run:
       bound = signature.bind(None, *args, **kwargs)
     except TypeError:
       return  # The call itself will explain what is wrong.
-    self.arguments.update(bound.arguments)
+    self.arguments.update(list(bound.arguments.items())[1:])  # Without self.
 
   def _tokens(self, site: Site) -> routing.Tokens:
     """Describes the tokens that pass through the site."""

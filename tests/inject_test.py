@@ -260,10 +260,17 @@ def test_tokens_inside_a_wrapper_that_names_no_arguments():
     def __call__(self, *args, **kwargs):
       return tiny_network.Network(name='inside')(*args, **kwargs)
 
-  seen = probe('.*/wo', network=Wrapper())
-  site, _, _, tokens = seen['inside/encoder/layers_0/mlp/wo']
-  assert not site.causal
-  np.testing.assert_array_equal(tokens.valid, tiny_network.tokens()[0] > 0)
+  seen = {}
+  class Keep(Probe):
+    def __call__(self, inputs, outputs, tokens=None):
+      seen[self.site.path] = tokens
+      return outputs
+  model = adapted(inject.AdapterRule('.*/wo', Keep), base=Wrapper())
+  encoder, decoder, target = tiny_network.tokens()
+  model.init(jax.random.key(0), encoder, decoder, target)
+  for stack, tokens in (('encoder', encoder), ('decoder', target)):
+    valid = seen[f'inside/{stack}/layers_0/mlp/wo'].valid
+    np.testing.assert_array_equal(valid, tokens > 0)
 
 
 def test_stock_flax_layers():
