@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from moe_peft import budget
 from moe_peft import checkpoints
 from moe_peft import errors
 from moe_peft import partitioning
@@ -50,6 +51,8 @@ class Experiment:
     log_period: Steps between rows of metrics.
     num_expert_partitions: Size of the mesh axis `expert`.
     num_model_partitions: Size of the mesh axis `model`.
+    param_budget: Most parameters to train, see budget.py, or None.
+    budget_macro: Macro whose value the budget decides.
   """
 
   model_dir: str
@@ -75,6 +78,8 @@ class Experiment:
   log_period: int = 20
   num_expert_partitions: int = 1
   num_model_partitions: int = 1
+  param_budget: Optional[float] = None
+  budget_macro: Optional[str] = None
 
   def __post_init__(self):
     for name in ('train_steps', 'batch_size', 'num_microbatches', 'log_period',
@@ -117,6 +122,25 @@ class Setup:
   def context(self):
     """Context of every computation: the mesh and the axis rules."""
     return partitioning.use_mesh(self.mesh)
+
+
+def apply_budget(experiment: Experiment) -> budget.Choice:
+  """Sets the size of the method so that it keeps to `param_budget`.
+
+  The adapters are made by gin when the network is called, so the experiment
+  itself stays as it is.
+
+  Raises:
+    errors.UserError: If no size does.
+  """
+  return budget.apply(
+      experiment.param_budget,
+      lambda: experiment.model.init(
+          jax.random.key(0), experiment.task_feature_lengths
+      )['params'],
+      experiment.trainable_regex,
+      experiment.budget_macro,
+  )
 
 
 def prepare(experiment: Experiment) -> Setup:

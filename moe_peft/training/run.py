@@ -66,6 +66,8 @@ def build() -> experiment_lib.Experiment:
   catalog.check_feature_lengths(
       experiment.mixture_or_task_name, experiment.task_feature_lengths
   )
+  if experiment.param_budget is not None:
+    console.print(experiment_lib.apply_budget(experiment))
   return experiment
 
 
