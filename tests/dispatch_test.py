@@ -279,9 +279,9 @@ def choice(execution='auto', num_experts=4, rank=4, selected=2, slots=8):
 def test_auto_follows_the_cost_model():
   # Per token and feature: 4 * 4 = 16 against 4 * 8 = 32 slots.
   assert choice() == 'all_experts'
-  # 8 experts of rank 64: 512; 8 * 8 slots + 64 / 64 * 64 = 128; 2 * 164.
+  # 8 experts of rank 64: 512; 8 * 8 slots + 64 / 64 * 64 = 128; 2 * 1064.
   assert choice(num_experts=8, rank=64) == 'einsum'
-  # Big experts without a limit: 4096; 64 * 64 slots; 1 * (64 + 100).
+  # Big experts without a limit: 4096; 64 * 64 slots; 1 * (64 + 1000).
   assert choice(num_experts=64, rank=64, selected=1, slots=64) == 'ragged'
   assert choice('einsum') == 'einsum'
   assert dispatch.choose('auto', None, 1, 4) == 'all_experts'
@@ -294,7 +294,7 @@ def test_auto_logs_the_reason_once(caplog):
       choice(rank=5)
   assert [r.message for r in caplog.records if 'rank 5' in r.message] == [
       'execution = auto: all_experts, the cheapest of all_experts 20, einsum '
-      '34.5, ragged 210 (multiplications per token and feature; 4 experts of '
+      '34.5, ragged 2010 (multiplications per token and feature; 4 experts of '
       'rank 5, groups of 64 tokens, 8 slots).'
   ]
 
