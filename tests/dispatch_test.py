@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The three executions are one function, on one device and on eight."""
 
+import dataclasses
 import functools
 import re
 
@@ -17,9 +18,17 @@ from moe_peft import errors
 from moe_peft import inject
 from moe_peft import partitioning
 from moe_peft import routing
+from moe_peft.methods import adamole
 from moe_peft.methods import bottleneck
+from moe_peft.methods import expert_choice
 from moe_peft.methods import hydralora
+from moe_peft.methods import moelora
+from moe_peft.methods import mola
 from moe_peft.methods import molora
+from moe_peft.methods import mosld
+from moe_peft.methods import sira
+from moe_peft.methods import smoe_dropout
+from moe_peft.methods import smora
 
 BATCH, LENGTH, IN, OUT, NUM_EXPERTS, RANK = 8, 12, 16, 24, 4, 3
 
@@ -327,6 +336,44 @@ def test_other_methods_agree(execution, method):
     results.append(
         jax.jit(functools.partial(loss_and_grads, adapter))(
             params, *arrays(), TOKENS['packed']
+        )
+    )
+  assert_close(*reversed(results))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('execution', ['einsum', 'ragged'])
+@pytest.mark.parametrize(
+    'method',
+    [
+        adamole.AdaMoLE,
+        functools.partial(
+            expert_choice.ExpertChoice,
+            site=dataclasses.replace(SITE, causal=False),
+        ),
+        moelora.MoELoRA,
+        functools.partial(
+            mola.MoLA,
+            site=dataclasses.replace(SITE, num_layers=1),
+            experts_by_depth=(3,),  # Of 16; the others are masked.
+        ),
+        mosld.MoSLD,
+        sira.SiRA,
+        smoe_dropout.SMoEDropout,
+        functools.partial(smora.SMoRA, num_experts=16),
+    ],
+    ids=lambda method: getattr(method, 'func', method).__name__,
+)
+def test_methods_agree_under_their_own_routers(execution, method):
+  fields = {'num_experts': 16, 'site': SITE, **getattr(method, 'keywords', {})}
+  method = getattr(method, 'func', method)
+  results = []
+  for name in ('all_experts', execution):
+    adapter = method(execution=name, **fields)
+    params, _ = some_params(adapter)
+    results.append(
+        jax.jit(functools.partial(loss_and_grads, adapter))(
+            params, *arrays(), TOKENS['padded']
         )
     )
   assert_close(*reversed(results))
