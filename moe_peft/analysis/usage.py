@@ -32,7 +32,7 @@ def write_routing(
 
   Args:
     path: The file.
-    model: An `EncoderDecoderModel`.
+    model: A `LanguageModel`.
     params: Flat parameters.
     batches: (task, model features), teacher-forced.
     mesh: Where the model runs.

@@ -1,10 +1,16 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Vocabularies that need no file."""
+"""Vocabularies that SeqIO does not have."""
 
 import functools
+import os
+from typing import Any, Iterable, Sequence
 
+import numpy as np
 import seqio
+import tensorflow as tf
+
+from moe_peft import errors
 
 
 @functools.lru_cache(maxsize=1)
@@ -15,3 +21,95 @@ def byte_vocabulary() -> seqio.ByteVocabulary:
   259 to 383 are 125 sentinels (383 is the first one of T5's span corruption).
   """
   return seqio.ByteVocabulary(extra_ids=125)
+
+
+class TokenizerVocabulary(seqio.Vocabulary):
+  """The `tokenizer.json` of a model on the Hub, for decoder-only bases.
+
+  Read by the package `tokenizers` when it is first needed. Text never gets
+  special tokens by itself; those written in it, as `<|im_start|>`, are read as
+  such.
+  """
+
+  def __init__(self, tokenizer_file: str, eos_id: int):
+    """Names the file.
+
+    Args:
+      tokenizer_file: Path of a `tokenizer.json`.
+      eos_id: The id that ends a sequence.
+    """
+    super().__init__()
+    self.tokenizer_file = tokenizer_file
+    self._eos_id = eos_id
+
+  @functools.cached_property
+  def tokenizer(self) -> Any:
+    """The `tokenizers.Tokenizer`.
+
+    Raises:
+      errors.UserError: If the package or the file is missing, or if id 0,
+        with which SeqIO pads, is an ordinary token.
+    """
+    try:
+      import tokenizers
+    except ImportError as error:
+      raise errors.UserError(
+          f'{self.tokenizer_file} is read by the package tokenizers, which is '
+          'not installed: pip install tokenizers'
+      ) from error
+    try:
+      file = os.path.expanduser(self.tokenizer_file)
+      tokenizer = tokenizers.Tokenizer.from_file(file)
+    except Exception as error:  # The library raises nothing more exact.
+      raise errors.UserError(
+          f'VOCABULARY_FILE = {self.tokenizer_file} is no tokenizer.json that '
+          f'can be read: {error}'
+      ) from error
+    first = tokenizer.get_added_tokens_decoder().get(0)
+    if first is None or not first.special:
+      raise errors.UserError(
+          f'{self.tokenizer_file}: the token with id 0, '
+          f'{tokenizer.id_to_token(0)!r}, is an ordinary one, but SeqIO pads '
+          'with 0. Such a vocabulary cannot be used.'
+      )
+    return tokenizer
+
+  @property
+  def bos_id(self) -> int:
+    return self.pad_id
+
+  @property
+  def eos_id(self) -> int:
+    return self._eos_id
+
+  @property
+  def unk_id(self) -> None:
+    return None
+
+  @property
+  def _base_vocab_size(self) -> int:
+    return self.tokenizer.get_vocab_size()
+
+  def _encode(self, s: str) -> Sequence[int]:
+    return self.tokenizer.encode(s, add_special_tokens=False).ids
+
+  def _decode(self, ids: Iterable[int]) -> str:
+    return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+  def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+    encode = lambda text: np.asarray(self._encode(text.decode()), np.int32)
+    # Not stateful: iterators over it can be saved.
+    ids = tf.numpy_function(encode, [s], tf.int32, stateful=False)
+    return tf.ensure_shape(ids, [None])
+
+  def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+    return tf.numpy_function(self._decode, [ids], tf.string, stateful=False)
+
+  def __eq__(self, other: Any) -> bool:
+    return isinstance(other, TokenizerVocabulary) and (
+        (self.tokenizer_file, self.eos_id)
+        == (other.tokenizer_file, other.eos_id)
+    )
+
+  def __hash__(self) -> int:
+    return hash((self.tokenizer_file, self.eos_id))

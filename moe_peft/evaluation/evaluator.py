@@ -17,7 +17,7 @@ import seqio
 
 from moe_peft import partitioning
 from moe_peft import trainable
-from moe_peft.models import encoder_decoder
+from moe_peft.models import language_model
 
 Params = Mapping[str, Any]
 Results = dict[str, dict[str, float]]
@@ -29,6 +29,7 @@ class Evaluator:
   def __init__(
       self,
       mixture_or_task_name: str,
+      feature_converter: seqio.FeatureConverter,
       task_feature_lengths: Mapping[str, int],
       split: str,
       batch_size: int,
@@ -39,6 +40,7 @@ class Evaluator:
 
     Args:
       mixture_or_task_name: What is evaluated.
+      feature_converter: Of the model, without packing.
       task_feature_lengths: Padded lengths.
       split: `validation` or `test`.
       batch_size: Rows of a batch; the last one is filled up.
@@ -47,13 +49,13 @@ class Evaluator:
     """
     self._seqio = seqio.Evaluator(
         mixture_or_task_name,
-        seqio.EncDecFeatureConverter(pack=False),
+        feature_converter,
         eval_split=split,
         sequence_length=task_feature_lengths,
         num_examples=num_examples,
     )
     self._batch_size, self._mesh = batch_size, mesh
-    self._max_decode_length = task_feature_lengths['targets']
+    self._lengths = task_feature_lengths
     self._compiled: dict[int, Any] = {}
 
   @property
@@ -75,7 +77,7 @@ class Evaluator:
 
   def evaluate(
       self,
-      model: encoder_decoder.EncoderDecoderModel,
+      model: language_model.LanguageModel,
       params: Params,
       step: int = 0,
       on_batch: Callable[[], None] = lambda: None,
@@ -137,7 +139,7 @@ class Evaluator:
       for _, batch in self._batches(dataset):
         yield task.name, batch
 
-  def _functions(self, model: encoder_decoder.EncoderDecoderModel):
+  def _functions(self, model: language_model.LanguageModel):
     """Compiled score and generate, made once for each model."""
     if id(model) not in self._compiled:
       sharded = partitioning.batch_sharding(self._mesh)
@@ -148,8 +150,8 @@ class Evaluator:
       def generate(params, batch):
         return model.generate(
             trainable.unflatten(params),
-            batch['encoder_input_tokens'],
-            self._max_decode_length,
+            model.prompts(batch)[:, : self._lengths['inputs']],
+            self._lengths['targets'],
         )
 
       self._compiled[id(model)] = tuple(

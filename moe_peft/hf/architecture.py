@@ -170,8 +170,8 @@ def to_gin(config: t5.T5Config, vocabulary: str) -> str:
   fields = [f'  {name} = {getattr(config, name)!r}' for name in names]
   return '\n'.join([
       '# Written by `python -m moe_peft.hf import`.',
-      '# Provides: MODULE, VOCABULARY.',
-      '# Requires: ADAPTER_RULES.',
+      '# Provides: MODULE, MODEL, VOCABULARY.',
+      '# Requires: ADAPTER_RULES, LOSS_FACTORS.',
       'from __gin__ import dynamic_registration',
       '',
       'import seqio',

@@ -4,7 +4,8 @@
 
 Every function takes `tokens_to_logits(ids, cache) -> (logits, cache)`, with
 `ids` `<int32>[rows, 1]`, `logits` `<float32>[rows, vocab]` and `cache` a tree
-of arrays, and can be jitted. Token 0 starts a sequence and pads it.
+of arrays, and can be jitted. Token 0 pads a sequence, and starts it unless
+`start_tokens` are given: the last tokens of prompts that the cache holds.
 """
 
 from typing import Any, Callable, NamedTuple
@@ -47,6 +48,7 @@ def greedy(
     batch_size: int,
     max_decode_length: int,
     eos_id: int = 1,
+    start_tokens: jax.Array | int = 0,
 ) -> Decoded:
   """Takes the most probable token at every position.
 
@@ -56,6 +58,7 @@ def greedy(
     batch_size: Number of sequences.
     max_decode_length: Number of tokens to generate at most.
     eos_id: The id that ends a sequence.
+    start_tokens: What the model reads first, `<int32>[batch]` or one for all.
 
   Returns:
     One sequence per row.
@@ -66,7 +69,13 @@ def greedy(
     return jnp.argmax(logits, axis=-1)
 
   return _generate(
-      tokens_to_logits, cache, batch_size, max_decode_length, eos_id, choose
+      tokens_to_logits,
+      cache,
+      batch_size,
+      max_decode_length,
+      eos_id,
+      start_tokens,
+      choose,
   )
 
 
@@ -78,6 +87,7 @@ def temperature_sample(
     max_decode_length: int,
     rng: jax.Array,
     eos_id: int = 1,
+    start_tokens: jax.Array | int = 0,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -91,6 +101,7 @@ def temperature_sample(
     max_decode_length: Number of tokens to generate at most.
     rng: Random key; the same key gives the same sequences.
     eos_id: The id that ends a sequence.
+    start_tokens: What the model reads first, `<int32>[batch]` or one for all.
     temperature: Divides the logits; above 0.
     top_k: Draw from the `top_k` most probable tokens only; 0 for all.
     top_p: Draw from the smallest set of tokens that holds this probability
@@ -119,7 +130,13 @@ def temperature_sample(
     return jax.random.categorical(jax.random.fold_in(rng, index), logits)
 
   return _generate(
-      tokens_to_logits, cache, batch_size, max_decode_length, eos_id, choose
+      tokens_to_logits,
+      cache,
+      batch_size,
+      max_decode_length,
+      eos_id,
+      start_tokens,
+      choose,
   )
 
 
@@ -139,7 +156,13 @@ def _restrict(logits, top_k, top_p):
 
 
 def _generate(
-    tokens_to_logits, cache, batch_size, max_decode_length, eos_id, choose
+    tokens_to_logits,
+    cache,
+    batch_size,
+    max_decode_length,
+    eos_id,
+    start_tokens,
+    choose,
 ):
   """Extends all rows by `choose(logits, index)` until all have ended."""
 
@@ -148,7 +171,7 @@ def _generate(
 
   def step(state):
     logits, new_cache = tokens_to_logits(
-        _last_token(state.tokens, state.index), state.cache
+        _last_token(state.tokens, state.index, start_tokens), state.cache
     )
     logits = logits.astype(jnp.float32)
     token = choose(logits, state.index).astype(jnp.int32)
@@ -177,11 +200,11 @@ def _generate(
   return Decoded(state.tokens, state.scores)
 
 
-def _last_token(tokens, index):
+def _last_token(tokens, index, start_tokens):
   """Returns the token before `index`, or the start token, `[rows, 1]`."""
   tokens = tokens.reshape(-1, tokens.shape[-1])
   last = jnp.take(tokens, jnp.maximum(index - 1, 0), axis=-1)
-  return jnp.where(index == 0, 0, last)[:, None]
+  return jnp.where(index == 0, start_tokens, last)[:, None]
 
 
 class _Beams(NamedTuple):
@@ -210,6 +233,7 @@ def beam_search(
     batch_size: int,
     max_decode_length: int,
     eos_id: int = 1,
+    start_tokens: jax.Array | int = 0,
     num_beams: int = 4,
     alpha: float = 0.6,
     cache_batch_axis: int = 0,
@@ -227,6 +251,8 @@ def beam_search(
     batch_size: Number of examples.
     max_decode_length: Number of tokens to generate at most.
     eos_id: The id that ends a sequence.
+    start_tokens: What the model reads first, `<int32>[batch * num_beams]` or
+      one for all.
     num_beams: Number of sequences followed at once.
     alpha: Exponent of the length penalty, at least 0; T5 uses 0.6.
     cache_batch_axis: Axis of the rows in the arrays of `cache`: 0, and 1 with
@@ -256,7 +282,7 @@ def beam_search(
 
   def step(state):
     logits, new_cache = tokens_to_logits(
-        _last_token(state.live_tokens, state.index), state.cache
+        _last_token(state.live_tokens, state.index, start_tokens), state.cache
     )
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
     log_probs = log_probs.reshape(batch_size, num_beams, -1)

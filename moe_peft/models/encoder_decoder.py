@@ -11,16 +11,14 @@ segment ids and positions. Token 0 is padding.
 import dataclasses
 from typing import Any, Mapping, Optional, Tuple
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from moe_peft import losses
-from moe_peft.models import decoding
+from moe_peft.models import language_model
 
 Array = jax.Array
-Batch = Mapping[str, Array]
-Params = Mapping[str, Any]
+Batch = language_model.Batch
+Params = language_model.Params
 
 _OPTIONAL_FEATURES = (
     'encoder_segment_ids',
@@ -31,31 +29,15 @@ _OPTIONAL_FEATURES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderDecoderModel:
-  """A network with its vocabularies and its loss.
+class EncoderDecoderModel(language_model.LanguageModel):
+  """A network that is called as T5X's encoder-decoders are."""
 
-  Attributes:
-    module: The network, called as T5X's `Transformer`.
-    input_vocabulary: `seqio.Vocabulary` of the inputs.
-    output_vocabulary: `seqio.Vocabulary` of the targets.
-    z_loss: Factor of `log(Z)^2` of the output softmax (T5X's output z-loss).
-    label_smoothing: Probability mass spread over the whole vocabulary.
-    loss_factors: Factors of the losses that adapters sow, by name.
-  """
+  def feature_converter(self, pack: bool = False) -> Any:
+    import seqio  # It brings TensorFlow, which a network does not need.
 
-  module: nn.Module
-  input_vocabulary: Any
-  output_vocabulary: Any
-  z_loss: float = 1e-4
-  label_smoothing: float = 0.0
-  loss_factors: Mapping[str, float] = dataclasses.field(default_factory=dict)
-
-  def without_adapters(self) -> 'EncoderDecoderModel':
-    """The same model around the bare network."""
-    return dataclasses.replace(self, module=self.module.module, loss_factors={})
+    return seqio.EncDecFeatureConverter(pack=pack)
 
   def init(self, rng: Array, feature_lengths: Mapping[str, int]) -> Params:
-    """Returns all variables, `params` and `params_axes`, of a fresh model."""
     inputs = jnp.ones((1, feature_lengths['inputs']), jnp.int32)
     targets = jnp.ones((1, feature_lengths['targets']), jnp.int32)
     return self.module.init(
@@ -69,17 +51,6 @@ class EncoderDecoderModel:
       dropout_rng: Optional[Array] = None,
       mutable: Tuple[str, ...] = ('intermediates',),
   ) -> Tuple[Array, Mapping[str, Any]]:
-    """Teacher-forced logits.
-
-    Args:
-      params: Nested parameters.
-      batch: Model features.
-      dropout_rng: Key of the dropout stream; None switches dropout off.
-      mutable: Collections to return.
-
-    Returns:
-      Logits `<float32>[batch, length, vocab]` and the mutable collections.
-    """
     return self.module.apply(
         {'params': params},
         batch['encoder_input_tokens'],
@@ -91,91 +62,21 @@ class EncoderDecoderModel:
         mutable=list(mutable),
     )
 
-  def loss(
-      self,
-      params: Params,
-      batch: Batch,
-      dropout_rng: Optional[Array] = None,
-      normalizer: Optional[Array] = None,
-      share: float = 1.0,
-  ) -> Tuple[Array, Mapping[str, Array]]:
-    """Mean loss per target token, and what to log.
-
-    Args:
-      params: Nested parameters.
-      batch: Model features.
-      dropout_rng: Key of the dropout stream; None switches dropout off.
-      normalizer: Divides the summed token losses; by default the number of
-        target tokens of this batch.
-      share: Share of this batch in the step, the weight of what is not a sum
-        over tokens: the losses and statistics of the adapters.
-
-    Returns:
-      The loss, a scalar, and scalar metrics. Those whose names begin with
-      `sum_` are sums over tokens; the others are means over adapters, times
-      `share`.
-    """
-    logits, collections = self.apply(params, batch, dropout_rng)
-    logits = logits.astype(jnp.float32)
-    targets = batch['decoder_target_tokens']
-    weights = batch['decoder_loss_weights'].astype(jnp.float32)
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    target_logits = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
-    smoothed = (
-        1 - self.label_smoothing
-    ) * target_logits + self.label_smoothing * logits.mean(axis=-1)
-    token_losses = log_z - smoothed + self.z_loss * jnp.square(log_z)
-    sum_weights = weights.sum()
-    adapter_metrics = losses.collect(collections.get('intermediates', {}))
-    adapter_loss = losses.total(adapter_metrics, self.loss_factors)
-    metrics = {
-        'sum_loss': jnp.sum((log_z - target_logits) * weights),
-        'sum_correct': jnp.sum((logits.argmax(-1) == targets) * weights),
-        'sum_tokens': sum_weights,
-        **{name: share * value for name, value in adapter_metrics.items()},
-    }
-    if normalizer is None:
-      normalizer = jnp.maximum(sum_weights, 1.0)
-    loss = jnp.sum(token_losses * weights) / normalizer
-    return loss + share * adapter_loss, metrics
-
-  def score(self, params: Params, batch: Batch) -> Array:
-    """Log-likelihood of the targets, `<float32>[batch]`, in nats."""
-    logits, _ = self.apply(params, batch)
-    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
-    targets = batch['decoder_target_tokens']
-    chosen = jnp.take_along_axis(log_probs, targets[..., None], -1)[..., 0]
-    return jnp.sum(chosen * batch['decoder_loss_weights'], axis=-1)
+  def prompts(self, batch: Batch) -> Array:
+    return batch['encoder_input_tokens']
 
   def generate(
       self,
       params: Params,
-      encoder_input_tokens: Array,
+      prompts: Array,
       max_decode_length: int,
       num_beams: int = 1,
       temperature: float = 0.0,
       rng: Optional[Array] = None,
   ) -> Array:
-    """Generates targets with a key-value cache.
-
-    Args:
-      params: Nested parameters.
-      encoder_input_tokens: `<int32>[batch, length]`.
-      max_decode_length: Number of tokens to generate at most.
-      num_beams: More than one searches; the best sequence is returned.
-      temperature: Above zero samples, with `rng`; zero is greedy.
-      rng: Key of the samples.
-
-    Returns:
-      `<int32>[batch, max_decode_length]`, zeros after the end of sequence.
-    """
-    batch_size = encoder_input_tokens.shape[0]
-    prompts = jnp.repeat(encoder_input_tokens, num_beams, axis=0)
+    repeated = jnp.repeat(prompts, num_beams, axis=0)
     encoded = self.module.apply(
-        {'params': params},
-        encoder_input_tokens,
-        enable_dropout=False,
-        method='encode',
+        {'params': params}, prompts, enable_dropout=False, method='encode'
     )
     encoded = jnp.repeat(encoded, num_beams, axis=0)
 
@@ -183,7 +84,7 @@ class EncoderDecoderModel:
       logits, variables = self.module.apply(
           {'params': params, 'cache': cache},
           encoded,
-          prompts,
+          repeated,
           ids,
           ids,
           enable_dropout=False,
@@ -194,25 +95,15 @@ class EncoderDecoderModel:
       )
       return logits[:, 0].astype(jnp.float32), variables['cache']
 
-    cache = self._empty_cache(params, prompts, max_decode_length)
-    common = {
-        'batch_size': batch_size,
-        'max_decode_length': max_decode_length,
-        'eos_id': self.output_vocabulary.eos_id,
-    }
-    if num_beams > 1:
-      return decoding.beam_search(
-          tokens_to_logits,
-          cache,
-          num_beams=num_beams,
-          cache_batch_axis=1 if self.module.scan_layers else 0,
-          **common,
-      ).tokens[:, 0]
-    if temperature > 0:
-      return decoding.temperature_sample(
-          tokens_to_logits, cache, rng=rng, temperature=temperature, **common
-      ).tokens
-    return decoding.greedy(tokens_to_logits, cache, **common).tokens
+    return self._decode(
+        tokens_to_logits,
+        self._empty_cache(params, repeated, max_decode_length),
+        num_beams,
+        temperature,
+        rng,
+        batch_size=prompts.shape[0],
+        max_decode_length=max_decode_length,
+    )
 
   def _empty_cache(self, params, encoder_input_tokens, max_decode_length):
     """The cache before the first token (T5X's protocol: one full call)."""

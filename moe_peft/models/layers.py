@@ -1,6 +1,6 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The layers of T5 besides attention: dense, MLP, embedding, norm, positions.
+"""The layers besides attention: dense, MLP, embedding, norm, positions.
 
 T5: arXiv 1910.10683; gated activations of T5 1.1: arXiv 2002.05202. Parameters
 are float32 and carry logical axis names; arithmetic is in `dtype`.
@@ -158,16 +158,18 @@ class Embed(nn.Module):
     num_embeddings: Vocabulary size.
     features: Embedding size.
     dtype: Type of the embedded tokens.
+    stddev: Standard deviation of the initial values.
   """
 
   num_embeddings: int
   features: int
   dtype: Any = jnp.float32
+  stddev: float = 1.0
 
   def setup(self):
     self.embedding = nn_partitioning.param_with_axes(
         'embedding',
-        nn.initializers.normal(stddev=1.0),
+        nn.initializers.normal(stddev=self.stddev),
         (self.num_embeddings, self.features),
         jnp.float32,
         axes=('vocab', 'embed'),

@@ -1,17 +1,19 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The layers of T5 (arXiv 1910.10683) and how a stack of them runs.
+"""The layers of T5 (arXiv 1910.10683) and how a stack of layers runs.
 
 Unrolled, as `layers_0`, `layers_1` and so on, or as one scan over stacked
-parameters, with or without remat. `config` is a `t5.T5Config` everywhere.
+parameters, with or without remat. `config` is a `t5.T5Config`; what other
+networks use too (llama.py) reads only fields that their configurations share.
 """
 
-from typing import Any
+from typing import Any, Sequence
 
 from flax import linen as nn
 from flax.linen import partitioning as nn_partitioning
 import jax
 
+from moe_peft import errors
 from moe_peft.models import attention
 from moe_peft.models import layers
 
@@ -24,6 +26,39 @@ REMAT_POLICIES = {
 
 # Where the layer axis stands in the parameters of a scanned stack.
 PARAM_SCAN_AXIS = 1
+
+
+def check_config(config: Any, sizes: Sequence[str]) -> None:
+  """Raises errors.UserError for the first wrong field of a configuration.
+
+  Args:
+    config: Sizes and options of a network.
+    sizes: Names of fields that must be positive integers.
+  """
+  kind = type(config)
+  where = f'{kind.__module__.rpartition(".")[2]}.{kind.__name__}'
+  for name in sizes:
+    value = getattr(config, name)
+    if not isinstance(value, int) or value < 1:
+      raise errors.UserError(
+          f'{where}.{name} must be a positive integer, got {value!r}.'
+      )
+  if config.remat_policy not in REMAT_POLICIES:
+    raise errors.UserError(
+        f'{where}.remat_policy is {config.remat_policy!r}; choose one of '
+        f'{", ".join(REMAT_POLICIES)}.'
+    )
+  if not 0.0 <= config.dropout_rate < 1.0:
+    raise errors.UserError(
+        f'{where}.dropout_rate must be at least 0 and below 1, got '
+        f'{config.dropout_rate!r}.'
+    )
+  for function in config.mlp_activations:
+    if function != 'linear' and not callable(getattr(nn, function, None)):
+      raise errors.UserError(
+          f'{where}.mlp_activations: flax.linen has no {function!r}; '
+          "use for example ('relu',) or ('gelu', 'linear')."
+      )
 
 
 class EncoderLayer(nn.Module):
@@ -71,9 +106,9 @@ class DecoderLayer(nn.Module):
     return residual(self, x, mlp(self)(y)), None
 
 
-def norm(config: Any, name: str) -> layers.LayerNorm:
+def norm(config: Any, name: str, epsilon: float = 1e-6) -> layers.LayerNorm:
   """Builds a norm in the current scope."""
-  return layers.LayerNorm(dtype=config.dtype, name=name)
+  return layers.LayerNorm(dtype=config.dtype, epsilon=epsilon, name=name)
 
 
 def position_biases(config: Any) -> layers.RelativePositionBiases:
@@ -88,9 +123,16 @@ def position_biases(config: Any) -> layers.RelativePositionBiases:
 
 
 def attend(
-    layer: EncoderLayer | DecoderLayer, name: str, decode: bool = False
+    layer: nn.Module, name: str, decode: bool = False, **options: Any
 ) -> attention.MultiHeadDotProductAttention:
-  """Builds an attention block in the scope of `layer`."""
+  """Builds an attention block in the scope of `layer`.
+
+  Args:
+    layer: Has the attributes `config` and `deterministic`.
+    name: Of the block.
+    decode: Whether it keeps a cache.
+    **options: Further attributes of the block.
+  """
   cfg = layer.config
   return attention.MultiHeadDotProductAttention(
       num_heads=cfg.num_heads,
@@ -102,10 +144,11 @@ def attend(
       deterministic=layer.deterministic,
       decode=decode,
       name=name,
+      **options,
   )
 
 
-def mlp(layer: EncoderLayer | DecoderLayer) -> layers.MlpBlock:
+def mlp(layer: nn.Module) -> layers.MlpBlock:
   """Builds the MLP in the scope of `layer`."""
   cfg = layer.config
   return layers.MlpBlock(
@@ -118,7 +161,7 @@ def mlp(layer: EncoderLayer | DecoderLayer) -> layers.MlpBlock:
   )
 
 
-def residual(layer: EncoderLayer | DecoderLayer, x, y):
+def residual(layer: nn.Module, x, y):
   """Returns `x + dropout(y)`, `[batch, length, embed]`."""
   rate = layer.config.dropout_rate
   x = x + layers.length_dropout(rate, layer.deterministic)(y)
@@ -133,7 +176,7 @@ def run_stack(layer_class, name, num_layers, config, attributes, x, *shared):
   adapters sow ('intermediates', 'routing') is stacked on a new first axis.
 
   Args:
-    layer_class: `EncoderLayer` or `DecoderLayer`.
+    layer_class: `EncoderLayer` or the like.
     name: Name of the scan, 'encoder' or 'decoder'.
     num_layers: Number of layers.
     config: The model's configuration.

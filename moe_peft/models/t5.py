@@ -13,12 +13,12 @@ from flax import struct
 from flax.linen import partitioning as nn_partitioning
 import jax.numpy as jnp
 
-from moe_peft import errors
 from moe_peft.models import attention
 from moe_peft.models import layers
 from moe_peft.models import stack
 
 with_sharding_constraint = nn_partitioning.with_sharding_constraint
+
 
 @struct.dataclass
 class T5Config:
@@ -67,31 +67,13 @@ class T5Config:
 
 def check_config(config: T5Config) -> None:
   """Raises a UserError that names the first wrong field of `config`."""
-  for name in (
-      'vocab_size emb_dim num_heads num_encoder_layers num_decoder_layers '
-      'head_dim mlp_dim relative_attention_num_buckets'
-  ).split():
-    value = getattr(config, name)
-    if not isinstance(value, int) or value < 1:
-      raise errors.UserError(
-          f't5.T5Config.{name} must be a positive integer, got {value!r}.'
-      )
-  if config.remat_policy not in stack.REMAT_POLICIES:
-    raise errors.UserError(
-        f't5.T5Config.remat_policy is {config.remat_policy!r}; choose one of '
-        f'{", ".join(stack.REMAT_POLICIES)}.'
-    )
-  if not 0.0 <= config.dropout_rate < 1.0:
-    raise errors.UserError(
-        't5.T5Config.dropout_rate must be at least 0 and below 1, got '
-        f'{config.dropout_rate!r}.'
-    )
-  for function in config.mlp_activations:
-    if function != 'linear' and not callable(getattr(nn, function, None)):
-      raise errors.UserError(
-          f't5.T5Config.mlp_activations: flax.linen has no {function!r}; '
-          "use for example ('relu',) or ('gelu', 'linear')."
-      )
+  stack.check_config(
+      config,
+      (
+          'vocab_size emb_dim num_heads num_encoder_layers num_decoder_layers '
+          'head_dim mlp_dim relative_attention_num_buckets'
+      ).split(),
+  )
 
 
 class Encoder(nn.Module):

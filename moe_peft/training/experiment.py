@@ -15,7 +15,7 @@ from moe_peft import checkpoints
 from moe_peft import errors
 from moe_peft import partitioning
 from moe_peft import trainable
-from moe_peft.models import encoder_decoder
+from moe_peft.models import language_model
 
 Params = Mapping[str, Any]
 
@@ -56,7 +56,7 @@ class Experiment:
   """
 
   model_dir: str
-  model: encoder_decoder.EncoderDecoderModel
+  model: language_model.LanguageModel
   mixture_or_task_name: str
   task_feature_lengths: Mapping[str, int]
   train_steps: int

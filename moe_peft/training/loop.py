@@ -27,7 +27,7 @@ def train_data(
   dataset = seqio.get_dataset(
       experiment.mixture_or_task_name,
       experiment.task_feature_lengths,
-      seqio.EncDecFeatureConverter(pack=experiment.packing),
+      experiment.model.feature_converter(experiment.packing),
       dataset_split='train',
       shuffle=True,
       num_epochs=None,

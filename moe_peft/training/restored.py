@@ -57,7 +57,7 @@ def infer(lines: Sequence[str], **decoding_options: Any) -> Iterator[str]:
 
   Args:
     lines: Inputs, as the tasks write them.
-    **decoding_options: Of `EncoderDecoderModel.generate`.
+    **decoding_options: Of `LanguageModel.generate`.
 
   Yields:
     One answer for each line.

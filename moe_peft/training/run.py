@@ -212,6 +212,7 @@ def make_evaluator(setup: experiment_lib.Setup) -> evaluator_lib.Evaluator:
   experiment = setup.experiment
   return evaluator_lib.Evaluator(
       experiment.mixture_or_task_name,
+      experiment.model.feature_converter(),
       experiment.task_feature_lengths,
       experiment.eval_split,
       experiment.eval_batch_size,

@@ -12,7 +12,7 @@ import optax
 
 from moe_peft import partitioning
 from moe_peft import trainable
-from moe_peft.models import encoder_decoder
+from moe_peft.models import language_model
 from moe_peft.training import experiment as experiment_lib
 
 Array = jax.Array
@@ -128,7 +128,7 @@ def _step_fn(experiment: experiment_lib.Experiment) -> TrainStep:
 
 
 def _accumulate(
-    model: encoder_decoder.EncoderDecoderModel,
+    model: language_model.LanguageModel,
     params: Params,
     frozen: Params,
     batch: Batch,

@@ -30,6 +30,13 @@ MODELS = {
 }
 
 
+# vocab, emb, heads, heads of keys and values, layers, head_dim, mlp.
+LLAMAS = {
+    'tiny_llama': (384, 128, 4, 2, 4, 32, 384, None),
+    'smollm2_135m': (49152, 576, 9, 3, 30, 64, 1536, 134_515_008),
+}
+
+
 def num_parameters(
     vocab, emb, heads, encoder_layers, decoder_layers, mlp, branches, tied
 ):
@@ -45,7 +52,9 @@ def num_parameters(
 
 
 @gin.configurable
-def model_of(module, vocabulary):
+def model_of(module, vocabulary, model):
+  assert model.module == module
+  assert model.output_vocabulary is not None
   return module, vocabulary
 
 
@@ -60,8 +69,10 @@ def parse():
         [f'gin/models/{name}.gin'],
         [
             'ADAPTER_RULES = ()',
+            'LOSS_FACTORS = {}',
             'model_of.module = %MODULE',
             'model_of.vocabulary = %VOCABULARY',
+            'model_of.model = %MODEL',
             *bindings,
         ],
     )
@@ -87,7 +98,8 @@ def count(params):
 def test_the_table_names_every_file():
   files = {path.stem for path in (ROOT / 'gin/models').glob('*.gin')}
   files = {name for name in files if not name.startswith('t5x_')}
-  assert files == set(MODELS) | {'t5_architecture'}
+  architectures = {'t5_architecture', 'llama_architecture'}
+  assert files == set(MODELS) | set(LLAMAS) | architectures
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -121,7 +133,25 @@ def test_options_reach_the_network(parse, name):
   )
 
 
-@pytest.mark.parametrize('name', ['tiny_t5', 'byt5_base'])
+@pytest.mark.parametrize('scan', [False, True])
+@pytest.mark.parametrize('name', LLAMAS)
+def test_llamas_have_the_published_number_of_parameters(parse, name, scan):
+  module, _ = parse(name, f'SCAN_LAYERS = {scan}')
+  vocab, emb, heads, kv_heads, num_layers, head_dim, mlp, total = LLAMAS[name]
+  tokens = jnp.ones((1, 4), jnp.int32)
+  shapes = jax.eval_shape(
+      lambda: module.init(
+          jax.random.key(0), tokens, tokens, enable_dropout=False
+      )
+  )['params']
+  attention = 2 * emb * (heads + kv_heads) * head_dim
+  layer = attention + 3 * emb * mlp + 2 * emb
+  by_hand = vocab * emb + num_layers * layer + emb
+  assert count(shapes) == by_hand
+  assert total in (None, by_hand)
+
+
+@pytest.mark.parametrize('name', ['tiny_t5', 'byt5_base', 'tiny_llama'])
 def test_byte_vocabulary_fills_the_embedding(parse, name):
   module, vocabulary = parse(name)
   assert vocabulary.vocab_size == module.module.config.vocab_size

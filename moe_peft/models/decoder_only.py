@@ -1,0 +1,124 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A decoder-only model as the engine sees it: inputs and targets in one row.
+
+Works on the features of `seqio.PrefixLMFeatureConverter`: the inputs stand
+before the targets in `decoder_target_tokens`, and `decoder_loss_weights` is 1
+at the targets only. Every token sees only what is before it, the inputs too:
+`decoder_causal_attention` is left aside, as LLaMA was trained.
+"""
+
+import dataclasses
+from typing import Any, Mapping, Optional, Tuple
+
+import jax
+import jax.numpy as jnp
+
+from moe_peft.models import language_model
+
+Array = jax.Array
+Batch = language_model.Batch
+Params = language_model.Params
+
+_OPTIONAL_FEATURES = ('decoder_segment_ids', 'decoder_positions')
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderOnlyModel(language_model.LanguageModel):
+  """A network that is called as T5X's decoder-only ones are.
+
+  Attributes:
+    z_loss: As in `LanguageModel`; LLaMA was trained without.
+    bos_id: The token that every row begins with. 0 is SeqIO's convention, and
+      in SmolLM2's vocabulary the mark between documents.
+  """
+
+  z_loss: float = 0.0
+  bos_id: int = 0
+
+  def feature_converter(self, pack: bool = False) -> Any:
+    import seqio  # It brings TensorFlow, which a network does not need.
+
+    return seqio.PrefixLMFeatureConverter(pack=pack, bos_id=self.bos_id)
+
+  def init(self, rng: Array, feature_lengths: Mapping[str, int]) -> Params:
+    length = feature_lengths['inputs'] + feature_lengths['targets']
+    tokens = jnp.ones((1, length), jnp.int32)
+    return self.module.init(rng, tokens, tokens, enable_dropout=False)
+
+  def apply(
+      self,
+      params: Params,
+      batch: Batch,
+      dropout_rng: Optional[Array] = None,
+      mutable: Tuple[str, ...] = ('intermediates',),
+  ) -> Tuple[Array, Mapping[str, Any]]:
+    return self.module.apply(
+        {'params': params},
+        batch['decoder_input_tokens'],
+        batch['decoder_target_tokens'],
+        **{k: batch[k] for k in _OPTIONAL_FEATURES if k in batch},
+        enable_dropout=dropout_rng is not None,
+        rngs={} if dropout_rng is None else {'dropout': dropout_rng},
+        mutable=list(mutable),
+    )
+
+  def prompts(self, batch: Batch) -> Array:
+    inputs = batch['decoder_loss_weights'] == 0
+    return jnp.where(inputs, batch['decoder_target_tokens'], 0)
+
+  def generate(
+      self,
+      params: Params,
+      prompts: Array,
+      max_decode_length: int,
+      num_beams: int = 1,
+      temperature: float = 0.0,
+      rng: Optional[Array] = None,
+  ) -> Array:
+    repeated = jnp.repeat(prompts, num_beams, axis=0)
+    # All tokens of a prompt but the last one go into the cache at once.
+    lengths = jnp.sum(repeated > 0, axis=-1)
+    inputs = jnp.pad(repeated, ((0, 0), (1, 0)), constant_values=self.bos_id)
+    start_tokens = jnp.take_along_axis(inputs, lengths[:, None], axis=-1)[:, 0]
+
+    def run(tokens, targets, cache=None, **options):
+      variables = {'params': params}
+      if cache is not None:
+        variables['cache'] = cache
+      logits, variables = self.module.apply(
+          variables,
+          tokens,
+          targets,
+          enable_dropout=False,
+          mutable=['cache'],
+          **options,
+      )
+      return logits, variables['cache']
+
+    def tokens_to_logits(ids, cache):
+      logits, cache = run(ids, ids, cache, decode=True)
+      return logits[:, 0].astype(jnp.float32), cache
+
+    length = prompts.shape[1] + max_decode_length
+    ones = jnp.ones((repeated.shape[0], length), jnp.int32)
+    _, cache = run(ones, ones, decode=True)
+    # The targets say where tokens are: the first one may have the id 0.
+    present = jnp.arange(prompts.shape[1]) < lengths[:, None]
+    _, cache = run(
+        inputs[:, :-1],
+        present.astype(jnp.int32),
+        cache,
+        prefill=True,
+        prefill_lengths=lengths,
+    )
+    return self._decode(
+        tokens_to_logits,
+        cache,
+        num_beams,
+        temperature,
+        rng,
+        batch_size=prompts.shape[0],
+        max_decode_length=max_decode_length,
+        start_tokens=start_tokens,
+    )

@@ -1,0 +1,206 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What the engine asks of a model, and what all of them share."""
+
+import abc
+import dataclasses
+from typing import Any, Mapping, Optional, Tuple
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from moe_peft import losses
+from moe_peft.models import decoding
+
+Array = jax.Array
+Batch = Mapping[str, Array]
+Params = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel(abc.ABC):
+  """A network with its vocabularies and its loss.
+
+  Works on the features of a SeqIO converter, all `<int32>[batch, length]`;
+  `decoder_input_tokens`, `decoder_target_tokens` and `decoder_loss_weights` are
+  always among them. Token 0 is padding.
+
+  Attributes:
+    module: The network.
+    input_vocabulary: `seqio.Vocabulary` of the inputs.
+    output_vocabulary: `seqio.Vocabulary` of the targets.
+    z_loss: Factor of `log(Z)^2` of the output softmax (T5X's output z-loss).
+    label_smoothing: Probability mass spread over the whole vocabulary.
+    loss_factors: Factors of the losses that adapters sow, by name.
+  """
+
+  module: nn.Module
+  input_vocabulary: Any
+  output_vocabulary: Any
+  z_loss: float = 1e-4
+  label_smoothing: float = 0.0
+  loss_factors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+  @abc.abstractmethod
+  def feature_converter(self, pack: bool = False) -> Any:
+    """Returns the `seqio.FeatureConverter` that makes batches.
+
+    Args:
+      pack: Whether several short examples share one row.
+    """
+
+  @abc.abstractmethod
+  def init(self, rng: Array, feature_lengths: Mapping[str, int]) -> Params:
+    """Returns all variables, `params` and `params_axes`, of a fresh model.
+
+    Args:
+      rng: Key of the initial values.
+      feature_lengths: Padded lengths, `{'inputs': n, 'targets': m}`.
+    """
+
+  @abc.abstractmethod
+  def apply(
+      self,
+      params: Params,
+      batch: Batch,
+      dropout_rng: Optional[Array] = None,
+      mutable: Tuple[str, ...] = ('intermediates',),
+  ) -> Tuple[Array, Mapping[str, Any]]:
+    """Teacher-forced logits.
+
+    Args:
+      params: Nested parameters.
+      batch: Model features.
+      dropout_rng: Key of the dropout stream; None switches dropout off.
+      mutable: Collections to return.
+
+    Returns:
+      Logits `<float32>[batch, length, vocab]` and the mutable collections.
+    """
+
+  @abc.abstractmethod
+  def prompts(self, batch: Batch) -> Array:
+    """Returns the inputs of a batch, `<int32>[batch, length]`, for `generate`.
+
+    Args:
+      batch: Model features, not packed.
+    """
+
+  @abc.abstractmethod
+  def generate(
+      self,
+      params: Params,
+      prompts: Array,
+      max_decode_length: int,
+      num_beams: int = 1,
+      temperature: float = 0.0,
+      rng: Optional[Array] = None,
+  ) -> Array:
+    """Generates targets with a key-value cache.
+
+    Args:
+      params: Nested parameters.
+      prompts: `<int32>[batch, length]`, zeros at the end are padding.
+      max_decode_length: Number of tokens to generate at most.
+      num_beams: More than one searches; the best sequence is returned.
+      temperature: Above zero samples, with `rng`; zero is greedy.
+      rng: Key of the samples.
+
+    Returns:
+      `<int32>[batch, max_decode_length]`, zeros after the end of sequence.
+    """
+
+  def without_adapters(self) -> 'LanguageModel':
+    """The same model around the bare network."""
+    return dataclasses.replace(self, module=self.module.module, loss_factors={})
+
+  def loss(
+      self,
+      params: Params,
+      batch: Batch,
+      dropout_rng: Optional[Array] = None,
+      normalizer: Optional[Array] = None,
+      share: float = 1.0,
+  ) -> Tuple[Array, Mapping[str, Array]]:
+    """Mean loss per target token, and what to log.
+
+    Args:
+      params: Nested parameters.
+      batch: Model features.
+      dropout_rng: Key of the dropout stream; None switches dropout off.
+      normalizer: Divides the summed token losses; by default the number of
+        target tokens of this batch.
+      share: Share of this batch in the step, the weight of what is not a sum
+        over tokens: the losses and statistics of the adapters.
+
+    Returns:
+      The loss, a scalar, and scalar metrics. Those whose names begin with
+      `sum_` are sums over tokens; the others are means over adapters, times
+      `share`.
+    """
+    logits, collections = self.apply(params, batch, dropout_rng)
+    logits = logits.astype(jnp.float32)
+    targets = batch['decoder_target_tokens']
+    weights = batch['decoder_loss_weights'].astype(jnp.float32)
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    target_logits = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    smoothed = (
+        1 - self.label_smoothing
+    ) * target_logits + self.label_smoothing * logits.mean(axis=-1)
+    token_losses = log_z - smoothed + self.z_loss * jnp.square(log_z)
+    sum_weights = weights.sum()
+    adapter_metrics = losses.collect(collections.get('intermediates', {}))
+    adapter_loss = losses.total(adapter_metrics, self.loss_factors)
+    metrics = {
+        'sum_loss': jnp.sum((log_z - target_logits) * weights),
+        'sum_correct': jnp.sum((logits.argmax(-1) == targets) * weights),
+        'sum_tokens': sum_weights,
+        **{name: share * value for name, value in adapter_metrics.items()},
+    }
+    if normalizer is None:
+      normalizer = jnp.maximum(sum_weights, 1.0)
+    loss = jnp.sum(token_losses * weights) / normalizer
+    return loss + share * adapter_loss, metrics
+
+  def score(self, params: Params, batch: Batch) -> Array:
+    """Log-likelihood of the targets, `<float32>[batch]`, in nats."""
+    logits, _ = self.apply(params, batch)
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+    targets = batch['decoder_target_tokens']
+    chosen = jnp.take_along_axis(log_probs, targets[..., None], -1)[..., 0]
+    return jnp.sum(chosen * batch['decoder_loss_weights'], axis=-1)
+
+  def _decode(
+      self,
+      tokens_to_logits: decoding.TokensToLogits,
+      cache: decoding.Cache,
+      num_beams: int,
+      temperature: float,
+      rng: Optional[Array],
+      **options: Any,
+  ) -> Array:
+    """Runs the decoding that the options of `generate` choose.
+
+    Args:
+      tokens_to_logits: One step of the model.
+      cache: A cache for `num_beams` rows of each example.
+      num_beams: As in `generate`.
+      temperature: As in `generate`.
+      rng: As in `generate`.
+      **options: Arguments that all functions of `decoding` take.
+    """
+    options['eos_id'] = self.output_vocabulary.eos_id
+    if num_beams > 1:
+      return decoding.beam_search(
+          tokens_to_logits,
+          cache,
+          num_beams=num_beams,
+          cache_batch_axis=1 if self.module.scan_layers else 0,
+          **options,
+      ).tokens[:, 0]
+    if temperature > 0:
+      return decoding.temperature_sample(
+          tokens_to_logits, cache, rng=rng, temperature=temperature, **options
+      ).tokens
+    return decoding.greedy(tokens_to_logits, cache, **options).tokens

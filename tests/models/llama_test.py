@@ -1,0 +1,378 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""LLaMA: equal to transformers', causal, and the same however it is run."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_peft import errors
+from moe_peft import inject
+from moe_peft import routing
+from moe_peft import trainable
+from moe_peft.methods import molora
+from moe_peft.models import decoder_only
+from moe_peft.models import llama
+from moe_peft.models import rotary
+
+# Four heads of 6 are not 20: a missing transpose or reshape is an error.
+CONFIG = llama.LlamaConfig(
+    vocab_size=48,
+    emb_dim=20,
+    num_heads=4,
+    num_kv_heads=2,
+    num_layers=3,
+    head_dim=6,
+    mlp_dim=28,
+)
+RULES = (
+    inject.AdapterRule(
+        '.*/(query|key|value|wo)',
+        functools.partial(
+            molora.MoLoRA,
+            num_experts=3,
+            rank=2,
+            router_factory=functools.partial(
+                routing.Router, selection='top_k', num_selected_experts=2
+            ),
+        ),
+    ),
+)
+
+
+class Vocabulary:
+  """Only what generation asks for."""
+
+  eos_id = 1
+
+
+def adapted(config=CONFIG):
+  return inject.AdaptedModule(llama.Transformer(config), RULES)
+
+
+def model(config=CONFIG):
+  return decoder_only.DecoderOnlyModel(
+      adapted(config), Vocabulary(), Vocabulary()
+  )
+
+
+def tokens(batch=2, length=9, seed=0):
+  rng = np.random.default_rng(seed)
+  return jnp.asarray(rng.integers(2, 48, (batch, length)), jnp.int32)
+
+
+@functools.cache
+def variables(config=CONFIG):
+  """Random parameters, adapters that do something included."""
+  x = jnp.ones((1, 4), jnp.int32)
+  init = functools.partial(adapted(config).init, enable_dropout=False)
+  shapes = jax.eval_shape(init, jax.random.key(0), x, x)['params']
+
+  def fill(path, leaf):
+    name = jax.tree_util.keystr(path)
+    rng = np.random.default_rng(list(name.encode()))
+    values = rng.normal(size=leaf.shape).astype(np.float32)
+    if 'scale' in name:
+      return 1 + 0.2 * values
+    return values * (0.5 if 'embedding' in name else 0.2)
+
+  return {'params': jax.tree_util.tree_map_with_path(fill, shapes)}
+
+
+def to_scan(params):
+  """The same values in the layout of the scan."""
+  flat, scanned = trainable.flatten(params), {}
+  for path, leaf in flat.items():
+    if '/layers_' not in path:
+      scanned[path] = leaf
+    elif '/layers_0/' in path:
+      leaves = [flat[path.replace('layers_0', f'layers_{i}')] for i in range(3)]
+      parts = path.split('/')
+      if parts[-1] == 'kernel' and 'adapter' not in parts:
+        if parts[-2] in ('query', 'key', 'value'):
+          leaves = [x.reshape(20, -1, 6) for x in leaves]
+        elif parts[-2] == 'out':
+          leaves = [x.reshape(-1, 6, 20) for x in leaves]
+      scanned[path.replace('layers_0', 'decoder')] = np.stack(leaves, axis=1)
+  return trainable.unflatten(scanned)
+
+
+def apply(config, params, inputs, **options):
+  run = functools.partial(
+      adapted(config).apply, enable_dropout=False, **options
+  )
+  return jax.jit(run)(params, inputs, jnp.ones_like(inputs))
+
+
+@pytest.mark.parametrize('tied', [False, True])
+@pytest.mark.parametrize('kv_heads', [1, 2, 4])
+@pytest.mark.hf
+def test_logits_equal_those_of_transformers(tied, kv_heads):
+  torch = pytest.importorskip('torch')
+  transformers = pytest.importorskip('transformers')
+  config = CONFIG.replace(
+      num_kv_heads=kv_heads,
+      logits_via_embedding=tied,
+      rope_theta=500.0,
+      norm_epsilon=1e-3,
+  )
+  network = llama.Transformer(config)
+  inputs = tokens(length=30)
+  params = variables(config)['params']
+  params = {
+      k: v for k, v in trainable.flatten(params).items()
+      if not trainable.is_adapter(k)
+  }
+  hf_config = transformers.LlamaConfig(
+      vocab_size=48,
+      hidden_size=20,
+      intermediate_size=28,
+      num_hidden_layers=3,
+      num_attention_heads=4,
+      num_key_value_heads=kv_heads,
+      head_dim=6,
+      rms_norm_eps=1e-3,
+      rope_theta=500.0,
+      tie_word_embeddings=tied,
+      attn_implementation='eager',
+  )
+  theirs = transformers.LlamaForCausalLM(hf_config).eval()
+  state = {'model.embed_tokens.weight': params['token_embedder/embedding']}
+  state['lm_head.weight'] = (
+      state['model.embed_tokens.weight']
+      if tied
+      else params['decoder/logits_dense/kernel'].T
+  )
+  state['model.norm.weight'] = params['decoder/decoder_norm/scale']
+  names = {
+      'self_attention/query/kernel': 'self_attn.q_proj.weight',
+      'self_attention/key/kernel': 'self_attn.k_proj.weight',
+      'self_attention/value/kernel': 'self_attn.v_proj.weight',
+      'self_attention/out/kernel': 'self_attn.o_proj.weight',
+      'mlp/wi_0/kernel': 'mlp.gate_proj.weight',
+      'mlp/wi_1/kernel': 'mlp.up_proj.weight',
+      'mlp/wo/kernel': 'mlp.down_proj.weight',
+      'pre_self_attention_layer_norm/scale': 'input_layernorm.weight',
+      'pre_mlp_layer_norm/scale': 'post_attention_layernorm.weight',
+  }
+  for layer in range(3):
+    for ours, name in names.items():
+      state[f'model.layers.{layer}.{name}'] = params[
+          f'decoder/layers_{layer}/{ours}'
+      ].T
+  theirs.load_state_dict({k: torch.tensor(v) for k, v in state.items()})
+  with torch.no_grad():
+    expected = theirs(torch.tensor(np.asarray(inputs)).long()).logits.numpy()
+  with jax.default_matmul_precision('highest'):
+    logits = network.apply(
+        {'params': trainable.unflatten(params)},
+        inputs,
+        inputs,
+        enable_dropout=False,
+    )
+  assert np.abs(expected).max() > 1.0
+  np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_rotation_of_a_pair_is_a_turn_by_position_times_frequency():
+  x = jnp.asarray([1.0, 0.0, 0.0, 2.0]).reshape(1, 1, 1, 4)
+  x = jnp.broadcast_to(x, (1, 5, 1, 4))
+  rotated = rotary.rotate(x, jnp.arange(5)[None], theta=100.0)[0, :, 0]
+  for position in range(5):
+    # Pairs (0, 2) and (1, 3), with frequencies 1 and 100 ** -0.5.
+    fast, slow = position, 0.1 * position
+    np.testing.assert_allclose(
+        rotated[position],
+        [np.cos(fast), -2 * np.sin(slow), np.sin(fast), 2 * np.cos(slow)],
+        atol=1e-6,
+    )
+
+
+def test_rotated_products_depend_on_the_distance_only():
+  rng = np.random.default_rng(0)
+  query, key = rng.normal(size=(2, 1, 1, 1, 8)).astype(np.float32)
+
+  def product(query_position, key_position):
+    turn = lambda x, p: rotary.rotate(x, jnp.full((1, 1), p), 10000.0)
+    return float(jnp.sum(turn(query, query_position) * turn(key, key_position)))
+
+  np.testing.assert_allclose(product(7, 3), product(104, 100), atol=1e-4)
+  assert abs(product(7, 3) - product(7, 4)) > 1e-2
+
+
+def test_no_token_sees_a_later_one():
+  inputs = tokens()
+  logits = apply(CONFIG, variables(), inputs)
+  changed = apply(CONFIG, variables(), inputs.at[:, 5].add(1))
+  np.testing.assert_array_equal(logits[:, :5], changed[:, :5])
+  assert np.abs(logits[:, 5:] - changed[:, 5:]).max(axis=(0, 2)).min() > 1e-3
+
+
+def test_causal_attention_makes_the_prefix_see_itself():
+  inputs = tokens()
+  prefix = jnp.asarray([[1] * 4 + [0] * 5] * 2)
+  run = functools.partial(
+      apply, CONFIG, variables(), decoder_causal_attention=prefix
+  )
+  logits, changed = run(inputs), run(inputs.at[:, 3].add(1))
+  assert np.abs(logits[:, :3] - changed[:, :3]).max(axis=(0, 2)).min() > 1e-3
+  later = run(inputs.at[:, 5].add(1))
+  np.testing.assert_array_equal(logits[:, :5], later[:, :5])
+
+
+def test_adapters_know_that_their_sites_are_causal():
+  sites = {}
+
+  def factory(site, name):
+    sites[site.path] = site
+    return molora.MoLoRA(site=site, name=name, num_experts=2, rank=1)
+
+  rules = (inject.AdapterRule('.*/(query|key|wi_0|act|wo)', factory),)
+  module = inject.AdaptedModule(llama.Transformer(CONFIG), rules)
+  x = jnp.ones((1, 4), jnp.int32)
+  jax.eval_shape(
+      lambda: module.init(jax.random.key(0), x, x, enable_dropout=False)
+  )
+  assert len(sites) == 15
+  assert all(site.causal for site in sites.values())
+  key = sites['decoder/layers_2/self_attention/key']
+  assert (key.layer, key.num_layers, key.num_heads) == (2, 3, 2)
+  assert key.kernel_axis_names == ('embed', 'joined_kv')
+  wo = sites['decoder/layers_0/mlp/wo']
+  assert wo.kernel_axis_names == ('mlp', 'embed')
+  assert wo.activations == ('silu', 'linear')
+
+
+@pytest.mark.parametrize('remat', ['none', 'minimal', 'full'])
+def test_scan_and_remat_change_neither_logits_nor_gradients(remat):
+  inputs = tokens()
+  config = CONFIG.replace(scan_layers=True, remat_policy=remat)
+
+  def grads(config, params):
+    def loss(params):
+      logits = adapted(config).apply(
+          {'params': params}, inputs, inputs, enable_dropout=False
+      )
+      return jnp.square(logits).mean(), logits
+
+    return jax.jit(jax.grad(loss, has_aux=True))(params)
+
+  expected, expected_logits = grads(CONFIG, variables()['params'])
+  got, logits = grads(config, to_scan(variables()['params']))
+  np.testing.assert_allclose(logits, expected_logits, atol=1e-4)
+  expected = trainable.flatten(to_scan(expected))
+  got = trainable.flatten(got)
+  assert got.keys() == expected.keys()
+  for path, leaf in got.items():
+    np.testing.assert_allclose(
+        leaf, expected[path], atol=1e-4, rtol=1e-3, err_msg=path
+    )
+
+
+@pytest.mark.parametrize('scan', [False, True])
+def test_generation_with_a_cache_equals_full_passes(scan):
+  """Prompts of different lengths, one of them empty."""
+  config = CONFIG.replace(scan_layers=scan)
+  params = variables()['params']
+  prompts = tokens(batch=3, length=6).at[1, 3:].set(0).at[2].set(0)
+  generate = lambda p, x: model(config).generate(p, x, 5)
+  generated = jax.jit(generate)(to_scan(params) if scan else params, prompts)
+  full = jax.jit(
+      lambda ids: adapted().apply(
+          variables(), ids, jnp.ones_like(ids), enable_dropout=False
+      )
+  )
+  expected = []
+  for row, length in zip(prompts, (6, 3, 0), strict=True):
+    ids = [0, *row[:length].tolist()]
+    for _ in range(5):
+      logits = full(jnp.asarray([ids + [0] * (12 - len(ids))]))
+      ids.append(int(logits[0, len(ids) - 1].argmax()))
+      if ids[-1] == Vocabulary.eos_id:
+        break
+    new = ids[length + 1 :]
+    expected.append(new + [0] * (5 - len(new)))
+  assert generated.tolist() == expected
+
+
+def test_beams_of_rows_with_prompts_of_different_lengths():
+  """Rows go on at different positions; beams must not mix them up."""
+  params = variables()['params']
+  prompts = tokens(batch=2, length=4).at[1, 2:].set(0)
+  search = jax.jit(lambda prompts: model().generate(params, prompts, 3, 4))
+  together = search(prompts)
+  swapped = search(prompts[::-1])
+  np.testing.assert_array_equal(together, swapped[::-1])
+  assert not np.array_equal(together[0], together[1])
+
+
+def test_packed_examples_equal_the_same_examples_alone():
+  first, second = tokens(batch=1, length=4), tokens(batch=1, length=5, seed=1)
+  packed = jnp.concatenate([first, second, jnp.zeros((1, 3), jnp.int32)], 1)
+  segments = jnp.asarray([[1] * 4 + [2] * 5 + [0] * 3])
+  positions = jnp.asarray([[*range(4), *range(5), 0, 0, 0]])
+  logits = apply(
+      CONFIG,
+      variables(),
+      packed,
+      decoder_segment_ids=segments,
+      decoder_positions=positions,
+  )
+  for ids, part in ((first, logits[:, :4]), (second, logits[:, 4:9])):
+    np.testing.assert_allclose(
+        part, apply(CONFIG, variables(), ids), atol=1e-4
+    )
+
+
+def test_packed_rows_cannot_be_decoded():
+  x = tokens()
+  with pytest.raises(ValueError, match='packed'):
+    adapted().apply(
+        variables(), x, x, x, enable_dropout=False, decode=True,
+        mutable=['cache'],
+    )
+
+
+def test_loss_and_score_count_the_targets_only():
+  """Features as `seqio.PrefixLMFeatureConverter` makes them."""
+  params = variables()['params']
+  ids = tokens(batch=2, length=8).at[1, 6:].set(0)
+  weights = jnp.asarray([[0, 0, 0, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1, 0, 0]])
+  batch = {
+      'decoder_target_tokens': ids,
+      'decoder_input_tokens': jnp.pad(ids, ((0, 0), (1, 0)))[:, :-1],
+      'decoder_loss_weights': weights,
+  }
+  inputs = batch['decoder_input_tokens']
+  logits = adapted().apply(
+      {'params': params}, inputs, ids, enable_dropout=False
+  )
+  log_probs = jax.nn.log_softmax(logits)
+  chosen = jnp.take_along_axis(log_probs, ids[..., None], -1)[..., 0] * weights
+  loss, metrics = model().loss(params, batch)
+  np.testing.assert_allclose(loss, -chosen.sum() / 7, rtol=1e-5)
+  assert metrics['sum_tokens'] == 7
+  np.testing.assert_allclose(
+      model().score(params, batch), chosen.sum(-1), rtol=1e-5
+  )
+  np.testing.assert_array_equal(
+      model().prompts(batch)[1], [*ids[1, :4].tolist(), 0, 0, 0, 0]
+  )
+
+
+@pytest.mark.parametrize(
+    'changes,message',
+    [
+        ({'num_kv_heads': 3}, r'num_kv_heads = 3 does not divide num_heads'),
+        ({'head_dim': 7}, r'head_dim = 7 must be even'),
+        ({'num_layers': 0}, r'llama\.LlamaConfig\.num_layers must be a pos'),
+        ({'remat_policy': 'all'}, r"LlamaConfig\.remat_policy is 'all'"),
+        ({'mlp_activations': ('swish2',)}, r"flax\.linen has no 'swish2'"),
+    ],
+)
+def test_wrong_sizes_are_named(changes, message):
+  with pytest.raises(errors.UserError, match=message):
+    llama.check_config(CONFIG.replace(**changes))
