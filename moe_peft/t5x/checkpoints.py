@@ -159,7 +159,10 @@ class AdapterCheckpointer:
       items['dataset'] = t5x_checkpoints.DatasetArgs(self._dataset_iterator)
     with self._manager(folder) as manager:
       restored = manager.restore(int(step), args=ocp.args.Composite(**items))
-    return self._with_base(path, restored['state'], restored['base'])
+    everything = trainable.flatten(self._train_state.state_dict())
+    absent = {k: None for k, leaf in everything.items() if leaf is None}
+    state = trainable.unflatten(absent | trainable.flatten(restored['state']))
+    return self._with_base(path, state, restored['base'])
 
   def _with_base(self, path, state, saved):
     """The whole train state of restored adapters."""
@@ -231,11 +234,15 @@ class AdapterCheckpointer:
 
   def _trained(self, state: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a state dictionary that is saved."""
-    flat = trainable.flatten(state)
-    keep = lambda k: not k.startswith('target/') or self._regex.fullmatch(
-        k.removeprefix('target/')
+    keep = lambda path: not path.startswith('target/') or self._regex.fullmatch(
+        path.removeprefix('target/')
     )
-    return trainable.unflatten({k: v for k, v in flat.items() if keep(k)})
+    # T5X's MultiOptimizer has None in the place of a state.
+    return trainable.unflatten({
+        path: leaf
+        for path, leaf in trainable.flatten(state).items()
+        if leaf is not None and keep(path)
+    })
 
   def _sharded_shapes(self) -> dict[str, Any]:
     shapes = trainable.flatten(self._train_state.state_dict())
@@ -244,6 +251,8 @@ class AdapterCheckpointer:
     mesh = self._partitioner.mesh
 
     def sharded(path, leaf):
+      if leaf is None:
+        return None
       spec = axes.get(path)
       spec = jax.sharding.PartitionSpec() if spec is None else spec
       sharding = jax.sharding.NamedSharding(mesh, spec)

@@ -1,17 +1,20 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The T5X optimizer that knows the adapters only.
+"""T5X optimizers that know the adapters only.
 
 Frozen parameters have no optimizer state and come out of a step bit-equal.
-Any Optax optimizer will do, Adafactor included; learning rates are Optax
-schedules, since T5X gives Optax none of its own.
+`AdapterOptimizer` takes any Optax optimizer, Adafactor included; learning
+rates are Optax schedules, since T5X gives Optax none of its own. T5X's own
+Adafactor goes into T5X's `MultiOptimizer`, with `trainable_filter` and
+`adapter_factor_rules` (gin/runs/t5x_adafactor.gin).
 """
 
 import re
-from typing import Any, Sequence, Tuple
+from typing import Any, Callable, Mapping, Sequence, Tuple
 
 import jax
 import optax
+from t5x import adafactor
 from t5x import optimizers
 
 from moe_peft import errors
@@ -120,6 +123,32 @@ class AdapterOptimizer(optimizers.OptaxWrapper):
         'No rule of optimizer.AdapterOptimizer.rules matches the parameter '
         f"{path}. Add a last rule ('.*', ...)."
     )
+
+
+def trainable_filter(
+    trainable_regex: str = trainable.ADAPTER_REGEX,
+) -> Callable[[str, Any], bool]:
+  """Filter of `flax.traverse_util.ModelParamTraversal`.
+
+  Args:
+    trainable_regex: A parameter is chosen where the whole path matches.
+  """
+  matches = re.compile(trainable_regex).fullmatch
+  # Flax's paths begin with a slash.
+  return lambda path, _: matches(path.removeprefix('/')) is not None
+
+
+def adapter_factor_rules() -> Mapping[str, adafactor.FactorDim]:
+  """T5X's factor rules for Adafactor, and those of the axes of adapters.
+
+  Each expert is scaled and clipped by itself. Nothing of an adapter with an
+  axis `rank` is factored: an axis as short as that would save no memory.
+  """
+  return dict(adafactor.standard_logical_factor_rules()) | {
+      'expert': adafactor.FactorDim.BATCH,
+      'rank': adafactor.FactorDim.NONE,
+      'unmodeled': adafactor.FactorDim.NONE,
+  }
 
 
 def _is_axes(value: Any) -> bool:

@@ -12,6 +12,7 @@ import sys
 
 import gin
 import jax
+import numpy as np
 import seqio
 import tensorflow as tf
 
@@ -81,8 +82,9 @@ def _folder_of(package):
   return Path(next(iter(spec.submodule_search_locations))).parent
 
 
-def run(script, config, folder, package='t5x', **macros):
-  """Runs `t5x.<script>` and returns what its main function returns.
+@contextlib.contextmanager
+def configured(script, config, folder, package='t5x', **macros):
+  """Configures `t5x.<script>` by gin and gives its main function.
 
   Args:
     script: 'train', 'eval' or 'infer'.
@@ -118,14 +120,14 @@ def run(script, config, folder, package='t5x', **macros):
         [f'{name} = {value!r}' for name, value in macros.items()],
     )
     function = {'eval': 'evaluate'}.get(script, script)
-    return gin.get_configurable(getattr(module, function))()
+    yield gin.get_configurable(getattr(module, function))
 
 
 def train(config, folder, **macros):
   """Trains in `folder` and returns the last train state."""
-  step, state = run(
-      'train', config, folder / 'gin', MODEL_DIR=str(folder), **macros
-  )
+  macros['MODEL_DIR'] = str(folder)
+  with configured('train', config, folder / 'gin', **macros) as main:
+    step, state = main()
   assert step == state.step
   return state
 
@@ -133,3 +135,23 @@ def train(config, folder, **macros):
 def flat_params(state):
   """`{path: array}` of the parameters of a train state."""
   return jax.device_get(trainable.flatten(state.state_dict()['target']))
+
+
+def check_trained(state, base_params, steps):
+  """The base is as it was, all adapters and only they have a state."""
+  params = flat_params(state)
+  frozen = {k: v for k, v in params.items() if not trainable.is_adapter(k)}
+  assert frozen.keys() == base_params.keys()
+  for path, value in frozen.items():
+    np.testing.assert_array_equal(value, base_params[path], err_msg=path)
+  assert int(state.step) == steps
+  adapters = params.keys() - frozen.keys()
+  started = {'lora_b': 0.0, 'scaling': 1.0}  # What every method begins with.
+  experts = {k for k in adapters if k.split('/')[-1] in started}
+  assert experts
+  for path in experts:
+    assert (params[path] != started[path.split('/')[-1]]).any(), path
+  assert not any('expert' in path for path in params)
+  # Adam has two moments of every trained parameter and nothing else.
+  sizes = [x.size for x in jax.tree.leaves(state.param_states) if x.ndim]
+  assert sum(sizes) == 2 * sum(params[k].size for k in adapters)
