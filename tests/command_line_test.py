@@ -101,7 +101,10 @@ def test_files_are_found_from_any_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     'command',
-    ['train', 'evaluate', 'infer', 'report', 'study', 'save_base', 'main'],
+    [
+        'train', 'evaluate', 'infer', 'report', 'study', 'save_base', 'data',
+        'main',
+    ],
 )
 def test_help_is_quick_and_loads_no_jax(command):
   code = (

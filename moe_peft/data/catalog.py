@@ -50,6 +50,32 @@ def task_names(name: str) -> list[str]:
   return [t.name for t in seqio.get_subtasks(get_task_or_mixture(name))]
 
 
+def reads_cache(name: str) -> bool:
+  """Whether the tasks are read from SeqIO caches, as those of P3 are.
+
+  Raises:
+    errors.UserError: unknown name, no cache of a task that needs one, or a
+      mixture of tasks that need one and tasks that have none.
+  """
+  tasks = seqio.get_subtasks(get_task_or_mixture(name))
+  cached = [task for task in tasks if task.requires_caching]
+  for task in cached:
+    if task.cache_dir is None:
+      raise errors.UserError(
+          f'The task {task.name} has no cache in '
+          f'{sorted(seqio.get_global_cache_dirs()) or "any folder"}. Name the '
+          'folder of caches with p3.register.cache_dir; `python -m '
+          'moe_peft.data prepare` makes one.'
+      )
+  if cached and len(cached) < len(tasks):
+    other = next(task for task in tasks if not task.requires_caching)
+    raise errors.UserError(
+        f'{name!r} mixes {cached[0].name}, which is read from a cache, with '
+        f'{other.name}, which is not. Train them in two runs.'
+    )
+  return bool(cached)
+
+
 def max_lengths(name: str) -> dict[str, int]:
   """Returns the lengths in tokens, EOS included, that fit all examples.
 
@@ -75,8 +101,9 @@ def check_feature_lengths(name: str, lengths: Mapping[str, int]) -> None:
     lengths: TASK_FEATURE_LENGTHS, tokens of `inputs` and `targets`.
 
   Raises:
-    errors.UserError: unknown name, missing data package, a feature without a
-      length, or a length that is too short; the message has the one needed.
+    errors.UserError: unknown name, missing data package or cache, a feature
+      without a length, or a length that is too short; the message has the
+      one needed.
   """
   get_task_or_mixture(name)
   for feature in ('inputs', 'targets'):
@@ -87,6 +114,7 @@ def check_feature_lengths(name: str, lengths: Mapping[str, int]) -> None:
           f'{feature!r}; it is {dict(lengths)}. Write for example '
           "{'inputs': 32, 'targets': 24}."
       )
+  reads_cache(name)
   needed = max_lengths(name)
   short = [f for f in needed if needed[f] > lengths[f]]
   if short:

@@ -79,7 +79,7 @@ def read(paths: str | Sequence[str], keys: Keys) -> list[rows.Row]:
   """
   result = []
   for file in find(paths):
-    examples = _json_lines if _JSON_LINES.search(file) else _records
+    examples = json_lines if _JSON_LINES.search(file) else _records
     count = len(result)
     try:
       result.extend(_row(ex, keys, place) for place, ex in examples(file))
@@ -92,7 +92,12 @@ def read(paths: str | Sequence[str], keys: Keys) -> list[rows.Row]:
   return result
 
 
-def _json_lines(file: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def json_lines(file: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+  """Yields (place, object) of a JSON Lines file, .gz or not.
+
+  Raises:
+    errors.UserError: a line is not one JSON object; the message has the line.
+  """
   with tf.io.gfile.GFile(file, 'rb') as raw:
     content = raw.read()
   if file.endswith('.gz'):

@@ -17,6 +17,7 @@ import seqio
 
 from moe_peft import partitioning
 from moe_peft import trainable
+from moe_peft.data import catalog
 from moe_peft.models import language_model
 
 Params = Mapping[str, Any]
@@ -53,6 +54,7 @@ class Evaluator:
         eval_split=split,
         sequence_length=task_feature_lengths,
         num_examples=num_examples,
+        use_cached=catalog.reads_cache(mixture_or_task_name),
     )
     self._batch_size, self._mesh = batch_size, mesh
     self._lengths = task_feature_lengths

@@ -29,7 +29,8 @@ class RankTarget(NamedTuple):
     question: number of the question.
     choice: number of the choice.
     is_correct: whether this choice is the answer.
-    num_choices: how many choices the question has.
+    num_choices: how many choices the question has; 0 if the data do not say
+      (the released P3).
     num_tokens: length of the choice in tokens, EOS included.
   """
 
@@ -162,7 +163,7 @@ def rank_target(
       question=int(question),
       choice=int(choice),
       is_correct=bool(example['is_correct']),
-      num_choices=int(example['num_choices']),
+      num_choices=int(example.get('num_choices', 0)),
       num_tokens=len(example['targets']),
   )
 
@@ -202,7 +203,7 @@ def rank_accuracy(
   hits = []
   for choices in questions.values():
     ordered = [choices[choice] for choice in sorted(choices)]
-    if len(ordered) == ordered[0][1].num_choices:
+    if ordered[0][1].num_choices in (0, len(ordered)):
       _, best = max(ordered, key=lambda scored: scored[0])
       hits.append(best.is_correct)
   if not hits:

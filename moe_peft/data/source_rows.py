@@ -1,0 +1,158 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Finds the rows of a data set in local folders, with their own columns.
+
+Read are JSON Lines, Parquet, and the Arrow files that the `datasets` library
+writes. The columns are those of the Hugging Face data set of the same name;
+labels are numbers.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import functools
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from moe_peft import errors
+from moe_peft.data import local_files
+
+_ENDINGS = ('.jsonl', '.jsonl.gz', '.json', '.parquet', '.arrow')
+# Other names that data sets are kept under: name, subset, renamed columns.
+_ALIASES = {
+    ('super_glue', 'rte'): (
+        'glue', 'rte', {'sentence1': 'premise', 'sentence2': 'hypothesis'}
+    ),
+    ('super_glue', 'boolq'): ('boolq', None, {'answer': 'label'}),
+}
+_NO_SUBSET = ('none', 'default', 'plain_text')
+_SPLIT_NAMES = {'validation': ('validation', 'dev', 'val')}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """The files of one split of a data set.
+
+  Attributes:
+    files: in order.
+    renamed: old -> new name of columns.
+  """
+
+  files: tuple[Path, ...]
+  renamed: tuple[tuple[str, str], ...] = ()
+
+  @functools.cached_property
+  def sha256(self) -> str:
+    """Of all files together."""
+    digest = hashlib.sha256()
+    for file in self.files:
+      digest.update(sha256(file).encode())
+    return digest.hexdigest()
+
+  def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (place, row), the place for messages.
+
+    Raises:
+      errors.UserError: a file is broken.
+    """
+    renamed = dict(self.renamed)
+    for file in self.files:
+      for place, row in _read(file):
+        row = {renamed.get(key, key): value for key, value in row.items()}
+        # Templates use labels as numbers of answer choices.
+        if isinstance(row.get('label'), bool):
+          row['label'] = int(row['label'])
+        yield place, row
+
+
+def sha256(file: Path) -> str:
+  """Checksum of a file."""
+  with file.open('rb') as stream:
+    return hashlib.file_digest(stream, 'sha256').hexdigest()
+
+
+def find(
+    folders: Sequence[Path],
+    name: str,
+    subset: str | None,
+    split: str,
+    part: str | None = None,
+) -> Source | None:
+  """Looks for a split of a data set.
+
+  `NAME/SUBSET/SPLIT.jsonl`, `NAME/SPLIT-00000-of-00002.parquet` and
+  `hf_datasets/NAME/SUBSET/SPLIT/data.arrow` are all found, the latter at any
+  depth.
+
+  Args:
+    folders: where to look; the first that has it wins.
+    name: data set, as `super_glue`.
+    subset: its subset, or None.
+    split: `train` or `validation`.
+    part: part of the split, for ANLI: its files are named `train_r1`.
+
+  Returns:
+    The source, or None.
+  """
+  names = [(name, subset, {})]
+  if (name, subset) in _ALIASES:
+    names.append(_ALIASES[name, subset])
+  for folder in folders:
+    roots = [folder, *sorted(folder.glob('**/hf_datasets'))]
+    for root in roots:
+      for other_name, other_subset, renamed in names:
+        for place in _places(root / other_name, other_subset):
+          files = _split_files(place, split, part)
+          if files:
+            return Source(files, tuple(renamed.items()))
+  return None
+
+
+def _places(folder: Path, subset: str | None) -> list[Path]:
+  if subset is not None:
+    return [folder / subset]
+  return [folder, *(folder / name for name in _NO_SUBSET)]
+
+
+def _split_files(folder: Path, split: str, part: str | None):
+  for name in _SPLIT_NAMES.get(split, (split,)):
+    stem = f'{name}_{part}' if part else name
+    found = [
+        *folder.glob(f'{stem}.*'),
+        *folder.glob(f'{stem}-*'),
+        *(folder / stem).glob('*'),
+    ]
+    files = [f for f in found if f.name.endswith(_ENDINGS) and _holds_rows(f)]
+    if files:
+      return tuple(sorted(files))
+  return ()
+
+
+def _holds_rows(file: Path) -> bool:
+  # What the `datasets` library writes beside its rows.
+  return file.name not in ('dataset_info.json', 'state.json')
+
+
+def _read(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+  if file.suffix not in ('.parquet', '.arrow'):
+    yield from local_files.json_lines(str(file))
+    return
+  try:
+    import pyarrow as pa
+    from pyarrow import parquet
+  except ImportError as error:
+    raise errors.UserError(
+        f"{file} needs the extra 'p3': pip install 'moe-peft-jax[p3]'"
+    ) from error
+  try:
+    if file.suffix == '.parquet':
+      batches = parquet.ParquetFile(file).iter_batches()
+    else:
+      batches = pa.ipc.open_stream(pa.memory_map(str(file)))
+    number = 0
+    for batch in batches:
+      for row in batch.to_pylist():
+        number += 1
+        yield f'{file}, row {number}', row
+  except (pa.ArrowException, OSError) as error:
+    raise errors.UserError(f'{file} cannot be read: {error}') from error
