@@ -48,8 +48,8 @@ class SMoEDropoutRouter(routing.Router):
     if tokens.step is None:
       raise errors.UserError(
           f'GROWTH_STEPS = {self.growth_steps} needs the training step: call '
-          'the model with step=<int32>[]. For a constant number of experts '
-          'bind GROWTH_STEPS = None.'
+          'the model with step=<int32>[], as the embedded engine does. For a '
+          'constant number of experts, as under T5X, bind GROWTH_STEPS = None.'
       )
     done = jnp.minimum(tokens.step / self.growth_steps, 1.0)
     return jnp.round((last_k - self.first_k) * done).astype(int) + self.first_k

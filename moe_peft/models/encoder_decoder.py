@@ -50,6 +50,7 @@ class EncoderDecoderModel(language_model.LanguageModel):
       batch: Batch,
       dropout_rng: Optional[Array] = None,
       mutable: Tuple[str, ...] = ('intermediates',),
+      step: Optional[Array] = None,
   ) -> Tuple[Array, Mapping[str, Any]]:
     return self.module.apply(
         {'params': params},
@@ -57,6 +58,7 @@ class EncoderDecoderModel(language_model.LanguageModel):
         batch['decoder_input_tokens'],
         batch['decoder_target_tokens'],
         **{k: batch[k] for k in _OPTIONAL_FEATURES if k in batch},
+        **({} if step is None else {'step': step}),
         enable_dropout=dropout_rng is not None,
         rngs={} if dropout_rng is None else {'dropout': dropout_rng},
         mutable=list(mutable),

@@ -66,6 +66,7 @@ class LanguageModel(abc.ABC):
       batch: Batch,
       dropout_rng: Optional[Array] = None,
       mutable: Tuple[str, ...] = ('intermediates',),
+      step: Optional[Array] = None,
   ) -> Tuple[Array, Mapping[str, Any]]:
     """Teacher-forced logits.
 
@@ -74,6 +75,7 @@ class LanguageModel(abc.ABC):
       batch: Model features.
       dropout_rng: Key of the dropout stream; None switches dropout off.
       mutable: Collections to return.
+      step: `<int32>[]`, the training step, for routers that follow it.
 
     Returns:
       Logits `<float32>[batch, length, vocab]` and the mutable collections.
@@ -122,6 +124,7 @@ class LanguageModel(abc.ABC):
       dropout_rng: Optional[Array] = None,
       normalizer: Optional[Array] = None,
       share: float = 1.0,
+      step: Optional[Array] = None,
   ) -> Tuple[Array, Mapping[str, Array]]:
     """Mean loss per target token, and what to log.
 
@@ -133,13 +136,14 @@ class LanguageModel(abc.ABC):
         target tokens of this batch.
       share: Share of this batch in the step, the weight of what is not a sum
         over tokens: the losses and statistics of the adapters.
+      step: `<int32>[]`, the training step, for routers that follow it.
 
     Returns:
       The loss, a scalar, and scalar metrics. Those whose names begin with
       `sum_` are sums over tokens; the others are means over adapters, times
       `share`.
     """
-    logits, collections = self.apply(params, batch, dropout_rng)
+    logits, collections = self.apply(params, batch, dropout_rng, step=step)
     logits = logits.astype(jnp.float32)
     targets = batch['decoder_target_tokens']
     weights = batch['decoder_loss_weights'].astype(jnp.float32)

@@ -108,7 +108,7 @@ def _step_fn(experiment: experiment_lib.Experiment) -> TrainStep:
   def step_fn(state, frozen, batch):
     rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
     grads, metrics = _accumulate(
-        model, state.params, frozen, batch, rng, experiment.num_microbatches
+        model, state, frozen, batch, rng, experiment.num_microbatches
     )
     updates, opt_state = optimizer.update(
         grads, state.opt_state, state.params
@@ -129,7 +129,7 @@ def _step_fn(experiment: experiment_lib.Experiment) -> TrainStep:
 
 def _accumulate(
     model: language_model.LanguageModel,
-    params: Params,
+    state: TrainState,
     frozen: Params,
     batch: Batch,
     rng: Array,
@@ -147,12 +147,13 @@ def _accumulate(
 
   def loss(params, microbatch, rng, share):
     merged = trainable.unflatten({**frozen, **params})
-    loss, metrics = model.loss(merged, microbatch, rng, normalizer, share)
-    return loss, metrics
+    return model.loss(
+        merged, microbatch, rng, normalizer, share, step=state.step
+    )
 
   grad_fn = jax.grad(loss, has_aux=True)
   if num_microbatches == 1:
-    return grad_fn(params, batch, rng, 1.0)
+    return grad_fn(state.params, batch, rng, 1.0)
 
   # Rows are dealt in turn, so that every part lies on all devices.
   parts = jax.tree.map(
@@ -160,7 +161,9 @@ def _accumulate(
       dict(batch),
   )
   rngs = jax.random.split(rng, num_microbatches)
-  part_fn = lambda part, rng: grad_fn(params, part, rng, 1 / num_microbatches)
+  part_fn = lambda part, rng: grad_fn(
+      state.params, part, rng, 1 / num_microbatches
+  )
   zeros = jax.tree.map(
       lambda x: jnp.zeros(x.shape, x.dtype),
       jax.eval_shape(part_fn, jax.tree.map(lambda x: x[0], parts), rngs[0]),

@@ -195,6 +195,18 @@ def test_learning_rates_by_group(tmp_path):
   )
 
 
+def test_routers_may_follow_the_step(tmp_path):
+  _, _, rows = train(
+      tiny.experiment(tmp_path, 'smoe_dropout', NUM_MICROBATCHES=1)
+  )
+  # SMoE-Dropout: k grows from 8 of 16 experts, linearly over 4 steps, to 16.
+  np.testing.assert_allclose(
+      [row['expert_usage'] for row in rows],
+      [8 / 16, 10 / 16, 12 / 16, 14 / 16],
+      rtol=1e-6,
+  )
+
+
 def test_the_base_may_be_stored_in_bfloat16(tmp_path):
   setup, state, rows = train(
       tiny.experiment(tmp_path, BASE_DTYPE='bfloat16', TRAIN_STEPS=2)
