@@ -133,7 +133,9 @@ def test_heads_written_by_transformers_5(tmp_path, hf, own_head):
     encoder, decoder = models.token_ids(config['vocab_size'])
     theirs = torch_logits(hf, folder, encoder, decoder)
     logits = jax_logits(ours, params, encoder, decoder)
-    np.testing.assert_allclose(logits, theirs, atol=3e-5)
+    # Unscaled outputs reach ten, and float32 rounds by their size.
+    bound = 1e-5 * max(1.0, np.abs(theirs).max())
+    np.testing.assert_allclose(logits, theirs, atol=bound)
 
 
 @pytest.mark.hf
