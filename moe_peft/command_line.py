@@ -127,19 +127,19 @@ def load_gin(
   files = [_find(name, folders) for name in gin_files]
   with _gin_errors():
     gin.parse_config_files_and_bindings(files, None, finalize_config=False)
-  macros = _macros()
+  known = macros()
   for binding in bindings:
     name, value = binding.split('=', maxsplit=1)
     name = name.strip()
-    if re.fullmatch(r'[A-Z][A-Z0-9_]*', name) and name not in macros:
+    if re.fullmatch(r'[A-Z][A-Z0-9_]*', name) and name not in known:
       raise errors.UserError(
           f'--gin.{name}: no gin file uses the macro {name}.'
-          + _nearest(name, macros)
+          + _nearest(name, known)
       )
     with _gin_errors(f'--gin.{binding}: '):
       gin.parse_config(f'{name} = {_quoted(value)}')
   _check_references()
-  missing = _macros(required=True)
+  missing = macros(required=True)
   if missing:
     flags = ' '.join(f'--gin.{name}=...' for name in missing)
     raise errors.UserError(f'Values are missing; add {flags}')
@@ -186,7 +186,7 @@ def _check_references() -> None:
   """Raises errors.UserError for a macro that is used and never set."""
   import gin
 
-  known = _macros()
+  known = macros()
   for reference in gin.config.iterate_references(gin.config._CONFIG):
     name, _, kind = reference.scoped_selector.rpartition('/')
     if kind == 'gin.macro' and name not in known:
@@ -213,8 +213,8 @@ def _gin_errors(prefix: str = '') -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-def _macros(required: bool = False) -> list[str]:
-  """Names of the macros that are set (or, if `required`, must still be)."""
+def macros(required: bool = False) -> list[str]:
+  """Names of gin's macros that are set (or, if `required`, must still be)."""
   import gin
 
   return [

@@ -124,7 +124,8 @@ def test_a_folder_that_is_no_run(command, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_study_tabulates_and_does_not_repeat(tmp_path, monkeypatch, capsys):
+def write_tiny_study(tmp_path):
+  """A folder with one gin file that trains for two steps."""
   (tmp_path / 'tiny').mkdir()
   lines = [f"include '{file}'" for file in FILES] + [
       f'{name} = {value!r}'
@@ -135,6 +136,10 @@ def test_a_study_tabulates_and_does_not_repeat(tmp_path, monkeypatch, capsys):
       'from __gin__ import dynamic_registration\n'
       'from moe_peft.models import t5\n' + '\n'.join(lines)
   )
+
+
+def test_a_study_tabulates_and_does_not_repeat(tmp_path, monkeypatch, capsys):
+  write_tiny_study(tmp_path)
   started = []
   real = study.subprocess.run
 
@@ -165,9 +170,44 @@ def test_study_table_shows_mean_and_sample_deviation():
   assert '| a | 10 | 2 | 3.0 ± 1.4 | 3.0 ± 1.4 |' in study.table(rows)
 
 
+def test_study_table_shows_cost_and_what_was_tuned():
+  row = {'trainable': 10, 'seed': 0, 'base': {'t': 1.0}, 'adapted': {'t': 2.0}}
+  rows = [
+      {**row, 'name': 'a', 'seconds_per_step': 2.0, 'peak_memory_bytes': 10},
+      {**row, 'name': 'b', 'seconds_per_step': 3.0, 'peak_memory_bytes': 5,
+       'tuned': {'ALPHA': '4'}},
+  ]
+  lines = study.table(rows, reference='a').splitlines()
+  assert lines[-2] == '| a | 10 |  | 1 | 2.0 | 2.0 | 1.00 | 1.00 |'
+  assert lines[-1] == '| b | 10 | ALPHA=4 | 1 | 2.0 | 2.0 | 1.50 | 0.50 |'
+  assert len({line.count('|') for line in lines}) == 1
+
+
+@pytest.mark.slow
+def test_a_study_tunes_on_the_validation_split(tmp_path):
+  write_tiny_study(tmp_path)
+  out = tmp_path / 'out'
+  study.main([str(tmp_path / 'tiny'), '--out', str(out), '--seeds=3',
+              '--tune=LEARNING_RATE=1e-9,3e-2', '--gin.NAME=TRAIN_STEPS=8'])
+  (trials,) = json.loads((out / 'tuning.json').read_text()).values()
+  best = max(trials, key=lambda trial: trial['validation'])
+  (row,) = json.loads((out / 'results.json').read_text())
+  assert row['tuned'] == {'LEARNING_RATE': best['LEARNING_RATE']}
+  assert (row['split'], row['seed']) == ('test', 3)
+  for trial in trials:
+    run_dir = out / 'one' / 'tuning' / f'LEARNING_RATE={trial["LEARNING_RATE"]}'
+    results = json.loads((run_dir / 'results.json').read_text())
+    assert results['split'] == 'validation'
+    assert f'LEARNING_RATE = {float(trial["LEARNING_RATE"])}' in (
+        run_dir / 'config.gin').read_text()
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
+        (['configs/words', '--reference=x'], 'lora_r4'),
+        (['configs/words', '--tune=ALPHA'], '--tune=ALPHA: write it as'),
+        (['configs/words', '--tune=ALPHAS=1,2'], 'has this macro'),
         (['nowhere'], 'nowhere'),
         (['configs', '--only=x'], '--only=x'),
         (['configs', '--seeds=a'], '--seeds=a'),

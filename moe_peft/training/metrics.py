@@ -5,6 +5,8 @@
 import concurrent.futures
 import json
 from pathlib import Path
+import resource
+import sys
 import time
 from typing import Any, Callable, Mapping, Optional
 
@@ -160,6 +162,15 @@ class TrainMetrics:
     self._rows.close()
     self._board.close()
     self._progress.close()
+
+
+def peak_memory_bytes() -> int:
+  """Most memory used so far: of the first device, or, on CPUs, the process."""
+  stats = jax.local_devices()[0].memory_stats()
+  if stats and 'peak_bytes_in_use' in stats:
+    return stats['peak_bytes_in_use']
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak if sys.platform == 'darwin' else 1024 * peak
 
 
 def summarize(sums: Mapping[str, float]) -> dict[str, float]:

@@ -187,6 +187,7 @@ class _Run:
         'seed': experiment.seed,
         'device': f'{jax.device_count()} {jax.devices()[0].device_kind}',
         'seconds': round(time.monotonic() - self._start, 1),
+        'peak_memory_bytes': metrics.peak_memory_bytes(),
         'versions': {
             name: importlib.metadata.version(name)
             for name in ('jax', 'flax', 'optax', 'orbax-checkpoint', 'seqio')
