@@ -140,3 +140,24 @@ def test_impossible_budgets_are_refused(method, bindings, message):
   load(method, **ONE_LAYER, **bindings)
   with pytest.raises(errors.UserError, match=message):
     run.build()
+
+
+STUDY = sorted(command_line.resource('configs/study/wide').glob('*.gin'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('file', STUDY, ids=lambda file: file.stem)
+def test_rows_of_the_wide_study_keep_to_its_budget(file):
+  command_line.load_gin([str(file)], ['MODEL_DIR=unused'])
+  experiment = run.build()
+  if file.stem in ('full', 'ia3'):  # They have no size to choose.
+    assert experiment.param_budget is None
+  else:
+    base = 1_575_296
+    assert 0.15 * base < trained(experiment) <= 0.2 * base
+
+
+def test_the_wide_study_has_every_method():
+  text = ''.join(file.read_text() for file in STUDY)
+  for method in ('full', 'ia3', *METHODS):
+    assert f"include 'gin/methods/{method}.gin'" in text

@@ -67,7 +67,7 @@ def build() -> experiment_lib.Experiment:
       experiment.mixture_or_task_name, experiment.task_feature_lengths
   )
   if experiment.param_budget is not None:
-    console.print(experiment_lib.apply_budget(experiment))
+    console.print(str(experiment_lib.apply_budget(experiment)))
   return experiment
 
 
