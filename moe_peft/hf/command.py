@@ -38,11 +38,16 @@ def main(argv: Sequence[str]) -> Optional[int]:
 def _add_import(commands) -> None:
   parser = commands.add_parser(
       'import',
-      help='a T5, flan-T5, mT5 or ByT5 folder to a base',
+      help='a T5, flan-T5, mT5, ByT5 or LLaMA to a base',
       description='Writes a base that INITIAL_CHECKPOINT_PATH names, with '
       'model.gin, the file that describes it for gin.',
   )
-  parser.add_argument('folder', metavar='DIR', type=Path, help='model folder')
+  parser.add_argument(
+      'folder',
+      metavar='DIR',
+      type=Path,
+      help='model folder, or a GGUF file of a LLaMA',
+  )
   parser.add_argument('--out', type=Path, required=True, help='base to write')
   parser.add_argument(
       '--layout',

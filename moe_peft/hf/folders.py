@@ -33,6 +33,8 @@ TOKENIZER_FILES = (
     'added_tokens.json',
 )
 INSTALL = "pip install 'moe-peft-jax[hf]'"
+# Shape and reader of parameters by path.
+Readers = dict[str, Tuple[Tuple[int, ...], Callable[[], np.ndarray]]]
 _NAMES = {
     np.dtype(np.float32): 'F32',
     np.dtype(np.float16): 'F16',
@@ -191,6 +193,38 @@ def _to_numpy(torch, tensor) -> np.ndarray:
   if tensor.dtype == torch.bfloat16:
     return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
   return tensor.numpy()
+
+
+def check_shapes(
+    given: Mapping[str, Tuple[int, ...]],
+    expected: Mapping[str, Tuple[int, ...]],
+    ignored: Iterable[str] = (),
+) -> None:
+  """Raises errors.UserError that lists what does not fit.
+
+  Args:
+    given: Shapes by name, of a folder.
+    expected: Shapes by name, of the model that config.json describes.
+    ignored: Names that may be there.
+  """
+  problems = {
+      'missing': sorted(set(expected) - set(given)),
+      'unused': sorted(set(given) - set(expected) - set(ignored)),
+      'of another shape': [
+          f'{name} is {given[name]}, not {expected[name]}'
+          for name in sorted(set(expected) & set(given))
+          if given[name] != tuple(expected[name])
+      ],
+  }
+  lines = []
+  for title, found in problems.items():
+    if found:
+      more = f' and {len(found) - 20} more' if len(found) > 20 else ''
+      lines.append(f'{title}: {", ".join(found[:20])}{more}')
+  if lines:
+    raise errors.UserError(
+        'The tensors do not fit config.json:\n  ' + '\n  '.join(lines)
+    )
 
 
 def import_extra(module: str, why: str) -> Any:

@@ -126,21 +126,30 @@ def entries(config: t5.T5Config, layout: str) -> list[Entry]:
     else:
       tensors.append(bias)
     for entry in tensors:
-      sources = tuple(
-          entry.sources[0].format(layer=i) for i in range(num_layers)
-      )
-      if layout == 'scan':
-        path = f'{stack}/{stack}/{entry.path}'
-        found.append(
-            dataclasses.replace(
-                entry, path=path, sources=sources, stacked=True
-            )
-        )
-        continue
-      for index, source in enumerate(sources):
-        path = f'{stack}/layers_{index}/{entry.path}'
-        found.append(dataclasses.replace(entry, path=path, sources=(source,)))
+      found.extend(layered(entry, stack, num_layers, layout))
   return found
+
+
+def layered(
+    entry: Entry, stack: str, num_layers: int, layout: str
+) -> Iterator[Entry]:
+  """Yields what becomes of one tensor of every layer.
+
+  Args:
+    entry: Its path within a layer, and one source, in which `{layer}` stands
+      for the number of the layer.
+    stack: Name of the stack, which begins the path.
+    num_layers: Layers of the stack.
+    layout: One of `LAYOUTS`.
+  """
+  sources = tuple(entry.sources[0].format(layer=i) for i in range(num_layers))
+  if layout == 'scan':
+    path = f'{stack}/{stack}/{entry.path}'
+    yield dataclasses.replace(entry, path=path, sources=sources, stacked=True)
+    return
+  for index, source in enumerate(sources):
+    path = f'{stack}/layers_{index}/{entry.path}'
+    yield dataclasses.replace(entry, path=path, sources=(source,))
 
 
 def _position_bias(stack: str, config: t5.T5Config) -> Entry:
@@ -168,12 +177,12 @@ def _layer_tensors(
       for name in ('wi_0', 'wi_1', 'wo') if gated else ('wi', 'wo'):
         shape = (embed, config.mlp_dim)
         shape = shape[::-1] if name == 'wo' else shape
-        yield _dense(f'{block}/{name}', f'{prefix}.{name}', shape, shape)
+        yield dense(f'{block}/{name}', f'{prefix}.{name}', shape, shape)
       continue
     for name, letter in _PROJECTIONS.items():
       shape = (joined, embed) if name == 'out' else (embed, joined)
       full = (*heads, embed) if name == 'out' else (embed, *heads)
-      yield _dense(
+      yield dense(
           f'{block}/{name}',
           f'{prefix}.{letter}',
           shape,
@@ -184,7 +193,20 @@ def _layer_tensors(
     yield Entry(f'{name}/scale', (source,), (embed,), (embed,))
 
 
-def _dense(path: str, source: str, shape, full_shape) -> Entry:
+def dense(
+    path: str,
+    source: str,
+    shape: Tuple[int, int],
+    full_shape: Tuple[int, ...],
+) -> Entry:
+  """A kernel; torch keeps `[out, in]` where we keep `[in, out]`.
+
+  Args:
+    path: Path of the layer.
+    source: Hugging Face module.
+    shape: Input and output features.
+    full_shape: Shape of the kernel, heads perhaps split.
+  """
   return Entry(
       f'{path}/kernel',
       (f'{source}.weight',),

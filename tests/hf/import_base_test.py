@@ -297,8 +297,8 @@ def spoil(folder, config, tensors, how):
     tensors[query] = np.ascontiguousarray(tensors[query].T)
   elif how == 'quantised':
     tensors[query] = tensors[query].astype(np.int8)
-  elif how == 'llama':
-    config = {**config, 'model_type': 'llama'}
+  elif how == 'mistral':
+    config = {**config, 'model_type': 'mistral'}
   elif how == 'umt5':
     config = {**config, 'model_type': 'umt5'}
   elif how == 'activation':
@@ -326,7 +326,7 @@ def spoil(folder, config, tensors, how):
         ('unused', 'unused: encoder.block.9.layer.0.SelfAttention.q.weight'),
         ('shape', r'q.weight is \(24, 48\), not \(48, 24\)'),
         ('quantised', 'quantised models cannot be imported'),
-        ('llama', "model_type 'llama'"),
+        ('mistral', "model_type 'mistral'"),
         ('umt5', "model_type 'umt5'"),
         ('activation', "feed_forward_proj 'gelu'"),
         ('sizes', 'lacks d_kv'),
