@@ -27,8 +27,12 @@ from moe_peft import trainable
 Params = Mapping[str, Any]
 
 BASE_FILE = 'model.safetensors'
+# Where a base holds its parameters so that T5X restores them too, from
+# `checkpoint_0`.
+T5X_BASE = 'checkpoint_0/state'
 # Bytes of each array that enter the fingerprint: the first and last of them.
 SAMPLE_BYTES = 4096
+_ORBAX_FILES = ('_METADATA', '_CHECKPOINT_METADATA')
 
 
 def load_base(path: str, expected: Params) -> dict[str, np.ndarray]:
@@ -36,8 +40,9 @@ def load_base(path: str, expected: Params) -> dict[str, np.ndarray]:
 
   Args:
     path: A folder with `model.safetensors` (keys are parameter paths), such a
-      file, or an Orbax checkpoint; looked for as given, then among the files
-      that ship with moe_peft.
+      file, an Orbax checkpoint, a T5X checkpoint written by Orbax, or a folder
+      with one of step 0; looked for as given, then among the files that ship
+      with moe_peft.
     expected: Shapes by path of the parameters that the model needs. Those of
       adapters may be absent.
 
@@ -71,15 +76,20 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
           f'{file} is not a readable safetensors file ({error}); it may be '
           'truncated. Fetch or write it again.'
       ) from error
-  if (path / '_CHECKPOINT_METADATA').exists() or (path / '_METADATA').exists():
+  for folder in (path / T5X_BASE, path / 'state', path):
+    # Either file, as versions of Orbax differ.
+    if not any((folder / name).exists() for name in _ORBAX_FILES):
+      continue
     try:
       with ocp.PyTreeCheckpointer() as checkpointer:
-        restored = checkpointer.restore(path.absolute())
+        restored = checkpointer.restore(folder.absolute())
     except (ValueError, OSError, KeyError) as error:
       raise errors.UserError(
-          f'{path} is not a readable Orbax checkpoint: {error}'
+          f'{folder} is not a readable Orbax checkpoint: {error}'
       ) from error
-    return trainable.flatten(restored.get('params', restored))
+    for name in ('target', 'params'):
+      restored = restored.get(name, restored)
+    return trainable.flatten(restored)
   raise errors.UserError(
       f'{path} holds no base: expected {BASE_FILE} or an Orbax checkpoint.'
   )

@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
+from moe_peft import checkpoints
 from moe_peft import trainable
 
 
@@ -62,10 +63,10 @@ class _ParameterHandler(type_handlers.NumpyHandler):
 
 
 def write(folder: Path, params: Mapping[str, Parameter]) -> None:
-  """Writes a checkpoint `{'params': ...}`; replaces the folder.
+  """Writes `checkpoint_0/state`, the parameters of a T5X train state.
 
   Args:
-    folder: Where to.
+    folder: A base's folder.
     params: Flat parameters.
   """
   registry = type_handlers.create_type_handler_registry(
@@ -79,11 +80,12 @@ def write(folder: Path, params: Mapping[str, Parameter]) -> None:
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)
   try:
+    target = folder.absolute() / checkpoints.T5X_BASE
+    target.parent.mkdir()
     with ocp.Checkpointer(handler) as checkpointer:
       checkpointer.save(
-          folder.absolute(),
-          args=ocp.args.PyTreeSave({'params': trainable.unflatten(params)}),
-          force=True,
+          target,
+          args=ocp.args.PyTreeSave({'target': trainable.unflatten(params)}),
       )
   finally:
     logging.set_verbosity(verbosity)

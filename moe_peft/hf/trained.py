@@ -151,7 +151,9 @@ def _base_folder(path: Optional[str]) -> Optional[Path]:
   folder = Path(path).expanduser()
   if not folder.exists():
     folder = command_line.resource(path)
-  return folder if folder.is_dir() else folder.parent
+  # A file, or the checkpoint_0 of an imported base.
+  inside = not folder.is_dir() or folder.name.startswith('checkpoint_')
+  return folder.parent if inside else folder
 
 
 def hf_shapes(trained: Trained) -> dict[str, Any]:
