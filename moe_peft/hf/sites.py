@@ -259,6 +259,12 @@ def _site(layer, tensors, specs) -> AdaptedSite:
       expected |= {'threshold_router', 'threshold_bias'}
   if spec['router'] and spec['router']['balancing_bias']:
     expected.add('router_bias')
+  if 'layer_index' in renamed:
+    raise errors.UserError(
+        f'The adapter at {layer} has a number of experts that depends on the '
+        'layer, inside one scanned layer; such a run cannot be exported. Train '
+        'with SCAN_LAYERS = False.'
+    )
   if set(renamed) != expected:
     raise errors.UserError(
         f'The adapter at {layer} has the parameters {sorted(renamed)}, but '

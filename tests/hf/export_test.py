@@ -415,6 +415,13 @@ def test_routing_between_tokens_is_refused_by_name(tmp_path, router, words):
   assert not list(tmp_path.iterdir())
 
 
+def test_experts_by_depth_in_a_scan_are_refused(tmp_path):
+  config = adapted.CONFIG.replace(scan_layers=True)
+  with pytest.raises(errors.UserError, match='SCAN_LAYERS = False'):
+    export.export(adapted.make('mola', config), tmp_path / 'out', 'peft')
+  assert not list(tmp_path.iterdir())
+
+
 def test_unknown_adapters_and_routers_are_refused(tmp_path):
   class Own(molora.MoLoRA):
     pass
