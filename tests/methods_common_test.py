@@ -76,7 +76,10 @@ TABLE = {
         'sira', {**SMALL, 'NUM_SELECTED_EXPERTS': 2, 'CAPACITY_FACTOR': 1.5}
     ),
     'smear': Row('smear', SMALL),
-    'smoe_dropout': Row('smoe_dropout', {**SMALL, 'NUM_SELECTED_EXPERTS': 2}),
+    'smoe_dropout': Row(
+        'smoe_dropout',
+        {**SMALL, 'NUM_SELECTED_EXPERTS': 2, 'GROWTH_STEPS': None},
+    ),
     'adamix': Row('adamix', SMALL),
     'moelora': Row('moelora', SMALL),
     'adamole': Row('adamole', SMALL),
