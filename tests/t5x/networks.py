@@ -150,6 +150,7 @@ def adapted(
     imports: str = '',
     includes: str = '',
     more: str = '',
+    run: str = 't5x_finetune',
 ) -> str:
   """Configuration of adapters on a network.
 
@@ -159,6 +160,7 @@ def adapted(
     imports: More imports.
     includes: Files after those of the run.
     more: More bindings.
+    run: Name of a file under gin/runs/.
   """
   network = NETWORKS[name]
   return f"""
@@ -168,7 +170,7 @@ from __gin__ import dynamic_registration
 include '{network.sizes}'
 include '{network.adapted}'
 include 'gin/methods/{method}.gin'
-include 'gin/runs/t5x_finetune.gin'
+include 'gin/runs/{run}.gin'
 {includes}
 {network.tiny}
 WARMUP_STEPS = 0

@@ -18,9 +18,13 @@ import tensorflow as tf
 
 from moe_peft import command_line
 from moe_peft import trainable
+from moe_peft.data import preprocessors
 from moe_peft.data import vocabularies
+from moe_peft.evaluation import metrics
 
 TASK = 't5x_test_reverse'
+CHOICES_TASK = 't5x_test_choose'
+MIXTURE = 't5x_test_both'
 _DATA = f"""
 MIXTURE_OR_TASK_NAME = '{TASK}'
 TASK_FEATURE_LENGTHS = {{'inputs': 8, 'targets': 8}}
@@ -38,6 +42,17 @@ train_script.train:
   train_eval_dataset_cfg = None
   infer_eval_dataset_cfg = None
 """,
+    **{
+        script: f"""
+from __gin__ import dynamic_registration
+from t5x import utils
+{_DATA}
+MIXTURE_OR_TASK_NAME = '{MIXTURE}'
+utils.DatasetConfig.split = 'validation'
+utils.DatasetConfig.batch_size = 8
+"""
+        for script in ('eval', 'infer')
+    },
 }
 
 
@@ -51,17 +66,41 @@ def _rows(split, shuffle_files, seed=None):
 
 @functools.cache
 def add_task():
-  """Registers the task: 32 words, to be written backwards."""
+  """Registers the tasks: 32 words, to be written backwards, or to choose."""
   feature = seqio.Feature(vocabularies.byte_vocabulary(), add_eos=True)
+  tokenized = [
+      seqio.preprocessors.tokenize,
+      seqio.preprocessors.append_eos_after_trim,
+  ]
+  common = {
+      'source': seqio.FunctionDataSource(_rows, splits=('train', 'validation')),
+      'output_features': {'inputs': feature, 'targets': feature},
+  }
   seqio.TaskRegistry.add(
       TASK,
-      source=seqio.FunctionDataSource(_rows, splits=('train', 'validation')),
-      preprocessors=[
-          seqio.preprocessors.tokenize,
-          seqio.preprocessors.append_eos_after_trim,
-      ],
-      output_features={'inputs': feature, 'targets': feature},
-      metric_fns=[],
+      preprocessors=tokenized,
+      metric_fns=[metrics.exact_match],
+      **common,
+  )
+  seqio.TaskRegistry.add(
+      CHOICES_TASK,
+      preprocessors=[_choices, preprocessors.rank_classification, *tokenized],
+      postprocess_fn=metrics.rank_target,
+      metric_fns=[metrics.rank_accuracy],
+      **common,
+  )
+  seqio.MixtureRegistry.add(MIXTURE, [TASK, CHOICES_TASK], default_rate=1.0)
+
+
+def _choices(dataset):
+  """The word backwards or as it is."""
+  return dataset.map(
+      lambda row: {
+          'inputs': row['inputs'],
+          'choices': tf.stack([row['targets'], row['inputs']]),
+          'label': 0,
+          'training': False,
+      }
   )
 
 
@@ -130,6 +169,13 @@ def train(config, folder, **macros):
     step, state = main()
   assert step == state.step
   return state
+
+
+def run(script, config, folder, **macros):
+  """Runs 'eval' or 'infer'; the results lie in `folder`."""
+  macros[f'{script.upper()}_OUTPUT_DIR'] = str(folder)
+  with configured(script, config, folder / 'gin', **macros) as main:
+    main()
 
 
 def flat_params(state):
