@@ -80,19 +80,35 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     # Either file, as versions of Orbax differ.
     if not any((folder / name).exists() for name in _ORBAX_FILES):
       continue
-    try:
-      with ocp.PyTreeCheckpointer() as checkpointer:
-        restored = checkpointer.restore(folder.absolute())
-    except (ValueError, OSError, KeyError) as error:
-      raise errors.UserError(
-          f'{folder} is not a readable Orbax checkpoint: {error}'
-      ) from error
+    restored = read_orbax(folder)
     for name in ('target', 'params'):
       restored = restored.get(name, restored)
     return trainable.flatten(restored)
   raise errors.UserError(
       f'{path} holds no base: expected {BASE_FILE} or an Orbax checkpoint.'
   )
+
+
+def read_orbax(folder: Path) -> dict[str, Any]:
+  """Reads an Orbax tree as NumPy arrays, on whatever devices it was saved.
+
+  Args:
+    folder: Where it lies.
+
+  Raises:
+    errors.UserError: If it is not readable.
+  """
+  try:
+    with ocp.PyTreeCheckpointer() as checkpointer:
+      tree = checkpointer.metadata(folder.absolute()).item_metadata.tree
+      as_numpy = jax.tree.map(
+          lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
+      )
+      return checkpointer.restore(folder.absolute(), restore_args=as_numpy)
+  except (ValueError, OSError, KeyError) as error:
+    raise errors.UserError(
+        f'{folder} is not a readable Orbax checkpoint: {error}'
+    ) from error
 
 
 def _check_shapes(path: Path, params: Params, expected: Params) -> None:

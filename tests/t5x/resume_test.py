@@ -1,0 +1,145 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Runs of `t5x.train` that were killed end as those that were not."""
+
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from moe_peft import checkpoints
+from moe_peft import trainable
+from tests.t5x import processes
+
+pytest.importorskip('t5x')
+pytestmark = [pytest.mark.t5x, pytest.mark.slow]
+
+ADAPTERS = "include 'gin/runs/t5x_adapter_checkpoints.gin'"
+# Schedules see the number of steps: it is the same where runs stop early.
+MORE = 'CHECKPOINT_PERIOD = 3\nschedules.warmup_cosine.train_steps = 30\n'
+
+
+def read_state(checkpoint):
+  """What a checkpoint of adapters holds, by path."""
+  return trainable.flatten(checkpoints.read_orbax(checkpoint / 'state'))
+
+
+def check_equal(one, other):
+  assert one.keys() == other.keys()
+  assert any('param_states' in path for path in one)
+  for path, value in one.items():
+    np.testing.assert_array_equal(value, other[path], err_msg=path)
+
+
+def kill_at(arguments, folder, patterns):
+  """Starts a run, and kills it as soon as one of `patterns` is there."""
+  process = subprocess.Popen(
+      arguments,
+      env=processes.environment(1),
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+  )
+  while process.poll() is None:
+    if any(any(folder.glob(pattern)) for pattern in patterns):
+      break
+    time.sleep(0.002)
+  process.send_signal(signal.SIGKILL)
+  assert process.wait() == -signal.SIGKILL
+
+
+def test_killed_runs_continue_bit_for_bit(tmp_path):
+  base = processes.write_base(tmp_path)
+  file = processes.write_gin(
+      tmp_path / 'run.gin',
+      ADAPTERS,
+      MORE,
+  )
+  processes.train(file, tmp_path / 'whole', base, TRAIN_STEPS=30)
+  folder = tmp_path / 'killed'
+  arguments = processes.command(file, folder, base, TRAIN_STEPS=30)
+  # Between two checkpoints, and while one is being written.
+  kill_at(arguments, folder, ['checkpoint_6'])
+  kill_at(arguments, folder, ['checkpoint_15*tmp*', 'checkpoint_18'])
+  left = {path.name for path in folder.glob('checkpoint_*')}
+  assert 'checkpoint_6' in left and 'checkpoint_30' not in left
+  processes.train(file, folder, base, TRAIN_STEPS=30)
+  check_equal(
+      read_state(tmp_path / 'whole' / 'checkpoint_30'),
+      read_state(folder / 'checkpoint_30'),
+  )
+
+
+def test_checkpoints_are_as_small_as_what_is_trained(tmp_path):
+  base = processes.write_base(tmp_path)
+  # Experts large enough for file formats not to count.
+  file = processes.write_gin(
+      tmp_path / 'run.gin', ADAPTERS, 'NUM_EXPERTS = 16\nRANK = 256\n'
+  )
+  processes.train(file, tmp_path / 'run', base, TRAIN_STEPS=2)
+  checkpoint = tmp_path / 'run' / 'checkpoint_2'
+  trained = sum(x.nbytes for x in read_state(checkpoint).values())
+  written = sum(
+      file.stat().st_size
+      for name in ('state', 'base')
+      for file in (checkpoint / name).rglob('*')
+      if file.is_file()
+  )
+  assert trained > 5e6
+  assert written < 1.1 * trained
+
+
+def train_together(file, folder, base, logs, **macros):
+  """Two processes of four devices each."""
+  arguments = processes.command(file, folder, base, **macros)
+  result = subprocess.run(
+      [
+          str(processes.ROOT / 'launch' / 'local.sh'),
+          '--t5x',
+          '--processes',
+          '2',
+          '--devices',
+          '4',
+          '--logs',
+          str(logs),
+          '--',
+          *arguments,
+      ],
+      env=processes.environment(4),
+      capture_output=True,
+      text=True,
+      check=False,
+      timeout=600,
+  )
+  log = ''.join(path.read_text()[-2000:] for path in logs.glob('*.log'))
+  assert result.returncode == 0, result.stderr[-500:] + log
+
+
+def test_two_processes_train_save_and_resume_together(tmp_path):
+  base = processes.write_base(tmp_path)
+  file = processes.write_gin(
+      tmp_path / 'run.gin',
+      ADAPTERS,
+      MORE,
+  )
+  macros = {'NUM_MODEL_PARTITIONS': 2}
+  train_together(
+      file, tmp_path / 'whole', base, tmp_path / 'a', TRAIN_STEPS=6, **macros
+  )
+  for steps in (3, 6):
+    train_together(
+        file,
+        tmp_path / 'parts',
+        base,
+        tmp_path / f'b{steps}',
+        TRAIN_STEPS=steps,
+        **macros,
+    )
+  check_equal(
+      read_state(tmp_path / 'whole' / 'checkpoint_6'),
+      read_state(tmp_path / 'parts' / 'checkpoint_6'),
+  )
+  assert processes.losses(tmp_path / 'parts')[-3:] == (
+      processes.losses(tmp_path / 'whole')[-3:]
+  )

@@ -1,0 +1,57 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Eight devices train as one does, in every layout of T5X's partitioners."""
+
+import re
+
+import numpy as np
+import pytest
+
+from tests.t5x import processes
+
+pytest.importorskip('t5x')
+pytestmark = [pytest.mark.t5x, pytest.mark.slow]
+
+EXPERTS = "include 'gin/runs/t5x_expert_partitions.gin'"
+STEPS = 5
+BALANCED = 'AUX_LOSS_FACTOR = 0.01\n'
+
+
+@pytest.fixture(scope='module')
+def one_device(tmp_path_factory):
+  """A base, and the losses on one device."""
+  folder = tmp_path_factory.mktemp('one')
+  base = processes.write_base(folder)
+  file = processes.write_gin(folder / 'run.gin', more=BALANCED)
+  processes.train(file, folder / 'run', base, TRAIN_STEPS=STEPS)
+  return base, processes.losses(folder / 'run')
+
+
+@pytest.mark.parametrize(
+    ('model', 'experts'), [(1, 1), (2, 1), (4, 1), (1, 2), (2, 4)]
+)
+def test_the_losses_are_those_of_one_device(
+    one_device, tmp_path, model, experts
+):
+  base, expected = one_device
+  assert len(expected) == STEPS
+  file = processes.write_gin(
+      tmp_path / 'run.gin', EXPERTS if experts > 1 else '', more=BALANCED
+  )
+  macros = {'NUM_EXPERT_PARTITIONS': experts} if experts > 1 else {}
+  processes.train(
+      file,
+      tmp_path / 'run',
+      base,
+      num_devices=8,
+      TRAIN_STEPS=STEPS,
+      NUM_MODEL_PARTITIONS=model,
+      **macros,
+  )
+  losses = processes.losses(tmp_path / 'run')
+  np.testing.assert_allclose(losses, expected, rtol=1e-5)
+  assert len(set(losses)) == STEPS
+  # Not the same by being replicated.
+  info = (tmp_path / 'run' / 'model-info.txt').read_text()
+  lora_a = re.search(r'attention/query/adapter/lora_a .*', info)[0]
+  assert ("'expert'" in lora_a) == (experts > 1)
