@@ -17,6 +17,7 @@ from typing import Any, Mapping, Optional, Sequence
 
 from etils import epath  # Paths on a disk or in a bucket.
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from t5x import checkpoints as t5x_checkpoints
@@ -55,7 +56,7 @@ class AdapterCheckpointer:
       dataset_iterator: Iterator to save and restore.
       keep: Number of newest checkpoints kept; None keeps all.
       save_dtype: Not used: adapters are saved as they are.
-      restore_dtype: Type of the restored base.
+      restore_dtype: Type of a base that is restored for the first time.
       keep_dataset_checkpoints: Not used: they are small, and kept with theirs.
       base_path: T5X checkpoint of the base.
       trainable_regex: Parameters whose whole path matches are saved.
@@ -141,6 +142,7 @@ class AdapterCheckpointer:
     if not (epath.Path(path) / 'base').is_dir():
       return self._restore_stock(
           path,
+          self._restore_dtype,
           state_transformation_fns=state_transformation_fns,
           fallback_state=fallback_state,
       )
@@ -181,8 +183,10 @@ class AdapterCheckpointer:
       frozen = {k: v for k, v in flat.items() if not self._regex.fullmatch(k)}
       return {'target': trainable.unflatten(frozen)}
 
+    # As it was trained: where T5X resumes, it does not say the type again.
     train_state = self._restore_stock(
         base_path,
+        saved['dtype'],
         state_transformation_fns=(keep_base,),
         fallback_state=state,
     )
@@ -198,14 +202,14 @@ class AdapterCheckpointer:
       )
     return train_state
 
-  def _restore_stock(self, path: str, **kwargs: Any) -> Any:
+  def _restore_stock(self, path: str, dtype: Any, **kwargs: Any) -> Any:
     # T5X's manager tidies the folder it is given: not that of the base.
     with tempfile.TemporaryDirectory() as folder:
       manager = t5x_checkpoints.OrbaxCheckpointManagerInterface(
           directory=folder,
           train_state=self._train_state,
           partitioner=self._partitioner,
-          restore_dtype=self._restore_dtype,
+          restore_dtype=dtype,
       )
       train_state = manager.restore(path=path, **kwargs)
       manager.close()
@@ -261,13 +265,14 @@ class AdapterCheckpointer:
     return trainable.unflatten({k: sharded(k, v) for k, v in shapes.items()})
 
   def _identity(self, train_state: Any) -> dict[str, Any]:
-    """Where the base lies, its size, and a fingerprint of its values."""
+    """Where the base lies, its size, type and a fingerprint of its values."""
     params = trainable.flatten(train_state.state_dict()['target'])
     frozen = {k: v for k, v in params.items() if not self._regex.fullmatch(k)}
     mesh = self._partitioner.mesh
     return {
         'path': self._base_path,
         'parameters': trainable.num_params(frozen),
+        'dtype': str(jnp.result_type(*frozen.values())) if frozen else None,
         'sha256': fingerprint(frozen, mesh) if frozen else None,
     }
 
