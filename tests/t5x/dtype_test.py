@@ -23,7 +23,9 @@ def test_the_base_is_bfloat16_and_nothing_else(bases, tmp_path):
   )
   macros = {'INITIAL_CHECKPOINT_PATH': base, 'NUM_EXPERTS': 3, 'RANK': 2}
   for steps in (2, 4):  # From the base, then from a checkpoint.
-    state = training.train(config, tmp_path / 'run', TRAIN_STEPS=steps, **macros)
+    state = training.train(
+        config, tmp_path / 'run', TRAIN_STEPS=steps, **macros
+    )
     for path, value in training.flat_params(state).items():
       if trainable.is_adapter(path):
         assert value.dtype == np.float32, path

@@ -133,18 +133,25 @@ def configured(script, config, folder, package='t5x', **macros):
       holds it: gin finds files of packages without `__init__.py` only there.
     **macros: More bindings.
   """
-  from t5x import gin_utils
-
   add_task()
-  # A writer of an earlier run, collected while TensorFlow traces a function,
-  # would become a part of it.
-  gc.collect()
-  module = importlib.import_module(f't5x.{script}')
   folder.mkdir(parents=True, exist_ok=True)
   files = []
   for name, source in (('run', config), ('common', _COMMON[script])):
     files.append(folder / f'{script}_{name}.gin')
     files[-1].write_text(source)
+  with parsed(script, files, package, **macros) as main:
+    yield main
+
+
+@contextlib.contextmanager
+def parsed(script, files, package='t5x', **macros):
+  """As `configured`, for gin files that there are."""
+  from t5x import gin_utils
+
+  # A writer of an earlier run, collected while TensorFlow traces a function,
+  # would become a part of it.
+  gc.collect()
+  module = importlib.import_module(f't5x.{script}')
   gin.clear_config(clear_constants=True)
   # The registrations of earlier runs in this process may be replaced.
   paths = [command_line.resource('gin').parent, _folder_of('t5x')]
