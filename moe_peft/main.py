@@ -11,6 +11,7 @@ from moe_peft import command_line
 
 # Every command is also `python -m moe_peft.COMMAND`.
 _COMMANDS = {
+    'plan': 'what a run would train, and what that takes',
     'train': 'fine-tune a base with adapters, evaluate, report',
     'evaluate': 'score a finished or stopped run again',
     'infer': 'answer lines from a file or from standard input',
