@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run would be, from its gin files alone."""
 
+import importlib.util
 import json
 
 import pytest
@@ -81,8 +82,10 @@ def test_what_cannot_be_is_said(arguments, message):
 
 @pytest.mark.t5x
 @pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec('t5x') is None, reason='t5x is not installed'
+)
 def test_a_run_of_t5x(capsys):
-  pytest.importorskip('t5x')
   made = make(
       ['--t5x', '--gin_file=configs/t0/xxl_mov_30.gin', '--devices=64',
        '--gin.NAME=NUM_MODEL_PARTITIONS=4'],

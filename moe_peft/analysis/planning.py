@@ -96,9 +96,9 @@ def t5x_subject(
   Raises:
     errors.UserError: If T5X is missing, or for wrong files and bindings.
   """
-  gin.clear_config()  # T5X registers its classes when it is imported.
   try:
-    script = importlib.import_module('t5x.train')
+    with gin.unlock_config():  # It registers its classes.
+      script = importlib.import_module('t5x.train')
   except ImportError as error:
     raise errors.UserError(
         f'--t5x needs T5X on PYTHONPATH ({error}); see the README.'
