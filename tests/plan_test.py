@@ -94,5 +94,6 @@ def test_a_run_of_t5x(capsys):
   # What the released code has.
   assert made['parameters']['trainable'] == 47_462_400
   assert made['mesh'] == {'data': 16, 'expert': 1, 'model': 4}
-  # Adafactor without factors: one second moment of each.
-  assert made['bytes']['optimizer'] == made['bytes']['trainable']
+  # Adafactor without factors: one second moment of each, and T5X's scalars.
+  ratio = made['bytes']['optimizer'] / made['bytes']['trainable']
+  assert 1 <= ratio < 1.001
