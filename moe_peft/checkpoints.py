@@ -62,7 +62,7 @@ def load_base(path: str, expected: Params) -> dict[str, np.ndarray]:
           f'INITIAL_CHECKPOINT_PATH = {path} does not exist.'
       ) from error
   params = _read_arrays(folder)
-  _check_shapes(folder, params, expected)
+  check_shapes(folder, params, expected)
   return {name: params[name] for name in expected if name in params}
 
 
@@ -111,7 +111,15 @@ def read_orbax(folder: Path) -> dict[str, Any]:
     ) from error
 
 
-def _check_shapes(path: Path, params: Params, expected: Params) -> None:
+def check_shapes(path: Any, params: Params, expected: Params) -> None:
+  """Raises errors.UserError if a base is of another model.
+
+  Args:
+    path: Where it lies.
+    params: What it holds: anything with a `shape`, by path.
+    expected: Shapes by path of the parameters that the model needs. Those of
+      adapters may be absent.
+  """
   missing = sorted(
       k for k in set(expected) - set(params) if not trainable.is_adapter(k)
   )

@@ -22,6 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from t5x import checkpoints as t5x_checkpoints
 
+from moe_peft import checkpoints
 from moe_peft import errors
 from moe_peft import trainable
 
@@ -203,6 +204,7 @@ class AdapterCheckpointer:
     return train_state
 
   def _restore_stock(self, path: str, dtype: Any, **kwargs: Any) -> Any:
+    self._check_base(path)
     # T5X's manager tidies the folder it is given: not that of the base.
     with tempfile.TemporaryDirectory() as folder:
       manager = t5x_checkpoints.OrbaxCheckpointManagerInterface(
@@ -214,6 +216,23 @@ class AdapterCheckpointer:
       train_state = manager.restore(path=path, **kwargs)
       manager.close()
     return train_state
+
+  def _check_base(self, path: str) -> None:
+    """Says what T5X would find out late, and in many lines."""
+    if not epath.Path(path).exists():
+      raise errors.UserError(
+          f'INITIAL_CHECKPOINT_PATH = {path} does not exist.'
+      )
+    state = epath.Path(path) / 'state'
+    if not state.is_dir():
+      return  # Of T5X's older format, which is only read whole.
+    with ocp.PyTreeCheckpointer() as checkpointer:
+      tree = checkpointer.metadata(state).item_metadata.tree
+    checkpoints.check_shapes(
+        path,
+        trainable.flatten(tree['target']),
+        trainable.flatten(self._train_state.state_dict()['target']),
+    )
 
   def _manager(self, folder: str, keep: Optional[int] = None) -> Any:
     layout = self._partitioner.get_data_layout()
