@@ -4,7 +4,11 @@
 
 import argparse
 import json
-from typing import Any, Optional, Sequence
+from typing import Any, Mapping, Optional, Sequence
+
+import rich.box
+import rich.console
+import rich.table
 
 from moe_peft import command_line
 
@@ -42,24 +46,76 @@ def main(argv: Sequence[str]) -> Optional[int]:
   if args.json:
     print(json.dumps(plan, indent=2))
   else:
-    planning.show(plan)
+    show(plan)
   return None
 
 
 def _load(args: argparse.Namespace) -> Any:
   """The experiment that the gin files describe."""
-  from moe_peft.analysis import planning
-
   if args.t5x:
-    return planning.t5x_subject(
+    from moe_peft.t5x import planning as t5x_planning
+
+    return t5x_planning.subject(
         args.gin_file, args.gin_bindings, args.gin_search_paths
     )
+  from moe_peft.analysis import planning
+
   command_line.load_gin(
       args.gin_file,
       ["MODEL_DIR='unused'", *args.gin_bindings],
       args.gin_search_paths,
   )
   return planning.subject()
+
+
+def show(plan: Mapping[str, Any]) -> None:
+  """Prints a plan as tables."""
+  console = rich.console.Console(highlight=False)
+  counts, sizes = plan['parameters'], plan['bytes']
+  console.print(
+      f'{counts["trainable"]:,} of {counts["total"]:,} parameters train '
+      f'({100 * counts["trainable"] / counts["total"]:.3f} %): '
+      + ', '.join(
+          f'{name} {n:,}' for name, n in counts['trainable_by_group'].items()
+      )
+  )
+  console.print(
+      ', '.join(f'{name} {_bytes(n)}' for name, n in sizes.items())
+  )
+  mesh = ' x '.join(f'{name} {n}' for name, n in plan['mesh'].items())
+  console.print(
+      f'mesh: {mesh}; {plan["rows_per_data_partition"]} rows of a microbatch '
+      'for each data partition'
+  )
+  table = rich.table.Table(
+      box=rich.box.SIMPLE,
+      caption='parameters: of a site in one layer. cost: multiplications per '
+      'token, all experts on every token, as a share of those of the layer. '
+      'drops: share of choices while training, if experts are equally likely.'
+  )
+  table.add_column('sites')
+  for name in ('layers', 'experts', 'parameters', 'cost', 'drops'):
+    table.add_column(name, justify='right', no_wrap=True)
+  for row in plan['sites']:
+    frozen = row['frozen_multiplications']
+    table.add_row(
+        f'{row["block"]}: {" ".join(row["sites"])} '
+        f'({row["adapter"]}, {row["execution"]})',
+        str(row['layers']),
+        str(row['experts']),
+        f'{row["parameters"]:,}',
+        f'{100 * row["parameters"] / frozen:.1f} %' if frozen else '',
+        f'{100 * row["drops"]:.1f} %' if row['drops'] else '',
+    )
+  console.print(table)
+
+
+def _bytes(number: int) -> str:
+  for unit in ('B', 'KiB', 'MiB'):
+    if number < 1024:
+      return f'{number:,.0f} {unit}' if unit == 'B' else f'{number:,.1f} {unit}'
+    number /= 1024
+  return f'{number:,.1f} GiB'
 
 
 if __name__ == '__main__':

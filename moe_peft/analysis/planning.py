@@ -4,26 +4,19 @@
 
 import collections
 import dataclasses
-import importlib
 import inspect
 import json
 import math
 import re
-import sys
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Callable, Mapping
 
 from flax import linen as nn
-import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rich.box
-import rich.console
-import rich.table
 from scipy import stats
 
 from moe_peft import adapter as adapter_lib
-from moe_peft import command_line
 from moe_peft import dispatch
 from moe_peft import errors
 from moe_peft import inject
@@ -88,57 +81,6 @@ def subject() -> Subject:
   )
 
 
-def t5x_subject(
-    gin_files: Sequence[str], bindings: Sequence[str], search_paths: str
-) -> Subject:
-  """The run of `t5x.train` that gin files describe.
-
-  Raises:
-    errors.UserError: If T5X is missing, or for wrong files and bindings.
-  """
-  try:
-    with gin.unlock_config():  # It registers its classes.
-      script = importlib.import_module('t5x.train')
-  except ImportError as error:
-    raise errors.UserError(
-        f'--t5x needs T5X on PYTHONPATH ({error}); see the README.'
-    ) from error
-  # Its gin files import `__main__` and mean the script.
-  main, sys.modules['__main__'] = sys.modules['__main__'], script
-  try:
-    command_line.load_gin(
-        gin_files,
-        ["MODEL_DIR='unused'", "INITIAL_CHECKPOINT_PATH='unused'", *bindings],
-        search_paths,
-    )
-    model = gin.query_parameter('%MODEL').scoped_configurable_fn()
-  finally:
-    sys.modules['__main__'] = main
-
-  def init_optimizer(variables):
-    # Some of its optimizers ask for the logical axes.
-    state = importlib.import_module('t5x.train_state').FlaxOptimTrainState
-    return state.create(model.optimizer_def, variables).param_states
-
-  return Subject(
-      model.module,
-      _macro('TASK_FEATURE_LENGTHS'),
-      _macro('BATCH_SIZE') // (_macro('NUM_MICROBATCHES') or 1),
-      _macro('TRAINABLE_REGEX'),
-      init_optimizer,
-      jnp.dtype(_macro('BASE_DTYPE', 'float32')),
-      (_macro('NUM_EXPERT_PARTITIONS', 1), _macro('NUM_MODEL_PARTITIONS', 1)),
-  )
-
-
-def _macro(name: str, default: Any = None) -> Any:
-  if name not in command_line.macros():
-    return default
-  value = gin.query_parameter(f'%{name}')
-  resolve = getattr(value, 'scoped_configurable_fn', None)
-  return resolve() if resolve else value
-
-
 def make_plan(run: Subject, num_devices: int) -> dict[str, Any]:
   """Traces the model and adds everything up.
 
@@ -147,7 +89,7 @@ def make_plan(run: Subject, num_devices: int) -> dict[str, Any]:
     num_devices: Devices to lay out.
 
   Returns:
-    What `show` prints, ready for JSON: `parameters`, `bytes`, `sites`, `mesh`.
+    Numbers and text, ready for JSON: `parameters`, `bytes`, `sites`, `mesh`.
 
   Raises:
     errors.UserError: For a mesh that does not divide, or whatever the model
@@ -333,53 +275,3 @@ def expected_drops(
   load = stats.binom(group_size, num_selected / num_experts)
   tokens = np.arange(capacity + 1, group_size + 1)
   return float(((tokens - capacity) * load.pmf(tokens)).sum() / load.mean())
-
-
-def show(plan: Mapping[str, Any]) -> None:
-  """Prints a plan as tables."""
-  console = rich.console.Console(highlight=False)
-  counts, sizes = plan['parameters'], plan['bytes']
-  console.print(
-      f'{counts["trainable"]:,} of {counts["total"]:,} parameters train '
-      f'({100 * counts["trainable"] / counts["total"]:.3f} %): '
-      + ', '.join(
-          f'{name} {n:,}' for name, n in counts['trainable_by_group'].items()
-      )
-  )
-  console.print(
-      ', '.join(f'{name} {_bytes(n)}' for name, n in sizes.items())
-  )
-  mesh = ' x '.join(f'{name} {n}' for name, n in plan['mesh'].items())
-  console.print(
-      f'mesh: {mesh}; {plan["rows_per_data_partition"]} rows of a microbatch '
-      'for each data partition'
-  )
-  table = rich.table.Table(
-      box=rich.box.SIMPLE,
-      caption='parameters: of a site in one layer. cost: multiplications per '
-      'token, all experts on every token, as a share of those of the layer. '
-      'drops: share of choices while training, if experts are equally likely.'
-  )
-  table.add_column('sites')
-  for name in ('layers', 'experts', 'parameters', 'cost', 'drops'):
-    table.add_column(name, justify='right', no_wrap=True)
-  for row in plan['sites']:
-    frozen = row['frozen_multiplications']
-    table.add_row(
-        f'{row["block"]}: {" ".join(row["sites"])} '
-        f'({row["adapter"]}, {row["execution"]})',
-        str(row['layers']),
-        str(row['experts']),
-        f'{row["parameters"]:,}',
-        f'{100 * row["parameters"] / frozen:.1f} %' if frozen else '',
-        f'{100 * row["drops"]:.1f} %' if row['drops'] else '',
-    )
-  console.print(table)
-
-
-def _bytes(number: int) -> str:
-  for unit in ('B', 'KiB', 'MiB'):
-    if number < 1024:
-      return f'{number:,.0f} {unit}' if unit == 'B' else f'{number:,.1f} {unit}'
-    number /= 1024
-  return f'{number:,.1f} GiB'

@@ -207,11 +207,5 @@ def plan(
   readers = {names.EMBEDDING: (width, lambda: tensors[HF_EMBEDDING])}
   if not config.logits_via_embedding:
     readers[names.LOGITS] = (width[::-1], lambda: tensors[HF_LOGITS].T)
-  for entry in found:
-    readers[entry.path] = (
-        entry.full_shape(),
-        lambda entry=entry: entry.convert(
-            [tensors[source] for source in entry.sources]
-        ),
-    )
+  readers |= names.readers(found, tensors)
   return readers, config

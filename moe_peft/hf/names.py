@@ -16,7 +16,7 @@ so it is replicated on import; on export all layers must agree.
 
 import dataclasses
 import re
-from typing import Iterator, Mapping, Tuple
+from typing import Callable, Iterator, Mapping, Sequence, Tuple
 
 import numpy as np
 
@@ -150,6 +150,21 @@ def layered(
   for index, source in enumerate(sources):
     path = f'{stack}/layers_{index}/{entry.path}'
     yield dataclasses.replace(entry, path=path, sources=(source,))
+
+
+def readers(
+    found: Sequence[Entry], tensors: Mapping[str, np.ndarray]
+) -> dict[str, Tuple[Tuple[int, ...], Callable[[], np.ndarray]]]:
+  """Shape and reader by path of what is made of `tensors`."""
+  return {
+      entry.path: (
+          entry.full_shape(),
+          lambda entry=entry: entry.convert(
+              [tensors[source] for source in entry.sources]
+          ),
+      )
+      for entry in found
+  }
 
 
 def _position_bias(stack: str, config: t5.T5Config) -> Entry:

@@ -52,13 +52,7 @@ def plan(
   logits, config = _plan_logits(tensors, config, embedding, aliases[0])
   if logits is not None:
     readers[names.LOGITS] = (width[::-1], logits)
-  for entry in entries:
-    readers[entry.path] = (
-        entry.full_shape(),
-        lambda entry=entry: entry.convert(
-            [tensors[source] for source in entry.sources]
-        ),
-    )
+  readers |= names.readers(entries, tensors)
   return readers, config
 
 
