@@ -123,7 +123,6 @@ def test_a_folder_that_is_no_run(command, tmp_path, monkeypatch):
     command.main([str(tmp_path), *extra])
 
 
-@pytest.mark.slow
 def write_tiny_study(tmp_path):
   """A folder with one gin file that trains for two steps."""
   (tmp_path / 'tiny').mkdir()

@@ -46,6 +46,10 @@ class Experiment:
     eval_examples: Rows of each task at most, None for all. An answer choice
       counts as a row.
     eval_split: Split of the evaluations during and after training.
+    eval_mixture_or_task_name: What is evaluated, if it is not what is trained
+      on; a mixture may hold tasks out.
+    base_results_dir: Where the results of the bare base are kept, so that runs
+      that name the same folder evaluate it once; by default `model_dir`.
     checkpoint_period: Steps between checkpoints.
     checkpoints_to_keep: Number of newest checkpoints kept.
     log_period: Steps between rows of metrics.
@@ -73,6 +77,8 @@ class Experiment:
   eval_batch_size: int = 64
   eval_examples: Optional[int] = None
   eval_split: str = 'validation'
+  eval_mixture_or_task_name: Optional[str] = None
+  base_results_dir: Optional[str] = None
   checkpoint_period: int = 1000
   checkpoints_to_keep: int = 1
   log_period: int = 20
@@ -93,6 +99,11 @@ class Experiment:
           f'NUM_MICROBATCHES = {self.num_microbatches} does not divide '
           f'BATCH_SIZE = {self.batch_size}.'
       )
+
+  @property
+  def eval_name(self) -> str:
+    """The mixture or task that is evaluated."""
+    return self.eval_mixture_or_task_name or self.mixture_or_task_name
 
   @property
   def run_dir(self) -> Path:

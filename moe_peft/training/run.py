@@ -3,6 +3,7 @@
 """One experiment from beginning to end, and what it leaves behind."""
 
 import contextlib
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -63,9 +64,8 @@ def build() -> experiment_lib.Experiment:
         'Give a model, a method and a run file, in this order, as '
         'configs/quickstart.gin does.'
     ) from error
-  catalog.check_feature_lengths(
-      experiment.mixture_or_task_name, experiment.task_feature_lengths
-  )
+  for name in {experiment.mixture_or_task_name, experiment.eval_name}:
+    catalog.check_feature_lengths(name, experiment.task_feature_lengths)
   if experiment.param_budget is not None:
     console.print(str(experiment_lib.apply_budget(experiment)))
   return experiment
@@ -130,7 +130,7 @@ class _Run:
 
   def _base_results(self) -> evaluator_lib.Results:
     """Results of the bare base, kept for the runs that continue this one."""
-    path = self._dir / 'base_results.json'
+    path = self._base_results_path()
     if path.exists():
       return json.loads(path.read_text(encoding='utf-8'))
     results = evaluate_with_progress(
@@ -139,9 +139,27 @@ class _Run:
         self._experiment.model.without_adapters(),
         base_params({**self._setup.trainable, **self._setup.frozen}),
     )
-    path.write_text(json.dumps(results), encoding='utf-8')
+    partial = path.with_suffix(f'.{os.getpid()}.partial')
+    partial.write_text(json.dumps(results), encoding='utf-8')
+    partial.replace(path)  # Runs beside this one may do the same.
     self._log_results(0, results)
     return results
+
+  def _base_results_path(self) -> Path:
+    experiment = self._experiment
+    if experiment.base_results_dir is None:
+      return self._dir / 'base_results.json'
+    what = {
+        'base': self._setup.base or experiment.seed,
+        'task': experiment.eval_name,
+        'rows': self._evaluator.num_examples,
+        'lengths': dict(experiment.task_feature_lengths),
+        'split': experiment.eval_split,
+    }
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
+    folder = Path(experiment.base_results_dir).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f'{digest.hexdigest()[:16]}.json'
 
   def _evaluate(
       self, step: int, params: Mapping[str, Any]
@@ -179,6 +197,10 @@ class _Run:
     summary = {
         'method': _method_names(experiment.model.module.rules),
         'mixture_or_task_name': experiment.mixture_or_task_name,
+        'held_out_tasks': sorted(
+            set(adapted)
+            - set(catalog.task_names(experiment.mixture_or_task_name))
+        ),
         'num_params_total': total,
         'num_params_trainable': trained,
         'base': self._setup.base,
@@ -212,7 +234,7 @@ def make_evaluator(setup: experiment_lib.Setup) -> evaluator_lib.Evaluator:
   """The evaluator of an experiment."""
   experiment = setup.experiment
   return evaluator_lib.Evaluator(
-      experiment.mixture_or_task_name,
+      experiment.eval_name,
       experiment.model.feature_converter(),
       experiment.task_feature_lengths,
       experiment.eval_split,
