@@ -31,10 +31,14 @@ class DecoderOnlyModel(language_model.LanguageModel):
     z_loss: As in `LanguageModel`; LLaMA was trained without.
     bos_id: The token that every row begins with. 0 is SeqIO's convention, and
       in SmolLM2's vocabulary the mark between documents.
+    target_length: Rows that are not packed hold at most so many targets, so
+      that losses and scores need no more logits in a row. None if that is not
+      known.
   """
 
   z_loss: float = 0.0
   bos_id: int = 0
+  target_length: Optional[int] = None
 
   def feature_converter(self, pack: bool = False) -> Any:
     import seqio  # It brings TensorFlow, which a network does not need.
@@ -53,6 +57,7 @@ class DecoderOnlyModel(language_model.LanguageModel):
       dropout_rng: Optional[Array] = None,
       mutable: Tuple[str, ...] = ('intermediates',),
       step: Optional[Array] = None,
+      **options: Any,
   ) -> Tuple[Array, Mapping[str, Any]]:
     return self.module.apply(
         {'params': params},
@@ -60,10 +65,27 @@ class DecoderOnlyModel(language_model.LanguageModel):
         batch['decoder_target_tokens'],
         **{k: batch[k] for k in _OPTIONAL_FEATURES if k in batch},
         **({} if step is None else {'step': step}),
+        **options,
         enable_dropout=dropout_rng is not None,
         rngs={} if dropout_rng is None else {'dropout': dropout_rng},
         mutable=list(mutable),
     )
+
+  def predict(self, params: Params, batch: Batch, **options: Any):
+    if self.target_length is None:
+      return super().predict(params, batch, **options)
+    # The first positions of weight 1; behind them, if targets are fewer, some
+    # of weight 0.
+    weights, positions = jax.lax.top_k(
+        batch['decoder_loss_weights'].astype(jnp.float32), self.target_length
+    )
+    logits, collections = self.apply(
+        params, batch, logit_positions=positions, **options
+    )
+    targets = jnp.take_along_axis(
+        batch['decoder_target_tokens'], positions, axis=-1
+    )
+    return logits.astype(jnp.float32), targets, weights, collections
 
   def prompts(self, batch: Batch) -> Array:
     inputs = batch['decoder_loss_weights'] == 0

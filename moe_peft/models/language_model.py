@@ -113,6 +113,29 @@ class LanguageModel(abc.ABC):
       `<int32>[batch, max_decode_length]`, zeros after the end of sequence.
     """
 
+  def predict(
+      self, params: Params, batch: Batch, **options: Any
+  ) -> Tuple[Array, Array, Array, Mapping[str, Any]]:
+    """Logits with what they predict, for losses and scores.
+
+    Args:
+      params: Nested parameters.
+      batch: Model features.
+      **options: Of `apply`.
+
+    Returns:
+      Logits `<float32>[batch, n, vocab]`, targets `<int32>[batch, n]`, their
+      weights `<float32>[batch, n]`, and the mutable collections. n may be less
+      than the length if all other weights are 0.
+    """
+    logits, collections = self.apply(params, batch, **options)
+    return (
+        logits.astype(jnp.float32),
+        batch['decoder_target_tokens'],
+        batch['decoder_loss_weights'].astype(jnp.float32),
+        collections,
+    )
+
   def without_adapters(self) -> 'LanguageModel':
     """The same model around the bare network."""
     return dataclasses.replace(self, module=self.module.module, loss_factors={})
@@ -143,10 +166,9 @@ class LanguageModel(abc.ABC):
       `sum_` are sums over tokens; the others are means over adapters, times
       `share`.
     """
-    logits, collections = self.apply(params, batch, dropout_rng, step=step)
-    logits = logits.astype(jnp.float32)
-    targets = batch['decoder_target_tokens']
-    weights = batch['decoder_loss_weights'].astype(jnp.float32)
+    logits, targets, weights, collections = self.predict(
+        params, batch, dropout_rng=dropout_rng, step=step
+    )
     log_z = jax.nn.logsumexp(logits, axis=-1)
     target_logits = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
     smoothed = (
@@ -169,11 +191,10 @@ class LanguageModel(abc.ABC):
 
   def score(self, params: Params, batch: Batch) -> Array:
     """Log-likelihood of the targets, `<float32>[batch]`, in nats."""
-    logits, _ = self.apply(params, batch)
-    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
-    targets = batch['decoder_target_tokens']
+    logits, targets, weights, _ = self.predict(params, batch)
+    log_probs = jax.nn.log_softmax(logits)
     chosen = jnp.take_along_axis(log_probs, targets[..., None], -1)[..., 0]
-    return jnp.sum(chosen * batch['decoder_loss_weights'], axis=-1)
+    return jnp.sum(chosen * weights, axis=-1)
 
   def _decode(
       self,

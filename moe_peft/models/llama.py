@@ -130,7 +130,14 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(
-      self, tokens, mask, positions, prefill_lengths, deterministic, decode
+      self,
+      tokens,
+      mask,
+      positions,
+      prefill_lengths,
+      logit_positions,
+      deterministic,
+      decode,
   ):
     """Maps `<int32>[batch, length]` to `<float32>[batch, length, vocab]`."""
     cfg = self.config
@@ -149,6 +156,8 @@ class Decoder(nn.Module):
     )
     x = _norm(cfg, 'decoder_norm')(x)
     x = layers.length_dropout(cfg.dropout_rate, deterministic)(x)
+    if logit_positions is not None:
+      x = jnp.take_along_axis(x, logit_positions[..., None], axis=1)
     if cfg.logits_via_embedding:
       logits = self.token_embedder.attend(x)
     else:
@@ -198,6 +207,7 @@ class Transformer(nn.Module):
       max_decode_length: int | None = None,
       prefill: bool = False,
       prefill_lengths=None,
+      logit_positions=None,
   ):
     """Runs the decoder.
 
@@ -222,9 +232,11 @@ class Transformer(nn.Module):
       prefill: Whether to fill the cache with `prefill_lengths` tokens of each
         row of inputs.
       prefill_lengths: `<int32>[batch]`.
+      logit_positions: `<int32>[batch, n]`, where logits are wanted; None for
+        every position. A large vocabulary costs as much as many layers.
 
     Returns:
-      Logits, `<float32>[batch, length, vocab]`.
+      Logits, `<float32>[batch, length, vocab]`, or `[batch, n, vocab]`.
 
     Raises:
       ValueError: For packed inputs while decoding.
@@ -245,6 +257,7 @@ class Transformer(nn.Module):
         mask,
         decoder_positions,
         prefill_lengths if prefill else None,
+        logit_positions,
         not enable_dropout,
         decode or prefill,
     )

@@ -100,6 +100,16 @@ class Experiment:
           f'BATCH_SIZE = {self.batch_size}.'
       )
 
+    known = getattr(self.model, 'target_length', None)
+    if known is not None and (
+        self.packing or known < self.task_feature_lengths['targets']
+    ):
+      raise errors.UserError(
+          f'decoder_only.DecoderOnlyModel.target_length = {known}: rows may '
+          'hold more targets. Make it the length of the targets in '
+          'TASK_FEATURE_LENGTHS, or None with PACKING.'
+      )
+
   @property
   def eval_name(self) -> str:
     """The mixture or task that is evaluated."""

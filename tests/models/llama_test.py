@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """LLaMA: equal to transformers', causal, and the same however it is run."""
 
+import dataclasses
 import functools
 
 import jax
@@ -360,6 +361,35 @@ def test_loss_and_score_count_the_targets_only():
   )
   np.testing.assert_array_equal(
       model().prompts(batch)[1], [*ids[1, :4].tolist(), 0, 0, 0, 0]
+  )
+
+
+def test_logits_at_the_targets_alone_change_neither_loss_nor_gradient():
+  params = variables()['params']
+  ids = tokens(batch=3, length=8).at[1, 6:].set(0).at[2].set(0)
+  batch = {
+      'decoder_target_tokens': ids,
+      'decoder_input_tokens': jnp.pad(ids, ((0, 0), (1, 0)))[:, :-1],
+      # As many targets as there may be, fewer, and a row of filling.
+      'decoder_loss_weights': jnp.asarray(
+          [[0, 0, 0, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1, 0, 0], [0] * 8]
+      ),
+  }
+  full, short = model(), dataclasses.replace(model(), target_length=5)
+  def run(model, params):
+    grads, metrics = jax.grad(model.loss, has_aux=True)(params, batch)
+    return grads, metrics, model.score(params, batch)
+
+  logits = jax.eval_shape(short.predict, params, batch)[0]
+  assert logits.shape[:2] == (3, 5)
+  expected, actual = (
+      jax.jit(functools.partial(run, model))(params) for model in (full, short)
+  )
+  assert expected[1]['sum_tokens'] == 7
+  jax.tree.map(
+      functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
+      expected,
+      actual,
   )
 
 
