@@ -20,6 +20,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from moe_peft import einsum_layers
 from moe_peft import errors
 from moe_peft import losses
 from moe_peft import routing
@@ -168,9 +169,12 @@ class _Run:
       self._read_arguments(context, args, kwargs)
     if context.method_name != '__call__' or ADAPTER_SCOPE in module.path:
       return next_fun(*args, **kwargs)
-    names = axis_names(module)
+    names, einsum = axis_names(module), None
     if names is None:
-      return next_fun(*args, **kwargs)
+      einsum = einsum_layers.find(module, args)
+      if einsum is None:
+        return next_fun(*args, **kwargs)
+      names = ('unmodeled', 'unmodeled')
     path = '/'.join(module.path)
     self.seen.append(path)
     rule = next((r for r in self.rules if re.fullmatch(r.path, path)), None)
@@ -178,7 +182,11 @@ class _Run:
       outputs = next_fun(*args, **kwargs)
     else:
       self.matched.add(rule)
-      outputs = self._adapt(rule, next_fun, args, kwargs, module, names)
+      outputs = (
+          self._adapt(rule, next_fun, args, kwargs, module, names)
+          if einsum is None
+          else self._adapt_einsum(rule, next_fun(*args), module, names, einsum)
+      )
     if module.path[-1] in self._recorded:
       self._siblings[path] = (args[0], outputs)
     return outputs
@@ -209,6 +217,22 @@ class _Run:
       site = dataclasses.replace(site, num_heads=outputs.shape[-2])
     adapted = make(site=site)(flat(inputs), flat(outputs), tokens)
     return adapted.reshape(outputs.shape)
+
+  def _adapt_einsum(self, rule, outputs, module, names, layer):
+    """Runs the adapter of a layer that is an einsum."""
+    if rule.siblings or rule.site_input:
+      raise errors.UserError(
+          f'{"/".join(module.path)} is an einsum: the rule {rule.path!r} can '
+          'only change its outputs. Choose other layers for this method.'
+      )
+    site = dataclasses.replace(
+        make_site(module, names), num_heads=layer.num_heads(outputs)
+    )
+    adapter = rule.adapter_factory(name=ADAPTER_SCOPE, site=site)
+    adapted = adapter(
+        layer.flat_inputs(), layer.flat_outputs(outputs), self._tokens(site)
+    )
+    return layer.restored(adapted, outputs)
 
   def _take_siblings(self, parent, names):
     paths = ['/'.join(parent + (name,)) for name in names]
