@@ -243,7 +243,9 @@ class _Run:
     return found
 
   def _read_arguments(self, context, args, kwargs):
-    method = getattr(type(context.module), context.method_name)
+    method = getattr(type(context.module), context.method_name, None)
+    if method is None:  # Decorators may have left another name.
+      return
     signature = inspect.signature(method)
     kinds = {parameter.kind for parameter in signature.parameters.values()}
     if inspect.Parameter.VAR_POSITIONAL in kinds:

@@ -22,6 +22,9 @@ from moe_peft.models import language_model
 
 Params = Mapping[str, Any]
 Results = dict[str, dict[str, float]]
+_IndexedBatch = Tuple[list[int], dict[str, np.ndarray]]
+# Lengths of scored batches are multiples of it.
+_LENGTH_STEP = 32
 
 
 class Evaluator:
@@ -97,10 +100,10 @@ class Evaluator:
     """
     score, generate = self._functions(model)
 
-    def run(function):
+    def run(function, batches):
       def run_dataset(dataset, *unused_args):
         outputs = []
-        for indices, batch in self._batches(dataset):
+        for indices, batch in batches(dataset):
           rows = jax.device_get(function(params, batch))
           outputs.extend(zip(indices, rows[: len(indices)], strict=True))
           on_batch()
@@ -112,8 +115,8 @@ class Evaluator:
       metrics, _ = self._seqio.evaluate(
           compute_metrics=True,
           step=step,
-          score_fn=run(score),
-          predict_fn=run(generate),
+          score_fn=run(score, self._short_batches),
+          predict_fn=run(generate, self._batches),
       )
       losses = {
           task.name: self._loss(task.name, functools.partial(score, params))
@@ -129,7 +132,8 @@ class Evaluator:
   def _loss(self, task: str, score: Callable[[Any], jax.Array]) -> float:
     """Mean negative log-likelihood of the targets, nats per token."""
     total = tokens = 0.0
-    for _, batch in self._batches(self._seqio.cached_model_datasets[task]):
+    dataset = self._seqio.cached_model_datasets[task]
+    for _, batch in self._short_batches(dataset):
       total -= float(score(batch).sum())
       tokens += float(batch['decoder_loss_weights'].sum())
     return total / tokens
@@ -162,14 +166,56 @@ class Evaluator:
       )
     return self._compiled[id(model)]
 
-  def _batches(self, dataset) -> Iterator[Tuple[list[int], dict[str, Any]]]:
+  def _batches(self, dataset) -> Iterator[_IndexedBatch]:
+    """Batches of full length, in order."""
     for indices, batch in dataset.batch(self._batch_size).as_numpy_iterator():
-      fill = self._batch_size - len(indices)
-      yield [int(i) for i in indices], {
-          name: np.pad(x, [(0, fill)] + [(0, 0)] * (x.ndim - 1))
+      yield self._filled(indices, batch)
+
+  def _short_batches(self, dataset) -> Iterator[_IndexedBatch]:
+    """Batches of rows of like length, with little padding behind them."""
+    rows = sorted(dataset.as_numpy_iterator(), key=lambda row: _size(row[1]))
+    for start in range(0, len(rows), self._batch_size):
+      indices, features = zip(*rows[start : start + self._batch_size],
+                              strict=True)
+      indices, batch = self._filled(
+          indices, jax.tree.map(lambda *x: np.stack(x), *features)
+      )
+      yield indices, {
+          name: x[:, : _kept(batch, name.partition('_')[0])]
           for name, x in batch.items()
-          if x.ndim > 1
       }
+
+  def _filled(self, indices, batch) -> _IndexedBatch:
+    fill = self._batch_size - len(indices)
+    return [int(i) for i in indices], {
+        name: np.pad(x, [(0, fill)] + [(0, 0)] * (x.ndim - 1))
+        for name, x in batch.items()
+        if x.ndim > 1
+    }
+
+
+# Tokens by which a stack's length is known.
+_TOKENS = {
+    'encoder': 'encoder_input_tokens', 'decoder': 'decoder_target_tokens'
+}
+
+
+def _size(features: Mapping[str, Any]) -> int:
+  return sum(
+      np.count_nonzero(features[name])
+      for name in _TOKENS.values()
+      if name in features
+  )
+
+
+def _kept(batch: Mapping[str, Any], stack: str) -> int:
+  """Positions of a batch up to its last token, in whole steps.
+
+  Each length is a program to compile, so there are few.
+  """
+  used = np.flatnonzero(batch[_TOKENS[stack]].any(axis=0))
+  last = used[-1] + 1 if used.size else 1
+  return -(-last // _LENGTH_STEP) * _LENGTH_STEP
 
 
 def _output_types(task: seqio.Task) -> set[seqio.metrics.ModelOutputType]:

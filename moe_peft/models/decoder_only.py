@@ -76,8 +76,9 @@ class DecoderOnlyModel(language_model.LanguageModel):
       return super().predict(params, batch, **options)
     # The first positions of weight 1; behind them, if targets are fewer, some
     # of weight 0.
+    weights = batch['decoder_loss_weights'].astype(jnp.float32)
     weights, positions = jax.lax.top_k(
-        batch['decoder_loss_weights'].astype(jnp.float32), self.target_length
+        weights, min(self.target_length, weights.shape[-1])
     )
     logits, collections = self.apply(
         params, batch, logit_positions=positions, **options
