@@ -14,7 +14,6 @@ from moe_peft import evaluate
 from moe_peft import infer
 from moe_peft import report
 from moe_peft import save_base
-from moe_peft import study
 from moe_peft import train
 from moe_peft.training import metrics
 from tests.training import tiny
@@ -121,97 +120,3 @@ def test_a_folder_that_is_no_run(command, tmp_path, monkeypatch):
   extra = [str(tmp_path / 'out')] if command is save_base else []
   with pytest.raises(errors.UserError, match='is no run'):
     command.main([str(tmp_path), *extra])
-
-
-def write_tiny_study(tmp_path):
-  """A folder with one gin file that trains for two steps."""
-  (tmp_path / 'tiny').mkdir()
-  lines = [f"include '{file}'" for file in FILES] + [
-      f'{name} = {value!r}'
-      for name, value in {**tiny.SIZES, 'EVAL_EXAMPLES': 8,
-                          'TRAIN_STEPS': 2}.items()
-  ]
-  (tmp_path / 'tiny' / 'one.gin').write_text(
-      'from __gin__ import dynamic_registration\n'
-      'from moe_peft.models import t5\n' + '\n'.join(lines)
-  )
-
-
-def test_a_study_tabulates_and_does_not_repeat(tmp_path, monkeypatch, capsys):
-  write_tiny_study(tmp_path)
-  started = []
-  real = study.subprocess.run
-
-  def counted(*args, **kwargs):
-    started.append(args)
-    return real(*args, **kwargs)
-
-  monkeypatch.setattr(study.subprocess, 'run', counted)
-  command = [str(tmp_path / 'tiny'), '--out', str(tmp_path / 'out'),
-             '--seeds=0']
-  study.main(command)
-  study.main(command)
-  assert len(started) == 1
-  rows = json.loads((tmp_path / 'out' / 'results.json').read_text())
-  assert [(row['name'], row['seed'], row['split']) for row in rows] == [
-      ('one', 0, 'test')
-  ]
-  assert '| one |' in capsys.readouterr().out
-
-
-def test_study_table_shows_mean_and_sample_deviation():
-  rows = [
-      {'name': 'a', 'trainable': 10, 'seed': seed, 'base': {'t': 1.0},
-       'adapted': {'t': value}}
-      for seed, value in enumerate((2.0, 4.0))
-  ]
-  # Mean 3; sample standard deviation sqrt((1 + 1) / 1) = 1.4.
-  assert '| a | 10 | 2 | 3.0 ± 1.4 | 3.0 ± 1.4 |' in study.table(rows)
-
-
-def test_study_table_shows_cost_and_what_was_tuned():
-  row = {'trainable': 10, 'seed': 0, 'base': {'t': 1.0}, 'adapted': {'t': 2.0}}
-  rows = [
-      {**row, 'name': 'a', 'seconds_per_step': 2.0, 'peak_memory_bytes': 10},
-      {**row, 'name': 'b', 'seconds_per_step': 3.0, 'peak_memory_bytes': 5,
-       'tuned': {'ALPHA': '4'}},
-  ]
-  lines = study.table(rows, reference='a').splitlines()
-  assert lines[-2] == '| a | 10 |  | 1 | 2.0 | 2.0 | 1.00 | 1.00 |'
-  assert lines[-1] == '| b | 10 | ALPHA=4 | 1 | 2.0 | 2.0 | 1.50 | 0.50 |'
-  assert len({line.count('|') for line in lines}) == 1
-
-
-@pytest.mark.slow
-def test_a_study_tunes_on_the_validation_split(tmp_path):
-  write_tiny_study(tmp_path)
-  out = tmp_path / 'out'
-  study.main([str(tmp_path / 'tiny'), '--out', str(out), '--seeds=3',
-              '--tune=LEARNING_RATE=1e-9,3e-2', '--gin.NAME=TRAIN_STEPS=8'])
-  (trials,) = json.loads((out / 'tuning.json').read_text()).values()
-  best = max(trials, key=lambda trial: trial['validation'])
-  (row,) = json.loads((out / 'results.json').read_text())
-  assert row['tuned'] == {'LEARNING_RATE': best['LEARNING_RATE']}
-  assert (row['split'], row['seed']) == ('test', 3)
-  for trial in trials:
-    run_dir = out / 'one' / 'tuning' / f'LEARNING_RATE={trial["LEARNING_RATE"]}'
-    results = json.loads((run_dir / 'results.json').read_text())
-    assert results['split'] == 'validation'
-    assert f'LEARNING_RATE = {float(trial["LEARNING_RATE"])}' in (
-        run_dir / 'config.gin').read_text()
-
-
-@pytest.mark.parametrize(
-    ('arguments', 'message'),
-    [
-        (['configs/words', '--reference=x'], 'lora_r4'),
-        (['configs/words', '--tune=ALPHA'], '--tune=ALPHA: write it as'),
-        (['configs/words', '--tune=ALPHAS=1,2'], 'has this macro'),
-        (['nowhere'], 'nowhere'),
-        (['configs', '--only=x'], '--only=x'),
-        (['configs', '--seeds=a'], '--seeds=a'),
-    ],
-)
-def test_study_says_what_is_wrong(arguments, message):
-  with pytest.raises(errors.UserError, match=message):
-    study.main(arguments)

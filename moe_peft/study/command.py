@@ -54,6 +54,7 @@ def main(argv: Sequence[str]) -> Optional[int]:
   if args.jobs < 1:
     raise errors.UserError(f'--jobs={args.jobs}: at least one has to run.')
   args.results = args.results or args.out
+  args.seeds = args.seeds and _seeds(args.seeds)
   try:
     for folder in _folders(args.folder):
       inside = folder.name if folder != _folder(args.folder) else ''
@@ -86,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
       '(default: --out)',
   )
   parser.add_argument(
-      '--seeds', type=_seeds,
+      '--seeds',
       help='comma-separated, instead of SEEDS (default: 0,1,2)',
   )
   parser.add_argument('--split', default='test', help='default: test')

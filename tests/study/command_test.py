@@ -1,0 +1,147 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of studies: tiny runs in real processes, resumed and tabulated."""
+
+import json
+import os
+from pathlib import Path
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from moe_peft import errors
+from moe_peft import study
+from moe_peft.study import processes
+from tests.commands_test import FILES
+from tests.training import tiny
+
+
+def write_study(folder: Path, name: str = 'one', **bindings):
+  """A gin file that trains for two steps."""
+  folder.mkdir(exist_ok=True)
+  values = {**tiny.SIZES, 'EVAL_EXAMPLES': 8, 'TRAIN_STEPS': 2, **bindings}
+  lines = [f"include '{file}'" for file in FILES] + [
+      f'{key} = {value!r}' for key, value in values.items()
+  ]
+  (folder / f'{name}.gin').write_text(
+      'from __gin__ import dynamic_registration\n'
+      'from moe_peft.models import t5\n' + '\n'.join(lines)
+  )
+
+
+@pytest.fixture
+def started(monkeypatch):
+  """Folders of the runs that were started."""
+  folders = []
+  real = processes._Children.run
+
+  def counted(self, folder, arguments):
+    folders.append(folder)
+    return real(self, folder, arguments)
+
+  monkeypatch.setattr(processes._Children, 'run', counted)
+  return folders
+
+
+def test_a_study_tunes_tabulates_and_never_repeats(tmp_path, started, capsys):
+  """Two trials at once, then the best with its seed; records are enough."""
+  write_study(
+      tmp_path / 'tiny', SEEDS=(3,), TUNE={'LEARNING_RATE': (1e-9, 3e-2)},
+      TRAIN_STEPS=8,
+  )
+  out, results = tmp_path / 'out', tmp_path / 'results'
+  command = [str(tmp_path / 'tiny'), '--out', str(out), '--jobs=2',
+             '--results', str(results)]
+  study.main(command)
+  (trials,) = json.loads((results / 'tuning.json').read_text()).values()
+  trials.sort(key=lambda trial: float(trial['LEARNING_RATE']))
+  best = max(trials, key=lambda trial: trial['validation'])  # First of equals.
+  assert {trial['LEARNING_RATE'] for trial in trials} == {'1e-09', '0.03'}
+  (row,) = json.loads((results / 'results.json').read_text())
+  assert row['tuned'] == {'LEARNING_RATE': best['LEARNING_RATE']}
+  assert (row['name'], row['split'], row['seed']) == ('one', 'test', 3)
+  for trial in trials:
+    run_dir = out / 'one' / 'tuning' / f'LEARNING_RATE={trial["LEARNING_RATE"]}'
+    assert json.loads((run_dir / 'results.json').read_text())['split'] == (
+        'validation')
+    assert f'LEARNING_RATE = {float(trial["LEARNING_RATE"])}' in (
+        run_dir / 'config.gin').read_text()
+  # The trials share the scores of the base; the test split has its own.
+  assert len(list((out / 'base_results').glob('*.json'))) == 2
+  assert len(started) == 3
+  assert '| one |' in capsys.readouterr().out
+
+  shutil.rmtree(out)
+  study.main(command)
+  assert len(started) == 3
+  # A finished run whose row is lost is read, not trained.
+  study.main([*command, '--seeds=4'])
+  (results / 'results.json').unlink()
+  study.main([*command, '--seeds=4'])
+  assert len(started) == 4
+
+
+@pytest.mark.slow
+def test_a_stopped_study_goes_on(tmp_path):
+  """SIGTERM reaches the run, which saves; the second call continues it."""
+  write_study(tmp_path / 'tiny', TRAIN_STEPS=4000, CHECKPOINT_PERIOD=10000)
+  command = [
+      sys.executable, '-m', 'moe_peft.study', str(tmp_path / 'tiny'),
+      '--out', str(tmp_path / 'out'), '--seeds=0',
+  ]
+  run_dir = tmp_path / 'out' / 'one' / 'seed0'
+  with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    metrics = run_dir / 'metrics' / 'train.jsonl'
+    while not (metrics.exists() and metrics.stat().st_size):
+      assert process.poll() is None, process.stderr.read()
+      time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 143
+    assert 'run the same command to continue' in process.stderr.read()
+  saved = int(metrics.read_text().splitlines()[-1].split('"step": ')[1]
+              .split(',')[0])
+  assert 0 < saved < 4000
+  subprocess.run(
+      [*command, f'--gin.TRAIN_STEPS={saved + 1}'], check=True,
+      env={**os.environ, 'PYTHONUNBUFFERED': '1'},
+  )
+  assert f'Continuing from step {saved}' in (run_dir / 'log.txt').read_text()
+
+
+def test_a_run_that_fails_is_named_with_its_last_words(tmp_path):
+  write_study(tmp_path / 'tiny', WARMUP_STEPS=9)
+  with pytest.raises(errors.UserError, match='(?s)seed0.*WARMUP_STEPS = 9'):
+    study.main([str(tmp_path / 'tiny'), '--out', str(tmp_path / 'out')])
+
+
+def test_records_of_something_else_are_refused(tmp_path):
+  (tmp_path / 'results.json').write_text('{}')
+  with pytest.raises(errors.UserError, match='is no record of a study'):
+    study.main(['configs/words', '--out', str(tmp_path)])
+
+
+def test_a_grid_of_what_is_no_macro(tmp_path):
+  write_study(tmp_path / 'tiny', TUNE={'ALPHAS': (1.0, 2.0)})
+  with pytest.raises(errors.UserError, match='one.gin: TUNE names ALPHAS'):
+    study.main([str(tmp_path / 'tiny'), '--out', str(tmp_path / 'out')])
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['configs/words', '--reference=x'], 'lora_r4'),
+        (['configs/words', '--tune=ALPHA'], '--tune=ALPHA: write it as'),
+        (['configs/words', '--tune=ALPHAS=1,2'], 'has this macro'),
+        (['configs/words', '--jobs=0'], '--jobs=0'),
+        (['nowhere'], 'nowhere'),
+        (['configs/words', '--only=x'], '--only=x'),
+        (['configs/words', '--seeds=a'], '--seeds=a'),
+    ],
+)
+def test_study_says_what_is_wrong(arguments, message, tmp_path):
+  with pytest.raises(errors.UserError, match=message):
+    study.main([*arguments, '--out', str(tmp_path)])

@@ -1,0 +1,63 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of the table of a study."""
+
+import pytest
+
+from moe_peft.study import tables
+
+ROW = {'name': 'a', 'trainable': 10, 'seed': 0, 'held_out': [],
+       'base': {'t': 1.0}, 'adapted': {'t': 2.0}}
+
+
+def rows(name, *scores):
+  return [
+      {**ROW, 'name': name, 'seed': seed, 'adapted': {'t': score}}
+      for seed, score in enumerate(scores)
+  ]
+
+
+def test_mean_and_sample_deviation():
+  # Mean 3; sample standard deviation sqrt((1 + 1) / 1) = 1.4.
+  assert '| a | 10 | 2 | 3.0 ± 1.4 | 3.0 ± 1.4 |' in tables.table(
+      rows('a', 2.0, 4.0)
+  )
+
+
+def test_cost_and_what_was_tuned():
+  costs = lambda seconds, memory: {
+      'seconds_per_step': seconds, 'peak_memory_bytes': memory
+  }
+  text = tables.table(
+      [
+          {**ROW, **costs(2.0, 10)},
+          {**ROW, 'name': 'b', **costs(3.0, 5), 'tuned': {'ALPHA': '4'}},
+      ],
+      reference='a',
+  )
+  lines = text.splitlines()
+  assert lines[-2] == '| a | 10 |  | 1 | 2.0 | 2.0 | +0.0 | 1.00 | 1.00 |'
+  assert lines[-1] == (
+      '| b | 10 | ALPHA=4 | 1 | 2.0 | 2.0 | +0.0 | 1.50 | 0.50 |'
+  )
+  assert len({line.count('|') for line in lines}) == 1
+
+
+def test_held_out_tasks_have_a_mean_of_their_own():
+  row = {**ROW, 'held_out': ['u'], 'base': {'t': 1.0, 'u': 5.0},
+         'adapted': {'t': 2.0, 'u': 7.0}, 'constant': {'t': 0.5, 'u': 6.0}}
+  lines = tables.table([row]).splitlines()
+  assert lines[0].endswith('| t | u | mean | held-out mean |')
+  assert lines[2] == '| base | 0 |  | 1.0 | 5.0 | 1.0 | 5.0 |'
+  assert lines[3] == '| always the same answer | 0 |  | 0.5 | 6.0 | 0.5 | 6.0 |'
+  assert lines[4] == '| a | 10 | 1 | 2.0 | 7.0 | 2.0 | 7.0 |'
+
+
+def test_a_difference_is_clear_beyond_two_standard_errors():
+  # Variances 2 and 2 over two seeds each: error sqrt(2/2 + 2/2) = 1.414.
+  reference = rows('a', 1.0, 3.0)
+  delta, clear = tables.difference(rows('b', 3.9, 5.9), reference)
+  assert delta == pytest.approx(2.9) and clear
+  delta, clear = tables.difference(rows('b', 3.8, 5.8), reference)
+  assert delta == pytest.approx(2.8) and not clear
+  assert tables.difference(rows('b', 90.0), reference) == (88.0, False)
