@@ -114,8 +114,11 @@ def _prepare(packages: Path | None, **arguments) -> None:
   if packages is not None:
     from moe_peft.data import prepare_commonsense
 
-    given = {k: v for k, v in arguments.items() if k in ('out', 'tasks')}
-    prepare_commonsense.prepare(packages, **given)
+    known = {k: arguments.pop(k) for k in ('out', 'tasks') if k in arguments}
+    arguments.pop('promptsource')
+    if any(arguments[k] for k in arguments if k != 'num_shards'):
+      raise errors.UserError('--packages goes with --out and --task only.')
+    prepare_commonsense.prepare(packages, **known)
     return
   from moe_peft.data import prepare
 

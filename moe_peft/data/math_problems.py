@@ -70,7 +70,7 @@ def register(
     mixture: the mixture or task to return.
     vocabulary: of inputs and targets; ours of bytes if not given.
     data_dir: `dataset` of a clone of LLM-Adapters.
-    num_rows: rows to make; about a third stays, see `training_rows`.
+    num_rows: rows to make; 5,595 of 20,000 stay, see `training_rows`.
     seed: what the rows are made from.
     rationale: train on the steps, then the answer; else on the answer alone.
 
@@ -190,7 +190,7 @@ def training_rows(
   """Makes rows of GSM-Symbolic, without the templates of test rows.
 
   All its templates stem from problems of GSM8K's test set. One of which any
-  row is a near copy of a test row is left out whole; about 25 of 85 stay, whose
+  row is a near copy of a test row is left out whole; 24 of 85 stay, whose
   wording is another one.
 
   Args:
