@@ -156,7 +156,6 @@ def test_a_study_tabulates_and_does_not_repeat(tmp_path, monkeypatch, capsys):
   assert [(row['name'], row['seed'], row['split']) for row in rows] == [
       ('one', 0, 'test')
   ]
-  assert set(rows[0]['constant_answer']) == set(rows[0]['base'])
   assert '| one |' in capsys.readouterr().out
 
 
@@ -168,10 +167,6 @@ def test_study_table_shows_mean_and_sample_deviation():
   ]
   # Mean 3; sample standard deviation sqrt((1 + 1) / 1) = 1.4.
   assert '| a | 10 | 2 | 3.0 ± 1.4 | 3.0 ± 1.4 |' in study.table(rows)
-  # Runs from before it was measured have no such row.
-  assert 'constant' not in study.table(rows)
-  rows = [row | {'constant_answer': {'t': 1.5}} for row in rows]
-  assert '| constant answer | 0 |  | 1.5 | 1.5 |' in study.table(rows)
 
 
 def test_study_table_shows_cost_and_what_was_tuned():
