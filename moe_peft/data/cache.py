@@ -107,13 +107,7 @@ def write(
 def _write_split(task, folder: Path, split: str, rows, num_shards: int) -> int:
   """Writes the files of one split and returns the number of examples."""
   dataset = task.preprocess_precache(rows, seed=0)
-  # Text that is tokenised after the cache has no lengths yet.
-  names = [
-      name
-      for name in task.output_features
-      if name in dataset.element_spec
-      and dataset.element_spec[name].dtype.is_integer
-  ]
+  names = list(task.output_features)
   total, longest = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
   count = 0
   with contextlib.ExitStack() as stack:

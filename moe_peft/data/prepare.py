@@ -3,6 +3,7 @@
 """Turns local rows and promptsource's templates into a cache of P3 tasks."""
 
 from collections.abc import Iterator, Sequence
+import contextlib
 import dataclasses
 import functools
 import json
@@ -18,6 +19,7 @@ from moe_peft import errors
 from moe_peft.data import cache
 from moe_peft.data import p3
 from moe_peft.data import p3_catalog
+from moe_peft.data import packages
 from moe_peft.data import prompts
 from moe_peft.data import rows as rows_lib
 from moe_peft.data import source_rows
@@ -79,8 +81,9 @@ def prepare(
   """Writes the caches of tasks whose rows are found; skips finished ones.
 
   Args:
-    promptsource: unpacked promptsource.
-    data_dirs: folders with rows, see `source_rows.find`.
+    promptsource: promptsource, its sdist or unpacked.
+    data_dirs: folders with rows, see `source_rows.find`, or wheels that hold
+      some.
     out: folder of the caches, for --seqio_additional_cache_dirs.
     tasks: mixtures, or regular expressions of whole task names.
     splits: splits to write; by default train and validation, and validation
@@ -99,7 +102,26 @@ def prepare(
       row; an earlier cache that was made from something else.
   """
   p3.register(vocabulary=_vocabulary(vocabulary), suffix=suffix)
-  jobs, absent = _jobs(promptsource, data_dirs, tasks, splits)
+  with contextlib.ExitStack() as stack:
+    templates = stack.enter_context(packages.unpacked(promptsource))
+    folders = [
+        stack.enter_context(packages.unpacked(path, '/hf_datasets/'))
+        for path in data_dirs
+    ]
+    jobs, absent = _jobs(templates, folders, tasks, splits)
+    return _run(jobs, absent, data_dirs, out, suffix, max_rows, num_shards)
+
+
+def _run(
+    jobs: Sequence[Job],
+    absent: Sequence[str],
+    data_dirs: Sequence[Path],
+    out: Path,
+    suffix: str,
+    max_rows: int | None,
+    num_shards: int,
+) -> dict[str, dict]:
+  """Writes the caches and the notes, and prints a summary."""
   if not jobs:
     raise errors.UserError(
         f'No rows for any of the {len(absent)} data sets were found in '

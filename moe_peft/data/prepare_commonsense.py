@@ -61,7 +61,6 @@ def prepare(
   }
   for package in found.values():
     package.check()
-  commonsense.register()
   out.mkdir(parents=True, exist_ok=True)
   console = rich.console.Console(stderr=True, highlight=False)
   # Read and indexed only if some task is not finished.
@@ -154,7 +153,7 @@ def _prepare(name: str, found: Found, index, out: Path) -> dict[str, Any]:
     )
   splits, left_out = _splits(dataset, found, index)
   return cache.write(
-      seqio.TaskRegistry.get(name),
+      _text_task(name),
       folder,
       {split: functools.partial(iter, rows) for split, rows in splits.items()},
       recipe,
@@ -167,6 +166,16 @@ def _prepare(name: str, found: Found, index, out: Path) -> dict[str, Any]:
           'official_splits': dataset.official,
           'left_out': left_out,
       },
+  )
+
+
+def _text_task(name: str) -> seqio.Task:
+  """The task up to its cache, where it has no vocabulary yet."""
+  return seqio.Task(
+      name,
+      source=commonsense.source(commonsense.DATASETS[name]),
+      preprocessors=[seqio.CacheDatasetPlaceholder(required=True)],
+      output_features={},
   )
 
 

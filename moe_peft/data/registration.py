@@ -112,6 +112,7 @@ def add_task(
     splits: Sequence[str],
     metric_fns: Sequence[Callable[..., Mapping[str, float]]],
     has_choices: bool,
+    inputs_eos: bool = True,
 ) -> seqio.Task:
   """Registers a SeqIO task with features `inputs` and `targets`.
 
@@ -120,8 +121,12 @@ def add_task(
     splits: names of the splits that `record.rows_fn` returns.
     metric_fns: SeqIO metric functions.
     has_choices: rank classification: all rows have answer choices.
+    inputs_eos: inputs end with the end of a sequence too.
   """
-  feature = seqio.Feature(vocabulary=record.vocabulary, add_eos=True)
+  features = {
+      'inputs': seqio.Feature(record.vocabulary, add_eos=inputs_eos),
+      'targets': seqio.Feature(record.vocabulary, add_eos=True),
+  }
   steps = [seqio.preprocessors.tokenize]
   if has_choices:
     steps.insert(0, preprocessors.rank_classification)
@@ -140,7 +145,7 @@ def add_task(
           functools.partial(_dataset, record=record), splits=tuple(splits)
       ),
       preprocessors=[*steps, seqio.preprocessors.append_eos_after_trim],
-      output_features={'inputs': feature, 'targets': feature},
+      output_features=features,
       metric_fns=list(metric_fns),
       postprocess_fn=metrics.rank_target if has_choices else None,
   )

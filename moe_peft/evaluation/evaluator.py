@@ -18,6 +18,7 @@ import seqio
 from moe_peft import partitioning
 from moe_peft import trainable
 from moe_peft.data import catalog
+from moe_peft.evaluation import constant_answer
 from moe_peft.models import language_model
 
 Params = Mapping[str, Any]
@@ -69,6 +70,17 @@ class Evaluator:
     return {
         task.name: self._seqio.cached_model_datasets[task.name]
         .cardinality().numpy().item()
+        for task in self._seqio.eval_tasks
+    }
+
+  @functools.cached_property
+  def constant_answer(self) -> Results:
+    """Results of always giving the same answer to these examples."""
+    datasets = self._seqio.cached_task_datasets
+    return {
+        task.name: constant_answer.measure(
+            task, datasets[task.name].as_numpy_iterator()
+        )
         for task in self._seqio.eval_tasks
     }
 
@@ -229,15 +241,15 @@ def _value(metric: Any) -> Any:
 def write_results(
     path: Path,
     split: str,
-    num_examples: Mapping[str, int],
+    evaluator: Evaluator,
     base: Results,
     adapted: Results,
     primary_metric: Mapping[str, str],
 ) -> None:
-  """Writes `results.json`: every metric before and after."""
+  """Writes `results.json`: every metric before and after, and of no model."""
   results = {
       'split': split,
-      'num_examples': dict(num_examples),
+      'num_examples': evaluator.num_examples,
       'tasks': {
           task: {
               name: {'base': base[task][name], 'adapted': value}
@@ -246,5 +258,6 @@ def write_results(
           for task, values in adapted.items()
       },
       'primary_metric': dict(primary_metric),
+      'constant_answer': evaluator.constant_answer,
   }
   path.write_text(json.dumps(results, indent=2) + '\n', encoding='utf-8')

@@ -92,6 +92,52 @@ def _f1(target: str, prediction: str) -> float:
   return 2.0 * common.total() / (len(wanted) + len(found))
 
 
+def last_number(text: str) -> float | None:
+  """The last number of a text, commas between thousands aside, or None."""
+  found = re.findall(r'-?\d[\d,]*(?:\.\d+)?', text)
+  return float(found[-1].replace(',', '')) if found else None
+
+
+def last_option(text: str) -> str | None:
+  """The last letter A to E that stands alone, or None: `(C)`, `is C.`."""
+  found = re.findall(r'\b[A-E]\b', text)
+  return found[-1] if found else None
+
+
+def numeric_accuracy(
+    targets: Sequence[Target], predictions: Sequence[str]
+) -> dict[str, float]:
+  """Percentage of predictions whose last number is that of a target.
+
+  Numbers are equal within 0.001, as in arXiv 2304.01933. A prediction without
+  a number is wrong.
+  """
+  _check_lengths(targets, predictions)
+
+  def is_right(target, prediction):
+    number = last_number(prediction)
+    return number is not None and any(
+        abs(number - last_number(reference)) <= 1e-3
+        for reference in _references(target)
+    )
+
+  hits = list(map(is_right, targets, predictions))
+  return {'numeric_accuracy': 100.0 * float(np.mean(hits))}
+
+
+def option_accuracy(
+    targets: Sequence[Target], predictions: Sequence[str]
+) -> dict[str, float]:
+  """Percentage of predictions whose last option, A to E, is that of a target.
+  """
+  _check_lengths(targets, predictions)
+  hits = [
+      last_option(prediction) in map(last_option, _references(target))
+      for target, prediction in zip(targets, predictions, strict=True)
+  ]
+  return {'option_accuracy': 100.0 * float(np.mean(hits))}
+
+
 def token_f1(
     targets: Sequence[Target], predictions: Sequence[str]
 ) -> dict[str, float]:
@@ -224,6 +270,8 @@ def rank_accuracy_per_token(
 _GENERATION: dict[str, tuple[Callable[..., dict[str, float]], str]] = {
     'exact_match': (exact_match, 'exact_match'),
     'accuracy': (accuracy, 'accuracy'),
+    'numeric_accuracy': (numeric_accuracy, 'numeric_accuracy'),
+    'option_accuracy': (option_accuracy, 'option_accuracy'),
     'token_f1': (token_f1, 'token_f1'),
     'rouge': (rouge, 'rougeL'),
     'bleu': (bleu, 'bleu'),

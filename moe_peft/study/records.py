@@ -96,6 +96,10 @@ def read_run(run_dir: Path) -> Row:
   )
   metric = results['primary_metric']
   value = lambda task, column: results['tasks'][task][metric[task]][column]
+  constant = {
+      task: values[metric[task]]
+      for task, values in results.get('constant_answer', {}).items()
+  }
   return {
       'trainable': run['num_params_trainable'],
       'total': run['num_params_total'],
@@ -105,6 +109,7 @@ def read_run(run_dir: Path) -> Row:
       'peak_memory_bytes': run['peak_memory_bytes'],
       'split': results['split'],
       'held_out': run['held_out_tasks'],
+      **({'constant': constant} if constant else {}),  # Not of older runs.
       'base': {task: value(task, 'base') for task in metric},
       'adapted': {task: value(task, 'adapted') for task in metric},
   }

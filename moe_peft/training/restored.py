@@ -44,12 +44,16 @@ def evaluate_run(split: str) -> None:
   evaluator_lib.write_results(
       experiment.run_dir / f'results_{split}.json',
       split,
-      evaluator.num_examples,
+      evaluator,
       results['base'],
       results['adapted'],
       primary,
   )
-  rich.console.Console().print(run.results_table(**results, primary=primary))
+  rich.console.Console().print(
+      run.results_table(
+          **results, primary=primary, constant=evaluator.constant_answer
+      )
+  )
 
 
 def infer(lines: Sequence[str], **decoding_options: Any) -> Iterator[str]:

