@@ -6,6 +6,7 @@ from typing import Any, Mapping, Optional
 
 from absl import logging
 import jax
+import jax.numpy as jnp
 from t5x import utils
 
 from moe_peft import budget
@@ -34,7 +35,8 @@ class AdapterStateInitializer(utils.TrainStateInitializer):
       init_fn: Method `get_initial_variables` of a T5X model.
       input_shapes: Shapes of the model's features.
       partitioner: T5X partitioner.
-      input_types: Types of the model's features.
+      input_types: Types of the model's features; by default token ids. T5X
+        says float32 then, which its own networks cast and others refuse.
       param_budget: Most parameters to train, see budget.py, or None.
       budget_macro: Macro whose value the budget decides.
       trainable_regex: Which parameters train.
@@ -42,6 +44,7 @@ class AdapterStateInitializer(utils.TrainStateInitializer):
     Raises:
       errors.UserError: If no size keeps to the budget.
     """
+    input_types = input_types or {name: jnp.int32 for name in input_shapes}
     if param_budget is not None:
       choice = budget.apply(
           param_budget,
