@@ -106,7 +106,7 @@ def check_params(
     errors.UserError: If one cannot be split.
   """
   for path, x in shapes.items():
-    for size, axes in zip(x.shape, specs[path] or ()):
+    for size, axes in zip(x.shape, specs[path] or (), strict=False):
       names = (axes,) if isinstance(axes, str) else axes or ()
       parts = math.prod(mesh.shape[name] for name in names)
       if size % parts:
