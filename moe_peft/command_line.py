@@ -138,11 +138,7 @@ def load_gin(
       )
     with _gin_errors(f'--gin.{binding}: '):
       gin.parse_config(f'{name} = {_quoted(value)}')
-  _check_references()
-  missing = macros(required=True)
-  if missing:
-    flags = ' '.join(f'--gin.{name}=...' for name in missing)
-    raise errors.UserError(f'Values are missing; add {flags}')
+  check_macros()
   with _gin_errors():
     gin.finalize()
 
@@ -182,8 +178,13 @@ def load_run(args: argparse.Namespace) -> None:
   )
 
 
-def _check_references() -> None:
-  """Raises errors.UserError for a macro that is used and never set."""
+def check_macros() -> None:
+  """Checks that no macro of the parsed configuration lacks its value.
+
+  Raises:
+    errors.UserError: For a macro that is used and never set, and for macros
+      that must be given and were not.
+  """
   import gin
 
   known = macros()
@@ -195,6 +196,10 @@ def _check_references() -> None:
           'Include the gin file that provides it, or add '
           f'--gin.{name}=...'
       )
+  missing = macros(required=True)
+  if missing:
+    flags = ' '.join(f'--gin.{name}=...' for name in missing)
+    raise errors.UserError(f'Values are missing; add {flags}')
 
 
 @contextlib.contextmanager

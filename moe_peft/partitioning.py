@@ -80,13 +80,42 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def check_batch_size(batch_size: int, mesh: Mesh, binding: str) -> None:
   """Raises errors.UserError if the mesh cannot split the batch evenly."""
-  shards = mesh.shape['data'] * mesh.shape['expert']
+  # Meshes of T5X need not have an axis `expert`.
+  shards = mesh.shape['data'] * mesh.shape.get('expert', 1)
   if batch_size % shards:
     raise errors.UserError(
         f'{binding} = {batch_size} is not a multiple of {shards}, the number '
         f'of batch shards of the mesh {dict(mesh.shape)}; use '
         f'{math.ceil(batch_size / shards) * shards}.'
     )
+
+
+def check_params(
+    shapes: Mapping[str, Any],
+    specs: Mapping[str, Optional[PartitionSpec]],
+    mesh: Mesh,
+) -> None:
+  """Checks that the mesh splits all parameters evenly.
+
+  Args:
+    shapes: Parameters by path, arrays or their shapes.
+    specs: How each is split; None is not at all.
+    mesh: The mesh.
+
+  Raises:
+    errors.UserError: If one cannot be split.
+  """
+  for path, x in shapes.items():
+    for size, axes in zip(x.shape, specs[path] or (), strict=False):
+      names = (axes,) if isinstance(axes, str) else axes or ()
+      parts = math.prod(mesh.shape[name] for name in names)
+      if size % parts:
+        raise errors.UserError(
+            ' * '.join(f'NUM_{name.upper()}_PARTITIONS' for name in names)
+            + f' = {parts} does not divide the {size} of {path} '
+            f'{list(x.shape)}, which lie along the mesh axis '
+            f'{" and ".join(names)}; choose a divisor of {size}.'
+        )
 
 
 def param_shardings(

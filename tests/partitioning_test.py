@@ -33,6 +33,15 @@ def test_a_batch_that_cannot_be_split_names_one_that_can():
     partitioning.check_batch_size(12, mesh, 'BATCH_SIZE')
 
 
+def test_a_parameter_that_cannot_be_split_is_named(tmp_path):
+  experiment = tiny.experiment(
+      tmp_path, **{'NUM_MODEL_PARTITIONS': 8, 't5.T5Config.mlp_dim': 36}
+  )
+  words = 'NUM_MODEL_PARTITIONS = 8 does not divide the 36 of .*mlp/wi'
+  with pytest.raises(errors.UserError, match=words):
+    experiment_lib.prepare(experiment)
+
+
 def test_a_batch_lies_on_all_devices():
   mesh = partitioning.make_mesh(2, 1)
   batch = jax.device_put(

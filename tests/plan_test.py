@@ -97,3 +97,26 @@ def test_a_run_of_t5x(capsys):
   # Adafactor without factors: one second moment of each, and T5X's scalars.
   ratio = made['bytes']['optimizer'] / made['bytes']['trainable']
   assert 1 <= ratio < 1.001
+
+
+@pytest.mark.t5x
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec('t5x') is None, reason='t5x is not installed'
+)
+def test_a_budget_of_t5x(capsys):
+  made = make(
+      ['--t5x', '--gin_file=configs/t0/large_lora_r8.gin',
+       '--gin.NAME=PARAM_BUDGET=0.01'],
+      capsys,
+  )
+  counts = made['parameters']
+  # The next rank is too large: all parameters of LoRA are of some rank.
+  assert counts['trainable'] <= 0.01 * counts['frozen']
+  rank_1 = make(
+      ['--t5x', '--gin_file=configs/t0/large_lora_r8.gin',
+       '--gin.NAME=RANK=1'],
+      capsys,
+  )['parameters']['trainable']
+  assert counts['trainable'] + rank_1 > 0.01 * counts['frozen']
+  assert counts['trainable'] % rank_1 == 0

@@ -14,8 +14,9 @@ In a gin file:
       validation = 'data/validation.jsonl'
 
 Each line of a file is an object like {"inputs": "...", "targets": "..."}. The
-files are read into memory and checked when the task is registered. For data
-that does not fit there, register a SeqIO task of your own.
+files are read into memory and checked when the task is registered. Data that
+does not fit there is better a TFDS data set (tfds_tasks.py) or a SeqIO task of
+your own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -87,10 +88,12 @@ def register_task(
   settings = {k: v for k, v in locals().items() if k != 'vocabulary'}
   vocabulary = vocabulary or vocabularies.byte_vocabulary()
   settings['vocabulary'] = vocabulary
-  if _is_registered(name, settings):
+  if is_registered(name, settings):
     return name
   has_choices = bool(choices) or choices_key is not None
-  metric_fns, primary = _metrics(metrics, has_choices, length_normalized, name)
+  metric_fns, primary = metric_functions(
+      metrics, has_choices, length_normalized, name
+  )
   keys = local_files.Keys(
       inputs=inputs_key,
       targets=targets_key,
@@ -124,7 +127,7 @@ def register_task(
       metric_fns=metric_fns,
       has_choices=has_choices,
   )
-  _registered[name] = settings
+  remember(name, settings)
   return name
 
 
@@ -146,7 +149,7 @@ def register_mixture(
     errors.UserError: unknown task, or rates that do not fit.
   """
   settings = {'tasks': list(tasks), 'rates': rates and list(rates)}
-  if _is_registered(name, settings):
+  if is_registered(name, settings):
     return name
   if not tasks:
     raise errors.UserError(f'register_mixture {name!r}: give some tasks.')
@@ -160,7 +163,7 @@ def register_mixture(
         f'all above 0; got {list(rates)}.'
     )
   seqio.MixtureRegistry.add(name, list(zip(tasks, rates, strict=True)))
-  _registered[name] = settings
+  remember(name, settings)
   return name
 
 
@@ -175,7 +178,12 @@ def _num_train_rows(task: str, mixture: str) -> int:
   return min(count, _RATE_LIMIT)
 
 
-def _is_registered(name: str, settings: Mapping[str, Any]) -> bool:
+def remember(name: str, settings: Mapping[str, Any]) -> None:
+  """Notes what a name was registered with, for `is_registered`."""
+  _registered[name] = settings
+
+
+def is_registered(name: str, settings: Mapping[str, Any]) -> bool:
   """True if just this was registered before.
 
   Raises:
@@ -197,8 +205,14 @@ def _is_registered(name: str, settings: Mapping[str, Any]) -> bool:
   return False
 
 
-def _metrics(names, has_choices: bool, length_normalized: bool, task: str):
-  """Returns the metric functions and the name of the primary value."""
+def metric_functions(
+    names: Sequence[str], has_choices: bool, length_normalized: bool, task: str
+):
+  """Returns the metric functions and the name of the primary value.
+
+  Raises:
+    errors.UserError: unknown metrics, or metrics for choices.
+  """
   if has_choices:
     if names:
       raise errors.UserError(

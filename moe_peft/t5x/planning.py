@@ -7,11 +7,18 @@ import sys
 from typing import Any, Sequence
 
 import gin
+import jax
 import jax.numpy as jnp
 
+from moe_peft import budget
 from moe_peft import command_line
 from moe_peft import errors
 from moe_peft.analysis import planning
+
+# Features whose shapes T5X's models ask for.
+_FEATURES = (
+    'encoder_input_tokens', 'decoder_input_tokens', 'decoder_target_tokens'
+)
 
 
 def subject(
@@ -38,6 +45,7 @@ def subject(
         search_paths,
     )
     model = gin.query_parameter('%MODEL').scoped_configurable_fn()
+    _apply_budget(model)
   finally:
     sys.modules['__main__'] = main
 
@@ -54,6 +62,23 @@ def subject(
       init_optimizer,
       jnp.dtype(_macro('BASE_DTYPE', 'float32')),
       (_macro('NUM_EXPERT_PARTITIONS', 1), _macro('NUM_MODEL_PARTITIONS', 1)),
+  )
+
+
+def _apply_budget(model: Any) -> None:
+  """Chooses the size that keeps to PARAM_BUDGET, as the run does."""
+  param_budget = _macro('PARAM_BUDGET')
+  if param_budget is None:
+    return
+  shapes = {name: (1, 1) for name in _FEATURES}
+  types = {name: jnp.int32 for name in _FEATURES}
+  budget.apply(
+      param_budget,
+      lambda: model.get_initial_variables(
+          jax.random.key(0), shapes, types
+      )['params'],
+      _macro('TRAINABLE_REGEX'),
+      _macro('BUDGET_MACRO'),
   )
 
 

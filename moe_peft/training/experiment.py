@@ -169,7 +169,7 @@ def prepare(experiment: Experiment) -> Setup:
 
   Raises:
     errors.UserError: For a rule that matches nothing, a base of another
-      shape, a batch that the mesh cannot split.
+      shape, a batch or a parameter that the mesh cannot split.
   """
   mesh = partitioning.make_mesh(
       experiment.num_expert_partitions, experiment.num_model_partitions
@@ -187,6 +187,9 @@ def prepare(experiment: Experiment) -> Setup:
     abstract = jax.eval_shape(init, rng)
     shapes = trainable.flatten(abstract['params'])
     shardings = partitioning.param_shardings(abstract['params_axes'], mesh)
+    partitioning.check_params(
+        shapes, {k: shardings[k].spec for k in shapes}, mesh
+    )
     trained, _ = trainable.split(shapes, experiment.trainable_regex)
     path = experiment.initial_checkpoint_path
     base = {}

@@ -155,7 +155,8 @@ def test_scan_equals_the_unrolled_model():
     if 'relpos_bias' in path:
       # The unrolled layout has one bias for a stack; the scan one per layer.
       expected, got = expected[:, 0], got.sum(1)
-    np.testing.assert_allclose(got, expected, atol=2e-5, err_msg=path)
+    atol = 1e-5 if 'router' in path else 2e-5
+    np.testing.assert_allclose(got, expected, atol=atol, err_msg=path)
   for stack in ('encoder', 'decoder'):
     kernel = grads[f'{stack}/{stack}/mlp/wo/adapter/router/kernel']
     assert kernel.shape == (20, 2, NUM_EXPERTS)

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What cannot work under `t5x.train` is said at once, with the remedy."""
 
+import re
+
 import pytest
 
 from moe_peft import errors
@@ -29,6 +31,24 @@ pytestmark = [pytest.mark.t5x, pytest.mark.slow]
             'Unknown task or mixture .past_tens.*Nearest names: past_tense',
         ),
         ({'SITES': '.*/atention/.*'}, '', 'no layer'),
+        # On eight devices.
+        (
+            {'NUM_MODEL_PARTITIONS': 3},
+            '',
+            'NUM_MODEL_PARTITIONS = 3 does not divide the 8 devices',
+        ),
+        (
+            {'NUM_MODEL_PARTITIONS': 8},
+            'network.T5Config.mlp_dim = 12',
+            'NUM_MODEL_PARTITIONS = 8 does not divide the 12 of .*mlp/wi_0',
+        ),
+        (
+            {'NUM_EXPERT_PARTITIONS': 4},
+            "include 'gin/runs/t5x_expert_partitions.gin'",
+            'NUM_EXPERT_PARTITIONS = 4 does not divide the 3 of .*lora_a',
+        ),
+        ({'BATCH_SIZE': 12}, '', 'BATCH_SIZE = 12 .* use 16'),
+        ({'PARAM_BUDGET': 10}, '', 'PARAM_BUDGET allows 10 .* RANK = 1'),
     ],
 )
 def test_one_message_before_any_step(tmp_path, macros, sizes, words):
@@ -48,3 +68,48 @@ def test_one_message_before_any_step(tmp_path, macros, sizes, words):
   with pytest.raises(errors.UserError, match=words):
     training.train(config, tmp_path / 'run', **macros)
   assert not list((tmp_path / 'run').glob('checkpoint_*'))
+
+
+LEAF = """
+from __gin__ import dynamic_registration
+
+include 'gin/models/t5x_tiny_t5.gin'
+include 'gin/models/t5x_examples_t5.gin'
+include 'gin/methods/molora.gin'
+include 'gin/runs/t5x_finetune.gin'
+"""
+REQUIRED = {
+    'MODEL_DIR',
+    'MIXTURE_OR_TASK_NAME',
+    'TASK_FEATURE_LENGTHS',
+    'TRAIN_STEPS',
+    'INITIAL_CHECKPOINT_PATH',
+}
+
+
+def test_missing_macros_are_one_message(tmp_path):
+  """From T5X's own parsing of gin, before it makes anything."""
+  file = tmp_path / 'leaf.gin'
+  file.write_text(LEAF)
+  with pytest.raises(errors.UserError, match='Values are missing') as info:
+    with training.parsed('train', [file]):
+      pass
+  flags = re.findall(r'--gin\.(\w+)=', str(info.value))
+  assert set(flags) == REQUIRED and len(flags) == len(REQUIRED)
+
+
+@pytest.mark.parametrize(
+    ('line', 'macro'),
+    [
+        ("include 'gin/methods/molora.gin'", 'LOSS_FACTORS|ADAPTER_RULES'),
+        ("include 'gin/models/t5x_examples_t5.gin'", 'MODEL'),
+    ],
+)
+def test_the_macro_of_a_file_that_was_left_out_is_named(tmp_path, line, macro):
+  file = tmp_path / 'leaf.gin'
+  file.write_text(LEAF.replace(line, ''))
+  values = {name: 'x' for name in REQUIRED}
+  words = f'The macro ({macro}) is used but never set'
+  with pytest.raises(errors.UserError, match=words):
+    with training.parsed('train', [file], **values):
+      pass

@@ -38,6 +38,15 @@ network.TransformerConfig:
   head_dim = 4
   mlp_dim = 16
 """
+_LLAMA = """
+llama.LlamaConfig:
+  emb_dim = 8
+  num_heads = 8
+  num_kv_heads = 4
+  num_layers = 2
+  head_dim = 4
+  mlp_dim = 16
+"""
 _FLAXFORMER = """
 VOCABULARY = @seqio.ByteVocabulary()
 seqio.ByteVocabulary.extra_ids = 125
@@ -108,8 +117,14 @@ NETWORKS = {
     'examples.decoder_only': Network(
         imports='import seqio\nfrom t5x.examples.decoder_only import network',
         sizes='t5x/examples/decoder_only/models/base.gin',
-        adapted='gin/models/t5x_decoder_only.gin',
+        adapted='gin/models/t5x_examples_decoder_only.gin',
         tiny=_DECODER_ONLY,
+    ),
+    'llama': Network(
+        imports='from moe_peft.models import llama',
+        sizes='gin/models/tiny_llama.gin',
+        adapted='gin/models/t5x_decoder_only.gin',
+        tiny=_LLAMA,
     ),
     'flaxformer': Network(
         imports='import seqio',

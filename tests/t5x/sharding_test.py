@@ -4,10 +4,12 @@
 
 import re
 
+import gin
 import numpy as np
 import pytest
 
 from tests.t5x import processes
+from tests.t5x import training
 
 pytest.importorskip('t5x')
 pytestmark = [pytest.mark.t5x, pytest.mark.slow]
@@ -51,7 +53,20 @@ def test_the_losses_are_those_of_one_device(
   losses = processes.losses(tmp_path / 'run')
   np.testing.assert_allclose(losses, expected, rtol=1e-5)
   assert len(set(losses)) == STEPS
-  # Not the same by being replicated.
+  # Not the same by being replicated: the mesh of these gin files, and how a
+  # parameter lies on it.
+  with training.parsed(
+      'train',
+      [tmp_path / 'run.gin'],
+      MODEL_DIR='no',
+      INITIAL_CHECKPOINT_PATH=base,
+      TRAIN_STEPS=STEPS,
+      NUM_MODEL_PARTITIONS=model,
+      **macros,
+  ) as train:
+    mesh = gin.get_bindings(train)['partitioner'].mesh
+  data = 8 // (model * experts)
+  assert mesh.shape == {'data': data, 'expert': experts, 'model': model}
   info = (tmp_path / 'run' / 'model-info.txt').read_text()
   lora_a = re.search(r'attention/query/adapter/lora_a .*', info)[0]
   assert ("'expert'" in lora_a) == (experts > 1)

@@ -1,0 +1,120 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A prepared TFDS data set as a task, read as it is needed.
+
+In a gin file:
+
+    from __gin__ import dynamic_registration
+    from moe_peft.data import tfds_tasks
+
+    MIXTURE_OR_TASK_NAME = @tfds_tasks.register_task()
+    tfds_tasks.register_task:
+      name = 'my_task'
+      tfds_name = 'my_set/my_config:1.0.0'
+      data_dir = '/data/tfds'
+"""
+
+from collections.abc import Mapping, Sequence
+import difflib
+
+import seqio
+import tensorflow_datasets as tfds
+
+from moe_peft import errors
+from moe_peft.data import local
+from moe_peft.data import vocabularies
+
+
+def register_task(
+    name: str,
+    tfds_name: str,
+    data_dir: str | None = None,
+    splits: Mapping[str, str] | None = None,
+    inputs_key: str = 'inputs',
+    targets_key: str = 'targets',
+    vocabulary: seqio.Vocabulary | None = None,
+    metrics: Sequence[str] = (),
+) -> str:
+  """Registers a TFDS data set as a SeqIO task; returns its name.
+
+  Calling it again with the same arguments changes nothing. The data set must
+  have been prepared: nothing is downloaded, and the code that made it is not
+  needed.
+
+  Args:
+    name: name of the task; letters, digits, `_`, `.` and `:`.
+    tfds_name: name of the data set, `set:version` or `set/config:version`.
+    data_dir: folder of prepared data sets; TFDS's own if not given.
+    splits: split of the task -> split of the data set, or a slice of it as
+      'train[:90%]'; all of the data set by its own names if not given.
+    inputs_key: text feature of the inputs.
+    targets_key: text feature of the targets.
+    vocabulary: of inputs and targets; ours of bytes if not given.
+    metrics: as in `local.register_task`.
+
+  Raises:
+    errors.UserError: bad arguments; a data set that was not prepared, or has no
+      such split or text feature.
+  """
+  vocabulary = vocabulary or vocabularies.byte_vocabulary()
+  settings = dict(locals())
+  if local.is_registered(name, settings):
+    return name
+  metric_fns, _ = local.metric_functions(metrics, False, False, name)
+  _check(name, tfds_name, data_dir, splits, (inputs_key, targets_key))
+  feature = seqio.Feature(vocabulary=vocabulary, add_eos=True)
+  seqio.TaskRegistry.add(
+      name,
+      source=seqio.TfdsDataSource(
+          tfds_name=tfds_name,
+          tfds_data_dir=data_dir,
+          splits=splits and dict(splits),
+          read_only=True,
+      ),
+      preprocessors=[
+          seqio.map_over_dataset(
+              lambda row: {'inputs': row[inputs_key],
+                           'targets': row[targets_key]}
+          ),
+          seqio.preprocessors.tokenize,
+          seqio.preprocessors.append_eos_after_trim,
+      ],
+      output_features={'inputs': feature, 'targets': feature},
+      metric_fns=metric_fns,
+  )
+  local.remember(name, settings)
+  return name
+
+
+def _check(name, tfds_name, data_dir, splits, keys) -> None:
+  """Raises errors.UserError for what TFDS would only say while reading."""
+  where = f'register_task {name!r}: the TFDS data set {tfds_name!r}'
+  try:
+    info = tfds.builder(tfds_name, data_dir=data_dir, try_gcs=False).info
+  except (tfds.core.DatasetNotFoundError, AssertionError, ValueError) as error:
+    raise errors.UserError(
+        f'{where} is not in {data_dir or tfds.core.constants.DATA_DIR}: '
+        f'{str(error).splitlines()[0]} Prepare it there, with `tfds build` or '
+        'download_and_prepare(), or name another folder with data_dir.'
+    ) from error
+  if not info.splits:
+    raise errors.UserError(
+        f'{where} was not prepared in {info.data_dir}: it has no splits there.'
+    )
+  for split in (splits or {}).values():
+    if split.partition('[')[0] not in info.splits:
+      raise errors.UserError(
+          f'{where} has no split {split!r}; it has {sorted(info.splits)}.'
+      )
+  texts = [
+      key for key, feature in info.features.items()
+      if isinstance(feature, tfds.features.Text)
+  ]
+  for key in keys:
+    if key not in texts:
+      near = difflib.get_close_matches(key, texts, n=1)
+      hint = f' Did you mean {near[0]!r}?' if near else ''
+      raise errors.UserError(
+          f'{where} has no text {key!r}; its texts are {texts}.{hint} Set '
+          'inputs_key and targets_key.'
+      )
