@@ -175,7 +175,8 @@ def lay_out(
       'BATCH_SIZE / NUM_MICROBATCHES',
   )
   with partitioning.use_mesh(mesh):
-    variables = jax.eval_shape(experiment.init, jax.random.key(0))
+    # The key is part of what is traced: nothing may run on absent devices.
+    variables = jax.eval_shape(lambda: experiment.init(jax.random.key(0)))
     shardings = partitioning.param_shardings(variables['params_axes'], mesh)
   shapes = trainable.flatten(variables['params'])
   trained, frozen = trainable.split(shapes, experiment.trainable_regex)
