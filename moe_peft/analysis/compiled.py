@@ -9,6 +9,7 @@ counted in its program; times are what the published peaks of the chips allow.
 import collections
 import dataclasses
 import functools
+import itertools
 import math
 import time
 from typing import Any, Callable, Optional, Sequence
@@ -295,10 +296,10 @@ def _kernel_sized(
 
   Such a one moves weights where only tokens should move. Axes of size one are
   left out, layers of a scanned stack are also looked at one by one, and heads
-  may be joined.
+  may be joined. Arrays of adapters are small, whatever their shape.
   """
   moved = collections.Counter()
-  for x in collectives:
+  for x in itertools.filterfalse(_is_adapter, collectives):
     moved[_shape_key(x.shape)] += x.times
   found = {}
   for path, x in setup.frozen.items():
