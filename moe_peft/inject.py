@@ -148,6 +148,7 @@ class _Run:
     self.arguments: dict[str, Any] = {}
     self.matched: set[AdapterRule] = set()
     self.seen: list[str] = []
+    self._last: Tuple[Any, Any, Any] = (None, None, None)
     self._siblings: dict[str, Tuple[jax.Array, jax.Array]] = {}
     self._recorded = {name for r in self.rules for name in r.siblings}
 
@@ -156,6 +157,7 @@ class _Run:
     # already compiled function would silently do nothing.
     with nn.intercept_methods(self._intercept):
       result = method(*args, **kwargs)
+    self._last = (None, None, None)  # No tracer outlives the run.
     if self.adapted.is_initializing():
       _check_rules(self.rules, self.matched, self.seen)
       _number_scanned_layers(self.adapted.scope)
@@ -212,10 +214,11 @@ class _Run:
       site = dataclasses.replace(site, kernel_axis_names=(names[0], names[0]))
       inputs = make(site=site)(flat(inputs), flat(inputs), tokens)
       return next_fun(inputs.reshape(args[0].shape), *args[1:], **kwargs)
+    read = self._apart(inputs, module.path[:-1])
     outputs = next_fun(*args, **kwargs)
     if outputs.ndim == len(tokens_shape) + 2:
       site = dataclasses.replace(site, num_heads=outputs.shape[-2])
-    adapted = make(site=site)(flat(inputs), flat(outputs), tokens)
+    adapted = make(site=site)(flat(read), flat(outputs), tokens)
     return adapted.reshape(outputs.shape)
 
   def _adapt_einsum(self, rule, outputs, module, names, layer):
@@ -233,6 +236,25 @@ class _Run:
         layer.flat_inputs(), layer.flat_outputs(outputs), self._tokens(site)
     )
     return layer.restored(adapted, outputs)
+
+  def _apart(self, inputs: jax.Array, parent: Tuple[str, ...]) -> jax.Array:
+    """The inputs as adapters read them: a copy, which XLA takes out again.
+
+    Layers of one block that share their inputs (query, key, value) share the
+    copy, so the gradients of their adapters are summed apart from their own. On
+    a mesh with a `model` axis XLA then adds up the layers' gradients first and
+    sends the sum once; with those of adapters in between it sends each alone.
+
+    Args:
+      inputs: Of the layer.
+      parent: Path of the module around it. Within one module all is traced
+        together, so what is remembered cannot come from another trace.
+    """
+    known, block, read = self._last
+    if known is not inputs or block != parent:
+      read = jnp.copy(inputs)
+      self._last = inputs, parent, read
+    return read
 
   def _take_siblings(self, parent, names):
     paths = ['/'.join(parent + (name,)) for name in names]

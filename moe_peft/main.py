@@ -12,6 +12,7 @@ from moe_peft import command_line
 # Every command is also `python -m moe_peft.COMMAND`.
 _COMMANDS = {
     'plan': 'what a run would train, and what that takes',
+    'aot': 'a training step compiled for TPUs, without one',
     'train': 'fine-tune a base with adapters, evaluate, report',
     'evaluate': 'score a finished or stopped run again',
     'infer': 'answer lines from a file or from standard input',

@@ -4,7 +4,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Callable, Mapping, Optional
+from typing import Any, Callable, Mapping, Optional, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -119,6 +119,10 @@ class Experiment:
   def run_dir(self) -> Path:
     return Path(self.model_dir).expanduser()
 
+  def init(self, rng: jax.Array) -> Params:
+    """All variables of a fresh model, `params` and `params_axes`."""
+    return self.model.init(rng, self.task_feature_lengths)
+
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
@@ -127,8 +131,9 @@ class Setup:
   Attributes:
     experiment: The experiment.
     mesh: The mesh.
-    trainable: Fresh trainable parameters by path, sharded.
-    frozen: Frozen parameters by path, sharded.
+    trainable: Fresh trainable parameters by path, sharded; shapes of them where
+      `lay_out` made the setup.
+    frozen: Frozen parameters by path, sharded, or shapes of them.
     shardings: Sharding of every parameter by path.
     base: Identity of the base (see `checkpoints.fingerprint`).
   """
@@ -156,11 +161,59 @@ def apply_budget(experiment: Experiment) -> budget.Choice:
   """
   return budget.apply(
       experiment.param_budget,
-      lambda: experiment.model.init(
-          jax.random.key(0), experiment.task_feature_lengths
-      )['params'],
+      lambda: experiment.init(jax.random.key(0))['params'],
       experiment.trainable_regex,
       experiment.budget_macro,
+  )
+
+
+def lay_out(
+    experiment: Experiment, devices: Optional[Sequence[jax.Device]] = None
+) -> Setup:
+  """Builds the model on a mesh, with shapes in the place of arrays.
+
+  Needs no memory and no base, and the devices need not exist: aot.py compiles
+  for those of a TPU's topology.
+
+  Args:
+    experiment: The experiment.
+    devices: The devices, all of `jax.devices()` by default.
+
+  Returns:
+    The setup; its parameters are `jax.ShapeDtypeStruct`s, its base is empty.
+
+  Raises:
+    errors.UserError: For a rule that matches nothing, or a batch or a parameter
+      that the mesh cannot split.
+  """
+  mesh = partitioning.make_mesh(
+      experiment.num_expert_partitions,
+      experiment.num_model_partitions,
+      devices,
+  )
+  partitioning.check_batch_size(
+      experiment.batch_size // experiment.num_microbatches, mesh,
+      'BATCH_SIZE / NUM_MICROBATCHES',
+  )
+  with partitioning.use_mesh(mesh):
+    # The key is part of what is traced: nothing may run on absent devices.
+    variables = jax.eval_shape(lambda: experiment.init(jax.random.key(0)))
+    shardings = partitioning.param_shardings(variables['params_axes'], mesh)
+  shapes = trainable.flatten(variables['params'])
+  partitioning.check_params(
+      shapes, {k: shardings[k].spec for k in shapes}, mesh
+  )
+  trained, frozen = trainable.split(shapes, experiment.trainable_regex)
+  struct = lambda name, dtype: jax.ShapeDtypeStruct(
+      shapes[name].shape, dtype, sharding=shardings[name]
+  )
+  return Setup(
+      experiment=experiment,
+      mesh=mesh,
+      trainable={k: struct(k, x.dtype) for k, x in trained.items()},
+      frozen={k: struct(k, experiment.base_dtype) for k in frozen},
+      shardings=shardings,
+      base={},
   )
 
 
@@ -168,56 +221,40 @@ def prepare(experiment: Experiment) -> Setup:
   """Builds the model on all devices and restores its base.
 
   Raises:
-    errors.UserError: For a rule that matches nothing, a base of another
-      shape, a batch or a parameter that the mesh cannot split.
+    errors.UserError: As `lay_out`, and for a base of another shape or
+      EVAL_BATCH_SIZE that the mesh cannot split.
   """
-  mesh = partitioning.make_mesh(
-      experiment.num_expert_partitions, experiment.num_model_partitions
-  )
+  setup = lay_out(experiment)
   partitioning.check_batch_size(
-      experiment.batch_size // experiment.num_microbatches, mesh,
-      'BATCH_SIZE / NUM_MICROBATCHES',
+      experiment.eval_batch_size, setup.mesh, 'EVAL_BATCH_SIZE'
   )
-  partitioning.check_batch_size(
-      experiment.eval_batch_size, mesh, 'EVAL_BATCH_SIZE'
-  )
-  init = lambda rng: experiment.model.init(rng, experiment.task_feature_lengths)
-  rng = jax.random.key(experiment.seed)
-  with partitioning.use_mesh(mesh):
-    abstract = jax.eval_shape(init, rng)
-    shapes = trainable.flatten(abstract['params'])
-    shardings = partitioning.param_shardings(abstract['params_axes'], mesh)
-    partitioning.check_params(
-        shapes, {k: shardings[k].spec for k in shapes}, mesh
-    )
-    trained, _ = trainable.split(shapes, experiment.trainable_regex)
-    path = experiment.initial_checkpoint_path
-    base = {}
-    if path is not None:
-      # It may hold adapters too: experts that were trained elsewhere.
-      base = checkpoints.load_base(path, shapes)
+  structs = {**setup.trainable, **setup.frozen}
+  path = experiment.initial_checkpoint_path
+  # It may hold adapters too: experts that were trained elsewhere.
+  base = {} if path is None else checkpoints.load_base(path, structs)
+  missing = [name for name in structs if name not in base]
+
+  def init_missing(rng):
+    params = trainable.flatten(experiment.init(rng)['params'])
+    return {name: params[name] for name in missing}
+
+  with setup.context():
     # What the checkpoint holds is not initialised; XLA drops the rest.
     fresh = jax.jit(
-        lambda rng: {
-            k: v
-            for k, v in trainable.flatten(init(rng)['params']).items()
-            if k not in base
-        },
-        out_shardings={k: shardings[k] for k in shapes if k not in base},
-    )(rng)
+        init_missing,
+        out_shardings={name: setup.shardings[name] for name in missing},
+    )(jax.random.key(experiment.seed))
   identity = checkpoints.fingerprint(path, base)
 
   def place(name):
-    dtype = shapes[name].dtype if name in trained else experiment.base_dtype
     value = fresh[name] if name in fresh else base[name]
-    return jax.device_put(value.astype(dtype), shardings[name])
+    return jax.device_put(
+        value.astype(structs[name].dtype), setup.shardings[name]
+    )
 
-  placed = {name: place(name) for name in shapes}
-  return Setup(
-      experiment=experiment,
-      mesh=mesh,
-      trainable={k: v for k, v in placed.items() if k in trained},
-      frozen={k: v for k, v in placed.items() if k not in trained},
-      shardings=shardings,
+  return dataclasses.replace(
+      setup,
+      trainable={name: place(name) for name in setup.trainable},
+      frozen={name: place(name) for name in setup.frozen},
       base=identity,
   )

@@ -70,28 +70,58 @@ def opt_state_shardings(setup: experiment_lib.Setup) -> Any:
   )
 
 
+def abstract_state(setup: experiment_lib.Setup) -> TrainState:
+  """Shapes, dtypes and shardings of the state."""
+  replicated = partitioning.replicated(setup.mesh)
+  struct = lambda x, sharding: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=sharding
+  )
+  scalar = lambda dtype: jax.ShapeDtypeStruct((), dtype, sharding=replicated)
+  return TrainState(
+      step=scalar(jnp.int32),
+      seed=scalar(jnp.uint32),
+      params={
+          k: struct(x, setup.shardings[k]) for k, x in setup.trainable.items()
+      },
+      opt_state=jax.tree.map(
+          struct,
+          jax.eval_shape(setup.experiment.optimizer.init, setup.trainable),
+          opt_state_shardings(setup),
+      ),
+  )
+
+
+def abstract_batch(setup: experiment_lib.Setup) -> dict[str, Any]:
+  """Shapes of a batch, as SeqIO's converter makes it of the experiment."""
+  experiment = setup.experiment
+  converter = experiment.model.feature_converter(experiment.packing)
+  sharding = partitioning.batch_sharding(setup.mesh)
+  return {
+      name: jax.ShapeDtypeStruct(
+          (experiment.batch_size, length), jnp.int32, sharding=sharding
+      )
+      for name, length in converter.get_model_feature_lengths(
+          experiment.task_feature_lengths
+      ).items()
+  }
+
+
 def make_train_step(setup: experiment_lib.Setup) -> TrainStep:
   """Compiles one optimizer step.
 
   Returns:
     `(state, frozen, batch) -> (state, metrics)`; the state is donated.
   """
-  replicated = partitioning.replicated(setup.mesh)
-  state_shardings = TrainState(
-      step=replicated,
-      seed=replicated,
-      params={k: setup.shardings[k] for k in setup.trainable},
-      opt_state=opt_state_shardings(setup),
-  )
+  shardings = jax.tree.map(lambda x: x.sharding, abstract_state(setup))
   return jax.jit(
       _step_fn(setup.experiment),
       donate_argnums=0,
       in_shardings=(
-          state_shardings,
+          shardings,
           {k: setup.shardings[k] for k in setup.frozen},
           partitioning.batch_sharding(setup.mesh),
       ),
-      out_shardings=(state_shardings, replicated),
+      out_shardings=(shardings, partitioning.replicated(setup.mesh)),
   )
 
 

@@ -1,0 +1,148 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""TPU slices by their names, and what their chips can do.
+
+Names and shapes are those of Cloud TPU, as in MaxText's
+`accelerator_to_spec_map.py`: `v4-64` and `v5p-64` count cores, two a chip;
+`v5e-256` and `v6e-256` count chips.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import math
+import os
+from typing import Any
+
+from jax.experimental import topologies
+
+from moe_peft import errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """A kind of chip; figures are those of Cloud TPU's public system pages.
+
+  Attributes:
+    name: What libtpu calls it.
+    hbm_bytes: Memory that a program may use: what libtpu's compiler says when
+      it refuses a program. Somewhat less than what is sold.
+    peak_flops: bfloat16 operations a second.
+    hbm_bandwidth: Bytes a second.
+    ici_bandwidth: Bytes a second that a chip sends over all of its links to
+      other chips.
+    cores_counted: Cores of a chip that names of slices count.
+  """
+
+  name: str
+  hbm_bytes: float
+  peak_flops: float
+  hbm_bandwidth: float
+  ici_bandwidth: float
+  cores_counted: int = 1
+
+
+CHIPS = {
+    'v4': Chip('v4', 30.75 * 2**30, 275e12, 1228e9, 300e9, 2),
+    'v5e': Chip('v5e', 15.75 * 2**30, 197e12, 819e9, 200e9),
+    'v5p': Chip('v5', 95.74 * 2**30, 459e12, 2765e9, 600e9, 2),
+    'v6e': Chip('v6e', 31.25 * 2**30, 918e12, 1640e9, 448e9),
+}
+
+# Shapes of slices, in chips.
+_FLAT = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
+_CUBES = (
+    '2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8',
+    '8x8x16', '8x16x16',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+  """A slice.
+
+  Attributes:
+    name: For example 'v5e-256'.
+    chip: Its chips.
+    shape: How they are laid out, '16x16'.
+  """
+
+  name: str
+  chip: Chip
+  shape: str
+
+  @property
+  def num_chips(self) -> int:
+    return math.prod(self._sides())
+
+  def _sides(self) -> list[int]:
+    return [int(side) for side in self.shape.split('x')]
+
+  def devices(self) -> list[Any]:
+    """The devices of the slice, to compile for; no TPU has to be there.
+
+    Raises:
+      errors.UserError: If libtpu is not installed.
+    """
+    if importlib.util.find_spec('libtpu') is None:
+      raise errors.UserError(
+          'Compiling for TPUs needs their compiler, libtpu (700 MB): '
+          "pip install -e '.[tpu]'"
+      )
+    # Nothing of this is needed to succeed but the last; it avoids questions to
+    # the metadata server of a cloud, and warnings.
+    for variable, value in (
+        ('TPU_SKIP_MDS_QUERY', '1'),
+        ('TPU_ACCELERATOR_TYPE', 'v5litepod-8'),
+        ('TPU_WORKER_HOSTNAMES', 'localhost'),
+        ('TPU_WORKER_ID', '0'),
+        # Two processes may compile at the same time.
+        ('ALLOW_MULTIPLE_LIBTPU_LOAD', '1'),
+    ):
+      os.environ.setdefault(variable, value)
+    sides = self._sides()
+    if len(sides) == 3:
+      # One device a chip; a torus where all sides are long enough to wrap.
+      options = {
+          'chip_config_name': 'megacore',
+          'chips_per_host_bounds': (2, 2, 1),
+          'wrap': (min(sides) >= 4,) * 3,
+      }
+    else:
+      options = {
+          'chips_per_host_bounds': (min(2, *sides),) * 2 + (1,),
+          'wrap': tuple(side >= 16 for side in sides) + (False,),
+      }
+    return topologies.get_topology_desc(
+        platform='tpu',
+        topology_name=f'{self.chip.name}:{self.shape}',
+        **options,
+    ).devices
+
+
+def _all() -> dict[str, Topology]:
+  known = {}
+  for family, chip in CHIPS.items():
+    for shape in _CUBES if family in ('v4', 'v5p') else _FLAT:
+      chips = math.prod(int(side) for side in shape.split('x'))
+      name = f'{family}-{chips * chip.cores_counted}'
+      known[name] = Topology(name, chip, shape)
+  return known
+
+
+TOPOLOGIES = _all()
+
+
+def find(name: str) -> Topology:
+  """The slice of that name.
+
+  Raises:
+    errors.UserError: If there is none.
+  """
+  if name in TOPOLOGIES:
+    return TOPOLOGIES[name]
+  near = difflib.get_close_matches(name, TOPOLOGIES, n=3, cutoff=0.3)
+  raise errors.UserError(
+      f'--topology={name} is none of the slices known here; near are '
+      f'{", ".join(near or TOPOLOGIES)}.'
+  )
