@@ -12,7 +12,7 @@ this repository. One process runs one case:
     stdout  {"seconds": 0.12, "peak_mib": 310.0}
     ...
 
-`peak_mib` is the growth of the process since before the case was built.
+`peak_mib` is the growth of the process since PyTorch was imported.
 """
 
 import json
@@ -30,6 +30,15 @@ LLAMA_SITES = [
     'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'
 ]
 T5_SITES = ['q', 'k', 'v', 'o', 'wi_0', 'wo']
+
+
+def import_peft():
+  """Imports Hugging Face PEFT."""
+  import peft
+  # It takes this for imported, as later releases of transformers do.
+  import torch.distributed.tensor  # noqa: F401
+
+  return peft
 
 
 def layer_case(sizes, make):
@@ -65,9 +74,9 @@ def make_frozen(frozen, sizes):
 
 def make_peft_lora(frozen, sizes):
   """Hugging Face PEFT's LoRA of rank E*r."""
-  import peft
   import torch
 
+  peft = import_peft()
   config = peft.LoraConfig(
       r=sizes['num_experts'] * sizes['rank'], target_modules=['0'],
       init_lora_weights=False,
@@ -93,8 +102,9 @@ def make_mola(frozen, sizes):
 
 
 def _moe_peft_layer(frozen, sizes, config_class, layer_class):
-  from moe_peft.common.lora_linear import Linear
   import torch
+
+  from moe_peft.common.lora_linear import Linear
 
   layer = Linear(frozen, 'cpu')
   config = config_class.from_config({
@@ -129,9 +139,10 @@ def _moe_peft_layer(frozen, sizes, config_class, layer_class):
 
 def t5_peft_lora(sizes):
   """A training step of T5 1.1 with Hugging Face PEFT's LoRA."""
-  import peft
   import torch
   import transformers
+
+  peft = import_peft()
 
   model = transformers.T5ForConditionalGeneration(
       transformers.T5Config(
@@ -181,8 +192,7 @@ def llama(sizes):
 
 def llama_peft_lora(sizes):
   """A training step of a LLaMA with Hugging Face PEFT's LoRA."""
-  import peft
-
+  peft = import_peft()
   model, tokens = llama(sizes)
   config = peft.LoraConfig(
       r=sizes['lora_rank'], target_modules=LLAMA_SITES, init_lora_weights=False
@@ -199,8 +209,9 @@ def llama_loramoe(sizes):
 
   Mixtures are in its MLPs; on the attention it puts plain LoRA of rank r.
   """
-  import moe_peft
   import torch
+
+  import moe_peft
 
   base, tokens = llama(sizes)
   with tempfile.TemporaryDirectory() as folder:
@@ -279,22 +290,13 @@ def main():
   answers = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)
   request = json.loads(sys.stdin.readline())
+  make = CASES[request.pop('case')]
   import torch
 
   torch.set_num_threads(request.pop('threads'))
   torch.manual_seed(0)
-  case = request.pop('case')
-  # PEFT takes it for imported, which later releases of transformers do.
-  import torch.distributed.tensor
-
-  # Imported here, so that their memory is not the case's.
-  import peft  # noqa: F401
-
-  if 'loramoe' in case or 'mola' in case:
-    import moe_peft  # noqa: F401
-
   before = peak_mib()
-  step, parameters = CASES[case](request)
+  step, parameters = make(request)
 
   def answer(**values):
     print(json.dumps(values), file=answers, flush=True)
