@@ -32,14 +32,19 @@ COLUMNS = (
 def run(
     options: tables.Options, progress: Callable[[str], None]
 ) -> list[tables.Table]:
-  """T5 Small, or with `quick` one layer of the tiny T5 and one method."""
+  """T5 Small, or with `quick` one layer and one method."""
   if options.quick:
-    one = {'t5.T5Config.num_encoder_layers': 1,
-           't5.T5Config.num_decoder_layers': 1}
-    return [measure('tiny_t5', (64, 16), 8, ('MoLoRA',), 3, options, progress,
-                    one)]
-  return [measure('t5_1_1_small', (256, 64), 8, tuple(METHODS), 5, options,
-                  progress)]
+    return [
+        measure(
+            't5_1_1_small', (64, 16), 8, ('MoLoRA',), 3, options, progress,
+            experiments.ONE_LAYER,
+        )
+    ]
+  return [
+      measure(
+          't5_1_1_small', (256, 64), 8, tuple(METHODS), 5, options, progress
+      )
+  ]
 
 
 def measure(
@@ -95,7 +100,8 @@ def measure(
   return tables.Table(
       'decode',
       f'Decoding: {model}, batch {batch_size}, prompts of {lengths[0]} tokens, '
-      f'{lengths[1]} generated, float32, {devices.describe(options.threads)}',
+      f'{lengths[1]} generated, float32{experiments.describe(bindings)}, '
+      f'{devices.describe(options.threads)}',
       COLUMNS, rows,
       ('The encoder is part of the time. No row ends early.',),
   )

@@ -59,7 +59,11 @@ def measure(
     progress(f'compile {name}')
     experiment = experiments.build(
         'tiny_t5', 'molora', (128, 64), batch_size,
-        {**(bindings or {}), 'PACKING': packing},
+        {
+            **(bindings or {}),
+            'MIXTURE_OR_TASK_NAME': 'quickstart',
+            'PACKING': packing,
+        },
     )
     progress(f'run {name}')
     rows.append({'case': name, **_rates(experiment, steps)})

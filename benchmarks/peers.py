@@ -6,6 +6,7 @@ import contextlib
 import json
 from pathlib import Path
 import subprocess
+import tempfile
 from typing import Any, Mapping
 
 from benchmarks import tables
@@ -42,13 +43,15 @@ class Peer:
     """
     self._case = case
     script = Path(__file__).with_name('torch_peers.py')
+    # A file, since nobody reads a pipe until the end.
+    self._messages = tempfile.TemporaryFile('w+')
     try:
       # Isolated, so that PYTHONPATH does not lead it to this repository.
       self._process = subprocess.Popen(
           [python, '-I', str(script)],
           stdin=subprocess.PIPE,
           stdout=subprocess.PIPE,
-          stderr=subprocess.PIPE,
+          stderr=self._messages,
           text=True,
       )
     except OSError as error:
@@ -70,17 +73,19 @@ class Peer:
       print(line, file=self._process.stdin, flush=True)
     answer = self._process.stdout.readline()
     if not answer:
-      _, message = self._process.communicate()
+      self.close()
+      self._messages.seek(0)
+      message = self._messages.read().strip()[-500:]
       raise errors.UserError(
-          f'The peer {self._case} ended: {message.strip()[-500:]}\n\n'
-          f'{HOW_TO_INSTALL}'
+          f'The peer {self._case} ended: {message}\n\n{HOW_TO_INSTALL}'
       )
     return json.loads(answer)
 
   def close(self) -> None:
     """Ends the process."""
-    with contextlib.suppress(ValueError, BrokenPipeError):
-      self._process.communicate(timeout=60)
+    with contextlib.suppress(BrokenPipeError):
+      self._process.stdin.close()
+    self._process.wait()
 
 
 def start(

@@ -75,10 +75,11 @@ def run(
 ) -> list[tables.Table]:
   """T5 Small and the decoder, or with `quick` one layer of each."""
   if options.quick:
-    one = {'t5.T5Config.num_encoder_layers': 1,
-           't5.T5Config.num_decoder_layers': 1}
     return [
-        measure_t5('tiny_t5', (64, 16), 8, 3, options, progress, one),
+        measure_t5(
+            't5_1_1_small', (64, 16), 8, 3, options, progress,
+            experiments.ONE_LAYER,
+        ),
         measure_decoder(
             DECODER | {'num_layers': 1, 'vocab_size': 4000},
             4, 64, 3, options, progress,
@@ -191,7 +192,8 @@ def measure_t5(
   return _table(
       'step',
       f'Training step: {model}, encoder {lengths[0]}, decoder {lengths[1]}, '
-      f'batch {batch_size}, float32, {devices.describe(options.threads)}',
+      f'batch {batch_size}, float32{experiments.describe(bindings)}, '
+      f'{devices.describe(options.threads)}',
       cases, torch_cases, floors, rounds, options, progress,
   )
 

@@ -12,9 +12,11 @@ this repository. One process runs one case:
     stdout  {"seconds": 0.12, "peak_mib": 310.0}
     ...
 
-`peak_mib` is the growth of the process since PyTorch was imported.
+`peak_mib` is the growth of the process since everything was imported.
 """
 
+import functools
+import importlib
 import json
 import os
 import resource
@@ -32,22 +34,13 @@ LLAMA_SITES = [
 T5_SITES = ['q', 'k', 'v', 'o', 'wi_0', 'wo']
 
 
-def import_peft():
-  """Imports Hugging Face PEFT."""
-  import peft
-  # It takes this for imported, as later releases of transformers do.
-  import torch.distributed.tensor  # noqa: F401
-
-  return peft
-
-
-def layer_case(sizes, make):
+def layer_case(make, sizes):
   """Forward and backward of one layer: parameters, inputs.
 
   Args:
-    sizes: `features`, `tokens`, `num_experts`, `rank`.
     make: `make(frozen_layer, sizes)` returns a function of inputs and the
       trainable parameters.
+    sizes: `features`, `tokens`, `num_experts`, `rank`.
 
   Returns:
     (step, number of trainable parameters).
@@ -74,9 +67,9 @@ def make_frozen(frozen, sizes):
 
 def make_peft_lora(frozen, sizes):
   """Hugging Face PEFT's LoRA of rank E*r."""
+  import peft
   import torch
 
-  peft = import_peft()
   config = peft.LoraConfig(
       r=sizes['num_experts'] * sizes['rank'], target_modules=['0'],
       init_lora_weights=False,
@@ -139,10 +132,9 @@ def _moe_peft_layer(frozen, sizes, config_class, layer_class):
 
 def t5_peft_lora(sizes):
   """A training step of T5 1.1 with Hugging Face PEFT's LoRA."""
+  import peft
   import torch
   import transformers
-
-  peft = import_peft()
 
   model = transformers.T5ForConditionalGeneration(
       transformers.T5Config(
@@ -192,7 +184,8 @@ def llama(sizes):
 
 def llama_peft_lora(sizes):
   """A training step of a LLaMA with Hugging Face PEFT's LoRA."""
-  peft = import_peft()
+  import peft
+
   model, tokens = llama(sizes)
   config = peft.LoraConfig(
       r=sizes['lora_rank'], target_modules=LLAMA_SITES, init_lora_weights=False
@@ -270,14 +263,18 @@ def _training_step(params, loss):
   return step, sum(p.numel() for p in params)
 
 
+# PEFT takes the first one for imported, as later releases of transformers do.
+PEFT = ('torch.distributed.tensor', 'transformers', 'peft')
+MOE_PEFT = ('moe_peft',)
+# How a case is built, and what is imported before memory is counted.
 CASES = {
-    'layer/frozen': lambda sizes: layer_case(sizes, make_frozen),
-    'layer/peft_lora': lambda sizes: layer_case(sizes, make_peft_lora),
-    'layer/loramoe': lambda sizes: layer_case(sizes, make_loramoe),
-    'layer/mola': lambda sizes: layer_case(sizes, make_mola),
-    't5/peft_lora': t5_peft_lora,
-    'llama/peft_lora': llama_peft_lora,
-    'llama/loramoe': llama_loramoe,
+    'layer/frozen': (functools.partial(layer_case, make_frozen), ()),
+    'layer/peft_lora': (functools.partial(layer_case, make_peft_lora), PEFT),
+    'layer/loramoe': (functools.partial(layer_case, make_loramoe), MOE_PEFT),
+    'layer/mola': (functools.partial(layer_case, make_mola), MOE_PEFT),
+    't5/peft_lora': (t5_peft_lora, PEFT),
+    'llama/peft_lora': (llama_peft_lora, PEFT),
+    'llama/loramoe': (llama_loramoe, MOE_PEFT),
 }
 
 
@@ -290,8 +287,11 @@ def main():
   answers = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)
   request = json.loads(sys.stdin.readline())
-  make = CASES[request.pop('case')]
+  make, modules = CASES[request.pop('case')]
   import torch
+
+  for module in modules:
+    importlib.import_module(module)
 
   torch.set_num_threads(request.pop('threads'))
   torch.manual_seed(0)

@@ -86,7 +86,7 @@ def test_layer_has_a_case_for_every_method():
 
 def test_step():
   rows = by_case(
-      step.measure_t5('tiny_t5', (16, 8), 8, 1, OPTIONS, silent, TINY)
+      step.measure_t5('tiny_t5', (32, 16), 8, 1, OPTIONS, silent, TINY)
   )
   assert set(rows) == {'MoLoRA', 'LoRA', 'MoV', 'SiRA', 'full fine-tuning'}
   for row in rows.values():
@@ -102,7 +102,7 @@ def test_step():
 
 def test_the_floor_is_two_thirds_of_training_everything():
   experiment = experiments.build(
-      'tiny_t5', 'molora', (16, 8), 8, TINY | {'t5.T5Config.vocab_size': 16}
+      'tiny_t5', 'molora', (32, 16), 8, TINY | {'t5.T5Config.vocab_size': 16}
   )
   floor = step.frozen_gflop(experiment)
   model = experiment.model.without_adapters()
@@ -113,10 +113,11 @@ def test_the_floor_is_two_thirds_of_training_everything():
   assert 1.8 * forward < floor < 2.5 * forward
   # Forward pass of all adapters: two FLOP for each number and token.
   variables = jax.eval_shape(
-      lambda: experiment.model.init(jax.random.key(0), {
-          'inputs': 16, 'targets': 8})
+      lambda: experiment.model.init(
+          jax.random.key(0), {'inputs': 32, 'targets': 16}
+      )
   )
-  of_layer = {'encoder': 16 * 8, 'decoder': 8 * 8}
+  of_layer = {'encoder': 32 * 8, 'decoder': 16 * 8}
   expected = 0
   for path, x in trainable.flatten(variables['params']).items():
     if trainable.is_adapter(path):
@@ -130,7 +131,7 @@ def test_the_floor_is_two_thirds_of_training_everything():
 
 
 def test_the_decoder_trains_what_the_issue_says():
-  experiment = experiments.build('tiny_llama', 'lora', (8, 8), 8, {
+  experiment = experiments.build('tiny_llama', 'lora', (32, 16), 8, {
       'llama.LlamaConfig.num_kv_heads': 4,
       **{f'llama.LlamaConfig.{name}': step.DECODER[name]
          for name in ('vocab_size', 'emb_dim', 'mlp_dim', 'num_layers',
@@ -156,7 +157,7 @@ def test_decoder_step():
       'vocab_size': 64, 'emb_dim': 16, 'mlp_dim': 32, 'num_layers': 1,
       'num_heads': 2, 'head_dim': 8, 'lora_rank': 16,
   }
-  rows = by_case(step.measure_decoder(sizes, 8, 16, 1, OPTIONS, silent))
+  rows = by_case(step.measure_decoder(sizes, 8, 64, 1, OPTIONS, silent))
   ours, theirs = rows[step.MOLORA], rows[step.PUBLISHED]
   assert ours['parameters'] == theirs['parameters']
   assert ours['temp_mib'] < theirs['temp_mib']
@@ -183,7 +184,11 @@ def test_scaling():
 
 
 def test_checkpoint():
-  rows = by_case(checkpoint.measure('tiny_t5', 1, OPTIONS, silent))
+  rows = by_case(
+      checkpoint.measure(
+          'tiny_t5', 1, OPTIONS, silent, {'t5.T5Config.vocab_size': 8000}
+      )
+  )
   adapters, full = rows[checkpoint.ADAPTERS], rows[checkpoint.FULL]
   assert adapters['mib'] < full['mib']
   # A parameter and two moments; random numbers hardly compress.
@@ -193,7 +198,7 @@ def test_checkpoint():
 
 def test_decode():
   table = decode.measure(
-      'tiny_t5', (8, 4), 2, ('MoLoRA',), 1, OPTIONS, silent, TINY
+      'tiny_t5', (32, 16), 8, ('MoLoRA',), 1, OPTIONS, silent, TINY
   )
   rows = by_case(table)
   assert set(rows) == {
