@@ -93,8 +93,14 @@ def _restrict(cpus: Sequence[int]) -> None:
 
 def _run(name: str, args: dict[str, Any], threads: int) -> None:
   """Runs, prints and writes the tables of one module."""
+  import absl.logging
+
   from benchmarks import plots
   from benchmarks import tables
+  from moe_peft import command_line
+
+  absl.logging.set_verbosity(absl.logging.ERROR)
+  command_line.import_tensorflow()
 
   results = importlib.import_module(f'benchmarks.{name}').run(
       tables.Options(args['quick'], threads, args['peer_python']),

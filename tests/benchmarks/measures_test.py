@@ -36,10 +36,11 @@ def silent(text):
 
 
 def by_case(table):
-  assert table.name and table.title
-  assert table.markdown().count('\n| ') == len(table.rows) + 1 - (
-      table.markdown().startswith('|')
-  )
+  # Title, empty line, head, rule, rows.
+  lines = table.markdown().splitlines()
+  assert [line.split(' | ')[0] for line in lines[4 : 4 + len(table.rows)]] == [
+      f'| {row["case"]}' for row in table.rows
+  ]
   return {row['case']: row for row in table.rows}
 
 
