@@ -97,7 +97,7 @@ class _Saving:
   """A fresh training state and the checkpoints of its run."""
 
   def __init__(self, experiment: experiment_lib.Experiment):
-    setup = experiment_lib.prepare(experiment)
+    setup = experiments.prepare(experiment)
     self._folder = experiment.run_dir / 'checkpoints'
     self._parameters = trainable.num_params(setup.trainable)
     self._state = train_step.init_state(setup)

@@ -6,13 +6,13 @@ import dataclasses
 import functools
 from typing import Any, Callable, Mapping
 
-import jax
 import seqio
 
 from benchmarks import devices
 from benchmarks import experiments
 from benchmarks import tables
 from benchmarks import timing
+from moe_peft import trainable
 from moe_peft.models import language_model
 from moe_peft.training import experiment as experiment_lib
 
@@ -123,17 +123,17 @@ def generation(
   size = experiment.model.module.module.config.vocab_size
   endless = seqio.PassThroughVocabulary(size, eos_id=-1)
   model = dataclasses.replace(model, output_vocabulary=endless)
-  init = jax.jit(
-      lambda key: model.init(key, experiment.task_feature_lengths)['params']
-  )
   prompts = experiments.random_batch(experiment)['encoder_input_tokens']
   generate = functools.partial(
       model.generate,
       max_decode_length=experiment.task_feature_lengths['targets'],
       num_beams=num_beams,
   )
+  setup = experiments.prepare(dataclasses.replace(
+      experiment, model=model, trainable_regex='.*'
+  ))
   return timing.Compiled(
-      lambda params, prompts: generate(params, prompts),
-      init(jax.random.key(0)),
+      lambda params, prompts: generate(trainable.unflatten(params), prompts),
+      setup.trainable,
       prompts,
   )

@@ -4,9 +4,12 @@
 
 from typing import Any, Mapping
 
+import jax
 import numpy as np
 
 from moe_peft import command_line
+from moe_peft import partitioning
+from moe_peft import trainable
 from moe_peft.models import encoder_decoder
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import run
@@ -64,6 +67,38 @@ def build(
       [f'{name}={value!r}' for name, value in values.items()],
   )
   return run.build()
+
+
+def prepare(
+    experiment: experiment_lib.Experiment,
+) -> experiment_lib.Setup:
+  """As `experiment.prepare`, with random numbers for initial values.
+
+  To compile a whole network's initialisation would take longer than most of
+  what is timed here.
+
+  Args:
+    experiment: The one that gin has just built.
+  """
+  mesh = partitioning.make_mesh()
+  with partitioning.use_mesh(mesh):
+    variables = jax.eval_shape(
+        lambda: experiment.model.init(
+            jax.random.key(0), experiment.task_feature_lengths
+        )
+    )
+  shardings = partitioning.param_shardings(variables['params_axes'], mesh)
+  rng = np.random.default_rng(0)
+  params = {
+      name: jax.device_put(
+          0.02 * rng.standard_normal(x.shape, np.float32), shardings[name]
+      )
+      for name, x in trainable.flatten(variables['params']).items()
+  }
+  trained, frozen = trainable.split(params, experiment.trainable_regex)
+  return experiment_lib.Setup(
+      experiment, mesh, trained, frozen, shardings, base={}
+  )
 
 
 def describe(bindings: Mapping[str, Any] | None) -> str:

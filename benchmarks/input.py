@@ -79,7 +79,7 @@ def _rates(
     experiment: experiment_lib.Experiment, steps: int
 ) -> dict[str, float]:
   """Measures data alone, the step alone, and both as the loop has them."""
-  setup = experiment_lib.prepare(experiment)
+  setup = experiments.prepare(experiment)
   state = train_step.init_state(setup)
   data = loop.train_data(experiment)
   sharding = partitioning.batch_sharding(setup.mesh)

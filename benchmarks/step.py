@@ -104,7 +104,7 @@ class Step:
     Args:
       experiment: The one that gin has just built.
     """
-    self.setup = experiment_lib.prepare(experiment)
+    self.setup = experiments.prepare(experiment)
     self._state = train_step.init_state(self.setup)
     self._batch = experiments.random_batch(experiment)
     with self.setup.context():
