@@ -50,9 +50,9 @@ SITE = inject.Site(
 def run(
     options: tables.Options, progress: Callable[[str], None]
 ) -> list[tables.Table]:
-  """All tables: three sizes, all methods at the first one."""
+  """Three sizes, all methods at the first one; quick: executions alone."""
   if options.quick:
-    return [measure(512, 1024, 10, 4, 3, options, progress, methods=True)]
+    return [measure(512, 1024, 10, 4, 5, options, progress)]
   rounds = 15
   return [
       measure(1024, 2048, 10, 4, rounds, options, progress, methods=True),
