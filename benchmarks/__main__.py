@@ -8,12 +8,12 @@ CPUs as it may use. XLA's thread pool is as large as the affinity mask.
 
 import argparse
 from concurrent import futures
-import importlib
 import multiprocessing
 import os
 from pathlib import Path
-import sys
-from typing import Any, Optional, Sequence
+from typing import Optional, Sequence
+
+from benchmarks import worker
 
 # Modules of this package, each with `run(options, progress)`.
 TABLES = {
@@ -79,40 +79,10 @@ def _run_apart(name: str, args: argparse.Namespace, cpus: list[int]) -> None:
   with futures.ProcessPoolExecutor(
       1,
       multiprocessing.get_context('spawn'),
-      initializer=_restrict,
+      initializer=worker.restrict,
       initargs=(cpus,),
   ) as pool:
-    pool.submit(_run, name, vars(args), len(cpus)).result()
-
-
-def _restrict(cpus: Sequence[int]) -> None:
-  if hasattr(os, 'sched_setaffinity'):
-    os.sched_setaffinity(0, cpus)
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-
-
-def _run(name: str, args: dict[str, Any], threads: int) -> None:
-  """Runs, prints and writes the tables of one module."""
-  import absl.logging
-
-  from benchmarks import plots
-  from benchmarks import tables
-  from moe_peft import command_line
-
-  absl.logging.set_verbosity(absl.logging.ERROR)
-  command_line.import_tensorflow()
-
-  results = importlib.import_module(f'benchmarks.{name}').run(
-      tables.Options(args['quick'], threads, args['peer_python']),
-      lambda text: print(f'\r{name}: {text:<60.60}', end='', file=sys.stderr),
-  )
-  print(f'\r{"":<70}\r', end='', file=sys.stderr)
-  suffix = f'_{threads}_threads' if name == 'layer' else ''
-  tables.save(results, args['out'] / f'{name}{suffix}.json')
-  for number, table in enumerate(results):
-    print(f'\n{table.markdown()}', flush=True)
-    part = f'_{number + 1}' if name == 'layer' else ''
-    plots.save(table, args['out'] / f'{table.name}{suffix}{part}.png')
+    pool.submit(worker.run, name, vars(args), len(cpus)).result()
 
 
 if __name__ == '__main__':

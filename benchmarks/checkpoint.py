@@ -9,6 +9,7 @@ import time
 from typing import Any, Callable, Mapping
 
 import jax
+import numpy as np
 
 from benchmarks import devices
 from benchmarks import experiments
@@ -100,7 +101,11 @@ class _Saving:
     setup = experiments.prepare(experiment)
     self._folder = experiment.run_dir / 'checkpoints'
     self._parameters = trainable.num_params(setup.trainable)
-    self._state = train_step.init_state(setup)
+    state = train_step.init_state(setup)
+    # Moments as they are later: zeros would be compressed to nothing.
+    self._state = state.replace(
+        opt_state=jax.tree.map(_filled, state.opt_state)
+    )
     self._data = loop.train_data(experiment)
     self._checkpointer = loop.open_checkpoints(setup)
     self._step = 0
@@ -125,3 +130,10 @@ class _Saving:
 
   def close(self) -> None:
     self._checkpointer.close()
+
+
+def _filled(x: jax.Array) -> jax.Array:
+  if x.ndim == 0:
+    return x
+  noise = np.random.default_rng(0).standard_normal(x.shape, np.float32)
+  return jax.device_put(noise, x.sharding)
