@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> Optional[int]:
   )
   parser.add_argument(
       '--quick', action='store_true',
-      help='small shapes, few rounds: under three minutes on two cores',
+      help='small shapes and few rounds',
   )
   parser.add_argument(
       '--threads', type=int,
