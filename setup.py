@@ -97,9 +97,9 @@ setuptools.setup(
             'grain',
             'jaxtyping',
         ],
-        # `python -m benchmarks` needs nothing more; what it compares with is
-        # installed where a table says so.
-        'benchmarks': [],
+        # What `python -m benchmarks` needs; its PyTorch peers have an
+        # environment of their own, see benchmarks/peers.py.
+        'benchmarks': _WORDS,
         'gpu': ['jax[cuda12]>=0.10.2,<0.11'],
         'tpu': ['jax[tpu]>=0.10.2,<0.11'],
     },

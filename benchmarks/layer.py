@@ -3,67 +3,217 @@
 """One adapted dense layer, forward and backward, against its peers.
 
 Gradients are taken of experts, router and inputs, and the output is returned,
-so nothing can be left out. The frozen layer is part of every case.
+so nothing can be left out. The frozen layer is part of every case. Adapters
+run as in training: routers drop and draw what they drop and draw there.
 """
 
+import contextlib
 import functools
-from typing import Any, Callable, Mapping
+from typing import Any, Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from benchmarks import devices
+from benchmarks import experiments
+from benchmarks import peers
+from benchmarks import published
+from benchmarks import tables
 from benchmarks import timing
 from moe_peft import capacity
 from moe_peft import inject
 from moe_peft import routing
 from moe_peft.methods import lora
 from moe_peft.methods import molora
-from moe_peft.methods import mov
 
 FROZEN = 'frozen layer'
 PLAIN_LORA = 'LoRA of rank E*r'
-PUBLISHED = 'published MoLoRA formula'
+COLUMNS = (
+    tables.MILLISECONDS,
+    tables.FASTEST,
+    tables.Column('over_frozen', '/ frozen'),
+    tables.Column('over_lora', '/ LoRA'),
+    tables.TEMP,
+    tables.Column('process_mib', 'process MiB', ',.0f'),
+    tables.GFLOP,
+    tables.RATE,
+    tables.SHARE,
+    tables.PARAMETERS,
+)
+# The last layer of its stack: MoLA puts most experts there.
+SITE = inject.Site(
+    path='encoder/layers_3/mlp/wi', causal=False, layer=3, num_layers=4
+)
 
 
-def published_molora(params: Mapping[str, Any], inputs, outputs, alpha=16.0):
-  """MoLoRA as its release writes it: every expert's output, then weights."""
-  probs = jax.nn.softmax(inputs @ params['router']['kernel'])
-  hidden = jnp.einsum('bsd,edr->bser', inputs, params['lora_a'])
-  updates = jnp.einsum('bser,ero->bseo', hidden, params['lora_b'])
-  rank = params['lora_a'].shape[-1]
-  return outputs + alpha / rank * jnp.einsum('bseo,bse->bso', updates, probs)
+def run(
+    options: tables.Options, progress: Callable[[str], None]
+) -> list[tables.Table]:
+  """Three sizes, all methods at the first one; quick: executions alone."""
+  if options.quick:
+    return [measure(512, 1024, 10, 4, 5, options, progress)]
+  rounds = 15
+  return [
+      measure(1024, 2048, 10, 4, rounds, options, progress, methods=True),
+      measure(768, 2048, 8, 16, rounds, options, progress),
+      measure(1024, 4096, 32, 4, rounds, options, progress),
+  ]
 
 
-def cases(
-    features: int, tokens: int, num_experts: int, rank: int
-) -> dict[str, timing.Case]:
-  """The cases of one table.
+def measure(
+    features: int,
+    tokens: int,
+    num_experts: int,
+    rank: int,
+    rounds: int,
+    options: tables.Options,
+    progress: Callable[[str], None],
+    methods: bool = False,
+) -> tables.Table:
+  """One table.
 
   Args:
     features: Inputs and outputs of the layer.
     tokens: Tokens in all, in rows of 256.
     num_experts: E.
     rank: r.
+    rounds: Timed calls of each case.
+    options: Of the command line.
+    progress: Told what is being done.
+    methods: Whether every file of gin/methods/ has a case.
   """
-  keys = jax.random.split(jax.random.key(0), 3)
-  rows = max(tokens // 256, 1)
-  inputs = jax.random.normal(keys[0], (rows, tokens // rows, features))
-  kernel = jax.random.normal(keys[1], (features, features)) / features**0.5
-  site = inject.Site(path='encoder/layers_0/mlp/wi', causal=False)
+  layer = Layer(features, tokens)
+  progress('compile executions')
+  cases = executions(layer, num_experts, rank)
+  if methods:
+    cases |= of_gin_files(layer, progress)
+  sizes = {
+      'features': features,
+      'tokens': tokens,
+      'num_experts': num_experts,
+      'rank': rank,
+  }
+  with contextlib.ExitStack() as stack:
+    torch_cases = peers.start(
+        options,
+        {
+            'PyTorch: frozen layer': ('layer/frozen', sizes),
+            'PyTorch: PEFT LoRA of rank E*r': ('layer/peft_lora', sizes),
+            'PyTorch: MoE-PEFT LoRAMoE': ('layer/loramoe', sizes),
+            'PyTorch: MoE-PEFT MoLA top-2': ('layer/mola', sizes),
+        },
+        stack,
+    )
+    seconds = timing.interleave({**cases, **torch_cases}, rounds, progress)
+    facts = {name: case.facts() for name, case in cases.items()}
+    facts |= peers.facts(torch_cases)
+  rows = [
+      {'case': name, **seconds[name], **facts[name]} for name in seconds
+  ]
+  tables.ratios(rows, 'over_frozen', FROZEN, 'fastest')
+  tables.ratios(rows, 'over_lora', PLAIN_LORA, 'fastest')
+  devices.add_rates(rows)
+  return tables.Table(
+      'layer',
+      f'One layer: features {features}, tokens {tokens}, E {num_experts}, '
+      f'r {rank}, float32, {devices.describe(options.threads)}',
+      COLUMNS,
+      rows,
+      peers.notes(options),
+  )
+
+
+class Layer:
+  """A frozen dense layer and what goes through it.
+
+  Attributes:
+    inputs: <float32>[rows, tokens / rows, features].
+    kernel: <float32>[features, features].
+  """
+
+  def __init__(self, features: int, tokens: int):
+    keys = jax.random.split(jax.random.key(0), 4)
+    rows = max(tokens // 256, 1)
+    shape = (rows, tokens // rows, features)
+    self.inputs = jax.random.normal(keys[0], shape)
+    self.kernel = (
+        jax.random.normal(keys[1], (features, features)) / features**0.5
+    )
+    self._cotangent = jax.random.normal(keys[2], shape)
+    self._key = keys[3]
+
+  def case(self, function: Callable[..., jax.Array], params: Any) -> '_Case':
+    """Compiles `function(params, kernel, inputs, key)` with its gradients."""
+
+    def call(params, kernel, inputs, cotangent, key):
+      outputs, backward = jax.vjp(
+          lambda params, x: function(params, kernel, x, key), params, inputs
+      )
+      return outputs, backward(cotangent)
+
+    return _Case(
+        call, params, self.kernel, self.inputs, self._cotangent, self._key
+    )
+
+  def adapted(self, adapter: Any, site_input: bool = False) -> '_Case':
+    """The case of an adapter, on outputs or inputs of the layer."""
+    tokens = routing.Tokens(step=jnp.int32(0))
+
+    def function(params, kernel, inputs, key):
+      call = functools.partial(
+          adapter.apply,
+          {'params': params},
+          tokens=tokens,
+          rngs={'dropout': key},
+          mutable=['intermediates'],
+      )
+      if site_input:
+        return call(inputs, inputs)[0] @ kernel
+      return call(inputs, inputs @ kernel)[0]
+
+    shapes = jax.eval_shape(
+        adapter.init,
+        {'params': self._key, 'dropout': self._key},
+        self.inputs,
+        self.inputs,
+        tokens,
+    )['params']
+    # Not the initial values: zeros could be simplified away.
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: 0.02 * rng.standard_normal(x.shape, np.float32), shapes
+    )
+    return self.case(function, params)
+
+
+class _Case(timing.Compiled):
+  """A compiled case that knows its parameters."""
+
+  def __init__(self, function, params, *arguments):
+    super().__init__(function, params, *arguments)
+    self._parameters = sum(x.size for x in jax.tree.leaves(params))
+
+  def facts(self):
+    return {**super().facts(), 'parameters': self._parameters}
+
+
+def executions(
+    layer: Layer, num_experts: int, rank: int
+) -> dict[str, timing.Compiled]:
+  """MoLoRA under all executions, and what it is compared with."""
   top_2 = functools.partial(
       routing.Router, selection='top_k', num_selected_experts=2
   )
   limited = functools.partial(
       top_2,
-      capacity=capacity.Capacity(
-          capacity_factor=1.25, counts_selected=True, at_evaluation=True
-      ),
+      capacity=capacity.Capacity(capacity_factor=1.25, counts_selected=True),
   )
   mixture = functools.partial(
-      molora.MoLoRA, site=site, num_experts=num_experts, rank=rank
+      molora.MoLoRA, site=SITE, num_experts=num_experts, rank=rank
   )
   adapters = {
-      PLAIN_LORA: lora.LoRA(site=site, rank=num_experts * rank),
+      PLAIN_LORA: lora.LoRA(site=SITE, rank=num_experts * rank),
       'MoLoRA soft': mixture(),
       'MoLoRA top-2': mixture(router_factory=top_2),
       'MoLoRA top-2, capacity 1.25': mixture(router_factory=limited),
@@ -73,44 +223,34 @@ def cases(
       'MoLoRA top-2, ragged': mixture(
           router_factory=top_2, execution='ragged'
       ),
-      'MoV': mov.MoV(site=site, num_experts=num_experts),
+      'published MoLoRA formula': published.PublishedMoLoRA(
+          site=SITE, num_experts=num_experts, rank=rank
+      ),
   }
-  functions = {
-      name: (
-          functools.partial(_apply, adapter), _params(adapter, keys[2], inputs)
-      )
-      for name, adapter in adapters.items()
-  }
-  functions[PUBLISHED] = (published_molora, functions['MoLoRA soft'][1])
-  functions = {FROZEN: (lambda params, x, y: y, {}), **functions}
-  cotangent = jax.random.normal(keys[2], inputs.shape)
   return {
-      name: timing.Case(
-          _with_gradients(function), (params, kernel, inputs, cotangent)
-      )
-      for name, (function, params) in functions.items()
+      FROZEN: layer.case(lambda params, kernel, x, key: x @ kernel, {}),
+      'full fine-tuning': layer.case(
+          lambda params, kernel, x, key: x @ params, layer.kernel
+      ),
+      **{name: layer.adapted(adapter) for name, adapter in adapters.items()},
   }
 
 
-def _apply(adapter, params, inputs, outputs):
-  return adapter.apply({'params': params}, inputs, outputs)
+def of_gin_files(
+    layer: Layer, progress: Callable[[str], None]
+) -> dict[str, timing.Compiled]:
+  """One case for each file of gin/methods/ that adapts single layers.
 
-
-def _params(adapter, key, inputs):
-  variables = adapter.init(key, inputs, inputs)
-  # Zero experts would be no less work, but could be simplified away.
-  return jax.tree.map(
-      lambda x: x + 0.01 * jax.random.normal(key, x.shape), variables['params']
-  )
-
-
-def _with_gradients(function: Callable[..., jax.Array]):
-  """Output and gradients of parameters and inputs; the kernel is frozen."""
-
-  def run(params, kernel, inputs, cotangent):
-    outputs, backward = jax.vjp(
-        lambda params, x: function(params, x, x @ kernel), params, inputs
-    )
-    return outputs, backward(cotangent)
-
-  return run
+  That is all but `full`, which has no adapters, and `mixlora`, whose experts
+  are whole MLPs. Experts and ranks are those of the file.
+  """
+  cases = {}
+  for method in experiments.method_names():
+    progress(f'compile {method}')
+    experiment = experiments.build('tiny_t5', method, (32, 16), 8)
+    rules = experiment.model.module.rules
+    if not rules or any(rule.siblings for rule in rules):
+      continue
+    adapter = rules[0].adapter_factory(site=SITE)
+    cases[f'{method}.gin'] = layer.adapted(adapter, rules[0].site_input)
+  return cases

@@ -1,35 +1,82 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Interleaved timing of compiled functions, and their memory."""
+"""Interleaved timing, and what XLA says of a compiled function."""
 
-import dataclasses
 import statistics
 import time
 from typing import Any, Callable, Mapping
 
 import jax
 
+# Runs a case once and returns its seconds.
+Case = Callable[[], float]
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-  """A function to be timed.
+
+class Compiled:
+  """A compiled function with its arguments; calling it times one call.
 
   Attributes:
-    function: Called as `function(*arguments)`; is compiled.
-    arguments: Arrays.
+    compiled: What XLA made.
+    compile_seconds: How long that took, tracing included.
   """
 
-  function: Callable[..., Any]
-  arguments: tuple[Any, ...]
+  def __init__(self, function: Callable[..., Any], *arguments: Any):
+    """Compiles `jax.jit(function)`, or what is jitted already.
+
+    Args:
+      function: A function of arrays.
+      *arguments: Its arguments.
+    """
+    start = time.perf_counter()
+    if not hasattr(function, 'lower'):
+      function = jax.jit(function)
+    self.compiled = function.lower(*arguments).compile()
+    self.compile_seconds = time.perf_counter() - start
+    self._arguments = arguments
+
+  def __call__(self) -> float:
+    jax.block_until_ready(self.compiled(*self._arguments))
+    return seconds_of(lambda: self.compiled(*self._arguments))
+
+  def facts(self) -> dict[str, float]:
+    return facts(self.compiled)
 
 
-def measure(
+def seconds_of(function: Callable[[], Any]) -> float:
+  """Returns how long a call takes, its results computed."""
+  start = time.perf_counter()
+  jax.block_until_ready(function())
+  return time.perf_counter() - start
+
+
+def facts(compiled: Any) -> dict[str, float]:
+  """XLA's own account of a compiled function.
+
+  Returns:
+    `gflop`, `temp_mib` (temporary memory) and `peak_mib` (arguments, results
+    that do not lie in donated arguments, and temporary memory).
+  """
+  memory = compiled.memory_analysis()
+  peak = (
+      memory.argument_size_in_bytes
+      + memory.output_size_in_bytes
+      - memory.alias_size_in_bytes
+      + memory.temp_size_in_bytes
+  )
+  return {
+      'gflop': compiled.cost_analysis().get('flops', 0.0) / 1e9,
+      'temp_mib': memory.temp_size_in_bytes / 2**20,
+      'peak_mib': peak / 2**20,
+  }
+
+
+def interleave(
     cases: Mapping[str, Case], rounds: int, progress: Callable[[str], None]
 ) -> dict[str, dict[str, float]]:
   """Times cases in turn, round after round, so that drift hits all alike.
 
-  Each timed call follows an untimed one of the same case: a case that gives
-  hundreds of MiB back to the system would make the next one pay for its pages.
+  A case should precede each timed call by an untimed one: where another case
+  gave hundreds of MiB back to the system, the next call pays for its pages.
 
   Args:
     cases: What is timed, by name.
@@ -37,28 +84,14 @@ def measure(
     progress: Told what is being done.
 
   Returns:
-    By name: `milliseconds` (median), `fastest` (minimum), `temp_mib` (XLA's
-    temporary memory) and `gflop` (XLA's count).
+    By name: `seconds` (median) and `fastest` (minimum).
   """
-  compiled = {}
-  for name, case in cases.items():
-    progress(f'compile {name}')
-    compiled[name] = jax.jit(case.function).lower(*case.arguments).compile()
   seconds: dict[str, list[float]] = {name: [] for name in cases}
   for number in range(rounds):
-    progress(f'round {number + 1} of {rounds}')
     for name, case in cases.items():
-      jax.block_until_ready(compiled[name](*case.arguments))
-      start = time.perf_counter()
-      jax.block_until_ready(compiled[name](*case.arguments))
-      seconds[name].append(time.perf_counter() - start)
+      progress(f'round {number + 1} of {rounds}: {name}')
+      seconds[name].append(case())
   return {
-      name: {
-          'milliseconds': 1e3 * statistics.median(values),
-          'fastest': 1e3 * min(values),
-          'temp_mib': compiled[name].memory_analysis().temp_size_in_bytes
-          / 2**20,
-          'gflop': compiled[name].cost_analysis().get('flops', 0.0) / 1e9,
-      }
+      name: {'seconds': statistics.median(values), 'fastest': min(values)}
       for name, values in seconds.items()
   }

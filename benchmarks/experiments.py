@@ -1,0 +1,140 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Experiments of the shipped gin files, and batches without data."""
+
+from typing import Any, Mapping
+
+import jax
+import numpy as np
+
+from moe_peft import command_line
+from moe_peft import partitioning
+from moe_peft import trainable
+from moe_peft.models import encoder_decoder
+from moe_peft.training import experiment as experiment_lib
+from moe_peft.training import run
+
+# Bindings with which T5 1.1 Small is compiled and run within seconds.
+ONE_LAYER = {
+    't5.T5Config.num_encoder_layers': 1,
+    't5.T5Config.num_decoder_layers': 1,
+    't5.T5Config.vocab_size': 4000,
+}
+
+
+def method_names() -> list[str]:
+  """Names of the files in gin/methods/."""
+  folder = command_line.resource('gin/methods')
+  return sorted(path.stem for path in folder.glob('*.gin'))
+
+
+def build(
+    model: str,
+    method: str,
+    lengths: tuple[int, int],
+    batch_size: int,
+    bindings: Mapping[str, Any] | None = None,
+) -> experiment_lib.Experiment:
+  """An experiment with random parameters and without dropout.
+
+  Gin makes adapters when the network runs: compile what you need before you
+  build the next one.
+
+  Args:
+    model: File of gin/models/.
+    method: File of gin/methods/.
+    lengths: Tokens of inputs and targets.
+    batch_size: Rows.
+    bindings: Further gin bindings.
+  """
+  values = {
+      'MODEL_DIR': 'unused',
+      'MIXTURE_OR_TASK_NAME': 'past_tense',
+      'TASK_FEATURE_LENGTHS': {'inputs': lengths[0], 'targets': lengths[1]},
+      'BATCH_SIZE': batch_size,
+      'TRAIN_STEPS': 1000,
+      'INITIAL_CHECKPOINT_PATH': None,
+      'ACTIVATION_DTYPE': 'float32',
+      'DROPOUT_RATE': 0.0,
+      **(bindings or {}),
+  }
+  command_line.load_gin(
+      [
+          f'gin/models/{model}.gin',
+          f'gin/methods/{method}.gin',
+          'gin/runs/finetune.gin',
+      ],
+      [f'{name}={value!r}' for name, value in values.items()],
+  )
+  return run.build()
+
+
+def prepare(
+    experiment: experiment_lib.Experiment,
+) -> experiment_lib.Setup:
+  """As `experiment.prepare`, with random numbers for initial values.
+
+  To compile a whole network's initialisation would take longer than most of
+  what is timed here.
+
+  Args:
+    experiment: The one that gin has just built.
+  """
+  mesh = partitioning.make_mesh()
+  with partitioning.use_mesh(mesh):
+    variables = jax.eval_shape(
+        lambda: experiment.model.init(
+            jax.random.key(0), experiment.task_feature_lengths
+        )
+    )
+  shardings = partitioning.param_shardings(variables['params_axes'], mesh)
+  rng = np.random.default_rng(0)
+  params = {
+      name: jax.device_put(
+          0.02 * rng.standard_normal(x.shape, np.float32), shardings[name]
+      )
+      for name, x in trainable.flatten(variables['params']).items()
+  }
+  trained, frozen = trainable.split(params, experiment.trainable_regex)
+  return experiment_lib.Setup(
+      experiment, mesh, trained, frozen, shardings, base={}
+  )
+
+
+def describe(bindings: Mapping[str, Any] | None) -> str:
+  """Sizes that differ from those of the gin file, for titles."""
+  return ''.join(
+      f', {name.rpartition(".")[2]} {value}'
+      for name, value in (bindings or {}).items()
+  )
+
+
+def random_batch(
+    experiment: experiment_lib.Experiment,
+) -> dict[str, np.ndarray]:
+  """Model features of real tokens only: no padding, every target counts."""
+  config = experiment.model.module.module.config
+  inputs, targets = (
+      experiment.task_feature_lengths[name] for name in ('inputs', 'targets')
+  )
+  rng = np.random.default_rng(0)
+  draw = lambda length: rng.integers(
+      1, config.vocab_size, (experiment.batch_size, length), np.int32
+  )
+  both = isinstance(experiment.model, encoder_decoder.EncoderDecoderModel)
+  tokens = draw(targets if both else inputs + targets)
+  batch = {
+      'decoder_input_tokens': np.roll(tokens, 1, axis=1),
+      'decoder_target_tokens': tokens,
+      'decoder_loss_weights': np.ones_like(tokens),
+  }
+  return batch | ({'encoder_input_tokens': draw(inputs)} if both else {})
+
+
+def num_tokens(batch: Mapping[str, np.ndarray]) -> int:
+  """Tokens that go through the network, inputs and targets."""
+  return sum(
+      batch[name].size
+      for name in ('encoder_input_tokens', 'decoder_target_tokens')
+      if name in batch
+  )

@@ -1,0 +1,122 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""PyTorch peers in processes of their own, timed in turn with ours."""
+
+import contextlib
+import json
+from pathlib import Path
+import subprocess
+import tempfile
+from typing import Any, Mapping
+
+from benchmarks import tables
+from moe_peft import errors
+
+HOW_TO_INSTALL = """\
+PyTorch peers were left out. To see them, make an environment of their own
+(their package `moe-peft` has our import name) and name its interpreter:
+  python -m venv peers && peers/bin/pip install torch==2.13.0
+  peers/bin/pip install transformers==4.46.3 peft==0.21.2 datasets evaluate \\
+    accelerate sentencepiece scikit-learn tiktoken
+  peers/bin/pip install --no-deps moe-peft==2.0.2
+  python -m benchmarks --peer_python peers/bin/python"""
+
+
+class Peer:
+  """One case of torch_peers.py; calling it times one call.
+
+  Attributes:
+    parameters: Number of trainable parameters.
+    peak_mib: Growth of its process so far.
+  """
+
+  def __init__(self, python: str, case: str, sizes: Mapping[str, Any]):
+    """Starts the process and builds the case.
+
+    Args:
+      python: Interpreter of the peers' environment.
+      case: Key of `torch_peers.CASES`.
+      sizes: What the case needs, `threads` included.
+
+    Raises:
+      errors.UserError: If the interpreter does not run it.
+    """
+    self._case = case
+    script = Path(__file__).with_name('torch_peers.py')
+    # A file, since nobody reads a pipe until the end.
+    self._messages = tempfile.TemporaryFile('w+')
+    try:
+      # Isolated, so that PYTHONPATH does not lead it to this repository.
+      self._process = subprocess.Popen(
+          [python, '-I', str(script)],
+          stdin=subprocess.PIPE,
+          stdout=subprocess.PIPE,
+          stderr=self._messages,
+          text=True,
+      )
+    except OSError as error:
+      raise errors.UserError(
+          f'--peer_python {python} cannot be run ({error.strerror}).'
+      ) from error
+    self.peak_mib = 0.0
+    self.parameters = self._ask(json.dumps({'case': case, **sizes}))[
+        'parameters'
+    ]
+
+  def __call__(self) -> float:
+    answer = self._ask('run')
+    self.peak_mib = answer['peak_mib']
+    return answer['seconds']
+
+  def _ask(self, line: str) -> dict[str, Any]:
+    with contextlib.suppress(BrokenPipeError):
+      print(line, file=self._process.stdin, flush=True)
+    answer = self._process.stdout.readline()
+    if not answer:
+      self.close()
+      self._messages.seek(0)
+      message = self._messages.read().strip()[-500:]
+      raise errors.UserError(
+          f'The peer {self._case} ended: {message}\n\n{HOW_TO_INSTALL}'
+      )
+    return json.loads(answer)
+
+  def close(self) -> None:
+    """Ends the process."""
+    with contextlib.suppress(BrokenPipeError):
+      self._process.stdin.close()
+    self._process.wait()
+
+
+def start(
+    options: tables.Options,
+    cases: Mapping[str, tuple[str, Mapping[str, Any]]],
+    stack: contextlib.ExitStack,
+) -> dict[str, Peer]:
+  """Starts peers that end with the stack; none without an interpreter.
+
+  Args:
+    options: Of the command line.
+    cases: By name in the table: (key of `torch_peers.CASES`, sizes).
+    stack: Closes them.
+  """
+  started = {}
+  if options.peer_python is None:
+    return started
+  for name, (case, sizes) in cases.items():
+    sizes = {'threads': options.threads, **sizes}
+    started[name] = Peer(options.peer_python, case, sizes)
+    stack.callback(started[name].close)
+  return started
+
+
+def facts(peers: Mapping[str, Peer]) -> dict[str, dict[str, float]]:
+  """By name: `parameters` and `process_mib`."""
+  return {
+      name: {'parameters': peer.parameters, 'process_mib': peer.peak_mib}
+      for name, peer in peers.items()
+  }
+
+
+def notes(options: tables.Options) -> tuple[str, ...]:
+  return () if options.peer_python else (HOW_TO_INSTALL,)

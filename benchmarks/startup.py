@@ -1,0 +1,126 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What has to be waited for: imports, `--help`, the first training step."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Callable, Mapping, Optional, Sequence
+
+from benchmarks import devices
+from benchmarks import tables
+from benchmarks import timing
+from moe_peft import command_line
+from moe_peft import errors
+
+JAX_FLAX = 'import jax, flax.linen, optax'
+COLUMNS = (
+    tables.Column('seconds', 's, median'),
+    tables.Column('fastest', 'fastest'),
+    tables.Column('beyond_jax', 'beyond JAX and Flax'),
+)
+IMPORTS = {
+    'JAX, Flax and Optax alone': JAX_FLAX,
+    'import moe_peft': f'{JAX_FLAX}\nimport moe_peft',
+    'the same with all of its core': (
+        f'{JAX_FLAX}\nfrom moe_peft import inject, trainable, partitioning\n'
+        'from moe_peft.methods import molora, mov, sira\n'
+        'from moe_peft.models import t5, encoder_decoder'
+    ),
+}
+# As training does it, without evaluations.
+FIRST_STEP = """\
+import jax
+from moe_peft import command_line
+command_line.load_gin(['configs/quickstart.gin'], ["MODEL_DIR='unused'"])
+from moe_peft.training import experiment, loop, run, train_step
+run.use_compilation_cache()
+setup = experiment.prepare(run.build())
+data = loop.train_data(setup.experiment)
+state = train_step.init_state(setup)
+with setup.context():
+  step_fn = train_step.make_train_step(setup)
+  state, metrics = step_fn(state, setup.frozen, next(data))
+jax.block_until_ready(metrics)
+"""
+
+
+def run(
+    options: tables.Options, progress: Callable[[str], None]
+) -> list[tables.Table]:
+  """One table, each case a process of its own."""
+  rounds = 3 if options.quick else 9
+  return [measure(rounds, options, progress)]
+
+
+def measure(
+    rounds: int,
+    options: tables.Options,
+    progress: Callable[[str], None],
+    first_step: str = FIRST_STEP,
+) -> tables.Table:
+  """One table.
+
+  Args:
+    rounds: Processes of each case; for the first step a third of that.
+    options: Of the command line.
+    progress: Told what is being done.
+    first_step: Source of a program that ends with its first step.
+  """
+  cases = {name: process('-c', source) for name, source in IMPORTS.items()}
+  cases['python -m moe_peft.train --help'] = process(
+      '-m', 'moe_peft.train', '--help'
+  )
+  seconds = timing.interleave(cases, rounds, progress)
+  with tempfile.TemporaryDirectory() as folder:
+    cache = {
+        'JAX_COMPILATION_CACHE_DIR': folder,
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    }
+    step = process('-c', first_step, environment=cache)
+    cold, warm = 'first step, nothing cached', 'first step, warm compile cache'
+    seconds |= timing.interleave({cold: step}, 1, progress)
+    seconds |= timing.interleave({warm: step}, max(rounds // 3, 1), progress)
+  rows = [{'case': name, **of_case} for name, of_case in seconds.items()]
+  for row in rows[1 : len(IMPORTS)]:
+    row['beyond_jax'] = row['fastest'] - rows[0]['fastest']
+  return tables.Table(
+      'startup',
+      f'Start-up: whole processes, configs/quickstart.gin, '
+      f'{devices.describe(options.threads)}',
+      COLUMNS, rows,
+  )
+
+
+def process(
+    *arguments: str, environment: Optional[Mapping[str, str]] = None
+) -> timing.Case:
+  """A case: a Python process from its start to its end.
+
+  Args:
+    *arguments: Of the interpreter.
+    environment: Variables to add.
+  """
+
+  def case() -> float:
+    start = time.perf_counter()
+    _check(arguments, environment or {})
+    return time.perf_counter() - start
+
+  return case
+
+
+def _check(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+  done = subprocess.run(
+      [sys.executable, *arguments],
+      env={**os.environ, **environment},
+      cwd=command_line.PACKAGE_DIR.parent,
+      capture_output=True,
+      text=True,
+  )
+  if done.returncode:
+    raise errors.UserError(
+        f'python {" ".join(arguments)[:60]} failed: {done.stderr[-500:]}'
+    )

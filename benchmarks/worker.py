@@ -1,0 +1,43 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What runs in the process of a table."""
+
+import importlib
+import os
+import sys
+from typing import Any, Mapping, Sequence
+
+
+def restrict(cpus: Sequence[int]) -> None:
+  """Keeps this process to some CPUs; to be called before JAX starts."""
+  if hasattr(os, 'sched_setaffinity'):
+    os.sched_setaffinity(0, cpus)
+
+
+def run(name: str, args: Mapping[str, Any], threads: int) -> None:
+  """Runs, prints and writes the tables of one module.
+
+  Args:
+    name: Of the module.
+    args: Of the command line.
+    threads: Number of CPUs.
+  """
+  import absl.logging
+
+  from benchmarks import plots
+  from benchmarks import tables
+  from moe_peft import command_line
+
+  absl.logging.set_verbosity(absl.logging.ERROR)
+  command_line.import_tensorflow()
+  results = importlib.import_module(f'benchmarks.{name}').run(
+      tables.Options(args['quick'], threads, args['peer_python']),
+      lambda text: print(f'\r{name}: {text:<60.60}', end='', file=sys.stderr),
+  )
+  print(f'\r{"":<75}\r', end='', file=sys.stderr)
+  suffix = f'_{threads}_threads' if name == 'layer' else ''
+  tables.save(results, args['out'] / f'{name}{suffix}.json')
+  for number, table in enumerate(results):
+    print(f'\n{table.markdown()}', flush=True)
+    part = f'_{number + 1}' if name == 'layer' else ''
+    plots.save(table, args['out'] / f'{table.name}{suffix}{part}.png')

@@ -1,0 +1,246 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Every table at a tiny size: what it counts is right, times aside."""
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import checkpoint
+from benchmarks import decode
+from benchmarks import experiments
+from benchmarks import input as input_table
+from benchmarks import layer
+from benchmarks import published
+from benchmarks import scaling
+from benchmarks import startup
+from benchmarks import step
+from benchmarks import tables
+from moe_peft import errors
+from moe_peft import trainable
+from moe_peft.methods import molora
+
+OPTIONS = tables.Options(quick=True)
+TINY = {
+    't5.T5Config.emb_dim': 16,
+    't5.T5Config.num_heads': 2,
+    't5.T5Config.head_dim': 8,
+    't5.T5Config.mlp_dim': 32,
+    't5.T5Config.num_encoder_layers': 1,
+    't5.T5Config.num_decoder_layers': 1,
+}
+
+
+def silent(text):
+  del text
+
+
+def by_case(table):
+  # Title, empty line, head, rule, rows.
+  lines = table.markdown().splitlines()
+  assert [line.split(' | ')[0] for line in lines[4 : 4 + len(table.rows)]] == [
+      f'| {row["case"]}' for row in table.rows
+  ]
+  return {row['case']: row for row in table.rows}
+
+
+def test_the_published_formula_is_the_same_function():
+  sizes = {'site': layer.SITE, 'num_experts': 3, 'rank': 2}
+  ours, theirs = molora.MoLoRA(**sizes), published.PublishedMoLoRA(**sizes)
+  x, y = np.random.default_rng(0).standard_normal((2, 2, 5, 8), np.float32)
+  params = jax.tree.map(
+      lambda p: p + 0.1, ours.init(jax.random.key(0), x, y)['params']
+  )
+  np.testing.assert_allclose(
+      ours.apply({'params': params}, x, y),
+      theirs.apply({'params': params}, x, y),
+      rtol=1e-5, atol=1e-5,
+  )
+
+
+def test_layer():
+  rows = by_case(layer.measure(32, 64, 4, 2, 1, OPTIONS, silent))
+  assert rows[layer.FROZEN]['parameters'] == 0
+  assert rows[layer.PLAIN_LORA]['parameters'] == 2 * 32 * 4 * 2
+  assert rows['MoLoRA soft']['parameters'] == 2 * 32 * 4 * 2 + 32 * 4
+  assert rows['full fine-tuning']['parameters'] == 32 * 32
+  assert rows[layer.FROZEN]['over_frozen'] == 1.0
+  # Two products of 32 x 32 for the frozen layer, three to train it.
+  product = 2 * 64 * 32 * 32 / 1e9
+  assert rows[layer.FROZEN]['gflop'] == pytest.approx(2 * product, rel=0.01)
+  assert rows['full fine-tuning']['gflop'] == pytest.approx(
+      3 * product, rel=0.01
+  )
+  assert (
+      rows['published MoLoRA formula']['gflop'] > rows['MoLoRA soft']['gflop']
+  )
+
+
+@pytest.mark.slow
+def test_layer_has_a_case_for_every_method():
+  cases = layer.of_gin_files(layer.Layer(32, 64), silent)
+  left_out = {'full', 'mixlora'}
+  assert set(cases) == {
+      f'{name}.gin' for name in set(experiments.method_names()) - left_out
+  }
+
+
+def test_step():
+  # The base must be larger than its adapters.
+  sizes = TINY | {'t5.T5Config.vocab_size': 4000}
+  rows = by_case(
+      step.measure_t5('tiny_t5', (32, 16), 8, 1, OPTIONS, silent, sizes)
+  )
+  assert set(rows) == {'MoLoRA', 'LoRA', 'MoV', 'SiRA', 'full fine-tuning'}
+  for row in rows.values():
+    # Two moments in float32; a few counters.
+    counters = 2**20 * row['optimizer_mib'] - 8 * row['parameters']
+    assert 0 < counters < 100
+  lora, mixture, full = (rows[x] for x in ('LoRA', 'MoLoRA', step.FULL))
+  assert 0.8 * mixture['parameters'] < lora['parameters']
+  assert lora['parameters'] <= mixture['parameters'] < full['parameters']
+  assert mixture['peak_mib'] < full['peak_mib']
+  assert full['over_full'] == 1.0
+
+
+def test_the_floor_is_two_thirds_of_training_everything():
+  experiment = experiments.build(
+      'tiny_t5', 'molora', (32, 16), 8, TINY | {'t5.T5Config.vocab_size': 16}
+  )
+  floor = step.frozen_gflop(experiment)
+  model = experiment.model.without_adapters()
+  params, batch = step._abstract(experiment, model)
+  forward = jax.jit(
+      lambda params: model.loss(trainable.unflatten(params), batch)[0]
+  ).lower(params).compile().cost_analysis()['flops'] / 1e9
+  assert 1.8 * forward < floor < 2.5 * forward
+  # Forward pass of all adapters: two FLOP for each number and token.
+  variables = jax.eval_shape(
+      lambda: experiment.model.init(
+          jax.random.key(0), {'inputs': 32, 'targets': 16}
+      )
+  )
+  of_layer = {'encoder': 32 * 8, 'decoder': 16 * 8}
+  expected = 0
+  for path, x in trainable.flatten(variables['params']).items():
+    if trainable.is_adapter(path):
+      cross = 'encoder_decoder' in path and ('/key/' in path or
+                                             '/value/' in path)
+      expected += 2 * x.size * of_layer['encoder' if cross else
+                                        path.split('/')[0]]
+  assert step.adapter_gflop(experiment) == pytest.approx(
+      expected / 1e9, rel=0.3
+  )
+
+
+def test_the_decoder_trains_what_the_issue_says():
+  experiment = experiments.build('tiny_llama', 'lora', (32, 16), 8, {
+      'llama.LlamaConfig.num_kv_heads': 4,
+      **{f'llama.LlamaConfig.{name}': step.DECODER[name]
+         for name in ('vocab_size', 'emb_dim', 'mlp_dim', 'num_layers',
+                      'num_heads', 'head_dim')},
+  })
+  counts = {}
+  for name, rules in step.decoder_rules(step.DECODER).items():
+    model = step.with_rules(experiment, rules).model
+    variables = jax.eval_shape(
+        lambda model=model: model.init(
+            jax.random.key(0), {'inputs': 8, 'targets': 8}
+        )
+    )
+    trained, _ = trainable.split(trainable.flatten(variables['params']))
+    counts[name] = trainable.num_params(trained)
+  assert counts == {
+      step.MOLORA: 708_608, step.PUBLISHED: 708_608, step.LORA: 706_560
+  }
+
+
+def test_decoder_step():
+  sizes = step.DECODER | {
+      'vocab_size': 64, 'emb_dim': 16, 'mlp_dim': 32, 'num_layers': 1,
+      'num_heads': 2, 'head_dim': 8, 'lora_rank': 16,
+  }
+  rows = by_case(step.measure_decoder(sizes, 8, 64, 1, OPTIONS, silent))
+  ours, theirs = rows[step.MOLORA], rows[step.PUBLISHED]
+  assert ours['parameters'] == theirs['parameters']
+  assert ours['temp_mib'] < theirs['temp_mib']
+
+
+def test_slopes_of_known_series():
+  sizes = [1, 2, 4, 8]
+  assert scaling.slope(sizes, [3, 6, 12, 24]) == pytest.approx(1)
+  assert scaling.slope(sizes, [1, 4, 16, 64]) == pytest.approx(2)
+  assert scaling.slope(sizes, [5, 5, 5, 5]) == pytest.approx(0, abs=1e-9)
+  assert scaling.slope([0, 1, 2], [-1, 3, 6]) == pytest.approx(1)
+  assert scaling.slope([1], [1]) is None
+
+
+def test_scaling():
+  sweeps = {'tokens': (256, 512), 'experts': (2, 4), 'rank': (2, 4)}
+  base = {'tokens': 256, 'experts': 4, 'rank': 2}
+  rows = by_case(scaling.measure(32, base, sweeps, 1, OPTIONS, silent))
+  assert set(rows) == {
+      f'{name} {n}' for name, sizes in sweeps.items() for n in sizes
+  }
+  assert rows['tokens 512']['gflop_slope'] == pytest.approx(1, abs=0.05)
+  assert 0.8 < rows['experts 4']['gflop_slope'] < 1.2
+
+
+def test_checkpoint():
+  rows = by_case(
+      checkpoint.measure(
+          'tiny_t5', 1, OPTIONS, silent, {'t5.T5Config.vocab_size': 8000}
+      )
+  )
+  adapters, full = rows[checkpoint.ADAPTERS], rows[checkpoint.FULL]
+  assert adapters['mib'] < full['mib']
+  # A parameter and two moments; random numbers hardly compress.
+  assert full['mib'] > 4 * full['parameters'] / 2**20
+  assert adapters['restore_seconds'] > 0
+
+
+def test_decode():
+  table = decode.measure(
+      'tiny_t5', (32, 16), 8, ('MoLoRA',), 1, OPTIONS, silent, TINY
+  )
+  rows = by_case(table)
+  assert set(rows) == {
+      f'{search}, {method}'
+      for search in ('greedy', '4 beams')
+      for method in (decode.BARE, 'MoLoRA')
+  }
+  assert rows[f'greedy, {decode.BARE}']['over_bare'] == 1.0
+  assert rows[f'greedy, {decode.BARE}']['adapter_seconds_per_token'] == 0.0
+
+
+def test_input():
+  pytest.importorskip('lemminflect')
+  rows = by_case(input_table.measure(8, 2, OPTIONS, silent, TINY))
+  one, many = rows['not packed'], rows['packed']
+  assert one['examples_per_row'] == 1.0
+  assert many['examples_per_row'] > 2
+  assert many['real_tokens'] > 2 * one['real_tokens']
+  assert 0 < one['waiting'] < 1
+
+
+def test_examples_of_packed_batches():
+  packed = {'decoder_segment_ids': np.array([[1, 1, 2, 0], [1, 2, 3, 3]])}
+  alone = {'decoder_target_tokens': np.ones((4, 8))}
+  assert input_table.num_examples([packed]) == 5
+  assert input_table.num_examples([alone, alone]) == 8
+
+
+def test_startup_processes():
+  assert startup.process('-c', 'pass')() > 0
+  with pytest.raises(errors.UserError, match='is not defined'):
+    startup.process('-c', 'nothing')()
+  environment = {'A_NAME': 'a value'}
+  source = 'import os; assert os.environ["A_NAME"] == "a value"'
+  assert startup.process('-c', source, environment=environment)() > 0
+
+
+@pytest.mark.slow
+def test_startup():
+  rows = by_case(startup.measure(1, OPTIONS, silent, first_step='import jax'))
+  assert rows['import moe_peft']['beyond_jax'] < 60
+  assert 'first step, warm compile cache' in rows
