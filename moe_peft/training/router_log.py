@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The live log of routers: what every site does, and a word of warning."""
 
-from pathlib import Path
 from typing import Any, Callable, Mapping
 
 from clu import metric_writers
