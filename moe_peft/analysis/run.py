@@ -4,6 +4,7 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from moe_peft import errors
+from moe_peft.analysis import expert_records
 from moe_peft.analysis import records
 
 
@@ -25,6 +27,9 @@ class Score:
   primary: bool
 
 
+_NONE = np.zeros(0)
+
+
 @dataclasses.dataclass(frozen=True)
 class Site:
   """What one routed site does.
@@ -37,6 +42,9 @@ class Site:
     load: mean combine weights, <float64>[num_tasks, num_experts].
     entropy: mean entropy of the router for one token divided by
       log(num_experts), <float64>[num_tasks].
+    left_behind: share of tokens without any expert, <float64>[num_tasks].
+    chance: mutual information, in nats, that random tasks stay below in 95 of
+      100 cases; NaN where it was not measured.
   """
 
   path: str
@@ -45,6 +53,8 @@ class Site:
   layer: int
   load: np.ndarray
   entropy: np.ndarray
+  left_behind: np.ndarray = dataclasses.field(default_factory=lambda: _NONE)
+  chance: float = math.nan
 
   @property
   def num_experts(self) -> int:
@@ -73,6 +83,9 @@ class Run:
     num_examples: task -> evaluated examples.
     split: the split of `scores`, empty where there are none.
     routing: None for methods without a router.
+    experts: what is known of single experts, and of routers over time.
+    constant_answer: task -> score of the best constant answer, in the primary
+      metric.
     config: text of config.gin, empty where there is none.
     notices: plain sentences on what was missing or unreadable.
   """
@@ -86,6 +99,8 @@ class Run:
   num_examples: Mapping[str, int]
   split: str
   routing: Routing | None
+  experts: expert_records.Experts
+  constant_answer: Mapping[str, float]
   config: str
   notices: tuple[str, ...]
 
@@ -147,8 +162,9 @@ def read(path: Path) -> Run:
   train = records.read_lines(path / 'metrics' / 'train.jsonl', notices)
   evaluation = records.read_lines(path / 'metrics' / 'eval.jsonl', notices)
   results = path / 'results.json'
-  scores, num_examples, split = (), {}, ''
+  scores, num_examples, split, constant = (), {}, '', {}
   if results.is_file():
+    constant = _constant_answers(results)
     scores, num_examples, split = _scores(results)
   else:
     notices.append(
@@ -167,6 +183,8 @@ def read(path: Path) -> Run:
       num_examples=num_examples,
       split=split,
       routing=_routing(routing) if routing.is_file() else None,
+      experts=expert_records.read(path, notices),
+      constant_answer=constant,
       config=records.read_text(config) if config.is_file() else '',
       notices=(),
   )
@@ -222,6 +240,21 @@ def _scores(
   return tuple(scores), counts, str(value.get('split', ''))
 
 
+def _constant_answers(path: Path) -> dict[str, float]:
+  """`constant_answer`: a number for each task, or one for each metric."""
+  value = records.read_object(path)
+  answers, primary = value.get('constant_answer'), value.get('primary_metric')
+  if not isinstance(answers, dict) or not isinstance(primary, dict):
+    return {}
+  scores = {}
+  for task, score in answers.items():
+    if isinstance(score, dict):
+      score = score.get(primary.get(task), score.get('score'))
+    if records.is_finite(score):
+      scores[task] = float(score)
+  return scores
+
+
 def _routing(path: Path) -> Routing:
   """Reads routing.json and checks that its arrays fit its names."""
   value = records.read_object(path)
@@ -230,7 +263,15 @@ def _routing(path: Path) -> Routing:
     raise records.malformed(path, '"tasks" and "sites" must be lists')
   if not tasks or not sites:
     raise records.malformed(path, 'it names no task or no site')
-  entropy = _array(path, 'entropy', value, (len(tasks), len(sites)))
+  shape = len(tasks), len(sites)
+  entropy = _array(path, 'entropy', value, shape)
+  # Older runs lack these two.
+  left = np.zeros(shape)
+  if 'left_behind' in value:
+    left = _array(path, 'left_behind', value, shape)
+  chance = np.full(len(sites), np.nan)
+  if 'chance' in value:
+    chance = _array(path, 'chance', value, (len(sites),))
   load = value.get('load')
   if not isinstance(load, list) or len(load) != len(tasks):
     raise records.malformed(path, '"load" must hold one entry for each task')
@@ -253,7 +294,10 @@ def _routing(path: Path) -> Routing:
     if num_experts < 1 or (site_load < 0).any():
       raise records.malformed(path, f'"load" of {site_path} is negative')
     read_sites.append(
-        Site(site_path, stack, name, layer, site_load, entropy[:, index])
+        Site(
+            site_path, stack, name, layer, site_load, entropy[:, index],
+            left[:, index], float(chance[index]),
+        )
     )
   return Routing(tuple(map(str, tasks)), tuple(read_sites))
 
