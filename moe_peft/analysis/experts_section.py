@@ -173,9 +173,9 @@ def _needed(ablation: expert_records.Ablation, scores) -> str:
       [
           f'<code>{markup.escape(site)}</code>',
           str(expert),
-          markup.number(mean, sign=True),
+          _change(mean),
           *(
-              markup.number(x, sign=True)
+              _change(x)
               for x in ablation.without[site][expert] - ablation.loss
           ),
       ]
@@ -191,6 +191,10 @@ def _needed(ablation: expert_records.Ablation, scores) -> str:
       head + [markup.escape(t) for t in ablation.tasks], rows,
       [''] * len(order) + ['total'],
   )
+
+
+def _change(value: float) -> str:
+  return f'{value:+.3f}'.replace('-', '−')
 
 
 def _similarity(run: run_lib.Run) -> str:

@@ -171,7 +171,7 @@ def matrix(
     Inline SVG.
   """
   labels = [figure.label(name, 22) for name in rows]
-  left = 12 + 6.4 * max(map(len, labels))
+  left = max(12 + 6.4 * max(map(len, labels)), 8 + 6.4 * len(columns))
   wide = values.shape[1] * float(np.clip(280 / values.shape[1], 4, 30))
   tall = len(rows) * float(np.clip(280 / len(rows), 4, 21))
   every = max(1, -(-len(rows) // 16))

@@ -16,7 +16,7 @@ from moe_peft.analysis import statistics
 # The colours of style.CSS; experts beyond them repeat a colour.
 NUM_COLOURS = 10
 _SITES = 8
-_SITES_OF_MANY = 3
+_SITES_OF_MANY = 4
 
 
 def tokens(runs: Sequence[run_lib.Run]) -> str:
@@ -32,8 +32,9 @@ def tokens(runs: Sequence[run_lib.Run]) -> str:
       '<p>Held-out rows after the last step. The colour and the small number'
       ' are the expert with the largest weight; the paler the colour, the less'
       ' its lead over an equal share. A decoder shows the token that it reads.'
-      ' Sites are ordered by how much their experts differ from token to token'
-      ' (mutual information between token and expert); choose one.</p>'
+      ' Listed are the sites of each stack whose experts differ most from'
+      ' token to token (mutual information between token and expert); choose'
+      ' one.</p>'
       + ''.join(
           routing_section.block(runs, i, _run(run, count)) for i, run in shown
       )
@@ -56,9 +57,18 @@ def _run(run: run_lib.Run, count: int) -> str:
       for site, x in experts.last.items()
   }
   order = sorted(by_site, key=lambda s: -np.nan_to_num(by_site[s], nan=-1))
+  of_stack = {
+      stack: [s for s in order if expert_records.stack_of(s) == stack]
+      for stack in ('encoder', 'decoder')
+  }
+  both = all(of_stack.values())
+  chosen = [
+      site for sites in of_stack.values()
+      for site in sites[: count // 2 if both else count]
+  ]
   name = f'tokens-{markup.escape(run.name)}'
   parts = []
-  for index, site in enumerate(order[:count]):
+  for index, site in enumerate(chosen):
     state = ' open' if index == 0 else ''
     parts.append(
         f'<details name="{name}"{state}><summary><code>{markup.escape(site)}'
