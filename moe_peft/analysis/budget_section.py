@@ -14,9 +14,10 @@ from moe_peft.analysis import run as run_lib
 from moe_peft.analysis import sections
 
 _MACRO = re.compile(r'^([A-Z][A-Z0-9_]*) = (.+)$', re.MULTILINE)
-# What differs between runs of one method, or is shown in a column of its own.
-_NOT_SETTINGS = {'SEED', 'MODEL_DIR', 'PARAM_BUDGET', 'BUDGET_MACRO',
-                 'NUM_EXPERT_PARTITIONS', 'NUM_MODEL_PARTITIONS'}
+# What does not change what is trained, or has a column of its own.
+_NOT_SETTINGS = re.compile(
+    r'SEED|MODEL_DIR|PARAM_BUDGET|BUDGET_MACRO|.*_PARTITIONS|EVAL_.*|.*_PERIOD'
+)
 _REFERENCES = ('lora', 'LoRA')
 _SETTING_LENGTH = 24
 
@@ -202,11 +203,11 @@ def _settings(this: Group, groups: Sequence[Group]) -> str:
   shown = []
   for name, value in this.macros.items():
     others = {g.macros[name] for g in groups if name in g.macros}
-    if name in _NOT_SETTINGS or len(others) < 2:
+    if _NOT_SETTINGS.fullmatch(name) or len(others) < 2:
       continue
     if len(value) <= _SETTING_LENGTH:  # Paths of sites say little here.
       shown.append(f'{markup.escape(name)}&#160;{markup.escape(value)}')
-  return ', '.join(shown) or markup.NOTHING
+  return '<br>'.join(shown) or markup.NOTHING
 
 
 def _ratio(value: float, reference: float) -> str:

@@ -115,12 +115,34 @@ def experts(runs: Sequence[run_lib.Run]) -> str:
   """What single experts are worth, and how alike they are."""
   parts = []
   for i, run in enumerate(runs):
-    text = _ablation(run) + _similarity(run)
+    text = _pruned(run) + _ablation(run) + _similarity(run)
     if text:
       parts.append(routing_section.block(runs, i, text))
   if not parts:
     return '<p class="muted">No site with several experts was measured.</p>'
   return ''.join(parts)
+
+
+def _pruned(run: run_lib.Run) -> str:
+  """What a pruned run lost, from its run.json."""
+  pruned = run.info.get('pruned')
+  before, after = (
+      pruned.get(name) if isinstance(pruned, dict) else None
+      for name in ('loss_before', 'loss_after')
+  )
+  if not isinstance(before, dict) or not isinstance(after, dict):
+    return ''
+  rows = []
+  for task, value in before.items():
+    old, new = records.number(value), records.number(after.get(task))
+    rows.append([markup.escape(task), markup.number(old), markup.number(new),
+                 _change(new - old)])
+  return (
+      '<h3>Pruned</h3><p>Loss of held-out rows, nats per target token, with all'
+      f' experts of {markup.escape(pruned.get("from"))} and with those that'
+      ' were kept.</p>'
+      + markup.table(['Task', 'All experts', 'Kept', 'Difference'], rows)
+  )
 
 
 def _ablation(run: run_lib.Run) -> str:

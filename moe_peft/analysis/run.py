@@ -189,6 +189,11 @@ def read(path: Path) -> Run:
       notices=(),
   )
   notices.extend(_not_finite(run.train))
+  if 'pruned' in info:
+    notices = [
+        f'This run was pruned and not trained; python -m moe_peft.evaluate'
+        f' {path} scores it.'
+    ]
   return dataclasses.replace(run, notices=tuple(notices))
 
 

@@ -113,6 +113,8 @@ footer{margin-top:48px;color:var(--muted);font-size:.85rem}
   main{padding:12px 12px 48px}
   th,td{padding:6px 8px}
   thead th{min-width:0}
+  tbody th code{white-space:normal;overflow-wrap:anywhere}
+  tbody th:has(code){min-width:9.5em}
   dl.facts{grid-template-columns:1fr 1fr}
 }
 @media print{

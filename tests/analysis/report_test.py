@@ -76,7 +76,7 @@ def test_page_holds_what_it_must(run_dir, tmp_path):
       'Mean over tasks', '128', 'Training loss', 'Learning rate',
       'Tokens per second', 'Router entropy', 'Load-balancing loss',
       'attention/query', 'mlp/wo', 'encoder', 'decoder', 'layer 1',
-      'uniform 1/4 = 0.25', 'Mutual information', 'bits', 'Dead experts',
+      'uniform 1/4 = 0.25', 'Mutual information', 'nats', 'Dead experts',
       'encoder/layers_1/mlp/wo', '1 of 4', 'BATCH_SIZE = 16',
       '1 of 32 experts are dead', 'mean normalised entropy is 0.75',
   ):

@@ -44,7 +44,7 @@ def load(model_dir: Any, method: str = 'molora', **bindings: Any) -> None:
   values = {**SIZES, 'MODEL_DIR': str(model_dir), **bindings}
   if method != 'molora':
     values = {k: v for k, v in values.items() if k not in ('NUM_EXPERTS',)}
-  if method == 'full':
+  if method in ('full', 'mov', 'smora'):  # Methods without a rank.
     values.pop('RANK', None)
   command_line.load_gin(
       [
