@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from moe_peft.analysis import figure
-from moe_peft.analysis import run as run_lib
+from moe_peft.analysis import routing_records
 from moe_peft.analysis import statistics
 
 _CELL = 17
@@ -18,7 +18,7 @@ _BAR_WIDTH = 280
 _LEAST_CONTRAST = 0.1
 
 
-def load_range(sites: Sequence[run_lib.Site]) -> tuple[float, float]:
+def load_range(sites: Sequence[routing_records.Site]) -> tuple[float, float]:
   """Ends of one colour scale for all sites; the uniform value is inside."""
   values = np.concatenate([s.load.ravel() for s in sites])
   values = values[np.isfinite(values)]
@@ -30,10 +30,10 @@ def load_range(sites: Sequence[run_lib.Site]) -> tuple[float, float]:
 
 
 def by_name(
-    sites: Sequence[run_lib.Site],
-) -> dict[str, list[run_lib.Site]]:
+    sites: Sequence[routing_records.Site],
+) -> dict[str, list[routing_records.Site]]:
   """Sites grouped by name, in order of the model, layers ascending."""
-  groups: dict[str, list[run_lib.Site]] = {}
+  groups: dict[str, list[routing_records.Site]] = {}
   for site in sites:
     groups.setdefault(site.name, []).append(site)
   return {
@@ -44,7 +44,7 @@ def by_name(
 
 def expert_load(
     tasks: Sequence[str],
-    sites: Sequence[run_lib.Site],
+    sites: Sequence[routing_records.Site],
     limits: tuple[float, float],
     description: str,
 ) -> str:
@@ -109,7 +109,7 @@ def expert_load(
 
 
 def site_values(
-    sites: Sequence[run_lib.Site],
+    sites: Sequence[routing_records.Site],
     values: np.ndarray,
     limits: tuple[float, float],
     description: str,
@@ -200,7 +200,7 @@ def colour_bar(
     return figure.to_svg(fig, f'Colour scale of {quantity}', scale=0.9)
 
 
-def mutual_information(sites: Sequence[run_lib.Site]) -> np.ndarray:
+def mutual_information(sites: Sequence[routing_records.Site]) -> np.ndarray:
   """Nats for each site, <float64>[len(sites)]."""
   return np.array([statistics.mutual_information(s.load) for s in sites])
 

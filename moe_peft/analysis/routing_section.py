@@ -8,6 +8,7 @@ import numpy as np
 
 from moe_peft.analysis import heatmaps
 from moe_peft.analysis import markup
+from moe_peft.analysis import routing_records
 from moe_peft.analysis import run as run_lib
 from moe_peft.analysis import statistics
 
@@ -243,7 +244,7 @@ def _entropy(run: run_lib.Run) -> str:
 
 
 def site_maps(
-    sites: Sequence[run_lib.Site],
+    sites: Sequence[routing_records.Site],
     values: np.ndarray,
     limits: tuple[float, float],
     quantity: str,

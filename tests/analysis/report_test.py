@@ -21,6 +21,7 @@ from moe_peft.analysis import plots
 from moe_peft.analysis import records
 from moe_peft.analysis import report
 from moe_peft.analysis import results_section
+from moe_peft.analysis import routing_records
 from moe_peft.analysis import run as run_lib
 from moe_peft.analysis import sections
 
@@ -320,7 +321,9 @@ def test_thin_keeps_means_and_gaps():
     ],
 )
 def test_load_range(load, expected):
-  site = run_lib.Site('p', 'encoder', 'n', 0, np.array([load]), np.zeros(1))
+  site = routing_records.Site(
+      'p', 'encoder', 'n', 0, np.array([load]), np.zeros(1)
+  )
   assert heatmaps.load_range([site]) == pytest.approx(expected)
 
 
