@@ -5,7 +5,7 @@
 import json
 from pathlib import Path
 import re
-from typing import Any, Iterator, Mapping, Tuple
+from typing import Any, Iterator, Mapping, Optional, Tuple
 
 import jax
 import numpy as np
@@ -84,16 +84,16 @@ def _by_row(model, params, batch):
   return {site: observe.row_sums(*values) for site, values in sown.items()}
 
 
-def _chance(by_task) -> float:
+def _chance(by_task) -> Optional[float]:
   """95th percentile of the information that random tasks would show.
 
-  Rows count by their tokens, padding rows not at all.
+  Rows count by their tokens, padding rows not at all; None for one task.
   """
+  if len(by_task) < 2:
+    return None
   loads = np.concatenate([x['load'] for x in by_task])
   tasks = np.repeat(np.arange(len(by_task)), [len(x['load']) for x in by_task])
   real = np.concatenate([x['tokens'] for x in by_task]) > 0
-  if len(by_task) < 2:
-    return 0.0
   chance = statistics.permuted_information(
       loads[real], tasks[real], _PERMUTATIONS
   )

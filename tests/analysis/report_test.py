@@ -214,8 +214,9 @@ def test_everything_from_the_run_is_escaped(run_dir, tmp_path):
 def test_one_task_has_no_mutual_information(run_dir, tmp_path):
   path = run_dir / 'routing.json'
   routing = json.loads(path.read_text())
-  for key in ('tasks', 'load', 'entropy'):
+  for key in ('tasks', 'load', 'entropy', 'left_behind'):
     routing[key] = routing[key][:1]
+  routing['chance'] = [None] * len(routing['sites'])
   path.write_text(json.dumps(routing))
   _, page = _page([run_dir], tmp_path / 'r.html')
   assert 'needs at least two tasks' in page.text
