@@ -18,6 +18,8 @@ _COMMANDS = {
     'infer': 'answer lines from a file or from standard input',
     'report': 'one HTML page of one or several runs',
     'study': 'run, resume and tabulate a folder of experiments',
+    'ablate': 'the loss of a run without each of its experts',
+    'prune': 'a run with fewer experts, and what they were worth',
     'save_base': 'write the parameters of a run as a base for others',
     'data': 'make caches of P3 and T0 from local rows',
     'hf': 'Hugging Face: import bases, export trained models, verify',

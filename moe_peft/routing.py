@@ -185,6 +185,8 @@ class Router(nn.Module):
           axes=('unmodeled',), module=self,
       )
       scores = probs + jax.lax.stop_gradient(bias)
+    if active is not None:  # Whatever its bias.
+      scores = jnp.where(active, scores, -1e9)
     group = self._group(batch, length, units, training)
     gates, selected = self._select(
         probs, scores, threshold, valid, segment_ids, group, training, tokens
@@ -326,9 +328,13 @@ class Router(nn.Module):
       selected = gates > 0
     elif self.selection == 'random':
       shape = (1, 1) if self.unit == 'batch' else probs.shape[:2]
-      k = self.num_selected_experts if training else self.num_experts
-      gates, selected = jnp.full_like(probs, 1.0 / k), None
+      k = self.num_selected_experts
+      # At evaluation those that are there count equally.
+      there = probs > 0
+      gates = there / there.sum(axis=-1, keepdims=True)
+      selected = None
       if training:
+        gates = jnp.full_like(probs, 1.0 / k)
         noise = jax.random.uniform(
             self.make_rng('dropout'), shape + (self.num_experts,)
         )

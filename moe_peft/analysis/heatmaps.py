@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from moe_peft.analysis import figure
-from moe_peft.analysis import run as run_lib
+from moe_peft.analysis import routing_records
 from moe_peft.analysis import statistics
 
 _CELL = 17
@@ -18,7 +18,7 @@ _BAR_WIDTH = 280
 _LEAST_CONTRAST = 0.1
 
 
-def load_range(sites: Sequence[run_lib.Site]) -> tuple[float, float]:
+def load_range(sites: Sequence[routing_records.Site]) -> tuple[float, float]:
   """Ends of one colour scale for all sites; the uniform value is inside."""
   values = np.concatenate([s.load.ravel() for s in sites])
   values = values[np.isfinite(values)]
@@ -30,10 +30,10 @@ def load_range(sites: Sequence[run_lib.Site]) -> tuple[float, float]:
 
 
 def by_name(
-    sites: Sequence[run_lib.Site],
-) -> dict[str, list[run_lib.Site]]:
+    sites: Sequence[routing_records.Site],
+) -> dict[str, list[routing_records.Site]]:
   """Sites grouped by name, in order of the model, layers ascending."""
-  groups: dict[str, list[run_lib.Site]] = {}
+  groups: dict[str, list[routing_records.Site]] = {}
   for site in sites:
     groups.setdefault(site.name, []).append(site)
   return {
@@ -44,7 +44,7 @@ def by_name(
 
 def expert_load(
     tasks: Sequence[str],
-    sites: Sequence[run_lib.Site],
+    sites: Sequence[routing_records.Site],
     limits: tuple[float, float],
     description: str,
 ) -> str:
@@ -109,7 +109,7 @@ def expert_load(
 
 
 def site_values(
-    sites: Sequence[run_lib.Site],
+    sites: Sequence[routing_records.Site],
     values: np.ndarray,
     limits: tuple[float, float],
     description: str,
@@ -149,16 +149,59 @@ def site_values(
     return figure.to_svg(fig, description, scale=0.9)
 
 
-def colour_bar(limits: tuple[float, float], quantity: str) -> str:
-  """Inline SVG of the scale of several `site_values`."""
+def matrix(
+    rows: Sequence[str],
+    values: np.ndarray,
+    limits: tuple[float, float],
+    description: str,
+    colours: str = 'viridis',
+    columns: str = 'expert',
+) -> str:
+  """A small map with a number for each column.
+
+  Args:
+    rows: names, [num_rows].
+    values: <float64>[num_rows, num_columns]; NaN leaves a cell empty.
+    limits: ends of the colour scale.
+    description: for screen readers.
+    colours: a colour map of matplotlib.
+    columns: what the columns are, numbered from 0.
+
+  Returns:
+    Inline SVG.
+  """
+  labels = [figure.label(name, 22) for name in rows]
+  left = max(12 + 6.4 * max(map(len, labels)), 8 + 6.4 * len(columns))
+  wide = values.shape[1] * float(np.clip(280 / values.shape[1], 4, 30))
+  tall = len(rows) * float(np.clip(280 / len(rows), 4, 21))
+  every = max(1, -(-len(rows) // 16))
+  with figure.theme():
+    fig = figure.new(left + max(wide, 60) + 8, tall + 32)
+    ax = figure.axes(fig, left, 4, wide, tall)
+    _image(ax, values, limits, colours)
+    last = values.shape[1] - 1
+    ax.set_xticks([0, last] if last else [0])
+    ax.set_yticks(
+        range(0, len(rows), every), labels[::every], fontsize=10.5,
+        color=figure.INK,
+    )
+    ax.tick_params(length=0, pad=4)
+    _write(fig, left - 4, tall + 20, columns, size=10, align='right')
+    return figure.to_svg(fig, description, scale=0.9)
+
+
+def colour_bar(
+    limits: tuple[float, float], quantity: str, colours: str = 'viridis'
+) -> str:
+  """Inline SVG of the scale of several maps."""
   with figure.theme():
     fig = figure.new(_BAR_WIDTH + 12, 52)
-    _colour_bar(fig, 4, 20, limits, quantity)
+    _colour_bar(fig, 4, 20, limits, quantity, colours=colours)
     return figure.to_svg(fig, f'Colour scale of {quantity}', scale=0.9)
 
 
-def mutual_information(sites: Sequence[run_lib.Site]) -> np.ndarray:
-  """Bits for each site, <float64>[len(sites)]."""
+def mutual_information(sites: Sequence[routing_records.Site]) -> np.ndarray:
+  """Nats for each site, <float64>[len(sites)]."""
   return np.array([statistics.mutual_information(s.load) for s in sites])
 
 
@@ -172,10 +215,10 @@ def _grid(sites, values):
   return names, layers, grid
 
 
-def _image(ax, values: np.ndarray, limits: tuple[float, float]) -> None:
+def _image(ax, values, limits, colours='viridis') -> None:
   ax.set_facecolor(figure.GRID)  # what is NaN shows the background
   ax.imshow(
-      np.ma.masked_invalid(values), aspect='auto', cmap='viridis',
+      np.ma.masked_invalid(values), aspect='auto', cmap=colours,
       vmin=limits[0], vmax=limits[1],
   )
   ax.grid(visible=False)
@@ -198,11 +241,13 @@ def _write(fig, x, y, text, size=11, weight='normal', align='left'):
   )
 
 
-def _colour_bar(fig, left, top, limits, title, expert_counts=()) -> None:
+def _colour_bar(
+    fig, left, top, limits, title, expert_counts=(), colours='viridis'
+) -> None:
   """A horizontal bar; 1 / count is marked for each of `expert_counts`."""
   ax = figure.axes(fig, left, top, _BAR_WIDTH, 11)
   ax.imshow(
-      np.linspace(*limits, 256)[None], aspect='auto', cmap='viridis',
+      np.linspace(*limits, 256)[None], aspect='auto', cmap=colours,
       extent=(limits[0], limits[1], 0, 1),
   )
   ax.grid(visible=False)

@@ -7,21 +7,28 @@ import os
 from pathlib import Path
 
 from moe_peft import errors
+from moe_peft.analysis import budget_section
+from moe_peft.analysis import experts_section
 from moe_peft.analysis import markup
 from moe_peft.analysis import results_section
 from moe_peft.analysis import routing_section
 from moe_peft.analysis import run as run_lib
 from moe_peft.analysis import sections
 from moe_peft.analysis import style
+from moe_peft.analysis import tokens_section
 
 # With more runs the lines of a panel can no longer be told apart.
 MAX_RUNS = 20
 
 _SECTIONS = (
     ('results', 'Results', results_section.results),
+    ('budget', 'Methods at their budgets', budget_section.budget),
     ('training', 'Training', sections.training),
     ('evaluation', 'Evaluation during training', sections.evaluation),
     ('routing', 'What the routers learned', routing_section.routing),
+    ('routers', 'Routers over time', experts_section.over_time),
+    ('tokens', 'Tokens and their experts', tokens_section.tokens),
+    ('experts', 'Single experts', experts_section.experts),
 )
 
 

@@ -8,13 +8,14 @@ import numpy as np
 
 from moe_peft.analysis import heatmaps
 from moe_peft.analysis import markup
+from moe_peft.analysis import routing_records
 from moe_peft.analysis import run as run_lib
 from moe_peft.analysis import statistics
 
 _OPEN_RUNS = 3
 _LISTED_SITES = 8
 _NARROW_LAYERS = 6
-_LEAST_BITS = 0.01
+_LEAST_NATS = 0.01
 
 
 def routing(runs: Sequence[run_lib.Run]) -> str:
@@ -32,16 +33,19 @@ def routing(runs: Sequence[run_lib.Run]) -> str:
         '<p class="muted">Without a router: '
         f'{markup.escape(", ".join(without))}.</p>'
     )
-  for index, run in enumerate(routed):
-    block = _run(run)
-    if len(routed) > 1:
-      state = ' open' if index < _OPEN_RUNS else ''
-      block = (
-          f'<details class="keep"{state}><summary>{markup.escape(run.name)}'
-          f'</summary>{block}</details>'
-      )
-    parts.append(block)
+  parts += [block(routed, i, _run(run)) for i, run in enumerate(routed)]
   return '\n'.join(parts)
+
+
+def block(runs: Sequence[run_lib.Run], index: int, content: str) -> str:
+  """HTML about one run: folded under its name where there are several."""
+  if len(runs) < 2 or not content:
+    return content
+  state = ' open' if index < _OPEN_RUNS else ''
+  return (
+      f'<details class="keep"{state}><summary>'
+      f'{markup.escape(runs[index].name)}</summary>{content}</details>'
+  )
 
 
 def _means(run: run_lib.Run) -> tuple[float, float, int, int]:
@@ -78,7 +82,7 @@ def _summary_table(runs) -> str:
       ' differ in the experts they use.</p>'
       + markup.table(
           ['Run', 'Sites', 'Router entropy (0 to 1)',
-           'Task–expert information (bits)', 'Dead experts'],
+           'Task–expert information (nats)', 'Dead experts'],
           rows,
       )
   )
@@ -89,6 +93,7 @@ def sentence(run: run_lib.Run) -> str:
   sites = run.routing.sites
   entropy, _, dead, total = _means(run)
   information = heatmaps.mutual_information(sites)
+  chance = np.array([s.chance for s in sites])
   parts = []
   if np.isfinite(entropy):
     word = (
@@ -106,12 +111,19 @@ def sentence(run: run_lib.Run) -> str:
         len(run.routing.tasks), sites[best].num_experts
     )
     where = f'<code>{markup.escape(sites[best].path)}</code>'
-    most = f'{information[best]:.2f} of at most {limit:.2f} bits'
+    most = f'{information[best]:.2f} of at most {limit:.2f} nats'
     parts.append(
         f'Tasks differ most in their experts at {where}: {most}.'
-        if information[best] >= _LEAST_BITS
+        if information[best] >= _LEAST_NATS
         else 'Tasks hardly differ in the experts they use.'
     )
+    known = np.isfinite(chance)
+    if known.any():
+      above = int((information > chance)[known].sum())
+      parts.append(
+          f'{above} of {int(known.sum())} sites show more than random tasks'
+          ' would.'
+      )
   parts.append(
       f'{dead} of {total} experts are dead.' if dead else 'No expert is dead.'
   )
@@ -147,7 +159,7 @@ def _run(run: run_lib.Run) -> str:
           ' uniform value. Wide maps scroll sideways.</p>'
       )
     parts.append(f'<div class="scroll">{svg}</div>')
-  parts += [_information(run), _entropy(run), _dead(run)]
+  parts += [_information(run), _entropy(run), _dead(run), _left_behind(run)]
   return '\n'.join(parts)
 
 
@@ -160,15 +172,6 @@ def _information(run: run_lib.Run) -> str:
         ' least two tasks.</p>'
     )
   limits = (0.0, max(float(np.nanmax(information)), 0.05))
-  panels = []
-  for stack in _stacks(sites):
-    of_stack = [s.stack == stack for s in sites]
-    chosen = [s for s in sites if s.stack == stack]
-    svg = heatmaps.site_values(
-        chosen, information[of_stack], limits,
-        f'Mutual information between task and expert, {stack}, in bits',
-    )
-    panels.append(markup.panel(stack, '', svg))
   limit = statistics.mutual_information_limit(
       len(tasks), max(s.num_experts for s in sites)
   )
@@ -177,6 +180,7 @@ def _information(run: run_lib.Run) -> str:
       [
           f'<code>{markup.escape(sites[i].path)}</code>',
           f'{information[i]:.3f}',
+          markup.number(sites[i].chance),
           _range(statistics.normalized_entropy(sites[i].load)),
           _range(sites[i].entropy),
       ]
@@ -185,18 +189,21 @@ def _information(run: run_lib.Run) -> str:
   ]
   return (
       '<h3>How much the expert tells about the task</h3>'
-      '<p>Mutual information between task and expert at each site, in bits,'
+      '<p>Mutual information between task and expert at each site, in nats,'
       ' all tasks weighted equally: 0 if knowing which expert a token uses'
       f' says nothing about its task, {limit:.2f} if it says all it can.</p>'
-      + _panels(sites, limits, 'mutual information, bits', panels)
+      + site_maps(sites, information, limits, 'mutual information, nats')
       + markup.table(
-          ['Sites with the most', 'Bits',
+          ['Sites with the most', 'Nats', 'By chance',
            'Entropy of the mean load, over tasks',
            'Mean entropy of a token, over tasks'],
           rows,
       )
-      + '<p>Both entropies are divided by log(number of experts). A high first'
-      ' and a low second one: each token is decided, and different tokens'
+      + '<p>By chance: finitely many examples show some information even where'
+      ' there is none, so the examples were given to random tasks, 20 times;'
+      ' this is the 95th percentile of what was left. Only what is well above'
+      ' it counts. Both entropies are divided by log(number of experts). A high'
+      ' first and a low second one: each token is decided, and different tokens'
       ' choose different experts.</p>'
   )
 
@@ -236,6 +243,24 @@ def _entropy(run: run_lib.Run) -> str:
   )
 
 
+def site_maps(
+    sites: Sequence[routing_records.Site],
+    values: np.ndarray,
+    limits: tuple[float, float],
+    quantity: str,
+) -> str:
+  """A map for each stack of one value for each site, <float64>[sites]."""
+  panels = []
+  for stack in _stacks(sites):
+    chosen = [i for i, s in enumerate(sites) if s.stack == stack]
+    svg = heatmaps.site_values(
+        [sites[i] for i in chosen], values[chosen], limits,
+        f'{quantity}, {stack}',
+    )
+    panels.append(markup.panel(stack, '', svg))
+  return _panels(sites, limits, quantity, panels)
+
+
 def _panels(sites, limits, quantity: str, panels: list[str]) -> str:
   """Panels side by side under their common colour scale."""
   many = len({s.layer for s in sites}) > _NARROW_LAYERS
@@ -265,3 +290,33 @@ def _dead(run: run_lib.Run) -> str:
   return f'<h3>Dead experts</h3>{rule}</p>' + markup.table(
       ['Site', 'Dead', 'Which'], rows, wrapped=(2,)
   )
+
+
+def _left_behind(run: run_lib.Run) -> str:
+  """Tokens without an expert: while training, and at evaluation."""
+  sites = run.routing.sites
+  log = run.experts.left_behind
+  measured = {
+      'in the last logged period of training': np.array([
+          log[s.path][-1] if s.path in log else np.nan for s in sites
+      ]),
+      'at evaluation': np.array([
+          s.left_behind.mean() if s.left_behind.size else np.nan for s in sites
+      ]),
+  }
+  parts = [
+      '<h3>Tokens left behind</h3><p>Share of tokens that no expert took, for'
+      ' lack of capacity or because all experts were dropped; the frozen layer'
+      ' alone serves them.</p>'
+  ]
+  for when, values in measured.items():
+    if not np.isfinite(values).any():
+      continue
+    most = float(np.nanmax(values))
+    if not most:
+      parts.append(f'<p>None {when}.</p>')
+      continue
+    parts.append(
+        site_maps(sites, values, (0.0, most), f'tokens left behind {when}')
+    )
+  return ''.join(parts)

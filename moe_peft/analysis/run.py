@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from moe_peft import errors
+from moe_peft.analysis import expert_records
 from moe_peft.analysis import records
+from moe_peft.analysis import routing_records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,40 +25,6 @@ class Score:
   base: float
   adapted: float
   primary: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Site:
-  """What one routed site does.
-
-  Attributes:
-    path: parameter path of the layer, as `encoder/layers_0/mlp/wo`.
-    stack: `encoder` or `decoder`.
-    name: the path below the layer, as `mlp/wo`.
-    layer: index of the layer, 0 where the model has none.
-    load: mean combine weights, <float64>[num_tasks, num_experts].
-    entropy: mean entropy of the router for one token divided by
-      log(num_experts), <float64>[num_tasks].
-  """
-
-  path: str
-  stack: str
-  name: str
-  layer: int
-  load: np.ndarray
-  entropy: np.ndarray
-
-  @property
-  def num_experts(self) -> int:
-    return self.load.shape[-1]
-
-
-@dataclasses.dataclass(frozen=True)
-class Routing:
-  """routing.json: the tasks and the sites in the order of the model."""
-
-  tasks: tuple[str, ...]
-  sites: tuple[Site, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +41,9 @@ class Run:
     num_examples: task -> evaluated examples.
     split: the split of `scores`, empty where there are none.
     routing: None for methods without a router.
+    experts: what is known of single experts, and of routers over time.
+    constant_answer: task -> score of the best constant answer, in the primary
+      metric.
     config: text of config.gin, empty where there is none.
     notices: plain sentences on what was missing or unreadable.
   """
@@ -85,7 +56,9 @@ class Run:
   scores: tuple[Score, ...]
   num_examples: Mapping[str, int]
   split: str
-  routing: Routing | None
+  routing: routing_records.Routing | None
+  experts: expert_records.Experts
+  constant_answer: Mapping[str, float]
   config: str
   notices: tuple[str, ...]
 
@@ -147,8 +120,9 @@ def read(path: Path) -> Run:
   train = records.read_lines(path / 'metrics' / 'train.jsonl', notices)
   evaluation = records.read_lines(path / 'metrics' / 'eval.jsonl', notices)
   results = path / 'results.json'
-  scores, num_examples, split = (), {}, ''
+  scores, num_examples, split, constant = (), {}, '', {}
   if results.is_file():
+    constant = _constant_answers(results)
     scores, num_examples, split = _scores(results)
   else:
     notices.append(
@@ -166,11 +140,18 @@ def read(path: Path) -> Run:
       scores=scores,
       num_examples=num_examples,
       split=split,
-      routing=_routing(routing) if routing.is_file() else None,
+      routing=routing_records.read(routing) if routing.is_file() else None,
+      experts=expert_records.read(path, notices),
+      constant_answer=constant,
       config=records.read_text(config) if config.is_file() else '',
       notices=(),
   )
   notices.extend(_not_finite(run.train))
+  if 'pruned' in info:
+    notices = [
+        f'This run was pruned and not trained; python -m moe_peft.evaluate'
+        f' {path} scores it.'
+    ]
   return dataclasses.replace(run, notices=tuple(notices))
 
 
@@ -222,52 +203,16 @@ def _scores(
   return tuple(scores), counts, str(value.get('split', ''))
 
 
-def _routing(path: Path) -> Routing:
-  """Reads routing.json and checks that its arrays fit its names."""
+def _constant_answers(path: Path) -> dict[str, float]:
+  """`constant_answer`: a number for each task, or one for each metric."""
   value = records.read_object(path)
-  tasks, sites = value.get('tasks'), value.get('sites')
-  if not isinstance(tasks, list) or not isinstance(sites, list):
-    raise records.malformed(path, '"tasks" and "sites" must be lists')
-  if not tasks or not sites:
-    raise records.malformed(path, 'it names no task or no site')
-  entropy = _array(path, 'entropy', value, (len(tasks), len(sites)))
-  load = value.get('load')
-  if not isinstance(load, list) or len(load) != len(tasks):
-    raise records.malformed(path, '"load" must hold one entry for each task')
-  read_sites = []
-  for index, site in enumerate(sites):
-    try:
-      num_experts = int(site['num_experts'])
-      rows = [load[task][index] for task in range(len(tasks))]
-      site_path, layer = str(site['path']), int(site.get('layer') or 0)
-      stack, name = str(site['stack']), str(site['name'])
-    except (TypeError, KeyError, ValueError, IndexError) as e:
-      raise records.malformed(
-          path,
-          f'site {index} lacks "path", "stack", "layer", "name" or'
-          ' "num_experts", or "load" has no entry for it',
-      ) from e
-    site_load = _array(
-        path, 'load', {'load': rows}, (len(tasks), num_experts), site_path
-    )
-    if num_experts < 1 or (site_load < 0).any():
-      raise records.malformed(path, f'"load" of {site_path} is negative')
-    read_sites.append(
-        Site(site_path, stack, name, layer, site_load, entropy[:, index])
-    )
-  return Routing(tuple(map(str, tasks)), tuple(read_sites))
-
-
-def _array(path, key, value, shape, where='') -> np.ndarray:
-  """`value[key]` as <float64>[shape]; null and infinity become NaN."""
-  try:
-    array = np.array(value.get(key), np.float64)
-  except (TypeError, ValueError):
-    array = np.empty(())
-  if array.shape != tuple(shape):
-    raise records.malformed(
-        path,
-        f'"{key}"{" of " + where if where else ""} must be numbers of shape'
-        f' {list(shape)}',
-    )
-  return np.where(np.isfinite(array), array, np.nan)
+  answers, primary = value.get('constant_answer'), value.get('primary_metric')
+  if not isinstance(answers, dict) or not isinstance(primary, dict):
+    return {}
+  scores = {}
+  for task, score in answers.items():
+    if isinstance(score, dict):
+      score = score.get(primary.get(task), score.get('score'))
+    if records.is_finite(score):
+      scores[task] = float(score)
+  return scores

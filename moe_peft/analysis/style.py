@@ -8,6 +8,15 @@ _LIGHT = """
 --series-0:#0b6fb8;--series-1:#c8500a;--series-2:#0a8a65;--series-3:#b04a92;
 --series-4:#b97d00;--series-5:#4b9fd0;--series-6:#6b6f76;"""
 
+# Ten hues for experts, told apart in print by their numbers.
+_EXPERTS = (
+    '#1f77b4', '#ff7f0e', '#2ca02c', '#d62728', '#9467bd', '#8c564b',
+    '#e377c2', '#7f7f7f', '#bcbd22', '#17becf',
+)
+_EXPERT_CSS = ''.join(
+    f'.x{i}{{--x:{colour}}}' for i, colour in enumerate(_EXPERTS)
+)
+
 _DARK = """
 --page:#15171a;--surface:#1d2024;--ink:#eceef0;--muted:#a3aab3;
 --grid:#343940;--accent:#7cc0f5;--notice:#3a3016;--notice-edge:#d9a520;
@@ -20,7 +29,19 @@ CSS = (
     + '}\n@media screen and (prefers-color-scheme:dark){:root{'
     + _DARK
     + '}}\n'
+    + _EXPERT_CSS
     + """
+.tokens span{border-radius:3px;padding:1px 0}
+.tokens .l1{background:color-mix(in srgb,var(--x) 14%,transparent)}
+.tokens .l2{background:color-mix(in srgb,var(--x) 32%,transparent)}
+.tokens .l3{background:color-mix(in srgb,var(--x) 60%,transparent)}
+.tokens sub{font-size:.62em;color:var(--muted);padding:0 2px}
+.tokens{margin:6px 0;background:var(--surface);border:1px solid var(--grid);
+  border-radius:6px;padding:8px 12px;print-color-adjust:exact;
+  -webkit-print-color-adjust:exact}
+.tokens dd{font:400 .92rem/1.9 ui-monospace,"DejaVu Sans Mono",monospace;
+  overflow-wrap:anywhere;white-space:pre-wrap}
+.tokens dt{margin-top:6px}
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%}
 body{margin:0;background:var(--page);color:var(--ink);
@@ -92,6 +113,8 @@ footer{margin-top:48px;color:var(--muted);font-size:.85rem}
   main{padding:12px 12px 48px}
   th,td{padding:6px 8px}
   thead th{min-width:0}
+  tbody th code{white-space:normal;overflow-wrap:anywhere}
+  tbody th:has(code){min-width:9.5em}
   dl.facts{grid-template-columns:1fr 1fr}
 }
 @media print{

@@ -5,20 +5,17 @@
 import json
 from pathlib import Path
 import re
-from typing import Any, Iterator, Mapping, Tuple
+from typing import Any, Iterator, Mapping, Optional, Tuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from moe_peft import observe
 from moe_peft import partitioning
 from moe_peft import trainable
+from moe_peft.analysis import statistics
 
-_SITE = re.compile(r'(?P<path>.*)/adapter/combine_weights')
-# Cross-attention keys and values are made from encoder positions.
-_READS_ENCODER = re.compile(
-    r'encoder/.*|.*encoder_decoder_attention/(key|value)'
-)
+_PERMUTATIONS = 20
 
 
 def write_routing(
@@ -37,93 +34,79 @@ def write_routing(
     batches: (task, model features), teacher-forced.
     mesh: Where the model runs.
   """
-  sums: dict[str, Mapping[str, Any]] = {}
+  rows: dict[str, list[Mapping[str, Any]]] = {}
   with partitioning.use_mesh(mesh):
-    statistics = jax.jit(
-        lambda params, batch: _site_statistics(model, params, batch),
+    run = jax.jit(
+        lambda params, batch: _by_row(model, params, batch),
         in_shardings=(None, partitioning.batch_sharding(mesh)),
     )
     for task, batch in batches:
-      new = jax.device_get(statistics(params, batch))
-      sums[task] = (
-          jax.tree.map(np.add, sums[task], new) if task in sums else new
-      )
-  sites = sorted(next(iter(sums.values()), {}), key=_natural)
+      rows.setdefault(task, []).append(jax.device_get(run(params, batch)))
+  tasks = list(rows)
+  # {site: {name: [num_rows, ...]}} by task.
+  sums = {
+      task: jax.tree.map(lambda *x: np.concatenate(x), *parts)
+      for task, parts in rows.items()
+  }
+  sites = sorted(sums[tasks[0]], key=natural) if tasks else []
   if not sites:
     return
-  means = {
-      task: {site: load / count for site, (load, _, count) in values.items()}
-      for task, values in sums.items()
+
+  def means(task, site, name):
+    of_site = sums[task][site]
+    total = of_site[name].sum(0) / max(of_site['tokens'].sum(), 1)
+    return total.tolist()
+
+  value = {
+      'tasks': tasks,
+      'sites': [
+          describe(site, sums[tasks[0]][site]['load'].shape[-1])
+          for site in sites
+      ],
+      'load': [[means(t, s, 'load') for s in sites] for t in tasks],
+      'entropy': [[means(t, s, 'entropy') for s in sites] for t in tasks],
+      'left_behind': [
+          [means(t, s, 'left_behind') for s in sites] for t in tasks
+      ],
+      'chance': [_chance([sums[t][site] for t in tasks]) for site in sites],
   }
-  entropies = {
-      task: {site: h / count for site, (_, h, count) in values.items()}
-      for task, values in sums.items()
-  }
-  num_experts = {s: len(load) for s, load in next(iter(means.values())).items()}
-  path.write_text(
-      json.dumps({
-          'tasks': list(sums),
-          'sites': [_describe(s, num_experts[s]) for s in sites],
-          'load': [[means[t][s].tolist() for s in sites] for t in sums],
-          'entropy': [[float(entropies[t][s]) for s in sites] for t in sums],
-      }),
-      encoding='utf-8',
-  )
+  path.write_text(json.dumps(value), encoding='utf-8')
 
 
-def _site_statistics(model, params, batch):
-  """{site: (sum of weights [num_experts], sum of entropies, count)}."""
+def _by_row(model, params, batch):
+  """{site: sums of `observe.row_sums`, one for each row}."""
   _, collections = model.apply(
-      trainable.unflatten(params), batch, mutable=('routing',)
+      trainable.unflatten(params), batch, mutable=(observe.COLLECTION,)
   )
-  statistics = {}
-  for path, (weights,) in trainable.flatten(
-      collections.get('routing', {})
-  ).items():
-    match = _SITE.fullmatch(path)
-    if match is None:
-      continue
-    site = match['path']
-    tokens = (
-        batch['encoder_input_tokens']
-        if _READS_ENCODER.fullmatch(site)
-        else batch['decoder_target_tokens']
-    )
-    # Scanned layers come stacked; every layer is a site of its own.
-    stacked = re.search(r'/layers_\d+/', site) is None
-    layers = weights if stacked else weights[None]
-    for layer, layer_weights in enumerate(layers):
-      name = _unrolled(site, layer) if stacked else site
-      statistics[name] = _sum_over_tokens(layer_weights, tokens > 0)
-  return statistics
-
-
-def _sum_over_tokens(weights, valid):
-  """Sums `[batch, length, ..., num_experts]` over valid tokens (and heads)."""
-  num_experts = weights.shape[-1]
-  shares = weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-9)
-  entropy = -jnp.sum(shares * jnp.log(shares + 1e-9), -1)
-  if num_experts > 1:
-    entropy /= np.log(num_experts)
-  units = int(np.prod(weights.shape[2:-1]))
-  mask = valid.reshape(valid.shape + (1,) * (weights.ndim - 3))
-  return (
-      jnp.sum(weights * mask[..., None], tuple(range(weights.ndim - 1))),
-      jnp.sum(entropy * mask),
-      jnp.maximum(jnp.sum(valid), 1) * units,
+  sown = observe.combine_weights(
+      collections.get(observe.COLLECTION, {}), batch
   )
+  return {site: observe.row_sums(*values) for site, values in sown.items()}
 
 
-def _unrolled(site: str, layer: int) -> str:
-  stack, _, rest = site.split('/', maxsplit=2)
-  return f'{stack}/layers_{layer}/{rest}'
+def _chance(by_task) -> Optional[float]:
+  """95th percentile of the information that random tasks would show.
+
+  Rows count by their tokens, padding rows not at all; None for one task.
+  """
+  if len(by_task) < 2:
+    return None
+  loads = np.concatenate([x['load'] for x in by_task])
+  tasks = np.repeat(np.arange(len(by_task)), [len(x['load']) for x in by_task])
+  real = np.concatenate([x['tokens'] for x in by_task]) > 0
+  chance = statistics.permuted_information(
+      loads[real], tasks[real], _PERMUTATIONS
+  )
+  return float(np.quantile(chance, 0.95))
 
 
-def _natural(site: str):
+def natural(site: str) -> list[Any]:
+  """Sorts `layers_2` before `layers_10`."""
   return [int(x) if x.isdigit() else x for x in re.split(r'(\d+)', site)]
 
 
-def _describe(site: str, num_experts: int) -> dict[str, Any]:
+def describe(site: str, num_experts: int) -> dict[str, Any]:
+  """A site as the files of a run name it."""
   stack, layer, name = site.split('/', maxsplit=2)
   return {
       'path': site,

@@ -157,6 +157,31 @@ class Evaluator:
       for _, batch in self._batches(dataset):
         yield task.name, batch
 
+  def first_rows(self, count: int) -> dict[str, dict[str, np.ndarray]]:
+    """The first rows of every task as one batch each; of choices the answers.
+
+    Args:
+      count: Rows of a batch, filled up with padding.
+
+    Returns:
+      Model features by task, <int32>[count, length].
+    """
+    batches = {}
+    for task in self._seqio.eval_tasks:
+      rows = []
+      for example, (_, row) in zip(
+          self._seqio.cached_task_datasets[task.name].as_numpy_iterator(),
+          self._seqio.cached_model_datasets[task.name].as_numpy_iterator(),
+          strict=True,
+      ):
+        if example.get('is_correct', True):
+          rows.append({k: x for k, x in row.items() if np.ndim(x)})
+        if len(rows) == count:
+          break
+      rows += [jax.tree.map(np.zeros_like, rows[0])] * (count - len(rows))
+      batches[task.name] = jax.tree.map(lambda *x: np.stack(x), *rows)
+    return batches
+
   def _functions(self, model: language_model.LanguageModel):
     """Compiled score and generate, made once for each model."""
     if id(model) not in self._compiled:

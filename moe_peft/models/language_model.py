@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_peft import losses
+from moe_peft import observe
 from moe_peft.models import decoding
 
 Array = jax.Array
@@ -162,12 +163,16 @@ class LanguageModel(abc.ABC):
       step: `<int32>[]`, the training step, for routers that follow it.
 
     Returns:
-      The loss, a scalar, and scalar metrics. Those whose names begin with
-      `sum_` are sums over tokens; the others are means over adapters, times
-      `share`.
+      The loss, a scalar, and metrics. Scalars whose names begin with `sum_`
+      are sums over tokens; the others are means over adapters, times `share`.
+      `routing` holds the sums of `observe.batch_sums`, site by site.
     """
     logits, targets, weights, collections = self.predict(
-        params, batch, dropout_rng=dropout_rng, step=step
+        params,
+        batch,
+        dropout_rng=dropout_rng,
+        mutable=('intermediates', observe.COLLECTION),
+        step=step,
     )
     log_z = jax.nn.logsumexp(logits, axis=-1)
     target_logits = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
@@ -183,6 +188,9 @@ class LanguageModel(abc.ABC):
         'sum_correct': jnp.sum((logits.argmax(-1) == targets) * weights),
         'sum_tokens': sum_weights,
         **{name: share * value for name, value in adapter_metrics.items()},
+        'routing': observe.batch_sums(
+            collections.get(observe.COLLECTION, {}), batch
+        ),
     }
     if normalizer is None:
       normalizer = jnp.maximum(sum_weights, 1.0)

@@ -16,6 +16,8 @@ import numpy as np
 import rich.console
 import rich.progress
 
+from moe_peft.training import router_log
+
 Scalars = Mapping[str, Any]
 
 
@@ -98,6 +100,10 @@ class Progress:
   def advance(self, text: str = '') -> None:
     self.update(self._done + 1, text)
 
+  def note(self, text: str) -> None:
+    """Shows a line of its own."""
+    self._console.print(text)
+
   def close(self) -> None:
     if self._bar is not None:
       self._bar.stop()
@@ -117,7 +123,13 @@ class TrainMetrics:
   def __init__(self, run_dir: Path, first_step: int, progress: Progress,
                learning_rate: Callable[[int], Any]):
     self._rows = JsonLines(run_dir / 'metrics' / 'train.jsonl', first_step)
+    self._routers = JsonLines(
+        run_dir / 'metrics' / 'routers.jsonl', first_step
+    )
     self._board = metric_writers.SummaryWriter(str(run_dir / 'tensorboard'))
+    self._router_log = router_log.RouterLog(
+        self._routers.write, self._board, progress.note
+    )
     self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
     self._pending: Optional[concurrent.futures.Future] = None
     self._progress, self._learning_rate = progress, learning_rate
@@ -128,7 +140,7 @@ class TrainMetrics:
     self.wait()
     self._time = time.monotonic()
 
-  def submit(self, step: int, sums: Mapping[str, jax.Array]) -> None:
+  def submit(self, step: int, sums: Mapping[str, Any]) -> None:
     """Writes the metrics of the steps since the last call."""
     self.wait()
     self._pending = self._thread.submit(self._write, step, sums)
@@ -139,8 +151,10 @@ class TrainMetrics:
       self._pending.result()
       self._pending = None
 
-  def _write(self, step: int, sums: Mapping[str, jax.Array]) -> None:
-    sums = {name: float(x) for name, x in jax.device_get(dict(sums)).items()}
+  def _write(self, step: int, sums: Mapping[str, Any]) -> None:
+    fetched = jax.device_get(dict(sums))
+    routing = fetched.pop('routing', {})
+    sums = {name: float(x) for name, x in fetched.items()}
     now = time.monotonic()
     seconds, self._time = now - self._time, now
     row = summarize(sums)
@@ -149,6 +163,7 @@ class TrainMetrics:
     row['steps_per_second'] = sums['steps'] / seconds
     self._rows.write({'step': step, **row})
     self._board.write_scalars(step, row)
+    self._router_log.log(step, routing)
     entropy = row.get('router_entropy')
     self._progress.update(
         step,
@@ -160,6 +175,7 @@ class TrainMetrics:
     self.wait()
     self._thread.shutdown()
     self._rows.close()
+    self._routers.close()
     self._board.close()
     self._progress.close()
 

@@ -20,6 +20,8 @@ from moe_peft import errors
 from moe_peft import inject
 from moe_peft import trainable
 from moe_peft.analysis import report
+from moe_peft.analysis import similarity
+from moe_peft.analysis import snapshots
 from moe_peft.analysis import usage
 from moe_peft.data import catalog
 from moe_peft.evaluation import evaluator as evaluator_lib
@@ -94,6 +96,12 @@ class _Run:
         self._dir / 'metrics' / 'eval.jsonl',
         self._checkpointer.latest_step() or 0,
     )
+    self._snapshots = snapshots.Snapshots(
+        self._dir / snapshots.FOLDER,
+        experiment.model,
+        self._evaluator.first_rows(snapshots.ROWS_PER_TASK),
+        self._setup.mesh,
+    )
     (self._dir / 'config.gin').write_text(gin.config_str(), encoding='utf-8')
 
   def close(self) -> None:
@@ -104,6 +112,8 @@ class _Run:
     """Evaluates the base, trains, evaluates, reports."""
     self._describe()
     base = self._base_results()
+    if not self._checkpointer.latest_step():
+      self._snapshots.write(0, {**self._setup.frozen, **self._setup.trainable})
     state = loop.train(self._setup, self._checkpointer, self._evaluate)
     if state is None:
       step = self._checkpointer.latest_step()
@@ -168,6 +178,7 @@ class _Run:
         self._evaluator, f'step {step}', self._experiment.model, params, step
     )
     self._log_results(step, results)
+    self._snapshots.write(step, params)
     return results
 
   def _log_results(self, step: int, results: evaluator_lib.Results) -> None:
@@ -193,6 +204,7 @@ class _Run:
         self._evaluator.batches(),
         self._setup.mesh,
     )
+    similarity.write(self._dir / 'similarity.json', params)
     trained, total = loop.count_params(self._setup)
     summary = {
         'method': _method_names(experiment.model.module.rules),

@@ -65,7 +65,45 @@ def write_run(path, routed=True, steps=40, seed=0, method='molora'):
   })
   if routed:
     write('routing.json', routing(random))
+    write_experts(path, random)
   return path
+
+
+def write_experts(path, random):
+  """What a run leaves about routers over time and about single experts."""
+  sites = [site['path'] for site in routing(random)['sites']]
+  with open(path / 'metrics' / 'routers.jsonl', 'w') as f:
+    for step in (20, 40):
+      means = {'load': [0.3, 0.3, 0.3, 0.1], 'selected': 4.0,
+               'left_behind': 0.125}
+      f.write(json.dumps(
+          {'step': step, 'sites': {site: means for site in sites}}
+      ) + '\n')
+  folder = path / 'routing'
+  folder.mkdir()
+  pieces = {'encoder': ['a', 'b', '⟨end⟩'], 'decoder': ['⟨start⟩', '<i>']}
+  (folder / 'rows.json').write_text(
+      json.dumps({'rows': [{'task': task, **pieces} for task in TASKS]})
+  )
+  # Padding at the end; from the second snapshot on, all tokens use expert 2.
+  weights = np.full((len(TASKS), 5, NUM_EXPERTS), 0.25, np.float16)
+  np.savez(folder / 'step_0.npz', **dict.fromkeys(sites, weights))
+  moved = np.zeros_like(weights)
+  moved[..., 2] = 1
+  for step in (20, 40):
+    np.savez(folder / f'step_{step}.npz', **dict.fromkeys(sites, moved))
+  described = [{'path': site, 'num_experts': NUM_EXPERTS} for site in sites]
+  cosine = np.full((NUM_EXPERTS, NUM_EXPERTS), 0.5)
+  np.fill_diagonal(cosine, 1)
+  (path / 'similarity.json').write_text(json.dumps(
+      {'sites': described, 'cosine': [cosine.tolist()] * len(sites)}
+  ))
+  without = np.full((NUM_EXPERTS, len(TASKS)), 2.0)
+  without[1] = 2.25
+  (path / 'ablation.json').write_text(json.dumps({
+      'tasks': list(TASKS), 'sites': described, 'loss': [2.0] * len(TASKS),
+      'without': [without.tolist()] * len(sites),
+  }))
 
 
 def routing(random):
@@ -90,6 +128,8 @@ def routing(random):
       'sites': sites,
       'load': load.tolist(),
       'entropy': np.full((len(TASKS), len(sites)), 0.75).tolist(),
+      'left_behind': np.zeros((len(TASKS), len(sites))).tolist(),
+      'chance': [0.001] * len(sites),
   }
 
 

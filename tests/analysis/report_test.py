@@ -21,6 +21,7 @@ from moe_peft.analysis import plots
 from moe_peft.analysis import records
 from moe_peft.analysis import report
 from moe_peft.analysis import results_section
+from moe_peft.analysis import routing_records
 from moe_peft.analysis import run as run_lib
 from moe_peft.analysis import sections
 
@@ -76,7 +77,7 @@ def test_page_holds_what_it_must(run_dir, tmp_path):
       'Mean over tasks', '128', 'Training loss', 'Learning rate',
       'Tokens per second', 'Router entropy', 'Load-balancing loss',
       'attention/query', 'mlp/wo', 'encoder', 'decoder', 'layer 1',
-      'uniform 1/4 = 0.25', 'Mutual information', 'bits', 'Dead experts',
+      'uniform 1/4 = 0.25', 'Mutual information', 'nats', 'Dead experts',
       'encoder/layers_1/mlp/wo', '1 of 4', 'BATCH_SIZE = 16',
       '1 of 32 experts are dead', 'mean normalised entropy is 0.75',
   ):
@@ -213,8 +214,9 @@ def test_everything_from_the_run_is_escaped(run_dir, tmp_path):
 def test_one_task_has_no_mutual_information(run_dir, tmp_path):
   path = run_dir / 'routing.json'
   routing = json.loads(path.read_text())
-  for key in ('tasks', 'load', 'entropy'):
+  for key in ('tasks', 'load', 'entropy', 'left_behind'):
     routing[key] = routing[key][:1]
+  routing['chance'] = [None] * len(routing['sites'])
   path.write_text(json.dumps(routing))
   _, page = _page([run_dir], tmp_path / 'r.html')
   assert 'needs at least two tasks' in page.text
@@ -320,7 +322,9 @@ def test_thin_keeps_means_and_gaps():
     ],
 )
 def test_load_range(load, expected):
-  site = run_lib.Site('p', 'encoder', 'n', 0, np.array([load]), np.zeros(1))
+  site = routing_records.Site(
+      'p', 'encoder', 'n', 0, np.array([load]), np.zeros(1)
+  )
   assert heatmaps.load_range([site]) == pytest.approx(expected)
 
 

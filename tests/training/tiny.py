@@ -42,9 +42,9 @@ FULL_SIZES = {
 def load(model_dir: Any, method: str = 'molora', **bindings: Any) -> None:
   """Loads the gin configuration of a tiny experiment."""
   values = {**SIZES, 'MODEL_DIR': str(model_dir), **bindings}
-  if method != 'molora':
-    values = {k: v for k, v in values.items() if k not in ('NUM_EXPERTS',)}
-  if method == 'full':
+  if method != 'molora' and 'NUM_EXPERTS' not in bindings:
+    values.pop('NUM_EXPERTS')
+  if method in ('full', 'mov', 'smora'):  # Methods without a rank.
     values.pop('RANK', None)
   command_line.load_gin(
       [

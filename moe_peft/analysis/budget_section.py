@@ -1,0 +1,214 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The section of the report that compares methods at their budgets."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import math
+import re
+import statistics
+
+from moe_peft.analysis import markup
+from moe_peft.analysis import results_section
+from moe_peft.analysis import run as run_lib
+from moe_peft.analysis import sections
+
+_MACRO = re.compile(r'^([A-Z][A-Z0-9_]*) = (.+)$', re.MULTILINE)
+# What does not change what is trained, or has a column of its own.
+_NOT_SETTINGS = re.compile(
+    r'SEED|MODEL_DIR|PARAM_BUDGET|BUDGET_MACRO|.*_PARTITIONS|EVAL_.*|.*_PERIOD'
+)
+_REFERENCES = ('lora', 'LoRA')
+_SETTING_LENGTH = 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """Runs that differ in nothing but the seed.
+
+  Attributes:
+    name: the folder above the seeds, or the method.
+    runs: the runs.
+    macros: name -> text of gin's macros.
+  """
+
+  name: str
+  runs: tuple[run_lib.Run, ...]
+  macros: Mapping[str, str]
+
+  def scores(self, task: str, metric: str) -> list[float]:
+    """Adapted scores of the runs that have one."""
+    values = [
+        s.adapted for r in self.runs for s in r.scores
+        if (s.task, s.metric) == (task, metric)
+    ]
+    return [v for v in values if math.isfinite(v)]
+
+  def means(self, columns: Sequence[tuple[str, str]]) -> list[float]:
+    """Mean over tasks of every run that has all of them."""
+    found = []
+    for run in self.runs:
+      values = {(s.task, s.metric): s.adapted for s in run.scores}
+      if all(math.isfinite(values.get(c, math.nan)) for c in columns):
+        found.append(statistics.fmean(values[c] for c in columns))
+    return found
+
+  def cost(self, name: str) -> float:
+    """Median over the runs of 'step' (seconds) or 'memory' (bytes)."""
+    values = []
+    for run in self.runs:
+      if name == 'memory':
+        values.append(run.info.get('peak_memory_bytes'))
+      elif 'steps_per_second' in run.train:
+        # Median over the logged periods, so that compilation does not count.
+        rates = run.train['steps_per_second'].values
+        values.append(1 / statistics.median(rates))
+    values = [v for v in values if isinstance(v, (int, float)) and v > 0]
+    return statistics.median(values) if values else math.nan
+
+
+def group(runs: Sequence[run_lib.Run]) -> list[Group]:
+  """Puts runs with the same configuration but the seed together.
+
+  Runs without a configuration stay alone.
+  """
+  groups: dict[object, list[run_lib.Run]] = {}
+  for run in runs:
+    key = _without_seed(run.config) or str(run.path)
+    groups.setdefault(key, []).append(run)
+  names = [_name(members) for members in groups.values()]
+  return [
+      Group(
+          name if names.count(name) == 1 else f'{name} ({members[0].name})',
+          tuple(members),
+          dict(_MACRO.findall(members[0].config)),
+      )
+      for name, members in zip(names, groups.values(), strict=True)
+  ]
+
+
+def _without_seed(config: str) -> str:
+  return re.sub(r'^(SEED|MODEL_DIR) = .*$', '', config, flags=re.MULTILINE)
+
+
+def _name(runs: Sequence[run_lib.Run]) -> str:
+  folders = {r.path.absolute().parent.name for r in runs}
+  seeds = all(re.fullmatch(r'seed_?\d+', r.path.name) for r in runs)
+  if seeds and len(folders) == 1:
+    return folders.pop()
+  return runs[0].name if len(runs) == 1 else sections.method(runs[0])
+
+
+def differs(values: Sequence[float], reference: Sequence[float]) -> bool:
+  """Whether means differ by more than the sum of both standard deviations.
+
+  One run has no spread, so nothing can be said of it.
+  """
+  if min(len(values), len(reference)) < 2:
+    return False
+  gap = abs(statistics.fmean(values) - statistics.fmean(reference))
+  return gap > statistics.stdev(values) + statistics.stdev(reference)
+
+
+def budget(runs: Sequence[run_lib.Run]) -> str:
+  """One line for each method: size, settings, scores and cost."""
+  scored = [r for r in runs if r.scores]
+  if len(scored) < 2:
+    return (
+        '<p class="muted">Give several finished runs, of several methods or'
+        ' seeds, to compare them here.</p>'
+    )
+  groups = group(scored)
+  reference = next(
+      (g for g in groups
+       if g.name in _REFERENCES or sections.method(g.runs[0]) in _REFERENCES),
+      groups[0],
+  )
+  columns = list(dict.fromkeys(
+      (s.task, s.metric) for r in scored for s in r.scores if s.primary
+  ))
+  with_mean = len(columns) > 1
+  rows = [_constant(scored, columns), _base(scored, columns)]
+  classes = ['minor', 'minor']
+  for g in groups:
+    cells = [_cell(g.scores(*c), reference.scores(*c), c[1], g is reference)
+             for c in columns]
+    mean = _cell(g.means(columns), reference.means(columns), '',
+                 g is reference)
+    rows.append([
+        markup.escape(g.name), str(len(g.runs)),
+        markup.count(g.runs[0].info.get('num_params_trainable')),
+        markup.escape(g.macros.get('PARAM_BUDGET', '–').replace('None', '–')),
+        _settings(g, groups), mean, *cells,
+        *(_ratio(g.cost(x), reference.cost(x)) for x in ('step', 'memory')),
+    ])
+    classes.append('')
+  rows = [r if with_mean else r[:5] + r[6:] for r in rows if r]
+  classes = classes[len(classes) - len(rows):]
+  head = ['Method', 'Seeds', 'Trainable', 'Budget', 'Settings that differ']
+  head += ['Mean over tasks'] if with_mean else []
+  head += [f'{markup.escape(t)}<br><small>{markup.escape(m)}</small>'
+           for t, m in columns] + ['Step', 'Memory']
+  return (
+      '<p>Runs that differ in the seed only are one line: mean ± standard'
+      f' deviation over seeds. ▲ or ▼ marks a mean that is better or worse than'
+      f' that of <b>{markup.escape(reference.name)}</b> by more than the sum of'
+      ' the two standard deviations; a smaller difference, or one seed, says'
+      ' nothing. Step time and peak memory are ratios to it, medians, on'
+      ' whatever machine the runs had. Compare lines of equal trainable'
+      ' parameters.</p>' + markup.table(head, rows, classes, wrapped=(4,))
+  )
+
+
+def _constant(runs, columns) -> list[str] | None:
+  """The line of who always gives the same answer."""
+  known = {t: v for r in runs for t, v in r.constant_answer.items()}
+  if not known:
+    return None
+  found = [known[t] for t, _ in columns if t in known]
+  whole = len(found) == len(columns)
+  return [
+      'best constant answer', '', '', '', '',
+      markup.number(statistics.fmean(found)) if whole else markup.NOTHING,
+      *(markup.number(known.get(t, math.nan)) for t, _ in columns), '', '',
+  ]
+
+
+def _base(runs, columns) -> list[str]:
+  known = {(s.task, s.metric): s.base for r in runs for s in r.scores}
+  values = [known[c] for c in columns]
+  return [
+      'base', '', markup.count(0), '', '',
+      markup.number(statistics.fmean(values)), *map(markup.number, values),
+      '', '',
+  ]
+
+
+def _cell(values, reference, metric: str, is_reference: bool) -> str:
+  if not values:
+    return markup.NOTHING
+  mean = statistics.fmean(values)
+  text = markup.number(mean)
+  if len(values) > 1:
+    text += f' <small>± {markup.number(statistics.stdev(values))}</small>'
+  if not is_reference and differs(values, reference):
+    higher = mean > statistics.fmean(reference)
+    better = higher != results_section.lower_is_better(metric)
+    text += ' ▲' if better else ' ▼'
+  return text
+
+
+def _settings(this: Group, groups: Sequence[Group]) -> str:
+  """Macros whose values differ between the methods that have them."""
+  shown = []
+  for name, value in this.macros.items():
+    others = {g.macros[name] for g in groups if name in g.macros}
+    if _NOT_SETTINGS.fullmatch(name) or len(others) < 2:
+      continue
+    if len(value) <= _SETTING_LENGTH:  # Paths of sites say little here.
+      shown.append(f'{markup.escape(name)}&#160;{markup.escape(value)}')
+  return '<br>'.join(shown) or markup.NOTHING
+
+
+def _ratio(value: float, reference: float) -> str:
+  return markup.number(value / reference) if reference else markup.NOTHING
