@@ -28,6 +28,7 @@ _P3 = ['jinja2>=3.1,<4', 'pyarrow>=17', 'pyyaml>=6']
 _GGUF = ['gguf>=0.17', 'tokenizers>=0.21']
 # Makes training rows of math problems; other versions make other rows.
 _MATH = ['reasoning-gym==0.1.25']
+_NOTEBOOK = ['ipykernel>=6', 'nbclient>=0.10', 'nbformat>=5']
 _METRICS = ['rouge-score>=0.1.2,<0.2', 'sacrebleu>=2.5,<3']
 
 setuptools.setup(
@@ -69,11 +70,13 @@ setuptools.setup(
         'p3': _P3,
         'math': _MATH,
         'gguf': _GGUF,
+        'notebook': _NOTEBOOK,
         'test': _WORDS
         + _METRICS
         + _P3
         + _MATH
         + _GGUF
+        + _NOTEBOOK
         + [
             'pytest>=8',
             'pytest-xdist>=3',

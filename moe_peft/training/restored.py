@@ -5,7 +5,7 @@
 import contextlib
 import dataclasses
 from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -32,7 +32,7 @@ def evaluate_run(split: str) -> None:
   """
   run.use_compilation_cache()
   experiment = dataclasses.replace(run.build(), eval_split=split)
-  setup, params = _restore(experiment)
+  setup, params = restore(experiment)
   evaluator = run.make_evaluator(setup)
   results = {}
   for title, model, values in (
@@ -80,7 +80,7 @@ def infer(lines: Sequence[str], **decoding_options: Any) -> Iterator[str]:
           f'Line {number} has {len(ids)} tokens; the run reads at most '
           f'{length} (TASK_FEATURE_LENGTHS). Shorten it.'
       )
-  setup, params = _restore(experiment)
+  setup, params = restore(experiment)
   generate = jax.jit(
       lambda params, tokens: experiment.model.generate(
           trainable.unflatten(params),
@@ -103,13 +103,19 @@ def infer(lines: Sequence[str], **decoding_options: Any) -> Iterator[str]:
 
 def save_base(folder: Path) -> None:
   """Writes the configured run's parameters, adapters excepted, as a base."""
-  _, params = _restore(run.build())
+  _, params = restore(run.build())
   file = checkpoints.save_base(jax.device_get(run.base_params(params)), folder)
   run.console.print(f'{file}: {file.stat().st_size / 1e6:.1f} MB')
 
 
-def _restore(experiment: experiment_lib.Experiment):
-  """The experiment on its devices and its newest flat parameters."""
+def restore(
+    experiment: experiment_lib.Experiment,
+) -> tuple[experiment_lib.Setup, Mapping[str, Any]]:
+  """The experiment on its devices and its newest flat parameters.
+
+  Raises:
+    errors.UserError: If there is no checkpoint.
+  """
   setup = experiment_lib.prepare(experiment)
   with contextlib.closing(loop.open_checkpoints(setup)) as checkpointer:
     return setup, loop.restore_params(setup, checkpointer)
