@@ -69,7 +69,9 @@ def _without(params, site, expert):
   }
 
 
-@pytest.mark.parametrize('method', ['molora', 'molora_topk'])
+@pytest.mark.parametrize(
+    'method', ['molora', pytest.param('molora_topk', marks=pytest.mark.slow)]
+)
 def test_the_loss_without_an_expert_is_that_of_a_model_without_it(
     tmp_path, method
 ):
@@ -100,6 +102,7 @@ def test_the_loss_without_an_expert_is_that_of_a_model_without_it(
   )
 
 
+@pytest.mark.slow
 def test_an_expert_that_no_token_takes_is_worth_nothing(tmp_path):
   """A control: top-2 of SMoRA, whose last expert is never selected."""
   setup, params, batches = _setup(

@@ -25,7 +25,6 @@ def _sums(load, selected, left_behind=0.0, tokens=100.0):
   return {
       SITE: {
           'load': np.array(load) * tokens,
-          'entropy': np.zeros(()),
           'selected': np.array(selected * tokens),
           'left_behind': np.array(left_behind * tokens),
           'tokens': np.array(tokens),
