@@ -12,11 +12,13 @@ from moe_peft.analysis import markup
 from moe_peft.analysis import results_section
 from moe_peft.analysis import run as run_lib
 from moe_peft.analysis import sections
+from moe_peft.analysis import spread
 
 _MACRO = re.compile(r'^([A-Z][A-Z0-9_]*) = (.+)$', re.MULTILINE)
 # What does not change what is trained, or has a column of its own.
 _NOT_SETTINGS = re.compile(
-    r'SEED|MODEL_DIR|PARAM_BUDGET|BUDGET_MACRO|.*_PARTITIONS|EVAL_.*|.*_PERIOD'
+    r'SEEDS?|TUNE|MODEL_DIR|BASE_RESULTS_DIR|PARAM_BUDGET|BUDGET_MACRO|'
+    r'.*_PARTITIONS|EVAL_.*|.*_PERIOD'
 )
 _REFERENCES = ('lora', 'LoRA')
 _SETTING_LENGTH = 24
@@ -97,17 +99,6 @@ def _name(runs: Sequence[run_lib.Run]) -> str:
   if seeds and len(folders) == 1:
     return folders.pop()
   return runs[0].name if len(runs) == 1 else sections.method(runs[0])
-
-
-def differs(values: Sequence[float], reference: Sequence[float]) -> bool:
-  """Whether means differ by more than the sum of both standard deviations.
-
-  One run has no spread, so nothing can be said of it.
-  """
-  if min(len(values), len(reference)) < 2:
-    return False
-  gap = abs(statistics.fmean(values) - statistics.fmean(reference))
-  return gap > statistics.stdev(values) + statistics.stdev(reference)
 
 
 def budget(runs: Sequence[run_lib.Run]) -> str:
@@ -191,7 +182,7 @@ def _cell(values, reference, metric: str, is_reference: bool) -> str:
   text = markup.number(mean)
   if len(values) > 1:
     text += f' <small>± {markup.number(statistics.stdev(values))}</small>'
-  if not is_reference and differs(values, reference):
+  if not is_reference and spread.exceeds(values, reference):
     higher = mean > statistics.fmean(reference)
     better = higher != results_section.lower_is_better(metric)
     text += ' ▲' if better else ' ▼'

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of a study, in Markdown."""
 
-import math
 import statistics
 from typing import Optional, Sequence
 
+from moe_peft.analysis import spread
 from moe_peft.study import records
 
 _COSTS = {'step': 'seconds_per_step', 'memory': 'peak_memory_bytes'}
@@ -21,7 +21,8 @@ def table(
       `base` and `adapted`, in percent; `tuned` where values were chosen;
       `constant` where always giving the same answer has a score.
     reference: Name of the row with which the others are compared: difference
-      of the mean (see `difference`), and time and memory as ratios.
+      of the mean, in bold where it exceeds the spread (see
+      `spread.exceeds`), and time and memory as ratios.
   """
   if not rows:
     return ''
@@ -65,35 +66,18 @@ def table(
   return ''.join(f'| {" | ".join(cells)} |\n' for cells in lines)
 
 
-def difference(
-    rows: Sequence[records.Row], reference: Sequence[records.Row]
-) -> tuple[float, bool]:
-  """Difference of the means, and whether it is larger than the spread.
-
-  It is if it exceeds twice its standard error, sqrt(s1^2/n1 + s2^2/n2) with
-  the sample variances over seeds; with one seed nothing can be said.
-  """
-  ours, theirs = (
-      [_means(row['adapted'], row['held_out'])[0] for row in side]
-      for side in (rows, reference)
-  )
-  delta = statistics.fmean(ours) - statistics.fmean(theirs)
-  if min(len(ours), len(theirs)) < 2:
-    return delta, False
-  error = math.sqrt(
-      sum(statistics.variance(side) / len(side) for side in (ours, theirs))
-  )
-  return delta, abs(delta) > 2 * error
-
-
 def text(values: records.Values) -> str:
   """Chosen values in one line."""
   return ','.join(f'{name}={value}' for name, value in values.items())
 
 
 def _compared(rows, reference) -> list[str]:
-  delta, clear = difference(rows, reference)
-  mark = '**' if clear else ''
+  means, others = (
+      [_means(row['adapted'], row['held_out'])[0] for row in side]
+      for side in (rows, reference)
+  )
+  delta = statistics.fmean(means) - statistics.fmean(others)
+  mark = '**' if spread.exceeds(means, others) else ''
   ratios = (
       _median(rows, key) / _median(reference, key) for key in _COSTS.values()
   )

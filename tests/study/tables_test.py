@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of the table of a study."""
 
-import pytest
-
 from moe_peft.study import tables
 
 ROW = {'name': 'a', 'trainable': 10, 'seed': 0, 'held_out': [],
@@ -53,11 +51,18 @@ def test_held_out_tasks_have_a_mean_of_their_own():
   assert lines[4] == '| a | 10 | 1 | 2.0 | 7.0 | 2.0 | 7.0 |'
 
 
-def test_a_difference_is_clear_beyond_two_standard_errors():
-  # Variances 2 and 2 over two seeds each: error sqrt(2/2 + 2/2) = 1.414.
-  reference = rows('a', 1.0, 3.0)
-  delta, clear = tables.difference(rows('b', 3.9, 5.9), reference)
-  assert delta == pytest.approx(2.9) and clear
-  delta, clear = tables.difference(rows('b', 3.8, 5.8), reference)
-  assert delta == pytest.approx(2.8) and not clear
-  assert tables.difference(rows('b', 90.0), reference) == (88.0, False)
+def test_a_difference_beyond_the_spread_is_bold():
+  # Standard deviations of 1.41 each: a gap of 2.9 exceeds their sum, 2.8 not.
+  costs = {'seconds_per_step': 1.0, 'peak_memory_bytes': 1}
+  lines = tables.table(
+      [
+          {**row, **costs}
+          for row in (
+              *rows('a', 1.0, 3.0), *rows('b', 3.9, 5.9), *rows('c', 3.8, 5.8),
+              *rows('d', 90.0),
+          )
+      ],
+      reference='a',
+  ).splitlines()
+  deltas = [line.split('|')[-4].strip() for line in lines[-3:]]
+  assert deltas == ['**+2.9**', '+2.8', '+88.0']
