@@ -143,10 +143,10 @@ def budget(runs: Sequence[run_lib.Run]) -> str:
   return (
       '<p>Runs that differ in the seed only are one line: mean ± standard'
       f' deviation over seeds. ▲ or ▼ marks a mean that is better or worse than'
-      f' that of <b>{markup.escape(reference.name)}</b> by more than the sum of'
-      ' the two standard deviations; a smaller difference, or one seed, says'
-      ' nothing. Step time and peak memory are ratios to it, medians, on'
-      ' whatever machine the runs had. Compare lines of equal trainable'
+      f' that of <b>{markup.escape(reference.name)}</b> by more than the spread'
+      ' (Welch’s t-test, 5 %); a smaller difference, or one seed, says'
+      ' nothing, and of many comparisons some will be false. Step time and peak'
+      ' memory are ratios to it, medians, on whatever machine the runs had. Compare lines of equal trainable'
       ' parameters.</p>' + markup.table(head, rows, classes, wrapped=(4,))
   )
 

@@ -108,8 +108,8 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
       '--reference', metavar='NAME',
       help='adds columns against this gin file: difference of the mean, in '
-      'bold where it exceeds the sum of both standard deviations over seeds, '
-      'time of a step and peak memory of the process, as ratios',
+      'bold where it exceeds the spread over seeds (t-test of Welch, 5 %%), time '
+      'of a step and peak memory of the process, as ratios',
   )
   command_line.add_gin_flags(parser)
   return parser

@@ -52,17 +52,18 @@ def test_held_out_tasks_have_a_mean_of_their_own():
 
 
 def test_a_difference_beyond_the_spread_is_bold():
-  # Standard deviations of 1.41 each: a gap of 2.9 exceeds their sum, 2.8 not.
   costs = {'seconds_per_step': 1.0, 'peak_memory_bytes': 1}
   lines = tables.table(
       [
           {**row, **costs}
           for row in (
-              *rows('a', 1.0, 3.0), *rows('b', 3.9, 5.9), *rows('c', 3.8, 5.8),
+              *rows('a', 1.0, 3.0), *rows('b', 7.5, 9.5), *rows('c', 7.0, 9.0),
               *rows('d', 90.0),
           )
       ],
       reference='a',
   ).splitlines()
+  # Variances of 2: t = gap / sqrt(2/2 + 2/2), two degrees of freedom, whose
+  # 5 % quantile is 4.303, so gaps from 6.085 on count.
   deltas = [line.split('|')[-4].strip() for line in lines[-3:]]
-  assert deltas == ['**+2.9**', '+2.8', '+88.0']
+  assert deltas == ['**+6.5**', '+6.0', '+88.0']
