@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers that are an einsum of inputs and a kernel, as Gemma's are.
 
-`flax.linen.Einsum` has the equation as an attribute, Gemma's gets it with each
-call (`layer('BTD,NDH->BTNH', x)`). Either way it says which axes are tokens and
-which are features.
+`flax.linen.Einsum` has the equation as an attribute or gets it with the call
+(`layer(x, einsum_str)`), Gemma's gets it first (`layer('BTD,NDH->BTNH', x)`).
+Either way it says which axes are tokens and which are features.
 """
 
 import dataclasses
 import string
-from typing import Any, Optional, Sequence, Tuple
+from typing import Any, Mapping, Optional, Sequence, Tuple
 
 from flax import linen as nn
 import jax
@@ -72,12 +72,22 @@ class EinsumLayer:
     return ''.join(x for x in inputs if x in outputs and x not in kernel)
 
 
-def find(module: nn.Module, args: Sequence[Any]) -> Optional[EinsumLayer]:
-  """What `module(*args)` is, if it is an einsum of one input and a kernel."""
+def find(
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Optional[EinsumLayer]:
+  """What a call of `module` is, if it is an einsum of one input and a kernel.
+
+  Args:
+    module: Any module.
+    args: Arguments of the call.
+    kwargs: Keyword arguments of the call.
+  """
   if len(args) == 2 and isinstance(args[0], str):
     equation, inputs = args
-  elif isinstance(module, nn.Einsum) and len(args) == 1:
-    equation, inputs = module.einsum_str, args[0]
+  elif isinstance(module, nn.Einsum) and args:
+    # As Flax has it: what the call says takes precedence.
+    given = args[1] if len(args) > 1 else kwargs.get('einsum_str')
+    equation, inputs = given or module.einsum_str, args[0]
   else:
     return None
   two = isinstance(equation, str) and equation.count(',') == 1

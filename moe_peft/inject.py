@@ -173,7 +173,7 @@ class _Run:
       return next_fun(*args, **kwargs)
     names, einsum = axis_names(module), None
     if names is None:
-      einsum = einsum_layers.find(module, args)
+      einsum = einsum_layers.find(module, args, kwargs)
       if einsum is None:
         return next_fun(*args, **kwargs)
       names = ('unmodeled', 'unmodeled')
@@ -187,9 +187,11 @@ class _Run:
       outputs = (
           self._adapt(rule, next_fun, args, kwargs, module, names)
           if einsum is None
-          else self._adapt_einsum(rule, next_fun(*args), module, names, einsum)
+          else self._adapt_einsum(
+              rule, next_fun(*args, **kwargs), module, names, einsum
+          )
       )
-    if module.path[-1] in self._recorded:
+    if module.path[-1] in self._recorded and einsum is None:
       self._siblings[path] = (args[0], outputs)
     return outputs
 

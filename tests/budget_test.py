@@ -143,10 +143,15 @@ def test_impossible_budgets_are_refused(method, bindings, message):
 
 
 STUDY = sorted(command_line.resource('configs/study/wide').glob('*.gin'))
+ABLATIONS = sorted(
+    command_line.resource('configs/study/ablations').glob('*.gin')
+)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('file', STUDY, ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    'file', STUDY + ABLATIONS, ids=lambda file: '-'.join(file.parts[-2:])
+)
 def test_rows_of_the_wide_study_keep_to_its_budget(file):
   command_line.load_gin([str(file)], ['MODEL_DIR=unused'])
   experiment = run.build()

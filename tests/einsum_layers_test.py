@@ -42,7 +42,7 @@ def test_tokens_come_first_and_features_flat(name):
   x = jax.random.normal(jax.random.key(0), inputs)
   w = jax.random.normal(jax.random.key(1), kernel)
   outputs = jnp.einsum(equation, x, w)
-  layer = einsum_layers.find(Einsum(kernel), (equation, x))
+  layer = einsum_layers.find(Einsum(kernel), (equation, x), {})
   np.testing.assert_array_equal(layer.flat_inputs(), x.reshape(2, 5, -1))
   flat = layer.flat_outputs(outputs)
   np.testing.assert_array_equal(
@@ -52,8 +52,8 @@ def test_tokens_come_first_and_features_flat(name):
   assert layer.num_heads(outputs) == heads
 
 
-@pytest.mark.parametrize('flax_layer', [False, True])
-def test_lora_on_an_einsum_is_the_closed_form(flax_layer):
+@pytest.mark.parametrize('kind', ['first', 'attribute', 'call'])
+def test_lora_on_an_einsum_is_the_closed_form(kind):
   """outputs + alpha / rank * x A B, B's columns in the order of the heads."""
   rule = inject.AdapterRule(
       'layer',
@@ -65,8 +65,11 @@ def test_lora_on_an_einsum_is_the_closed_form(flax_layer):
     @nn.compact
     def __call__(self, x):
       equation, shape = 'BTD,NDH->BTNH', (3, 6, 4)
-      if flax_layer:
+      if kind == 'attribute':
         return nn.Einsum(shape, equation, use_bias=False, name='layer')(x)
+      if kind == 'call':
+        layer = nn.Einsum(shape, use_bias=False, name='layer')
+        return layer(x, einsum_str=equation)
       return Einsum(shape, name='layer')(equation, x)
 
   x = jax.random.normal(jax.random.key(0), (2, 5, 6))

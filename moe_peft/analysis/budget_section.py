@@ -146,8 +146,9 @@ def budget(runs: Sequence[run_lib.Run]) -> str:
       f' that of <b>{markup.escape(reference.name)}</b> by more than the spread'
       ' (Welch’s t-test, 5 %); a smaller difference, or one seed, says'
       ' nothing, and of many comparisons some will be false. Step time and peak'
-      ' memory are ratios to it, medians, on whatever machine the runs had. Compare lines of equal trainable'
-      ' parameters.</p>' + markup.table(head, rows, classes, wrapped=(4,))
+      ' memory are ratios to it, medians, on whatever machine the runs had.'
+      ' Compare lines of equal trainable parameters.</p>'
+      + markup.table(head, rows, classes, wrapped=(4,))
   )
 
 

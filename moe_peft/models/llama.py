@@ -139,7 +139,10 @@ class Decoder(nn.Module):
       deterministic,
       decode,
   ):
-    """Maps `<int32>[batch, length]` to `<float32>[batch, length, vocab]`."""
+    """Maps `<int32>[batch, length]` to `<float32>[batch, length, vocab]`.
+
+    With `logit_positions`, `<int32>[batch, n]`, to `[batch, n, vocab]`.
+    """
     cfg = self.config
     x = self.token_embedder(tokens)
     x = layers.length_dropout(cfg.dropout_rate, deterministic)(x)

@@ -4,6 +4,7 @@
 
 from concurrent import futures
 import contextlib
+import fcntl
 import itertools
 import os
 from pathlib import Path
@@ -11,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from typing import Callable, Iterator, Sequence
+from typing import Callable, Iterator, Sequence, TextIO
 
 from moe_peft import errors
 
@@ -35,7 +36,7 @@ def run_all(
 
   Raises:
     errors.UserError: If one fails; those that run beside it end first.
-    Stopped: After SIGINT or SIGTERM.
+    Stopped: After SIGINT, SIGTERM or SIGHUP.
   """
   children = _Children()
   cores = itertools.cycle(_shares(jobs))
@@ -58,7 +59,8 @@ class _Children:
   """The processes that are running."""
 
   def __init__(self):
-    self._lock = threading.Lock()
+    # The handler of signals may interrupt its own holder.
+    self._lock = threading.RLock()
     self._running: set[subprocess.Popen] = set()
     self._stopped = False
 
@@ -66,6 +68,7 @@ class _Children:
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / 'log.txt'
     with log.open('a', encoding='utf-8') as stream:
+      _lock_or_refuse(stream, folder)
       with self._lock:
         if self._stopped:
           raise Stopped
@@ -94,19 +97,30 @@ class _Children:
     """Passes a signal on to all processes, which save and end."""
 
     def stop(number, frame):
-      self._stopped = True
-      for child in list(self._running):
-        child.terminate()
+      with self._lock:  # A process that is being started is among them.
+        self._stopped = True
+        for child in self._running:
+          child.terminate()
 
     previous = {
         number: signal.signal(number, stop)
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     }
     try:
       yield
     finally:
       for number, old in previous.items():
         signal.signal(number, old)
+
+
+def _lock_or_refuse(stream: TextIO, folder: Path) -> None:
+  """Holds a file while a run goes on; the system lets go of it with the run."""
+  try:
+    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    raise errors.UserError(
+        f'{folder} is being trained by another process. Wait for it, or end it.'
+    ) from error
 
 
 def _shares(jobs: int) -> list[set[int]]:

@@ -1,15 +1,15 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of finished runs: `results.json` and `tuning.json`.
+"""What is known of finished runs: `results.json`, `tuning.json`, `configs/`.
 
-Both are small and complete: whoever has them need not have the runs. A run that
+They are small and complete: whoever has them need not have the runs. A run that
 they hold is not run again; delete its row to do so.
 """
 
 import json
 from pathlib import Path
 import statistics
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 from moe_peft import errors
 
@@ -31,11 +31,22 @@ class Records:
     self.rows: list[Row] = _read(folder / 'results.json', [])
     self.trials: dict[str, list[Row]] = _read(folder / 'tuning.json', {})
 
-  def row(self, name: str, seed: int) -> Row | None:
-    """The row of a finished run, if there is one."""
-    return next(
-        (r for r in self.rows if (r['name'], r['seed']) == (name, seed)), None
-    )
+  def row(self, name: str, seed: int, values: Values) -> Row | None:
+    """The row of a finished run, if there is one.
+
+    Raises:
+      errors.UserError: If it was run with other values than the best ones.
+    """
+    key = (name, seed)
+    row = next((r for r in self.rows if (r['name'], r['seed']) == key), None)
+    if row is not None and row.get('tuned', {}) != values:
+      raise errors.UserError(
+          f'{self.folder / "results.json"} has {name} with seed {seed} and the '
+          f'values {row.get("tuned", {})}; the best of the grid are now '
+          f'{values}. Delete the rows and runs of {name}, or name another '
+          'folder with --out and --results.'
+      )
+    return row
 
   def add_row(self, row: Row) -> None:
     self.rows.append(row)
@@ -52,10 +63,32 @@ class Records:
     self.trials.setdefault(name, []).append({'validation': score, **values})
     _write(self.folder / 'tuning.json', self.trials)
 
-  def best(self, name: str, tried: list[Values]) -> Values:
+  def best(self, name: str, tried: Sequence[Values]) -> Values:
     """The best of the values that were tried, the first of equals."""
     scores = [self.trial(name, values)['validation'] for values in tried]
     return tried[scores.index(max(scores))]
+
+
+def check_config(path: Path, config: Mapping[str, str]) -> None:
+  """Notes the macros of an experiment, and compares them the next time.
+
+  Args:
+    path: The JSON file that holds them.
+    config: Text of the macros. Those of one side only are not compared: a new
+      macro whose default changes nothing makes no run invalid.
+
+  Raises:
+    errors.UserError: If a macro has another value than it had.
+  """
+  known = _read(path, {})
+  for name in config:
+    if known.get(name, config[name]) != config[name]:
+      raise errors.UserError(
+          f'{path} is of {name} = {known[name]}, now it is {config[name]}: '
+          'these are not the same runs. Name another folder with --out and '
+          '--results.'
+      )
+  _write(path, {**known, **config})
 
 
 def _values(trial: Row) -> Values:

@@ -142,17 +142,19 @@ class _Run:
     """Results of the bare base, kept for the runs that continue this one."""
     path = self._base_results_path()
     if path.exists():
-      return json.loads(path.read_text(encoding='utf-8'))
-    results = evaluate_with_progress(
-        self._evaluator,
-        'base',
-        self._experiment.model.without_adapters(),
-        base_params({**self._setup.trainable, **self._setup.frozen}),
-    )
-    partial = path.with_suffix(f'.{os.getpid()}.partial')
-    partial.write_text(json.dumps(results), encoding='utf-8')
-    partial.replace(path)  # Runs beside this one may do the same.
-    self._log_results(0, results)
+      results = json.loads(path.read_text(encoding='utf-8'))
+    else:
+      results = evaluate_with_progress(
+          self._evaluator,
+          'base',
+          self._experiment.model.without_adapters(),
+          base_params({**self._setup.trainable, **self._setup.frozen}),
+      )
+      partial = path.with_suffix(f'.{os.getpid()}.partial')
+      partial.write_text(json.dumps(results), encoding='utf-8')
+      partial.replace(path)  # Runs beside this one may do the same.
+    if not self._checkpointer.latest_step():
+      self._log_results(0, results)
     return results
 
   def _base_results_path(self) -> Path:
@@ -161,6 +163,8 @@ class _Run:
       return self._dir / 'base_results.json'
     what = {
         'base': self._setup.base or experiment.seed,
+        'network': repr(experiment.model.without_adapters()),
+        'dtype': str(experiment.base_dtype),
         'task': experiment.eval_name,
         'rows': self._evaluator.num_examples,
         'lengths': dict(experiment.task_feature_lengths),

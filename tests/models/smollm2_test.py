@@ -160,7 +160,7 @@ def test_zero_shot_accuracy(smollm2, task, low, high):
   for row in itertools.islice(source.read(found), 100):
     prompt = model.input_vocabulary.encode(row.inputs)
     rows = [
-        (prompt, model.input_vocabulary.encode(f' {choice}'))
+        (prompt, model.input_vocabulary.encode(choice))
         for choice in row.choices
     ]
     length = -(-max(len(p) + len(c) for p, c in rows) // 32) * 32

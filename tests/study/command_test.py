@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of studies: tiny runs in real processes, resumed and tabulated."""
 
+import argparse
 import json
 import os
 from pathlib import Path
@@ -15,7 +16,9 @@ import pytest
 
 from moe_peft import errors
 from moe_peft import study
+from moe_peft.study import experiments
 from moe_peft.study import processes
+from moe_peft.study import records
 from tests.commands_test import FILES
 from tests.training import tiny
 
@@ -72,6 +75,10 @@ def test_a_study_tunes_tabulates_and_never_repeats(tmp_path, started, capsys):
         run_dir / 'config.gin').read_text()
   # The trials share the scores of the base; the test split has its own.
   assert len(list((out / 'base_results').glob('*.json'))) == 2
+  for trial in trials:  # Also where they were not measured.
+    run_dir = out / 'one' / 'tuning' / f'LEARNING_RATE={trial["LEARNING_RATE"]}'
+    lines = (run_dir / 'metrics' / 'eval.jsonl').read_text().splitlines()
+    assert json.loads(lines[0])['step'] == 0
   assert len(started) == 3
   assert '| one |' in capsys.readouterr().out
 
@@ -124,10 +131,83 @@ def test_records_of_something_else_are_refused(tmp_path):
     study.main(['configs/words', '--out', str(tmp_path)])
 
 
-def test_a_grid_of_what_is_no_macro(tmp_path):
-  write_study(tmp_path / 'tiny', TUNE={'ALPHAS': (1.0, 2.0)})
-  with pytest.raises(errors.UserError, match='one.gin: TUNE names ALPHAS'):
+@pytest.mark.parametrize(
+    ('macros', 'message'),
+    [
+        ({'TUNE': {'ALPHAS': (1.0, 2.0)}}, 'one.gin: TUNE names ALPHAS'),
+        ({'TUNE': {'ALPHA': 1.0}}, 'one.gin: TUNE = .* give values for each'),
+        ({'TUNE': {'ALPHA': ()}}, 'one.gin: TUNE = '),
+        ({'SEEDS': 3}, r'one.gin: SEEDS = 3: give whole numbers'),
+        ({'SEEDS': (1, 1)}, r'one.gin: SEEDS = \(1, 1\)'),
+    ],
+)
+def test_wrong_grids_and_seeds_are_named(macros, message, tmp_path):
+  write_study(tmp_path / 'tiny', **macros)
+  with pytest.raises(errors.UserError, match=message):
     study.main([str(tmp_path / 'tiny'), '--out', str(tmp_path / 'out')])
+
+
+def test_rows_of_another_configuration_are_refused(tmp_path, monkeypatch):
+  """Before anything runs; what only says where things lie may change."""
+  ran = []
+  monkeypatch.setattr(
+      processes, 'run_all', lambda commands, *_: ran.extend(commands)
+  )
+  write_study(tmp_path / 'tiny', SEEDS=(0,))
+  command = [str(tmp_path / 'tiny'), '--out', str(tmp_path / 'out')]
+  study.main(command)
+  study.main([*command, '--gin.NAME=MODEL_DIR=elsewhere'])
+  with pytest.raises(errors.UserError, match='TRAIN_STEPS = 2, now it is 3'):
+    study.main([*command, '--gin.NAME=TRAIN_STEPS=3'])
+  with pytest.raises(errors.UserError, match='EVAL_SPLIT = test, now'):
+    study.main([*command, '--split=validation'])
+  records.Records(tmp_path / 'out').add_row(
+      {'name': 'one', 'seed': 0, 'tuned': {'ALPHA': '4.0'}}
+  )
+  with pytest.raises(errors.UserError, match='has one with seed 0 and the val'):
+    study.main(command)
+  assert len(ran) == 2
+
+
+def test_a_folder_of_folders_is_a_study_each(tmp_path, monkeypatch):
+  folders = []
+  monkeypatch.setattr(
+      processes, 'run_all',
+      lambda commands, *_: folders.extend(folder for folder, _ in commands),
+  )
+  for name in ('wide', 'narrow'):
+    (tmp_path / 'all' / name).mkdir(parents=True)
+    write_study(tmp_path / 'all' / name, SEEDS=(0,))
+  # A mistake in the last file is found before the first one runs.
+  write_study(tmp_path / 'all' / 'wide', 'two', SEEDS='0')
+  command = [str(tmp_path / 'all'), '--out', str(tmp_path / 'out')]
+  with pytest.raises(errors.UserError, match='two.gin: SEEDS'):
+    study.main(command)
+  assert not folders
+  write_study(tmp_path / 'all' / 'wide', 'two', SEEDS=(0,))
+  study.main([*command, '--only=one', '--reference=one'])
+  out = tmp_path / 'out'
+  assert folders == [out / 'narrow/one/seed0', out / 'wide/one/seed0']
+
+
+def test_a_run_that_goes_on_is_not_started_twice(tmp_path):
+  folder = tmp_path / 'run'
+  folder.mkdir()
+  with (folder / 'log.txt').open('a') as stream:
+    processes._lock_or_refuse(stream, folder)
+    with pytest.raises(errors.UserError, match='run is being trained by'):
+      processes.run_all([(folder, [])], 1, lambda index: None)
+
+
+@pytest.mark.parametrize('name', ['wide', 'ablations', 'narrow'])
+def test_shipped_studies_are_read_with_as_many_trials_for_all(name):
+  args = argparse.Namespace(
+      folder=f'configs/study/{name}', only=[], tune=[], reference=None,
+      seeds=None, gin_file=[], gin_bindings=[], gin_search_paths='',
+  )
+  (loaded,) = experiments.load(args).values()
+  assert len({len(experiment.trials) for experiment in loaded}) == 1
+  assert len(loaded) > 5
 
 
 @pytest.mark.parametrize(
@@ -140,6 +220,7 @@ def test_a_grid_of_what_is_no_macro(tmp_path):
         (['nowhere'], 'nowhere'),
         (['configs/words', '--only=x'], '--only=x'),
         (['configs/words', '--seeds=a'], '--seeds=a'),
+        (['configs/words', '--seeds=1,1'], 'stands there twice'),
     ],
 )
 def test_study_says_what_is_wrong(arguments, message, tmp_path):
