@@ -167,7 +167,7 @@ def _logits(run_dir, batch, masks):
           run=str(run_dir), gin_file=[], gin_bindings=[], gin_search_paths=''
       )
   )
-  setup, params = restored._restore(run.build())
+  setup, params = restored.restore(run.build())
   apply = lambda params: setup.experiment.model.apply(
       trainable.unflatten(params), batch
   )[0]
