@@ -20,8 +20,6 @@ your own.
 """
 
 from collections.abc import Mapping, Sequence
-import re
-from typing import Any
 
 from absl import logging
 import seqio
@@ -39,8 +37,6 @@ Paths = str | Sequence[str]
 
 # Examples-proportional mixing (arXiv 1910.10683, 3.5.2): artificial limit.
 _RATE_LIMIT = 2**16
-# Settings by name: gin may ask for the same task or mixture several times.
-_registered: dict[str, Any] = {}
 
 
 def register_task(
@@ -88,7 +84,7 @@ def register_task(
   settings = {k: v for k, v in locals().items() if k != 'vocabulary'}
   vocabulary = vocabulary or vocabularies.byte_vocabulary()
   settings['vocabulary'] = vocabulary
-  if is_registered(name, settings):
+  if registration.is_registered([name], settings):
     return name
   has_choices = bool(choices) or choices_key is not None
   metric_fns, primary = metric_functions(
@@ -127,7 +123,7 @@ def register_task(
       metric_fns=metric_fns,
       has_choices=has_choices,
   )
-  remember(name, settings)
+  registration.remember([name], settings)
   return name
 
 
@@ -149,7 +145,7 @@ def register_mixture(
     errors.UserError: unknown task, or rates that do not fit.
   """
   settings = {'tasks': list(tasks), 'rates': rates and list(rates)}
-  if is_registered(name, settings):
+  if registration.is_registered([name], settings):
     return name
   if not tasks:
     raise errors.UserError(f'register_mixture {name!r}: give some tasks.')
@@ -163,7 +159,7 @@ def register_mixture(
         f'all above 0; got {list(rates)}.'
     )
   seqio.MixtureRegistry.add(name, list(zip(tasks, rates, strict=True)))
-  remember(name, settings)
+  registration.remember([name], settings)
   return name
 
 
@@ -176,33 +172,6 @@ def _num_train_rows(task: str, mixture: str) -> int:
         f'{task!r} is not known; set rates.'
     )
   return min(count, _RATE_LIMIT)
-
-
-def remember(name: str, settings: Mapping[str, Any]) -> None:
-  """Notes what a name was registered with, for `is_registered`."""
-  _registered[name] = settings
-
-
-def is_registered(name: str, settings: Mapping[str, Any]) -> bool:
-  """True if just this was registered before.
-
-  Raises:
-    errors.UserError: the name cannot be used.
-  """
-  if not isinstance(name, str) or not re.fullmatch(r'[\w.:]+', name):
-    raise errors.UserError(
-        f'Bad task name {name!r}: use letters, digits, "_", "." and ":".'
-    )
-  if name in _registered and _registered[name] == settings:
-    return True
-  if name in seqio.TaskRegistry.names() or (
-      name in seqio.MixtureRegistry.names()
-  ):
-    raise errors.UserError(
-        f'There is already another task or mixture named {name!r}; choose '
-        'another name.'
-    )
-  return False
 
 
 def metric_functions(

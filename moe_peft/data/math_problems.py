@@ -51,7 +51,6 @@ THRESHOLD = 0.3
 VALIDATION_ROWS = 500
 # What reasoning-gym adds to each question.
 _DEMAND = ' Give the result as your final answer. Do not include units.'
-_settings: dict[str, dict] = {}
 
 
 def register(
@@ -84,7 +83,8 @@ def register(
     )
   vocabulary = vocabulary or vocabularies.byte_vocabulary()
   settings = {k: v for k, v in locals().items() if k != 'mixture'}
-  if not _settings:
+  names = [TRAINED, *TEST_SETS, MIXTURE]
+  if not registration.is_registered(names, settings):
     folder = Path(data_dir)
     made = functools.partial(
         training_rows, folder, num_rows, seed, rationale=rationale
@@ -93,12 +93,7 @@ def register(
     for name in TEST_SETS:
       _add(name, functools.partial(_test, folder, name), ('test',), vocabulary)
     seqio.MixtureRegistry.add(MIXTURE, [TRAINED, *TEST_SETS], default_rate=1.0)
-    _settings['all'] = settings
-  elif _settings['all'] != settings:
-    raise errors.UserError(
-        'math_problems.register was called before with other arguments: '
-        f'{_settings["all"]}, now {settings}.'
-    )
+    registration.remember(names, settings)
   return mixture
 
 

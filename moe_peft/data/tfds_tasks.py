@@ -22,6 +22,7 @@ import tensorflow_datasets as tfds
 
 from moe_peft import errors
 from moe_peft.data import local
+from moe_peft.data import registration
 from moe_peft.data import vocabularies
 
 
@@ -58,7 +59,7 @@ def register_task(
   """
   vocabulary = vocabulary or vocabularies.byte_vocabulary()
   settings = dict(locals())
-  if local.is_registered(name, settings):
+  if registration.is_registered([name], settings):
     return name
   metric_fns, _ = local.metric_functions(metrics, False, False, name)
   _check(name, tfds_name, data_dir, splits, (inputs_key, targets_key))
@@ -82,7 +83,7 @@ def register_task(
       output_features={'inputs': feature, 'targets': feature},
       metric_fns=metric_fns,
   )
-  local.remember(name, settings)
+  registration.remember([name], settings)
   return name
 
 

@@ -26,11 +26,10 @@ LENGTHS = {'inputs': 64, 'targets': 64}
 
 
 @pytest.fixture(autouse=True)
-def _fresh_seqio(monkeypatch):
+def _fresh_seqio():
   """SeqIO keeps tasks and folders of caches between tests."""
   folders = list(seqio.get_global_cache_dirs())
   seqio.set_global_cache_dirs([])
-  monkeypatch.setattr(commonsense, '_settings', {})
   yield
   seqio.set_global_cache_dirs(folders)
   for name in commonsense.DATASETS:
@@ -232,8 +231,14 @@ def test_evaluator_and_constant_answer(small, tmp_path):
 def test_other_arguments_are_refused():
   commonsense.register()
   commonsense.register()
-  with pytest.raises(errors.UserError, match='other arguments'):
+  with pytest.raises(errors.UserError, match='= True, now add_eos = False'):
     commonsense.register(add_eos=False)
+
+
+@pytest.mark.parametrize('name', ['max_eval_rows', 'rate_limit'])
+def test_limits_below_one_are_refused(name):
+  with pytest.raises(errors.UserError, match=f'{name} must be 1 or more'):
+    commonsense.register(**{name: 0})
 
 
 def test_unknown_names():

@@ -26,7 +26,6 @@ def _forget_tasks():
     for name in [n for n in registry.names() if n.startswith('my_')]:
       registry.remove(name)
       registration.RECORDS.pop(name, None)
-      local._registered.pop(name)
   gin.clear_config()
 
 
@@ -306,8 +305,10 @@ def test_registering_again(tmp_path):
   path = _write(tmp_path / 'a.jsonl', [_row(0)])
   assert local.register_task('my_task', train=path) == 'my_task'
   assert local.register_task('my_task', train=path) == 'my_task'
-  with pytest.raises(errors.UserError, match='already another task'):
+  with pytest.raises(errors.UserError, match="train = .*, now train = None"):
     local.register_task('my_task', test=path)
+  with pytest.raises(errors.UserError, match='already another task'):
+    local.register_mixture('my_task', ['past_tense'])
 
 
 def test_mixture(tmp_path):

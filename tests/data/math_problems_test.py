@@ -44,8 +44,7 @@ def _write(folder, **changes):
 
 
 @pytest.fixture(autouse=True)
-def _fresh(monkeypatch):
-  monkeypatch.setattr(math_problems, '_settings', {})
+def _fresh():
   yield
   for name in (math_problems.TRAINED, *math_problems.TEST_SETS):
     if name in seqio.TaskRegistry.names():
