@@ -75,14 +75,18 @@ class Evaluator:
 
   @functools.cached_property
   def constant_answer(self) -> Results:
-    """Results of always giving the same answer to these examples."""
+    """Results of always giving the same answer to these examples.
+
+    Tasks of which no metric has such a value are left out.
+    """
     datasets = self._seqio.cached_task_datasets
-    return {
+    results = {
         task.name: constant_answer.measure(
             task, datasets[task.name].as_numpy_iterator()
         )
         for task in self._seqio.eval_tasks
     }
+    return {task: values for task, values in results.items() if values}
 
   def num_batches(self) -> int:
     """Number of batches that `evaluate` runs."""
