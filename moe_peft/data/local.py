@@ -20,6 +20,7 @@ your own.
 """
 
 from collections.abc import Mapping, Sequence
+import functools
 
 from absl import logging
 import seqio
@@ -74,8 +75,9 @@ def register_task(
     length_normalized: compare the choices by log-likelihood per token.
     vocabulary: of inputs and targets; ours of bytes if not given.
     metrics: metrics of tasks without choices, out of 'exact_match' (used if
-      none is given), 'accuracy', 'token_f1', 'rouge', 'bleu'. The results
-      table shows the first.
+      none is given), 'accuracy', 'numeric_accuracy' (the last number of a
+      text), 'option_accuracy' (its last letter A to E), 'token_f1', 'rouge',
+      'bleu'. The results table shows the first.
 
   Raises:
     errors.UserError: bad arguments; a file that is missing, empty or broken
@@ -96,6 +98,7 @@ def register_task(
       choices=choices_key,
       fixed_choices=_fixed_choices(choices, choices_key, name),
   )
+  check_target = functools.partial(metrics_lib.check_target, metric_fns)
   files = {'train': train, 'validation': validation, 'test': test}
   files = {split: paths for split, paths in files.items() if paths}
   if bool(files) == bool(data):
@@ -103,13 +106,15 @@ def register_task(
         f'register_task {name!r}: give either train, validation and test files '
         'or data, which is then split by split_fractions.'
     )
+
+  def read(paths):
+    return local_files.read(paths, keys, check_target)
+
   if data:
     fractions = _fractions(split_fractions, name)
-    split_rows = _split(local_files.read(data, keys), fractions, name)
+    split_rows = _split(read(data), fractions, name)
   else:
-    split_rows = {
-        split: local_files.read(paths, keys) for split, paths in files.items()
-    }
+    split_rows = {split: read(paths) for split, paths in files.items()}
     _warn_of_leaks(split_rows, name)
   registration.add_task(
       registration.TaskRecord(
