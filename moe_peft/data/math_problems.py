@@ -22,6 +22,7 @@ import functools
 import importlib.metadata
 import json
 from pathlib import Path
+from typing import Any
 
 import seqio
 
@@ -49,9 +50,13 @@ GYM_VERSION = '0.1.25'
 # than those of `contamination.THRESHOLD`.
 THRESHOLD = 0.3
 VALIDATION_ROWS = 500
+# What `clean_templates` finds with the real test sets: 24 of 85.
+KEPT_TEMPLATES = frozenset({
+    0, 9, 10, 11, 12, 16, 18, 20, 28, 36, 43, 46, 49, 55, 56, 58, 62, 68, 72,
+    73, 89, 92, 93, 95,
+})  # fmt: skip
 # What reasoning-gym adds to each question.
 _DEMAND = ' Give the result as your final answer. Do not include units.'
-_settings: dict[str, dict] = {}
 
 
 def register(
@@ -70,7 +75,7 @@ def register(
     mixture: the mixture or task to return.
     vocabulary: of inputs and targets; ours of bytes if not given.
     data_dir: `dataset` of a clone of LLM-Adapters.
-    num_rows: rows to make; 5,595 of 20,000 stay, see `training_rows`.
+    num_rows: rows to make; 5,595 of 20,000 stay, see `KEPT_TEMPLATES`.
     seed: what the rows are made from.
     rationale: train on the steps, then the answer; else on the answer alone.
 
@@ -84,21 +89,17 @@ def register(
     )
   vocabulary = vocabulary or vocabularies.byte_vocabulary()
   settings = {k: v for k, v in locals().items() if k != 'mixture'}
-  if not _settings:
+  names = [TRAINED, *TEST_SETS, MIXTURE]
+  if not registration.is_registered(names, settings):
     folder = Path(data_dir)
     made = functools.partial(
-        training_rows, folder, num_rows, seed, rationale=rationale
+        training_rows, num_rows, seed, rationale=rationale
     )
     _add(TRAINED, made, ('train', 'validation'), vocabulary)
     for name in TEST_SETS:
       _add(name, functools.partial(_test, folder, name), ('test',), vocabulary)
     seqio.MixtureRegistry.add(MIXTURE, [TRAINED, *TEST_SETS], default_rate=1.0)
-    _settings['all'] = settings
-  elif _settings['all'] != settings:
-    raise errors.UserError(
-        'math_problems.register was called before with other arguments: '
-        f'{_settings["all"]}, now {settings}.'
-    )
+    registration.remember(names, settings)
   return mixture
 
 
@@ -175,26 +176,48 @@ def test_rows(folder: Path, name: str) -> Iterator[rows_lib.Row]:
       ) from error
 
 
-def test_index(folder: Path) -> contamination.Index:
-  """The questions of all test sets."""
-  return contamination.Index(
+def clean_templates(
+    folder: Path, num_rows: int = 20_000, seed: int = 0
+) -> frozenset[int]:
+  """Finds the templates of which no row is a near copy of a test row.
+
+  The more rows are made, the fewer templates stay: 34 after 300 rows, 24 after
+  10,000, and 200,000 of another seed take no more. So `KEPT_TEMPLATES` is what
+  20,000 rows show, however many are trained on.
+
+  Args:
+    folder: the test sets, see `test_rows`.
+    num_rows: rows to make.
+    seed: what they are made from.
+
+  Raises:
+    errors.UserError: as `training_rows`, or a test set is absent.
+  """
+  index = contamination.Index(
       (name, row.inputs)
       for name in TEST_SETS
       for row in test_rows(folder, name)
   )
+  templates, leaked = set(), set()
+  for template, item in _gym(num_rows, seed):
+    templates.add(template)
+    if template not in leaked and (
+        index.find(_asked(item), THRESHOLD) is not None
+    ):
+      leaked.add(template)
+  return frozenset(templates - leaked)
 
 
 def training_rows(
-    folder: Path, num_rows: int, seed: int, *, rationale: bool = True
+    num_rows: int, seed: int, *, rationale: bool = True
 ) -> Mapping[str, list[rows_lib.Row]]:
   """Makes rows of GSM-Symbolic, without the templates of test rows.
 
-  All its templates stem from problems of GSM8K's test set. One of which any
-  row is a near copy of a test row is left out whole; 24 of 85 stay, whose
-  wording is another one.
+  All its templates stem from problems of GSM8K's test set. Those of which a
+  row is a near copy of a test row are left out whole; those in
+  `KEPT_TEMPLATES` stay, whose wording is another one.
 
   Args:
-    folder: the test sets, see `test_rows`.
     num_rows: rows to make.
     seed: what they are made from.
     rationale: see `register`.
@@ -203,24 +226,30 @@ def training_rows(
     train and validation.
 
   Raises:
-    errors.UserError: the package or a test set is absent, or the package is of
-      another version, which makes other rows.
+    errors.UserError: the package is absent or of another version, which makes
+      other rows; or too few rows stay for a validation split.
   """
-  index = test_index(folder)
-  made, leaked = [], set()
+  kept = {}
   for template, item in _gym(num_rows, seed):
-    inputs = _question(item['question'].removesuffix(_DEMAND))
-    if template not in leaked and index.find(inputs, THRESHOLD) is not None:
-      leaked.add(template)
+    if template not in KEPT_TEMPLATES:
+      continue
+    inputs = _asked(item)
     answer = _number(item['answer'])
     steps, _, _ = item['metadata']['answer_cot'].rpartition('####')
     targets = f' {steps.strip()}\nThe answer is {answer}.'
-    row = rows_lib.Row(inputs, targets if rationale else f' {answer}')
-    made.append((template, row))
-  kept = {row.inputs: row for template, row in made if template not in leaked}
+    kept[inputs] = rows_lib.Row(inputs, targets if rationale else f' {answer}')
   ordered = sorted(kept.values(), key=lambda r: lexicon.stable_hash(r.inputs))
   size = min(VALIDATION_ROWS, len(ordered) // 10)
+  if not size:
+    raise errors.UserError(
+        f'Of {num_rows} rows of math problems {len(ordered)} stay, too few to '
+        'split: raise math_problems.register.num_rows.'
+    )
   return {'train': ordered[size:], 'validation': ordered[:size]}
+
+
+def _asked(item: Mapping[str, Any]) -> str:
+  return _question(item['question'].removesuffix(_DEMAND))
 
 
 def _gym(num_rows: int, seed: int) -> Iterator[tuple[int, dict]]:

@@ -1,15 +1,18 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Makes a SeqIO task out of rows in memory, and keeps a record of it."""
+"""Makes SeqIO tasks out of rows in memory; remembers what was registered."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
+import re
+from typing import Any
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
+from moe_peft import errors
 from moe_peft.data import lexicon
 from moe_peft.data import preprocessors
 from moe_peft.data import rows as rows_lib
@@ -78,6 +81,55 @@ class TaskRecord:
 
 
 RECORDS: dict[str, TaskRecord] = {}
+# With what tasks and mixtures were registered: gin may ask several times.
+_settings: dict[str, Mapping[str, Any]] = {}
+
+
+def is_registered(names: Sequence[str], settings: Mapping[str, Any]) -> bool:
+  """Whether tasks or mixtures were registered before with just these settings.
+
+  Args:
+    names: all that one call registers.
+    settings: what decides how they are made; see `remember`.
+
+  Raises:
+    errors.UserError: a name cannot be used: it is no name, or something else
+      has it.
+  """
+  registered = False
+  for name in names:
+    if not isinstance(name, str) or not re.fullmatch(r'[\w.:]+', name):
+      raise errors.UserError(
+          f'Bad task name {name!r}: use letters, digits, "_", "." and ":".'
+      )
+    if name not in seqio.TaskRegistry.names() and (
+        name not in seqio.MixtureRegistry.names()
+    ):
+      continue
+    earlier = _settings.get(name)
+    if earlier is None or earlier.keys() != settings.keys():
+      raise errors.UserError(
+          f'There is already another task or mixture named {name!r}; choose '
+          'another name.'
+      )
+    changed = [key for key in settings if earlier[key] != settings[key]]
+    if changed:
+      raise errors.UserError(
+          f'{name!r} was registered before with other arguments: '
+          f'{_listed(earlier, changed)}, now {_listed(settings, changed)}. One '
+          'process has one task of a name.'
+      )
+    registered = True
+  return registered
+
+
+def _listed(settings: Mapping[str, Any], keys: Sequence[str]) -> str:
+  return ', '.join(f'{key} = {settings[key]!r}' for key in keys)
+
+
+def remember(names: Sequence[str], settings: Mapping[str, Any]) -> None:
+  """Notes with what names were registered, for `is_registered`."""
+  _settings.update(dict.fromkeys(names, settings))
 
 
 def _dataset(

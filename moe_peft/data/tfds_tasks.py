@@ -22,6 +22,7 @@ import tensorflow_datasets as tfds
 
 from moe_peft import errors
 from moe_peft.data import local
+from moe_peft.data import registration
 from moe_peft.data import vocabularies
 
 
@@ -45,8 +46,8 @@ def register_task(
     name: name of the task; letters, digits, `_`, `.` and `:`.
     tfds_name: name of the data set, `set:version` or `set/config:version`.
     data_dir: folder of prepared data sets; TFDS's own if not given.
-    splits: split of the task -> split of the data set, or a slice of it as
-      'train[:90%]'; all of the data set by its own names if not given.
+    splits: split of the task -> split of the data set, or slices of them as
+      'train[:90%]+test'; all of the data set by its own names if not given.
     inputs_key: text feature of the inputs.
     targets_key: text feature of the targets.
     vocabulary: of inputs and targets; ours of bytes if not given.
@@ -58,7 +59,7 @@ def register_task(
   """
   vocabulary = vocabulary or vocabularies.byte_vocabulary()
   settings = dict(locals())
-  if local.is_registered(name, settings):
+  if registration.is_registered([name], settings):
     return name
   metric_fns, _ = local.metric_functions(metrics, False, False, name)
   _check(name, tfds_name, data_dir, splits, (inputs_key, targets_key))
@@ -82,7 +83,7 @@ def register_task(
       output_features={'inputs': feature, 'targets': feature},
       metric_fns=metric_fns,
   )
-  local.remember(name, settings)
+  registration.remember([name], settings)
   return name
 
 
@@ -102,10 +103,15 @@ def _check(name, tfds_name, data_dir, splits, keys) -> None:
         f'{where} was not prepared in {info.data_dir}: it has no splits there.'
     )
   for split in (splits or {}).values():
-    if split.partition('[')[0] not in info.splits:
+    try:
+      empty = not info.splits[split].num_examples
+    except (AssertionError, KeyError, ValueError) as error:
       raise errors.UserError(
-          f'{where} has no split {split!r}; it has {sorted(info.splits)}.'
-      )
+          f'{where} has no split {split!r}; it has {sorted(info.splits)}; '
+          'slices and sums of them are written as train[:90%]+test.'
+      ) from error
+    if empty:
+      raise errors.UserError(f'{where} has no rows in its split {split!r}.')
   texts = [
       key for key, feature in info.features.items()
       if isinstance(feature, tfds.features.Text)

@@ -11,9 +11,8 @@ import collections
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import seqio
-
-from moe_peft.evaluation import metrics
 
 
 def measure(
@@ -21,42 +20,53 @@ def measure(
 ) -> dict[str, float]:
   """Returns the value of each of a task's metrics.
 
+  What no answer alone decides has none: metrics that take auxiliary values of
+  the model, and metrics of scores whose examples do not say which choice they
+  are (`idx`, as `preprocessors.rank_classification` adds it).
+
   Args:
     task: the task.
     examples: the evaluated examples with their task features, as NumPy.
   """
-  targets = [_target(task, example) for example in examples]
+  examples = list(examples)
+  texts = [_target_text(task, example) for example in examples]
+
+  def postprocessed(texts: Sequence[str], is_target: bool) -> list[Any]:
+    """As SeqIO's evaluator does it, targets and predictions alike."""
+    return [
+        task.postprocess_fn(text, example=example, is_target=is_target)
+        for text, example in zip(texts, examples, strict=True)
+    ]
+
+  targets = postprocessed(texts, is_target=True)
   values = {}
-  for function in task.predict_metric_fns:
-    values |= function(targets, _most_frequent(targets))
+  if task.predict_metric_fns:
+    ((answer, _),) = collections.Counter(texts).most_common(1)
+    predictions = postprocessed([answer] * len(texts), is_target=False)
+    for function in task.predict_metric_fns:
+      values |= function(targets, predictions)
   for function in task.score_metric_fns:
-    for scores in _places(targets):
+    for scores in _places(examples):
       for name, value in function(targets, scores).items():
-        values[name] = max(value, values.get(name, value))
+        values[name] = max(value, values.get(name, value), key=_value)
   return {name: float(_value(value)) for name, value in values.items()}
 
 
-def _target(task: seqio.Task, example: Mapping[str, Any]) -> Any:
-  """The postprocessed target, as SeqIO's evaluator makes it."""
+def _target_text(task: seqio.Task, example: Mapping[str, Any]) -> str:
   if 'targets_pretokenized' in example:
-    text = example['targets_pretokenized'].decode()
-  else:
-    vocabulary = task.output_features['targets'].vocabulary
-    text = vocabulary.decode(example['targets'].tolist())
-  return task.postprocess_fn(text, example=example, is_target=True)
+    return example['targets_pretokenized'].decode()
+  vocabulary = task.output_features['targets'].vocabulary
+  return vocabulary.decode(example['targets'].tolist())
 
 
-def _most_frequent(targets: Sequence[Any]) -> list[str]:
-  answers = [t if isinstance(t, str) else t[0] for t in targets]
-  ((answer, _),) = collections.Counter(answers).most_common(1)
-  return [answer] * len(answers)
-
-
-def _places(targets: Sequence[metrics.RankTarget]) -> list[list[float]]:
+def _places(examples: Sequence[Mapping[str, Any]]) -> list[list[float]]:
   """Scores that prefer the first choice, the second one, and so on."""
+  if any(np.size(example.get('idx')) != 2 for example in examples):
+    return []
+  choices = [int(example['idx'][1]) for example in examples]
   return [
-      [float(target.choice == place) for target in targets]
-      for place in range(1 + max(target.choice for target in targets))
+      [float(choice == place) for choice in choices]
+      for place in range(1 + max(choices))
   ]
 
 

@@ -13,12 +13,15 @@ from typing import Any, Callable, Iterator, Mapping, Optional, Tuple
 
 import jax
 import numpy as np
+import rich.console
 import seqio
 
+from moe_peft import errors
 from moe_peft import partitioning
 from moe_peft import trainable
 from moe_peft.data import catalog
 from moe_peft.evaluation import constant_answer
+from moe_peft.evaluation import coverage
 from moe_peft.models import language_model
 
 Params = Mapping[str, Any]
@@ -26,6 +29,11 @@ Results = dict[str, dict[str, float]]
 _IndexedBatch = Tuple[list[int], dict[str, np.ndarray]]
 # Lengths of scored batches are multiples of it.
 _LENGTH_STEP = 32
+# What `evaluate` gives to metrics.
+_OUTPUTS = {
+    seqio.metrics.ModelOutputType.PREDICTION,
+    seqio.metrics.ModelOutputType.SCORE,
+}
 
 
 class Evaluator:
@@ -51,6 +59,10 @@ class Evaluator:
       batch_size: Rows of a batch; the last one is filled up.
       num_examples: Examples of each task at most.
       mesh: Where the model runs.
+
+    Raises:
+      errors.UserError: A task has nothing to evaluate, or a metric that takes
+        more than a text or a score.
     """
     self._seqio = seqio.Evaluator(
         mixture_or_task_name,
@@ -63,6 +75,33 @@ class Evaluator:
     self._batch_size, self._mesh = batch_size, mesh
     self._lengths = task_feature_lengths
     self._compiled: dict[int, Any] = {}
+    for task in self._seqio.eval_tasks:
+      self._check(task, split)
+    self.questions_cut = {
+        task.name: cut
+        for task in self._seqio.eval_tasks
+        if (cut := coverage.questions_cut(task, split, task_feature_lengths))
+    }
+    if warning := coverage.warning(
+        self.questions_cut, split, task_feature_lengths
+    ):
+      console = rich.console.Console(stderr=True, highlight=False)
+      console.print(warning, soft_wrap=True)
+
+  def _check(self, task: seqio.Task, split: str) -> None:
+    if not self.num_examples[task.name]:
+      raise errors.UserError(
+          f'The task {task.name} has nothing to evaluate in its split '
+          f'{split!r}: the split is empty, or each of its questions has a '
+          'choice that is too long for TASK_FEATURE_LENGTHS = '
+          f'{dict(self._lengths)}. In that case raise the targets.'
+      )
+    if unknown := _output_types(task) - _OUTPUTS:
+      raise errors.UserError(
+          f'The task {task.name} has a metric of {unknown.pop().name}, which '
+          'this evaluation does not compute. Give it metrics of (targets, '
+          'predictions) or (targets, scores), or evaluate it with T5X.'
+      )
 
   @property
   def num_examples(self) -> dict[str, int]:
@@ -75,14 +114,18 @@ class Evaluator:
 
   @functools.cached_property
   def constant_answer(self) -> Results:
-    """Results of always giving the same answer to these examples."""
+    """Results of always giving the same answer to these examples.
+
+    Tasks of which no metric has such a value are left out.
+    """
     datasets = self._seqio.cached_task_datasets
-    return {
+    results = {
         task.name: constant_answer.measure(
             task, datasets[task.name].as_numpy_iterator()
         )
         for task in self._seqio.eval_tasks
     }
+    return {task: values for task, values in results.items() if values}
 
   def num_batches(self) -> int:
     """Number of batches that `evaluate` runs."""
@@ -135,10 +178,16 @@ class Evaluator:
           for task in self._seqio.eval_tasks
           if seqio.metrics.ModelOutputType.SCORE not in _output_types(task)
       }
+    try:
+      computed = metrics.result()
+    except ValueError as error:  # SeqIO wraps what a metric raises.
+      if isinstance(error.__cause__, errors.UserError):
+        raise errors.UserError(str(error)) from error
+      raise
     return {
         task: {name: float(_value(v)) for name, v in values.items()}
         | ({'loss': losses[task]} if task in losses else {})
-        for task, values in metrics.result().items()
+        for task, values in computed.items()
     }
 
   def _loss(self, task: str, score: Callable[[Any], jax.Array]) -> float:
@@ -275,6 +324,7 @@ def write_results(
   results = {
       'split': split,
       'num_examples': evaluator.num_examples,
+      'questions_cut': evaluator.questions_cut,
       'tasks': {
           task: {
               name: {'base': base[task][name], 'adapted': value}

@@ -104,6 +104,47 @@ def last_option(text: str) -> str | None:
   return found[-1] if found else None
 
 
+# Metrics that read an answer out of a text -> what it is, its reader.
+_READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    'numeric_accuracy': ('number', last_number),
+    'option_accuracy': ('option A to E', last_option),
+}
+
+
+def _answers(metric: str, target: Target) -> list[Any]:
+  """What a target's texts say, those that say nothing left out.
+
+  Raises:
+    errors.UserError: none says anything, so that no prediction is right.
+  """
+  what, read = _READERS[metric]
+  answers = [read(reference) for reference in _references(target)]
+  answers = [answer for answer in answers if answer is not None]
+  if not answers:
+    raise errors.UserError(
+        f'{metric}: the target {target!r:.80} has no {what}. Give it one, or '
+        'choose another metric, such as exact_match.'
+    )
+  return answers
+
+
+def check_target(
+    functions: Sequence[Callable[..., Any]], target: Target
+) -> None:
+  """Checks that metrics can judge predictions of a target.
+
+  Args:
+    functions: the metrics.
+    target: the target.
+
+  Raises:
+    errors.UserError: they cannot.
+  """
+  for function in functions:
+    if function.__name__ in _READERS:
+      _answers(function.__name__, target)
+
+
 def numeric_accuracy(
     targets: Sequence[Target], predictions: Sequence[str]
 ) -> dict[str, float]:
@@ -111,28 +152,33 @@ def numeric_accuracy(
 
   Numbers are equal within 0.001, as in arXiv 2304.01933. A prediction without
   a number is wrong.
+
+  Raises:
+    errors.UserError: a target has no number.
   """
   _check_lengths(targets, predictions)
 
+  name = 'numeric_accuracy'
+
   def is_right(target, prediction):
-    number = last_number(prediction)
-    return number is not None and any(
-        abs(number - last_number(reference)) <= 1e-3
-        for reference in _references(target)
-    )
+    number, wanted = last_number(prediction), _answers(name, target)
+    return number is not None and any(abs(number - w) <= 1e-3 for w in wanted)
 
   hits = list(map(is_right, targets, predictions))
-  return {'numeric_accuracy': 100.0 * float(np.mean(hits))}
+  return {name: 100.0 * float(np.mean(hits))}
 
 
 def option_accuracy(
     targets: Sequence[Target], predictions: Sequence[str]
 ) -> dict[str, float]:
   """Percentage of predictions whose last option, A to E, is that of a target.
+
+  Raises:
+    errors.UserError: a target has no option.
   """
   _check_lengths(targets, predictions)
   hits = [
-      last_option(prediction) in map(last_option, _references(target))
+      last_option(prediction) in _answers('option_accuracy', target)
       for target, prediction in zip(targets, predictions, strict=True)
   ]
   return {'option_accuracy': 100.0 * float(np.mean(hits))}

@@ -287,6 +287,7 @@ def results_table(
   for name in columns:
     table.add_column(name, justify='right')
   for task, metric in primary.items():
-    values = [results[task][metric] for results in columns.values()]
-    table.add_row(task, metric, *(f'{value:.1f}' for value in values))
+    values = [results.get(task, {}).get(metric) for results in columns.values()]
+    cells = ('–' if value is None else f'{value:.1f}' for value in values)
+    table.add_row(task, metric, *cells)
   return table

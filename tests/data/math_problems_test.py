@@ -44,8 +44,7 @@ def _write(folder, **changes):
 
 
 @pytest.fixture(autouse=True)
-def _fresh(monkeypatch):
-  monkeypatch.setattr(math_problems, '_settings', {})
+def _fresh():
   yield
   for name in (math_problems.TRAINED, *math_problems.TEST_SETS):
     if name in seqio.TaskRegistry.names():
@@ -101,29 +100,38 @@ def test_the_answer_counts_not_the_output(tmp_path):
   assert aqua.metric_fns == [metrics.option_accuracy]
 
 
+def _item(question, answer):
+  """A row as reasoning-gym makes it."""
+  return {
+      'question': question + math_problems._DEMAND,
+      'answer': str(answer),
+      'metadata': {'answer_cot': f'Some steps.\n#### {answer}'},
+  }
+
+
 def test_templates_of_test_rows_are_left_out_whole(tmp_path, monkeypatch):
   _write(tmp_path)
-
-  def item(question, answer):
-    cot = f'Some steps.\n#### {answer}'
-    return {
-        'question': question + math_problems._DEMAND,
-        'answer': str(answer),
-        'metadata': {'answer_cot': cot},
-    }
-
   other = 'Tom {} rides his bicycle to the {} lake and back.'
   items = [
-      (1, item(PROBLEM.format(50, 20), 30)),  # A copy with other numbers.
-      (1, item('Its template, worded in quite another way, no hens.', 1)),
-      *((2, item(other.format(x, y), 4)) for x in 'abcd' for y in 'efg'),
+      (1, _item('Its template, worded in quite another way, no hens.', 1)),
+      *((2, _item(other.format(x, y), 4)) for x in 'abcd' for y in 'efg'),
+      (1, _item(PROBLEM.format(50, 20), 30)),  # A copy with other numbers.
   ]
-  monkeypatch.setattr(math_problems, '_gym', lambda *_: iter(items))
-  rows = math_problems.training_rows(tmp_path, 14, 0)
+  monkeypatch.setattr(
+      math_problems, '_gym', lambda num_rows, _: iter(items[:num_rows])
+  )
+  # A template is judged by all the rows that are looked at.
+  assert math_problems.clean_templates(tmp_path, 13) == {1, 2}
+  clean = math_problems.clean_templates(tmp_path)
+  assert clean == {2}
+  monkeypatch.setattr(math_problems, 'KEPT_TEMPLATES', clean)
+  rows = math_problems.training_rows(13, 0)  # Too few to see the copy.
   every = [*rows['train'], *rows['validation']]
   assert len(every) == 12 and len(rows['validation']) == 1
   assert all('Tom' in row.inputs for row in every)
   assert {row.targets for row in every} == {' Some steps.\nThe answer is 4.'}
+  with pytest.raises(errors.UserError, match='raise math_problems.register.n'):
+    math_problems.training_rows(5, 0)
 
 
 def test_absent_and_broken_files(tmp_path):
@@ -165,10 +173,32 @@ def test_real_sizes():
 
 
 @needs_rows
+@pytest.mark.slow
+def test_kept_templates_are_those_of_the_probe():
+  pytest.importorskip('reasoning_gym')
+  assert math_problems.clean_templates(REAL) == math_problems.KEPT_TEMPLATES
+
+
+def test_however_few_rows_are_made_the_templates_are_the_same():
+  """The first 600 rows alone do not give away five of the templates."""
+  pytest.importorskip('reasoning_gym')
+  by_question = {
+      math_problems._asked(item): template
+      for template, item in math_problems._gym(600, 0)
+  }
+  rows = math_problems.training_rows(600, 0)
+  trained = [*rows['train'], *rows['validation']]
+  assert len(trained) > 100
+  assert {by_question[row.inputs] for row in trained} == (
+      math_problems.KEPT_TEMPLATES
+  )
+
+
+@needs_rows
 def test_no_real_test_row_is_trained_on():
   """By another way of comparing than the index's, and with a control."""
   pytest.importorskip('reasoning_gym')
-  rows = math_problems.training_rows(REAL, 600, 0)
+  rows = math_problems.training_rows(600, 0)
   tested = [
       contamination.ngrams(row.inputs)
       for name in math_problems.TEST_SETS

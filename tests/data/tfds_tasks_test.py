@@ -90,6 +90,15 @@ def test_rows_are_those_of_the_data_set(data_dir):
     assert len(found) == expected and found <= wanted
 
 
+def test_splits_are_those_that_tfds_reads(data_dir):
+  splits = {'train': 'train[:25%]+test', 'validation': 'all'}
+  task = catalog.get_task_or_mixture(
+      register(data_dir, 'tfds_splits', splits=splits)
+  )
+  sizes = {s: len(list(task.get_dataset(None, s))) for s in splits}
+  assert sizes == {'train': 32, 'validation': 80}
+
+
 def test_it_trains(tmp_path, data_dir):
   name = register(data_dir, 'tfds_train')
   experiment = tiny.experiment(tmp_path, MIXTURE_OR_TASK_NAME=name)
@@ -111,6 +120,9 @@ def test_it_trains(tmp_path, data_dir):
     [
         ({'tfds_name': 'past_tens_rows:1.0.0'}, 'is not in .*Prepare it'),
         ({'splits': {'train': 'training'}}, "no split 'training'; it has"),
+        ({'splits': {'train': 'train+tests'}}, "no split 'train.tests'"),
+        ({'splits': {'train': 'train[:x%]'}}, "no split 'train.:x%.'; it has"),
+        ({'splits': {'train': 'test[16:]'}}, "no rows in its split 'test"),
         ({'inputs_key': 'questions'}, "Did you mean 'question'"),
         ({'targets_key': 'length'}, "no text 'length'"),
         ({'metrics': ['exact']}, 'Unknown metric'),

@@ -63,6 +63,17 @@ def test_bleu():
   ] == pytest.approx(100)
 
 
+@pytest.mark.parametrize(
+    'metric, what',
+    [(metrics.numeric_accuracy, 'number'), (metrics.option_accuracy, 'option')],
+)
+def test_a_target_without_an_answer_is_named(metric, what):
+  """It would be right exactly if the model had none either."""
+  with pytest.raises(errors.UserError, match=f"'none' has no {what}"):
+    metric(['7 A', 'none'], ['7 A', 'nothing'])
+  assert set(metric([['none', '7 A']] * 2, ['7 A', '']).values()) == {50.0}
+
+
 def _ranking(answers, num_choices=3):
   return [
       metrics.RankTarget(question, choice, choice == answer, num_choices, 1)
