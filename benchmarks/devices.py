@@ -8,8 +8,8 @@ import jax
 
 from moe_peft.analysis import topologies
 
-# Dense bfloat16 TFLOP/s of one device, by JAX's `device_kind`; from the vendors'
-# data sheets. No bfloat16, no peak: a V100 has only float16.
+# Dense bfloat16 TFLOP/s of one device, by JAX's `device_kind`; from the
+# vendors' data sheets. Without bfloat16 no peak: a V100 has only float16.
 PEAK_TFLOPS = {
     **{
         chip.device_kind: chip.peak_flops / 1e12
