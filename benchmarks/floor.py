@@ -23,6 +23,8 @@ def frozen_gflop(experiment: experiment_lib.Experiment) -> float:
   """Forward pass and input gradients of the bare network, by XLA's count.
 
   The gradient of the embedding is the input gradient of everything above it.
+  That is a little more than adapters need, which are on outputs: the lowest
+  layer's queries, keys and values need no gradients of their inputs.
 
   Args:
     experiment: The one that gin has just built, without scanned layers.

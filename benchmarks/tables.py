@@ -15,7 +15,7 @@ class Options:
   """What the command line decides.
 
   Attributes:
-    quick: Small shapes and few rounds.
+    quick: Small shapes, few cases and rounds.
     threads: CPU threads, for PyTorch's peers too.
     peer_python: Interpreter of the peers' environment, or None.
   """
