@@ -100,9 +100,6 @@ setuptools.setup(
             'grain',
             'jaxtyping',
         ],
-        # What `python -m benchmarks` needs; its PyTorch peers have an
-        # environment of their own, see benchmarks/peers.py.
-        'benchmarks': _WORDS,
         'gpu': ['jax[cuda12]>=0.10.2,<0.11'],
         'tpu': ['jax[tpu]>=0.10.2,<0.11'],
     },

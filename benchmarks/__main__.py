@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> Optional[int]:
   )
   parser.add_argument(
       '--quick', action='store_true',
-      help='small shapes and few rounds',
+      help='small shapes, few cases and rounds',
   )
   parser.add_argument(
       '--threads', type=int,

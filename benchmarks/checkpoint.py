@@ -68,7 +68,7 @@ def measure(
           model, method, (64, 32), 8,
           {**(bindings or {}), 'MODEL_DIR': str(folder / method)},
       )
-      cases[name] = _Saving(experiment)
+      cases[name] = Saving(experiment)
       stack.callback(cases[name].close)
     saved = timing.interleave(
         {name: case.save for name, case in cases.items()}, rounds, progress
@@ -94,16 +94,25 @@ def measure(
   )
 
 
-class _Saving:
-  """A fresh training state and the checkpoints of its run."""
+class Saving:
+  """A fresh training state and the checkpoints of its run.
+
+  Attributes:
+    state: What is saved.
+  """
 
   def __init__(self, experiment: experiment_lib.Experiment):
+    """Makes the state.
+
+    Args:
+      experiment: The one that gin has just built; checkpoints go to its folder.
+    """
     setup = experiments.prepare(experiment)
     self._folder = experiment.run_dir / 'checkpoints'
     self._parameters = trainable.num_params(setup.trainable)
     state = train_step.init_state(setup)
     # Moments as they are later: zeros would be compressed to nothing.
-    self._state = state.replace(
+    self.state = state.replace(
         opt_state=jax.tree.map(_filled, state.opt_state)
     )
     self._data = loop.train_data(experiment)
@@ -111,24 +120,30 @@ class _Saving:
     self._step = 0
 
   def save(self) -> float:
+    """Returns the seconds until the next checkpoint is on disk."""
     self._step += 1
     start = time.perf_counter()
-    self._checkpointer.save(self._step, self._state, self._data)
+    self._checkpointer.save(self._step, self.state, self._data)
     self._checkpointer.wait()
     return time.perf_counter() - start
 
+  def load(self) -> train_step.TrainState:
+    """Returns the state of the newest checkpoint."""
+    abstract = checkpoints.abstract_state(self.state)
+    return self._checkpointer.restore(self._step, abstract)
+
   def restore(self) -> float:
-    abstract = checkpoints.abstract_state(self._state)
-    start = time.perf_counter()
-    jax.block_until_ready(self._checkpointer.restore(self._step, abstract))
-    return time.perf_counter() - start
+    """Returns the seconds of `load`."""
+    return timing.seconds_of(self.load)
 
   def facts(self) -> dict[str, float]:
+    """Returns `mib` of the newest checkpoint and the trained `parameters`."""
     files = (self._folder / str(self._step)).rglob('*')
     size = sum(file.stat().st_size for file in files if file.is_file())
     return {'mib': size / 2**20, 'parameters': self._parameters}
 
   def close(self) -> None:
+    """Ends writing."""
     self._checkpointer.close()
 
 

@@ -4,7 +4,7 @@
 
 import dataclasses
 import functools
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Mapping, Sequence
 
 import seqio
 
@@ -17,6 +17,7 @@ from moe_peft.models import language_model
 from moe_peft.training import experiment as experiment_lib
 
 BARE = 'no adapters'
+SEARCHES = {'greedy': 1, '4 beams': 4}  # Numbers of beams.
 METHODS = {'LoRA': 'lora', 'MoLoRA': 'molora', 'MoV': 'mov', 'SiRA': 'sira'}
 COLUMNS = (
     tables.MILLISECONDS,
@@ -32,12 +33,12 @@ COLUMNS = (
 def run(
     options: tables.Options, progress: Callable[[str], None]
 ) -> list[tables.Table]:
-  """T5 Small, or with `quick` one layer and one method."""
+  """T5 Small, or with `quick` one layer, one method, greedy."""
   if options.quick:
     return [
         measure(
             't5_1_1_small', (64, 16), 8, ('MoLoRA',), 3, options, progress,
-            experiments.ONE_LAYER,
+            experiments.ONE_LAYER, ('greedy',),
         )
     ]
   return [
@@ -56,8 +57,9 @@ def measure(
     options: tables.Options,
     progress: Callable[[str], None],
     bindings: Mapping[str, Any] | None = None,
+    searches: Sequence[str] = tuple(SEARCHES),
 ) -> tables.Table:
-  """One table: greedy and four beams.
+  """One table.
 
   Args:
     model: File of gin/models/.
@@ -68,16 +70,17 @@ def measure(
     options: Of the command line.
     progress: Told what is being done.
     bindings: Further gin bindings.
+    searches: Of `SEARCHES`.
   """
   rows = []
   cases: dict[str, timing.Compiled] = {}
-  beams = {'greedy': 1, '4 beams': 4}
   for method in methods:
     progress(f'compile {method}')
     experiment = experiments.build(
         model, METHODS[method], lengths, batch_size, bindings
     )
-    for search, num_beams in beams.items():
+    for search in searches:
+      num_beams = SEARCHES[search]
       if f'{search}, {BARE}' not in cases:
         cases[f'{search}, {BARE}'] = generation(
             experiment, experiment.model.without_adapters(), num_beams

@@ -6,17 +6,15 @@ from typing import Any, Sequence
 
 import jax
 
-# Dense bfloat16 TFLOP/s of one device as JAX counts devices, by
-# `device_kind`; from the vendors' data sheets. A core of TPU v2 and v3 is a
-# device of its own.
+from moe_peft.analysis import topologies
+
+# Dense bfloat16 TFLOP/s of one device, by JAX's `device_kind`; from the
+# vendors' data sheets. Without bfloat16 no peak: a V100 has only float16.
 PEAK_TFLOPS = {
-    'TPU v2': 22.5,
-    'TPU v3': 61.5,
-    'TPU v4': 275.0,
-    'TPU v5 lite': 197.0,
-    'TPU v5': 459.0,
-    'TPU v6 lite': 918.0,
-    'Tesla V100-SXM2-16GB': 125.0,
+    **{
+        chip.device_kind: chip.peak_flops / 1e12
+        for chip in topologies.CHIPS.values()
+    },
     'NVIDIA A100-SXM4-40GB': 312.0,
     'NVIDIA A100-SXM4-80GB': 312.0,
     'NVIDIA L4': 121.0,

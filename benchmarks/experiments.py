@@ -112,7 +112,16 @@ def describe(bindings: Mapping[str, Any] | None) -> str:
 def random_batch(
     experiment: experiment_lib.Experiment,
 ) -> dict[str, np.ndarray]:
-  """Model features of real tokens only: no padding, every target counts."""
+  """Model features of real tokens only: no padding, every target counts.
+
+  Args:
+    experiment: The one that gin has just built.
+
+  Returns:
+    `decoder_input_tokens`, `decoder_target_tokens` and `decoder_loss_weights`,
+    <int32>[rows, targets], and `encoder_input_tokens`, <int32>[rows, inputs].
+    A decoder alone has no encoder's, and rows of inputs and targets together.
+  """
   config = experiment.model.module.module.config
   inputs, targets = (
       experiment.task_feature_lengths[name] for name in ('inputs', 'targets')

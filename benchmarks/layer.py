@@ -52,7 +52,7 @@ def run(
 ) -> list[tables.Table]:
   """Three sizes, all methods at the first one; quick: executions alone."""
   if options.quick:
-    return [measure(512, 1024, 10, 4, 5, options, progress)]
+    return [measure(512, 1024, 10, 4, 3, options, progress)]
   rounds = 15
   return [
       measure(1024, 2048, 10, 4, rounds, options, progress, methods=True),

@@ -119,4 +119,12 @@ def facts(peers: Mapping[str, Peer]) -> dict[str, dict[str, float]]:
 
 
 def notes(options: tables.Options) -> tuple[str, ...]:
+  """Notes of a table with peers.
+
+  Args:
+    options: Of the command line.
+
+  Returns:
+    How to install them, or nothing if they take part.
+  """
   return () if options.peer_python else (HOW_TO_INSTALL,)

@@ -50,16 +50,17 @@ jax.block_until_ready(metrics)
 def run(
     options: tables.Options, progress: Callable[[str], None]
 ) -> list[tables.Table]:
-  """One table, each case a process of its own."""
-  rounds = 3 if options.quick else 9
-  return [measure(rounds, options, progress)]
+  """One table, each case a process of its own; quick: no first step."""
+  if options.quick:
+    return [measure(1, options, progress, first_step=None)]
+  return [measure(9, options, progress)]
 
 
 def measure(
     rounds: int,
     options: tables.Options,
     progress: Callable[[str], None],
-    first_step: str = FIRST_STEP,
+    first_step: Optional[str] = FIRST_STEP,
 ) -> tables.Table:
   """One table.
 
@@ -67,22 +68,15 @@ def measure(
     rounds: Processes of each case; for the first step a third of that.
     options: Of the command line.
     progress: Told what is being done.
-    first_step: Source of a program that ends with its first step.
+    first_step: Source of a program that ends with its first step, or None.
   """
   cases = {name: process('-c', source) for name, source in IMPORTS.items()}
   cases['python -m moe_peft.train --help'] = process(
       '-m', 'moe_peft.train', '--help'
   )
   seconds = timing.interleave(cases, rounds, progress)
-  with tempfile.TemporaryDirectory() as folder:
-    cache = {
-        'JAX_COMPILATION_CACHE_DIR': folder,
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    }
-    step = process('-c', first_step, environment=cache)
-    cold, warm = 'first step, nothing cached', 'first step, warm compile cache'
-    seconds |= timing.interleave({cold: step}, 1, progress)
-    seconds |= timing.interleave({warm: step}, max(rounds // 3, 1), progress)
+  if first_step is not None:
+    seconds |= _first_steps(first_step, max(rounds // 3, 1), progress)
   rows = [{'case': name, **of_case} for name, of_case in seconds.items()]
   for row in rows[1 : len(IMPORTS)]:
     row['beyond_jax'] = row['fastest'] - rows[0]['fastest']
@@ -92,6 +86,21 @@ def measure(
       f'{devices.describe(options.threads)}',
       COLUMNS, rows,
   )
+
+
+def _first_steps(
+    source: str, rounds: int, progress: Callable[[str], None]
+) -> dict[str, dict[str, float]]:
+  """Times a program once without and then with a warm compilation cache."""
+  with tempfile.TemporaryDirectory() as folder:
+    cache = {
+        'JAX_COMPILATION_CACHE_DIR': folder,
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    }
+    step = process('-c', source, environment=cache)
+    cold, warm = 'first step, nothing cached', 'first step, warm compile cache'
+    seconds = timing.interleave({cold: step}, 1, progress)
+    return seconds | timing.interleave({warm: step}, rounds, progress)
 
 
 def process(

@@ -1,36 +1,34 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A whole training step of the embedded engine: T5, and a decoder alone.
-
-The floor of a step's work is what no method can do without: the forward pass
-of the frozen network, the gradients of its activations, and three times the
-adapters' own forward pass. A step above it computes what it need not.
-"""
+"""A whole training step of the embedded engine: T5, and a decoder alone."""
 
 import contextlib
-import dataclasses
 import functools
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 
+from benchmarks import decoder
 from benchmarks import devices
 from benchmarks import experiments
+from benchmarks import floor
 from benchmarks import peers
-from benchmarks import published
 from benchmarks import tables
 from benchmarks import timing
-from moe_peft import inject
 from moe_peft import trainable
-from moe_peft.methods import lora
-from moe_peft.methods import molora
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import train_step
 
-FULL, LORA, MOLORA = 'full fine-tuning', 'LoRA', 'MoLoRA'
-PUBLISHED = 'published MoLoRA formula'
-EMBEDDING = 'token_embedder/embedding'
+FULL = 'full fine-tuning'
+LORA, MOLORA = decoder.LORA, decoder.MOLORA
+METHODS = {
+    MOLORA: 'molora', LORA: 'lora', 'MoV': 'mov', 'SiRA': 'sira', FULL: 'full',
+}
+# Rows of the same network in less memory: one compiled layer per stack, whose
+# activations the backward pass computes again.
+REMAT = ', remat'
+REMAT_BINDINGS = {'SCAN_LAYERS': True, 'REMAT_POLICY': 'full'}
+QUICK = (MOLORA, LORA, FULL)
 COLUMNS = (
     tables.Column('seconds', 's, median'),
     tables.Column('fastest', 'fastest'),
@@ -52,22 +50,14 @@ COLUMNS = (
 NOTE = (
     'peak: arguments and temporary memory, by XLA; process: growth of the '
     "process. floor: forward, input gradients, adapters; by XLA's count. "
-    'LoRA: as many trained parameters as MoLoRA, or just fewer.'
+    'LoRA: as many trained parameters as MoLoRA, or just fewer. remat: '
+    'scanned layers, activations computed again; / full is over full '
+    'fine-tuning of the same kind.'
 )
-
-# The decoder alone: mixtures in the MLPs and LoRA on the attention, as
-# MoE-PEFT's LoRAMoE has it. 708,608 parameters train.
-DECODER = {
-    'vocab_size': 32000,
-    'emb_dim': 256,
-    'mlp_dim': 1024,
-    'num_layers': 4,
-    'num_heads': 4,
-    'head_dim': 64,
-    'num_experts': 10,
-    'rank': 4,
-    'lora_rank': 30,
-}
+PEERS_NOTE = (
+    "MoE-PEFT's experts run without dropout; its fused path on the attention "
+    'draws masks all the same (p = 1e-9).'
+)
 
 
 def run(
@@ -78,16 +68,16 @@ def run(
     return [
         measure_t5(
             't5_1_1_small', (64, 16), 8, 3, options, progress,
-            experiments.ONE_LAYER,
+            experiments.ONE_LAYER, QUICK,
         ),
         measure_decoder(
-            DECODER | {'num_layers': 1, 'vocab_size': 4000},
+            decoder.SIZES | {'num_layers': 1, 'vocab_size': 4000},
             4, 64, 3, options, progress,
         ),
     ]
   return [
       measure_t5('t5_1_1_small', (256, 64), 8, 5, options, progress),
-      measure_decoder(DECODER, 4, 256, 7, options, progress),
+      measure_decoder(decoder.SIZES, 4, 256, 7, options, progress),
   ]
 
 
@@ -116,8 +106,10 @@ class Step:
       )
     self._step = compiled.compiled
     facts = compiled.facts()
-    # XLA counts what one device does.
-    facts['gflop'] *= self.setup.mesh.size
+    # XLA counts what one device does, and the body of a scan only once.
+    gflop = facts.pop('gflop')
+    if not experiment.model.module.module.config.scan_layers:
+      facts['gflop'] = gflop * self.setup.mesh.size
     self._facts = {
         **facts,
         'compile_seconds': compiled.compile_seconds,
@@ -157,6 +149,7 @@ def measure_t5(
     options: tables.Options,
     progress: Callable[[str], None],
     bindings: Mapping[str, Any] | None = None,
+    methods: Sequence[str] = (*METHODS, MOLORA + REMAT, FULL + REMAT),
 ) -> tables.Table:
   """Full fine-tuning, LoRA and mixtures on an encoder-decoder.
 
@@ -168,24 +161,26 @@ def measure_t5(
     options: Of the command line.
     progress: Told what is being done.
     bindings: Further gin bindings.
+    methods: Keys of `METHODS`, perhaps with `REMAT` behind them; MoLoRA before
+      LoRA, which gets its number of parameters.
   """
   build = functools.partial(
       experiments.build, model, lengths=lengths, batch_size=batch_size
   )
+  bindings = dict(bindings or {})
   progress('compile floor')
-  floor = frozen_gflop(build('full', bindings=bindings))
+  frozen = floor.frozen_gflop(build('full', bindings=bindings))
   cases, floors = {}, {}
-  for name, method in (
-      (MOLORA, 'molora'), (LORA, 'lora'), ('MoV', 'mov'), ('SiRA', 'sira'),
-      (FULL, 'full'),
-  ):
+  for name in methods:
     progress(f'compile {name}')
-    of_method = dict(bindings or {})
-    if method == 'lora':
-      of_method['PARAM_BUDGET'] = cases[MOLORA].facts()['parameters']
-    experiment = build(method, bindings=of_method)
-    if method != 'full':
-      floors[name] = floor + 3 * adapter_gflop(experiment)
+    plain, of_case = name.removesuffix(REMAT), dict(bindings)
+    if plain == LORA:
+      of_case['PARAM_BUDGET'] = cases[MOLORA].facts()['parameters']
+    if name != plain:
+      of_case |= REMAT_BINDINGS
+    experiment = build(METHODS[plain], bindings=of_case)
+    if name == plain != FULL:
+      floors[name] = frozen + 3 * floor.adapter_gflop(experiment)
     cases[name] = Step(experiment)
   sizes = t5_sizes(cases[LORA].setup, lengths, batch_size)
   torch_cases = {'PyTorch: PEFT LoRA': ('t5/peft_lora', sizes)}
@@ -209,34 +204,23 @@ def measure_decoder(
   """MoLoRA in a LLaMA's MLPs and LoRA on its attention, against peers.
 
   Args:
-    sizes: As `DECODER`.
+    sizes: As `decoder.SIZES`.
     batch_size: Rows.
     length: Tokens of a row.
     rounds: Timed steps of each case.
     options: Of the command line.
     progress: Told what is being done.
   """
-  experiment = experiments.build(
-      'tiny_llama', 'lora', (length // 2, length - length // 2), batch_size,
-      {
-          'llama.LlamaConfig.logits_via_embedding': False,
-          'llama.LlamaConfig.num_kv_heads': sizes['num_heads'],
-          **{
-              f'llama.LlamaConfig.{name}': sizes[name]
-              for name in ('vocab_size', 'emb_dim', 'mlp_dim', 'num_layers',
-                           'num_heads', 'head_dim')
-          },
-      },
-  )
+  experiment = decoder.build(sizes, batch_size, length)
   cases, floors = {}, {}
   progress('compile floor')
-  floor = frozen_gflop(experiment)
-  for name, rules in decoder_rules(sizes).items():
+  frozen = floor.frozen_gflop(experiment)
+  for name, rules in decoder.rules(sizes).items():
     progress(f'compile {name}')
-    adapted = with_rules(experiment, rules)
-    floors[name] = floor + 3 * adapter_gflop(adapted)
+    adapted = decoder.with_rules(experiment, rules)
+    floors[name] = frozen + 3 * floor.adapter_gflop(adapted)
     cases[name] = Step(adapted)
-  del floors[PUBLISHED]  # Not a floor: the formula itself is the waste.
+  del floors[decoder.PUBLISHED]  # Not a floor: the formula itself is the waste.
   torch_sizes = {**sizes, 'tokens': [batch_size, length]}
   return _table(
       'decoder_step',
@@ -252,47 +236,12 @@ def measure_decoder(
           'PyTorch: MoE-PEFT LoRAMoE': ('llama/loramoe', torch_sizes),
       },
       floors, rounds, options, progress,
+      (PEERS_NOTE,) if options.peer_python else (),
   )
 
 
-def decoder_rules(
-    sizes: Mapping[str, int],
-) -> dict[str, tuple[inject.AdapterRule, ...]]:
-  """The adapters of the decoder's cases, by name."""
-  attention, mlp = '.*/(query|key|value|out)', '.*/(wi_0|wi_1|wo)'
-  rank, num_experts = sizes['rank'], sizes['num_experts']
-  plain = lambda rank: functools.partial(lora.LoRA, rank=rank)
-
-  def mixtures(method):
-    experts = functools.partial(method, num_experts=num_experts, rank=rank)
-    return (
-        inject.AdapterRule(attention, plain(rank)),
-        inject.AdapterRule(mlp, experts),
-    )
-
-  return {
-      MOLORA: mixtures(molora.MoLoRA),
-      LORA: (
-          inject.AdapterRule(
-              f'{attention}|{mlp}', plain(sizes['lora_rank'])
-          ),
-      ),
-      PUBLISHED: mixtures(published.PublishedMoLoRA),
-  }
-
-
-def with_rules(
-    experiment: experiment_lib.Experiment,
-    rules: tuple[inject.AdapterRule, ...],
-) -> experiment_lib.Experiment:
-  """The same experiment with other adapters."""
-  model = experiment.model
-  model = dataclasses.replace(model, module=model.module.clone(rules=rules))
-  return dataclasses.replace(experiment, model=model)
-
-
 def _table(
-    name, title, cases, torch_cases, floors, rounds, options, progress
+    name, title, cases, torch_cases, floors, rounds, options, progress, notes=()
 ) -> tables.Table:
   with contextlib.ExitStack() as stack:
     progress('start peers')
@@ -314,58 +263,14 @@ def _table(
     if row['case'] in floors:
       row['over_floor'] = row['gflop'] / floors[row['case']]
   tables.ratios(rows, 'over_lora', LORA, 'fastest')
-  if FULL in cases:
-    tables.ratios(rows, 'over_full', FULL, 'fastest')
-    tables.ratios(rows, 'peak_over_full', FULL, 'peak_mib')
+  for full in (FULL, FULL + REMAT):
+    if full in cases:
+      alike = [r for r in rows if (REMAT in r['case']) == (REMAT in full)]
+      tables.ratios(alike, 'over_full', full, 'fastest')
+      tables.ratios(alike, 'peak_over_full', full, 'peak_mib')
   devices.add_rates(rows, len(jax.devices()))
   return tables.Table(
-      name, title, COLUMNS, rows, (NOTE, *peers.notes(options))
-  )
-
-
-def frozen_gflop(experiment: experiment_lib.Experiment) -> float:
-  """Forward pass and input gradients of the bare network, by XLA's count.
-
-  The gradient of the embedding is the input gradient of everything above it.
-  """
-  model = experiment.model.without_adapters()
-  params, batch = _abstract(experiment, model)
-
-  def loss(embedding, others):
-    merged = trainable.unflatten({**others, EMBEDDING: embedding})
-    return model.loss(merged, batch)[0]
-
-  embedding = params.pop(EMBEDDING)
-  compiled = jax.jit(jax.grad(loss)).lower(embedding, params).compile()
-  return timing.facts(compiled)['gflop']
-
-
-def adapter_gflop(experiment: experiment_lib.Experiment) -> float:
-  """Forward pass of the adapters: that of the network with and without them.
-
-  Before XLA's optimizations, which takes no compilation.
-  """
-
-  def forward(model):
-    params, batch = _abstract(experiment, model)
-    lowered = jax.jit(
-        lambda params: model.apply(trainable.unflatten(params), batch)[0]
-    ).lower(params)
-    return lowered.cost_analysis()['flops'] / 1e9
-
-  model = experiment.model
-  return forward(model) - forward(model.without_adapters())
-
-
-def _abstract(experiment, model):
-  """Shapes of the flat parameters, and a batch."""
-  variables = jax.eval_shape(
-      lambda: model.init(jax.random.key(0), experiment.task_feature_lengths)
-  )
-  batch = experiments.random_batch(experiment)
-  return (
-      trainable.flatten(variables['params']),
-      {name: jnp.asarray(value) for name, value in batch.items()},
+      name, title, COLUMNS, rows, (NOTE, *notes, *peers.notes(options))
   )
 
 

@@ -15,7 +15,7 @@ class Options:
   """What the command line decides.
 
   Attributes:
-    quick: Small shapes and few rounds.
+    quick: Small shapes, few cases and rounds.
     threads: CPU threads, for PyTorch's peers too.
     peer_python: Interpreter of the peers' environment, or None.
   """
@@ -55,7 +55,8 @@ TEMP = Column('temp_mib', 'temp MiB', ',.0f')
 PEAK = Column('peak_mib', 'peak MiB', ',.0f')
 GFLOP = Column('gflop', 'GFLOP', ',.2f')
 RATE = Column('gflop_per_second', 'GFLOP/s', ',.0f')
-SHARE = Column('share_of_peak', '% of peak', '.1f', 100)
+# What is measured is float32, as far as the backend's matrix products are.
+SHARE = Column('share_of_peak', '% of bfloat16 peak', '.1f', 100)
 PARAMETERS = Column('parameters', 'trained', ',.0f')
 
 

@@ -39,6 +39,7 @@ class Compiled:
     return seconds_of(lambda: self.compiled(*self._arguments))
 
   def facts(self) -> dict[str, float]:
+    """Returns what `facts` says of `compiled`."""
     return facts(self.compiled)
 
 

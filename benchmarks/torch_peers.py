@@ -200,7 +200,8 @@ def llama_peft_lora(sizes):
 def llama_loramoe(sizes):
   """A training step of a LLaMA with MoE-PEFT's LoRAMoE.
 
-  Mixtures are in its MLPs; on the attention it puts plain LoRA of rank r.
+  Mixtures are in its MLPs; on the attention it puts plain LoRA of rank r, whose
+  fused path draws a dropout mask whatever the mode of its modules.
   """
   import torch
 
@@ -219,7 +220,7 @@ def llama_loramoe(sizes):
           adapter_name='a',
           r=sizes['rank'],
           lora_alpha=16,
-          lora_dropout=1e-9,  # It must not be zero.
+          lora_dropout=1e-9,  # It must not be zero; switched off below.
           target_modules=LLAMA_SITES,
           num_experts=sizes['num_experts'],
           routing_strategy='loramoe',
@@ -228,6 +229,12 @@ def llama_loramoe(sizes):
   params = list(model.get_adapter_weight_dict('a').values())
   for p in params:
     p.requires_grad_(True)
+  # Experts lie in plain dictionaries, which `model.eval()` does not reach.
+  for layer in model.model_.layers_:
+    for linears in layer.state_dict():
+      for linear in linears.values():
+        for expert in linear.loras_.values():
+          expert.eval()
   rows = tokens.tolist()
 
   def loss():

@@ -25,6 +25,7 @@ class Chip:
 
   Attributes:
     name: What libtpu calls it.
+    device_kind: What JAX calls its devices.
     hbm_bytes: Memory that a program may use: what libtpu's compiler says when
       it refuses a program. Somewhat less than what is sold.
     peak_flops: bfloat16 operations a second.
@@ -35,6 +36,7 @@ class Chip:
   """
 
   name: str
+  device_kind: str
   hbm_bytes: float
   peak_flops: float
   hbm_bandwidth: float
@@ -43,10 +45,10 @@ class Chip:
 
 
 CHIPS = {
-    'v4': Chip('v4', 30.75 * 2**30, 275e12, 1228e9, 300e9, 2),
-    'v5e': Chip('v5e', 15.75 * 2**30, 197e12, 819e9, 200e9),
-    'v5p': Chip('v5', 95.74 * 2**30, 459e12, 2765e9, 600e9, 2),
-    'v6e': Chip('v6e', 31.25 * 2**30, 918e12, 1640e9, 448e9),
+    'v4': Chip('v4', 'TPU v4', 30.75 * 2**30, 275e12, 1228e9, 300e9, 2),
+    'v5e': Chip('v5e', 'TPU v5 lite', 15.75 * 2**30, 197e12, 819e9, 200e9),
+    'v5p': Chip('v5', 'TPU v5', 95.74 * 2**30, 459e12, 2765e9, 600e9, 2),
+    'v6e': Chip('v6e', 'TPU v6 lite', 31.25 * 2**30, 918e12, 1640e9, 448e9),
 }
 
 # Shapes of slices, in chips.
