@@ -47,12 +47,8 @@ def combine_weights(
         else 'decoder_target_tokens'
     )
     valid = batch[name] > 0
-    if weights.ndim == 3:
-      found[site] = weights, valid
-    else:  # A scan stacks its layers; each is a site of its own.
-      stack, _, rest = site.split('/', maxsplit=2)
-      for layer, of_layer in enumerate(weights):
-        found[f'{stack}/layers_{layer}/{rest}'] = of_layer, valid
+    for layer, of_layer in trainable.by_layer(site, weights, axis=0).items():
+      found[layer] = of_layer, valid
   return found
 
 

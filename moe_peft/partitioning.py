@@ -23,6 +23,9 @@ from moe_peft import trainable
 
 MESH_AXES = ('data', 'expert', 'model')
 
+# What sets the size of an axis; `data` is the devices that these leave.
+_MACROS = {'expert': 'NUM_EXPERT_PARTITIONS', 'model': 'NUM_MODEL_PARTITIONS'}
+
 LOGICAL_AXIS_RULES = (
     ('batch', ('data', 'expert')),
     ('expert', 'expert'),
@@ -110,11 +113,13 @@ def check_params(
       names = (axes,) if isinstance(axes, str) else axes or ()
       parts = math.prod(mesh.shape[name] for name in names)
       if size % parts:
+        settings = [_MACROS.get(name, f'mesh axis {name}') for name in names]
         raise errors.UserError(
-            ' * '.join(f'NUM_{name.upper()}_PARTITIONS' for name in names)
-            + f' = {parts} does not divide the {size} of {path} '
-            f'{list(x.shape)}, which lie along the mesh axis '
-            f'{" and ".join(names)}; choose a divisor of {size}.'
+            f'{" * ".join(settings)} = {parts} does not divide the {size} of '
+            f'{path} {list(x.shape)}, which lie along the mesh axis '
+            f'{" and ".join(names)} of {dict(mesh.shape)}; choose '
+            f'{" and ".join(_MACROS.values())} (what they leave of the devices '
+            f'is data) so that it is a divisor of {size}.'
         )
 
 

@@ -39,6 +39,37 @@ def unflatten(params: Params) -> dict[str, Any]:
   return traverse_util.unflatten_dict(dict(params), sep='/')
 
 
+def is_scanned(path: str) -> bool:
+  """True for a path in a scanned stack, `encoder/encoder/mlp/wo/kernel`.
+
+  T5X's networks and ours name the one layer of a scan after its stack.
+  """
+  first, _, rest = path.partition('/')
+  return rest.partition('/')[0] == first
+
+
+def by_layer(path: str, array: Any, axis: int) -> dict[str, Any]:
+  """Takes the layers of a scanned stack apart.
+
+  Args:
+    path: Of a parameter, a layer or anything else in a model.
+    array: What lies there.
+    axis: On which the scan has stacked its layers.
+
+  Returns:
+    The array of each layer, by the path without a scan, as in
+    `encoder/layers_0/mlp/wo/kernel`. Outside of a scan nothing is done.
+  """
+  if not is_scanned(path):
+    return {path: array}
+  stack, _, rest = path.split('/', maxsplit=2)
+  before = (slice(None),) * axis
+  return {
+      f'{stack}/layers_{index}/{rest}': array[(*before, index)]
+      for index in range(array.shape[axis])
+  }
+
+
 def split(
     params: Params, trainable_regex: str = ADAPTER_REGEX
 ) -> Tuple[dict[str, Any], dict[str, Any]]:

@@ -108,6 +108,44 @@ def test_a_small_step_for_eight_chips(tmp_path, capsys):
   assert sent == [3 * (2 + 1 + 2) + 2]
 
 
+def _sent(*shape, op_name='encoder/attention/query/dot_general'):
+  return hlo.Collective(
+      kind='all-reduce', shape=shape, dtype='f32', bytes=0, times=3, traffic=0,
+      group_size=4, op_name=op_name,
+  )
+
+
+@pytest.mark.parametrize('scan', [True, False])
+def test_collectives_of_the_shape_of_a_kernel(tmp_path, scan):
+  """As a device sees them: half of each kernel, on the axis `model`."""
+  setup = experiment_lib.lay_out(tiny.experiment(
+      tmp_path, NUM_MODEL_PARTITIONS=2, SCAN_LAYERS=scan,
+      **{'t5.T5Config.num_encoder_layers': 3, 't5.T5Config.emb_dim': 24,
+         't5.T5Config.num_heads': 4, 't5.T5Config.mlp_dim': 40},
+  ))
+  layer = 'encoder/encoder' if scan else 'encoder/layers_0'
+
+  def find(*shape, **kwargs):
+    found = compiled._kernel_sized(setup, [_sent(*shape, **kwargs)])
+    assert set(found.values()) <= {3}
+    return set(found)
+
+  wi, logits = f'{layer}/mlp/wi_0/kernel', 'decoder/logits_dense/kernel'
+  whole = setup.frozen[wi]
+  for shape in [(24, 20), (20, 24), (1, 24, 40),
+                whole.sharding.shard_shape(whole.shape)]:
+    assert wi in find(*shape), shape
+  # Heads are joined at either end, [embed, heads * kv] and [heads * kv, embed].
+  for name in ('query', 'out'):
+    assert f'{layer}/attention/{name}/kernel' in find(24, 2 * 8), name
+  assert find(24, 384 // 2) == {logits}
+  # Rows of activations, two layers of three, what an adapter sends, and what is
+  # left of a kernel where an axis is taken for that of the layers.
+  for shape in [(8, 32, 24), (2, 24, 20), (20,), (24,), (192,), ()]:
+    assert not find(*shape), shape
+  assert not find(24, 20, op_name='query/adapter/dot_general')
+
+
 def test_flops_are_those_of_the_traced_step(tmp_path):
   experiment = tiny.experiment(
       tmp_path, SCAN_LAYERS=True, REMAT_POLICY='full',

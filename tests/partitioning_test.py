@@ -42,6 +42,17 @@ def test_a_parameter_that_cannot_be_split_is_named(tmp_path):
     experiment_lib.prepare(experiment)
 
 
+def test_an_axis_without_a_macro_of_its_own_is_named():
+  """T5X with `parameter_partitioning_dims = 2` splits kernels over `data`."""
+  mesh = partitioning.make_mesh(num_model_partitions=2)
+  shapes = {'kernel': jax.ShapeDtypeStruct((6, 8), jnp.float32)}
+  specs = {'kernel': jax.sharding.PartitionSpec('data', 'model')}
+  words = 'mesh axis data = 4 does not divide the 6 of kernel'
+  with pytest.raises(errors.UserError, match=words) as caught:
+    partitioning.check_params(shapes, specs, mesh)
+  assert 'NUM_DATA_PARTITIONS' not in str(caught.value)
+
+
 def test_a_batch_lies_on_all_devices():
   mesh = partitioning.make_mesh(2, 1)
   batch = jax.device_put(

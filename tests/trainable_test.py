@@ -68,3 +68,20 @@ def test_a_parameter_without_a_rule_is_an_error():
   optimizer = trainable.by_path((('.*/router/.*', optax.sgd(1.0)),))
   with pytest.raises(errors.UserError, match='lora_a'):
     optimizer.init(trainable.split(PARAMS)[0])
+
+
+def test_layers_of_a_scan_are_taken_apart():
+  array = np.arange(24).reshape(4, 3, 2)
+  path = 'encoder/encoder/mlp/wo/kernel'
+  found = trainable.by_layer(path, array, axis=1)
+  assert list(found) == [f'encoder/layers_{i}/mlp/wo/kernel' for i in range(3)]
+  for i, layer in enumerate(found.values()):
+    np.testing.assert_array_equal(layer, array[:, i])
+
+
+@pytest.mark.parametrize(
+    'path', ['encoder/layers_0/mlp/wo/kernel', 'decoder/logits_dense/kernel']
+)
+def test_what_no_scan_has_stacked_stays_whole(path):
+  array = np.ones((4, 3, 2))
+  assert trainable.by_layer(path, array, axis=1) == {path: array}

@@ -8,13 +8,15 @@ import math
 import re
 import statistics
 
+from moe_peft.analysis import gin_records
 from moe_peft.analysis import markup
 from moe_peft.analysis import results_section
 from moe_peft.analysis import run as run_lib
 from moe_peft.analysis import sections
 from moe_peft.analysis import spread
 
-_MACRO = re.compile(r'^([A-Z][A-Z0-9_]*) = (.+)$', re.MULTILINE)
+# In what the seeds of one group differ.
+_OF_A_SEED = ('SEED', 'MODEL_DIR')
 # What does not change what is trained, or has a column of its own.
 _NOT_SETTINGS = re.compile(
     r'SEEDS?|TUNE|MODEL_DIR|BASE_RESULTS_DIR|PARAM_BUDGET|BUDGET_MACRO|'
@@ -75,22 +77,22 @@ def group(runs: Sequence[run_lib.Run]) -> list[Group]:
   Runs without a configuration stay alone.
   """
   groups: dict[object, list[run_lib.Run]] = {}
+  macros: dict[object, dict[str, str]] = {}
   for run in runs:
-    key = _without_seed(run.config) or str(run.path)
+    bound = gin_records.bindings(run.config, run.path / 'config.gin')
+    key = tuple(x for x in sorted(bound.items()) if x[0] not in _OF_A_SEED)
+    key = key or str(run.path)
     groups.setdefault(key, []).append(run)
+    macros.setdefault(key, gin_records.macros(bound))
   names = [_name(members) for members in groups.values()]
   return [
       Group(
           name if names.count(name) == 1 else f'{name} ({members[0].name})',
           tuple(members),
-          dict(_MACRO.findall(members[0].config)),
+          macros[key],
       )
-      for name, members in zip(names, groups.values(), strict=True)
+      for name, (key, members) in zip(names, groups.items(), strict=True)
   ]
-
-
-def _without_seed(config: str) -> str:
-  return re.sub(r'^(SEED|MODEL_DIR) = .*$', '', config, flags=re.MULTILINE)
 
 
 def _name(runs: Sequence[run_lib.Run]) -> str:

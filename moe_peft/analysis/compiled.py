@@ -12,13 +12,16 @@ import functools
 import itertools
 import math
 import time
-from typing import Any, Callable, Optional, Sequence
+from typing import Any, Callable, Iterator, Optional, Sequence
 
 import jax
 
 from moe_peft import errors
+from moe_peft import inject
+from moe_peft import trainable
 from moe_peft.analysis import hlo
 from moe_peft.analysis import topologies
+from moe_peft.models import stack
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import train_step
 
@@ -183,7 +186,7 @@ def memory(setup: experiment_lib.Setup, stats: Any) -> dict[str, Any]:
 
 
 def _is_adapter(value: Any) -> bool:
-  return '/adapter/' in value.op_name
+  return f'/{inject.ADAPTER_SCOPE}/' in value.op_name
 
 
 def _share(part: float, whole: float) -> float:
@@ -294,9 +297,10 @@ def _kernel_sized(
 ) -> dict[str, int]:
   """Collectives of the shape of a frozen kernel, by parameter, with counts.
 
-  Such a one moves weights where only tokens should move. Axes of size one are
-  left out, layers of a scanned stack are also looked at one by one, and heads
-  may be joined. Arrays of adapters are small, whatever their shape.
+  Such a one moves weights, or gradients of them, where only tokens should move.
+  An array is told by its shape alone, so activations that happen to have that
+  of a kernel are counted too. Arrays of adapters are small, whatever their
+  shape.
   """
   moved = collections.Counter()
   for x in itertools.filterfalse(_is_adapter, collectives):
@@ -305,14 +309,31 @@ def _kernel_sized(
   for path, x in setup.frozen.items():
     if not path.endswith('/kernel'):
       continue
-    layer = x.shape[:1] + x.shape[2:]  # Without the axis of stacked layers.
-    joined = (x.shape[0], math.prod(layer[1:]))
-    keys = {_shape_key(shape) for shape in (x.shape, layer, joined)}
+    # A gather returns the whole; sums are of what one device holds.
+    keys = {
+        _shape_key(shape)
+        for whole in (x.shape, x.sharding.shard_shape(x.shape))
+        for shape in _shapes(whole, trainable.is_scanned(path))
+    }
     times = sum(moved[key] for key in keys if len(key) > 1)
     if times:
       found[path] = times
   return found
 
 
+def _shapes(
+    shape: tuple[int, ...], scanned: bool
+) -> Iterator[tuple[int, ...]]:
+  """The shapes that a kernel may be moved in: layer by layer, heads joined."""
+  yield shape
+  if scanned:
+    shape = shape[: stack.PARAM_SCAN_AXIS] + shape[stack.PARAM_SCAN_AXIS + 1 :]
+    yield shape
+  if len(shape) == 3:  # [embed, heads, kv] or [heads, kv, embed].
+    yield shape[0], shape[1] * shape[2]
+    yield shape[0] * shape[1], shape[2]
+
+
 def _shape_key(shape: Sequence[int]) -> tuple[int, ...]:
+  """Sizes in any order, for a transposed array, without those of one."""
   return tuple(sorted(size for size in shape if size > 1))

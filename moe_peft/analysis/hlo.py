@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import math
 import re
-from typing import Any, Iterable, Iterator
+from typing import Any, Iterable, Iterator, Optional
 
 import numpy as np
 
@@ -80,6 +80,9 @@ class _Run:
 class Program:
   """The optimised HLO of a compiled function.
 
+  All branches of a conditional are counted, of which a step runs one: with
+  conditionals the sums are upper bounds.
+
   Attributes:
     unknown_loops: Names of loops whose trip count is not a constant; they are
       counted as one pass.
@@ -130,30 +133,38 @@ class Program:
       yield _Run(times, computation, instruction)
       called = instruction.called_computation_ids
       if instruction.opcode == 'while':
-        body, condition = called
-        trips = self._trip_count(instruction, condition)
-        yield from self._walk(body, times * trips)
+        trips = self._trip_count(instruction, self._by_id[computation_id])
+        yield from self._walk(called[0], times * trips)
       elif instruction.opcode in (
           'fusion', 'call', 'conditional', 'async-start', 'custom-call'
       ):
         for inner in called:
           yield from self._walk(inner, times)
 
-  def _trip_count(self, loop: Any, condition_id: int) -> int:
-    """Trips of a loop that counts from 0, as JAX's scans do."""
+  def _trip_count(self, loop: Any, instructions: dict[int, Any]) -> int:
+    """Trips of a loop that counts up by one, as JAX's do."""
     known = re.search(
         r'"known_trip_count":\s*\{"n":\s*"(\d+)"', str(loop.backend_config)
     )
     if known:
       return int(known[1])
-    # TPU programs do not say it; the bound is the constant of the condition.
-    bounds = {
-        int((i.literal.s32s or i.literal.s64s or [0])[0])
-        for i in self._computations[condition_id].instructions
-        if i.opcode == 'constant' and not i.shape.dimensions
-    }
-    if len(bounds) == 1 and (trips := bounds.pop()) > 0:
-      return trips
+    # TPU programs do not say it; the condition compares an element of the
+    # loop's tuple with a constant, and a constant is what it starts from.
+    condition = [
+        run.instruction for run in self._walk(loop.called_computation_ids[1], 1)
+    ]
+    of = lambda opcode: [i for i in condition if i.opcode == opcode]
+    counters = {i.tuple_index for i in of('get-tuple-element')}
+    less = [i.comparison_direction for i in of('compare')] == ['LT']
+    ends = {_integer(i) for i in of('constant')}
+    initial = instructions[loop.operand_ids[0]]
+    if less and len(counters) == len(ends) == 1 and initial.opcode == 'tuple':
+      start = instructions[initial.operand_ids[counters.pop()]]
+      while start.opcode in ('copy', 'bitcast'):
+        start = instructions[start.operand_ids[0]]
+      first, end = _integer(start), ends.pop()
+      if first is not None and end is not None and end > first:
+        return end - first
     self.unknown_loops.append(loop.name)
     return 1
 
@@ -264,6 +275,13 @@ class Program:
     if instruction.source_target_pairs:
       return 2
     return max(self._module.device_assignment.computation_count, 1)
+
+
+def _integer(instruction: Any) -> Optional[int]:
+  """The value of an integer constant, None for anything else."""
+  literal = instruction.literal
+  values = [*literal.s32s, *literal.s64s]
+  return int(values[0]) if len(values) == 1 else None
 
 
 def _valid_pairs(window: Any, in_size: int, out_size: int) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 
 from moe_peft import command_line
 from moe_peft import errors
+from moe_peft import inject
 from moe_peft import partitioning
 from moe_peft.analysis import ablation
 from moe_peft.training import experiment as experiment_lib
@@ -60,7 +61,7 @@ def slice_params(
   for path, value in params.items():
     value, shape = np.asarray(value), tuple(shapes[path].shape)
     if value.shape != shape:
-      site = path.partition('/adapter/')[0]
+      site = path.partition(f'/{inject.ADAPTER_SCOPE}/')[0]
       axes = [i for i, n in enumerate(shape) if n != value.shape[i]]
       parts = shape[axes[0]] // max(len(kept.get(site, ())), 1)
       if len(axes) != 1 or not parts or value.shape[axes[0]] % parts:

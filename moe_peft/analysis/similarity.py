@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How alike the experts of a site are: cosines of what they add."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any, Mapping
@@ -11,7 +12,9 @@ import numpy as np
 from moe_peft import inject
 from moe_peft import trainable
 from moe_peft.analysis import usage
+from moe_peft.models import stack
 
+_by_layer = functools.partial(trainable.by_layer, axis=stack.PARAM_SCAN_AXIS)
 # The low-rank halves of an expert's update; MixLoRA has a pair for each matrix.
 # Of a bottleneck these are the linear parts: its activation is left out.
 _HALVES = {'lora_a': 'lora_b', 'down': 'up'}
@@ -55,7 +58,7 @@ def by_site(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
       continue
     value = np.asarray(value, np.float64)
     if name == 'scaling':
-      layers = _layers(site, value, value.ndim - 2)
+      layers = _by_layer(site, value)
       new = {s: (x - 1) @ (x - 1).T for s, x in layers.items()}
     else:
       prefix, half = _split(name)
@@ -63,9 +66,8 @@ def by_site(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
         continue
       other = params[f'{site}{scope}{prefix}{_HALVES[half]}']
       other = np.asarray(other, np.float64)
-      ups = _layers(site, other, other.ndim - 3)
-      downs = _layers(site, value, value.ndim - 3)
-      new = {s: gram(x, ups[s]) for s, x in downs.items()}
+      ups = _by_layer(site, other)
+      new = {s: gram(x, ups[s]) for s, x in _by_layer(site, value).items()}
     for layer, matrix in new.items():
       grams[layer] = grams.get(layer, 0.0) + matrix
   return {site: cosine(g) for site, g in grams.items() if len(g) > 1}
@@ -102,14 +104,3 @@ def _split(name: str):
     if name.endswith(half):
       return name.removesuffix(half), half
   return name, None
-
-
-def _layers(site: str, value: np.ndarray, extra: int) -> dict[str, np.ndarray]:
-  """Splits the parameter of a scanned stack, whose layers are on axis 1."""
-  if not extra:
-    return {site: value}
-  stack, _, rest = site.split('/', maxsplit=2)
-  return {
-      f'{stack}/layers_{i}/{rest}': x
-      for i, x in enumerate(np.moveaxis(value, 1, 0))
-  }

@@ -41,19 +41,12 @@ def tokens(runs: Sequence[run_lib.Run]) -> str:
   )
 
 
-def information(weights: np.ndarray) -> float:
-  """Mutual information between token and expert, nats.
-
-  Args:
-    weights: of the tokens, <float64>[tokens, num_experts].
-  """
-  return statistics.mutual_information(weights)
-
-
 def _run(run: run_lib.Run, count: int) -> str:
   experts = run.experts
   by_site = {
-      site: information(expert_records.real_tokens(x, experts.rows, site))
+      site: statistics.mutual_information(
+          expert_records.real_tokens(x, experts.rows, site)
+      )
       for site, x in experts.last.items()
   }
   order = sorted(by_site, key=lambda s: -np.nan_to_num(by_site[s], nan=-1))

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_peft import errors
-from moe_peft import inject
+from moe_peft import observe
 from moe_peft import trainable
 from moe_peft.hf import merge
 from moe_peft.hf import sites as sites_lib
@@ -154,33 +154,19 @@ def mean_gates(
         {'params': trainable.unflatten(params)},
         **batch,
         enable_dropout=False,
-        mutable=['routing'],
+        mutable=[observe.COLLECTION],
     )
-    return collections['routing']
+    return observe.batch_sums(collections.get(observe.COLLECTION, {}), batch)
 
-  sums: dict[str, np.ndarray] = {}
-  counts: dict[str, float] = {}
-  for batch in batches:
-    for path, (weights,) in trainable.flatten(run(params, batch)).items():
-      layer = path.partition(f'/{inject.ADAPTER_SCOPE}/')[0]
-      side = 'encoder' if inject.reads_encoder(layer) else 'decoder'
-      key = {'encoder': 'encoder_input_tokens',
-             'decoder': 'decoder_target_tokens'}[side]
-      valid = (batch[key] > 0)[..., None]
-      for name, x in _by_layer(layer, np.asarray(weights, np.float64)):
-        sums[name] = sums.get(name, 0.0) + (x * valid).sum(axis=(0, 1))
-        counts[name] = counts.get(name, 0.0) + valid.sum()
-  return {name: sums[name] / counts[name] for name in sums}
-
-
-def _by_layer(layer: str, weights: np.ndarray):
-  """Yields (path, weights) of each layer; scanned ones are on axis 0."""
-  if weights.ndim == 3:
-    yield layer, weights
-    return
-  stack, _, rest = layer.partition('/')
-  for index, x in enumerate(weights):
-    yield f'{stack}/layers_{index}/{rest.partition("/")[2]}', x
+  means: dict[str, np.ndarray] = {}
+  by_batch = [jax.device_get(run(params, batch)) for batch in batches]
+  for site in by_batch[0]:
+    load, tokens = (
+        np.sum([sums[site][name] for sums in by_batch], 0, np.float64)
+        for name in ('load', 'tokens')
+    )
+    means[site] = load / tokens
+  return means
 
 
 def _collapse_site(site, gates, rank) -> sites_lib.AdaptedSite:

@@ -15,6 +15,7 @@ from typing import Any, Mapping, Sequence
 import numpy as np
 
 from moe_peft import errors
+from moe_peft import inject
 from moe_peft.hf import folders
 from moe_peft.hf import names
 from moe_peft.models import t5
@@ -94,12 +95,12 @@ def read(sources: Sequence[Path], config: t5.T5Config) -> Experts:
       lora_a[index, :, : down.shape[0]] = down.T
       lora_b[index, : down.shape[0]] = up.T * np.float32(scale * rank / alpha)
     layer = names.t5x_layer(module)
-    params[f'{layer}/adapter/lora_a'] = lora_a
-    params[f'{layer}/adapter/lora_b'] = lora_b
+    params[f'{layer}/{inject.ADAPTER_SCOPE}/lora_a'] = lora_a
+    params[f'{layer}/{inject.ADAPTER_SCOPE}/lora_b'] = lora_b
   if config.scan_layers:
     params = _stack(params, config)
-  layers = [path.partition('/adapter/')[0] for path in params]
-  sites = '|'.join(f'(.*/)?{re.escape(layer)}' for layer in sorted(set(layers)))
+  layers = {path.partition(f'/{inject.ADAPTER_SCOPE}/')[0] for path in params}
+  sites = '|'.join(f'(.*/)?{re.escape(layer)}' for layer in sorted(layers))
   return Experts(params, len(adapters), rank, alpha, sites)
 
 

@@ -21,11 +21,13 @@ from typing import Callable, Iterator, Mapping, Sequence, Tuple
 import numpy as np
 
 from moe_peft import errors
+from moe_peft import trainable
+from moe_peft.models import stack as stack_lib
 from moe_peft.models import t5
 
 LAYOUTS = ('t5', 'scan', 'unrolled')
 # Where the layers stand in a scanned stack, here and in T5X's checkpoints.
-SCAN_AXIS = 1
+SCAN_AXIS = stack_lib.PARAM_SCAN_AXIS
 EMBEDDING = 'token_embedder/embedding'
 LOGITS = 'decoder/logits_dense/kernel'
 HF_EMBEDDINGS = (
@@ -275,24 +277,13 @@ def t5x_layer(module: str) -> str:
   )
 
 
-def unstack(
-    params: Mapping[str, np.ndarray], num_layers: Mapping[str, int]
-) -> dict[str, np.ndarray]:
+def unstack(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Splits the parameters of scanned stacks, and renames them to `layers_i`.
 
   Args:
     params: Flat parameters of any layout.
-    num_layers: Number of layers by stack.
   """
   result = {}
   for path, array in params.items():
-    stack, _, rest = path.partition('/')
-    inner, _, tail = rest.partition('/')
-    if inner != stack:
-      result[path] = array
-      continue
-    for index in range(num_layers[stack]):
-      result[f'{stack}/layers_{index}/{tail}'] = np.take(
-          array, index, axis=SCAN_AXIS
-      )
+    result |= trainable.by_layer(path, array, SCAN_AXIS)
   return result

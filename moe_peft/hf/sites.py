@@ -117,14 +117,8 @@ def read(
     specs[layer] = _spec(
         layer, adapter, routers.get(f'{path}/router'), module.rules
     )
-  config = module.module.config
-  num_layers = {
-      'encoder': config.num_encoder_layers,
-      'decoder': config.num_decoder_layers,
-  }
   flat = names.unstack(
-      {k: np.asarray(v) for k, v in params.items() if trainable.is_adapter(k)},
-      num_layers,
+      {k: np.asarray(v) for k, v in params.items() if trainable.is_adapter(k)}
   )
   grouped: dict[str, dict[str, np.ndarray]] = {}
   for path, array in flat.items():

@@ -6,11 +6,13 @@ import dataclasses
 import json
 import re
 
+import gin
 import numpy as np
 import pytest
 
 from moe_peft import errors
 from moe_peft.analysis import budget_section
+from moe_peft.analysis import gin_records
 from moe_peft.analysis import report
 from moe_peft.analysis import run as run_lib
 from moe_peft.analysis import tokens_section
@@ -104,9 +106,6 @@ def test_tokens_that_differ_are_told_apart():
       (' class="x0 l1"', 'a'), (' class="x1 l2"', 'b'), (' class="x1 l3"', 'c'),
       ('', 'd'), (' class="x0 l3"', 'e'),
   ]
-  # Equal weights tell nothing; one expert each tells all there is.
-  assert tokens_section.information(np.ones((3, 4))) == 0
-  assert tokens_section.information(np.eye(4)) == pytest.approx(np.log(4))
 
 
 def _runs(make_run, scores, **config):
@@ -141,6 +140,40 @@ def test_runs_of_one_method_are_one_line(make_run):
   assert not {'▲', '▼'} & set(lines['smear'][0] + lines['lora'][0])
   # What differs is shown, what is the same is not.
   assert 'METHOD' in lines['mov'][0] and 'ALPHA' not in text
+
+
+def _config(model_dir, seed, rank=4):
+  """A run's config.gin, as gin writes it."""
+  lines = [f'MODEL_DIR = {model_dir!r}', f'SEED = {seed}', f'RANK = {rank}',
+           "SITES = '.*/(query|key|value|out|wi_0|wi_1|wo)/of/many/more/names'",
+           f'LENGTHS = {dict.fromkeys(["of_inputs", "of_targets"], 10**30)}']
+  gin.clear_config()
+  gin.parse_config(lines)
+  return gin.config_str()
+
+
+def test_lines_that_gin_wraps_do_not_part_seeds(make_run):
+  long = '/runs/' + 'x' * 100
+  texts = [_config('/runs/a', 0), _config(f'{long}/b', 1), _config(long, 2, 8)]
+  assert 'MODEL_DIR = \\\n' in texts[1] and 'LENGTHS = \\\n' in texts[0]
+  runs = [
+      dataclasses.replace(run_lib.read(make_run(f'run{i}')), config=text)
+      for i, text in enumerate(texts)
+  ]
+  seeds, other = budget_section.group(runs)
+  assert seeds.runs == tuple(runs[:2]) and other.runs == (runs[2],)
+  assert seeds.macros['MODEL_DIR'] == "'/runs/a'"
+  assert other.macros['MODEL_DIR'] == repr(long) and other.macros['RANK'] == '8'
+  assert '\n' not in seeds.macros['LENGTHS']
+
+
+def test_a_configuration_keeps_references_as_they_are_written(tmp_path):
+  text = 'A = [@b.c(), @x/d, %E]\ns/b.c.rank = %A\n'
+  bound = gin_records.bindings(text, tmp_path)
+  assert bound == {'A': '[@b.c(), @x/d, %E]', 's/b.c.rank': '%A'}
+  assert gin_records.macros(bound) == {'A': bound['A']}
+  with pytest.raises(errors.UserError, match='is not gin'):
+    gin_records.bindings('A = (1,', tmp_path)
 
 
 def test_constant_answers_stand_beside(run_dir, make_run):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 import pytest
+from tensorflow.compiler.xla.service import hlo_pb2
 
 from moe_peft import partitioning
 from moe_peft.analysis import hlo
@@ -13,11 +14,18 @@ from moe_peft.analysis import hlo
 TRIPS, M, K = 5, 8, 16
 
 
-def program(function, *shapes):
+def program(function, *shapes, trips_are_said=True):
   arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
   compiled = jax.jit(function).lower(*arguments).compile()
   (module,) = compiled.runtime_executable().hlo_modules()
-  return hlo.Program(module.as_serialized_hlo_module_proto())
+  serialized = module.as_serialized_hlo_module_proto()
+  if not trips_are_said:
+    proto = hlo_pb2.HloModuleProto.FromString(serialized)
+    for computation in proto.computations:
+      for instruction in computation.instructions:
+        instruction.ClearField('backend_config')
+    serialized = proto.SerializeToString()
+  return hlo.Program(serialized)
 
 
 def products(x, kernels):
@@ -54,6 +62,43 @@ def test_a_loop_of_unknown_length_is_named():
   read = program(until_large, (K, K))
   assert len(read.unknown_loops) == 1
   assert hlo.total(read.products(), 'flops') == 2 * K**3
+
+
+@pytest.mark.parametrize('lower', [0, 3])
+@pytest.mark.parametrize('said', [True, False])
+def test_a_loop_is_counted_from_where_it_starts(lower, said):
+  """With and without what a CPU program says of it and a TPU's does not."""
+
+  def count_to_ten(x):
+    step = lambda carry: (carry[0] + 1, jnp.tanh(carry[1] @ carry[1]))
+    return jax.lax.while_loop(lambda carry: carry[0] < 10, step, (lower, x))[1]
+
+  read = program(count_to_ten, (K, K), trips_are_said=said)
+  assert hlo.total(read.products(), 'flops') == (10 - lower) * 2 * K**3
+  assert not read.unknown_loops
+
+
+@pytest.mark.parametrize('goes_on', [
+    lambda i, x: i <= 10,
+    lambda i, x: (i < 10) & (x.sum() < 100),
+])
+def test_a_loop_that_does_not_just_count_is_named(goes_on):
+  def loop(x):
+    step = lambda carry: (carry[0] + 1, jnp.tanh(carry[1] @ carry[1]))
+    return jax.lax.while_loop(lambda carry: goes_on(*carry), step, (3, x))[1]
+
+  read = program(loop, (K, K), trips_are_said=False)
+  assert len(read.unknown_loops) == 1
+  assert hlo.total(read.products(), 'flops') == 2 * K**3
+
+
+def test_all_branches_of_a_conditional_count():
+  def either(x):
+    twice = lambda x: x @ x @ x
+    return jax.lax.cond(x[0, 0] > 0, twice, lambda x: x @ x, x)
+
+  read = program(either, (K, K))
+  assert hlo.total(read.products(), 'flops') == (2 + 1) * 2 * K**3
 
 
 def test_batched_products():

@@ -221,7 +221,7 @@ def test_layouts_hold_the_same_numbers(tmp_path):
           flat[f'{stack}/relpos_bias/rel_embedding'],
       )
   # Split again, the scanned layout is the unrolled one.
-  split = names.unstack(scan, {'encoder': 2, 'decoder': 3})
+  split = names.unstack(scan)
   assert sorted(split) == sorted(unrolled)
   for name, array in unrolled.items():
     np.testing.assert_array_equal(split[name], array, err_msg=name)
