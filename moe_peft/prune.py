@@ -15,7 +15,8 @@ def main(argv: Sequence[str]) -> Optional[int]:
   parser = argparse.ArgumentParser(
       prog='python -m moe_peft.prune',
       description='Keeps at each site the experts whose removal costs most '
-      '(scores of RUN/ablation.json, measured first where there is none), '
+      '(scores of RUN/ablation.json, measured anew unless they are of the '
+      'newest checkpoint and of the same rows), '
       'writes OUT, a run that the other commands read, and prints the loss of '
       'every task before and after. The weights of the experts that stay sum '
       'to one again where they did before.',

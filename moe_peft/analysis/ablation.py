@@ -7,9 +7,8 @@ infinity, so a softmax gives its share to the others, and a top-k router takes
 the next best one. `moe_peft.prune` removes experts in the same sense.
 """
 
-import json
-from pathlib import Path
-from typing import Any, Callable, Mapping, Optional
+import inspect
+from typing import Any, Callable, Mapping
 
 from flax import linen as nn
 import jax
@@ -27,7 +26,33 @@ Params = Mapping[str, Any]
 Batches = Mapping[str, Mapping[str, np.ndarray]]
 Masks = Mapping[str, Any]
 
-FILE = 'ablation.json'
+
+def _with_routers(
+    change: Callable[[str, routing.Router, dict[str, Any]], None],
+    function: Callable[..., Any],
+    *args: Any,
+) -> Any:
+  """Calls a function in which `change` sees each call of a router first.
+
+  Args:
+    change: Gets the site, the router and its arguments by name, which it may
+      change.
+    function: Applies an adapted model.
+    *args: Of the function.
+  """
+
+  def intercept(next_fun, args, kwargs, context):
+    module = context.module
+    if isinstance(module, routing.Router) and context.method_name == '__call__':
+      site = '/'.join(module.path).partition(f'/{inject.ADAPTER_SCOPE}/')[0]
+      signature = inspect.signature(type(module).__call__)
+      bound = signature.bind(module, *args, **kwargs)
+      change(site, module, bound.arguments)
+      args, kwargs = bound.args[1:], bound.kwargs  # The router is bound to it.
+    return next_fun(*args, **kwargs)
+
+  with nn.intercept_methods(intercept):
+    return function(*args)
 
 
 def apply_masked(
@@ -44,19 +69,13 @@ def apply_masked(
     *args: Of the function.
   """
 
-  def intercept(next_fun, args, kwargs, context):
-    module = context.module
-    if isinstance(module, routing.Router) and context.method_name == '__call__':
-      site = '/'.join(module.path).partition(f'/{inject.ADAPTER_SCOPE}/')[0]
-      features, tokens, beside, active = args
-      if site in masks:
-        mask = masks[site]
-        active = mask if active is None else active & mask
-      args = features, tokens, beside, active
-    return next_fun(*args, **kwargs)
+  def mask(site, _, arguments):
+    if site in masks:
+      active = arguments.get('active')
+      there = masks[site]
+      arguments['active'] = there if active is None else active & there
 
-  with nn.intercept_methods(intercept):
-    return function(*args)
+  return _with_routers(mask, function, *args)
 
 
 def routers(model: Any, params: Params, batch: Any) -> dict[str, nn.Module]:
@@ -73,19 +92,14 @@ def routers(model: Any, params: Params, batch: Any) -> dict[str, nn.Module]:
         'pruned.'
     )
   found = {}
-
-  def look(next_fun, args, kwargs, context):
-    module = context.module
-    if isinstance(module, routing.Router) and context.method_name == '__call__':
-      site = '/'.join(module.path).partition(f'/{inject.ADAPTER_SCOPE}/')[0]
-      found[site] = module
-    return next_fun(*args, **kwargs)
-
-  def trace(params, batch):
-    with nn.intercept_methods(look):
-      return model.score(trainable.unflatten(params), batch)
-
-  jax.eval_shape(trace, params, dict(batch))
+  jax.eval_shape(
+      lambda params, batch: _with_routers(
+          lambda site, router, _: found.update({site: router}),
+          model.score, trainable.unflatten(params), batch,
+      ),
+      params,
+      dict(batch),
+  )
   if not found:
     raise errors.UserError(
         'The run has no router: every site has one expert, and none can be '
@@ -162,29 +176,3 @@ def leave_one_out(
       'loss': loss.tolist(),
       'without': [x.tolist() for x in without],
   }
-
-
-def scores(ablation: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """What each expert is worth: the rise of the loss without it.
-
-  Args:
-    ablation: Result of `leave_one_out`.
-
-  Returns:
-    <float64>[num_experts] by site, nats per target token, mean over tasks.
-  """
-  loss = np.array(ablation['loss'])
-  return {
-      site['path']: (np.array(without) - loss).mean(axis=1)
-      for site, without in zip(
-          ablation['sites'], ablation['without'], strict=True
-      )
-  }
-
-
-def read(run_dir: Path) -> Optional[dict[str, Any]]:
-  """The file of a run, or None."""
-  file = run_dir / FILE
-  if not file.is_file():
-    return None
-  return json.loads(file.read_text(encoding='utf-8'))

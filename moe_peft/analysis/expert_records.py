@@ -11,8 +11,12 @@ import zipfile
 
 import numpy as np
 
+from moe_peft.analysis import ablation_records
 from moe_peft.analysis import records
 from moe_peft.analysis import statistics
+
+# Folder of the snapshots that snapshots.py writes.
+SNAPSHOTS = 'routing'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,25 +25,6 @@ class Row:
 
   task: str
   pieces: Mapping[str, tuple[str, ...]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Ablation:
-  """Losses without single experts, in nats per target token.
-
-  Attributes:
-    tasks: names, [num_tasks].
-    loss: with all experts, <float64>[num_tasks].
-    without: <float64>[num_experts, num_tasks] by site.
-  """
-
-  tasks: tuple[str, ...]
-  loss: np.ndarray
-  without: Mapping[str, np.ndarray]
-
-  def scores(self, site: str) -> np.ndarray:
-    """Rise of the loss without each expert, <float64>[num_experts]."""
-    return (self.without[site] - self.loss).mean(axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +56,7 @@ class Experts:
   rows: tuple[Row, ...]
   last: Mapping[str, np.ndarray]
   similarity: Mapping[str, np.ndarray]
-  ablation: Ablation | None
+  ablation: ablation_records.Ablation | None
 
 
 def read(path: Path, notices: list[str]) -> Experts:
@@ -87,9 +72,9 @@ def read(path: Path, notices: list[str]) -> Experts:
   log = _log(path / 'metrics' / 'routers.jsonl', notices)
   return Experts(
       **log,
-      **_snapshots(path / 'routing'),
+      **_snapshots(path / SNAPSHOTS),
       similarity=_similarity(path / 'similarity.json'),
-      ablation=_ablation(path / 'ablation.json'),
+      ablation=ablation_records.read(path),
   )
 
 
@@ -226,22 +211,3 @@ def _square(matrix: Any) -> np.ndarray:
   if array.ndim != 2 or array.shape[0] != array.shape[1]:
     raise ValueError('not square')
   return array
-
-
-def _ablation(path: Path) -> Ablation | None:
-  if not path.is_file():
-    return None
-  value = records.read_object(path)
-  try:
-    tasks, loss = tuple(map(str, value['tasks'])), np.array(value['loss'])
-    without = {
-        str(site['path']): np.array(losses, np.float64).reshape(-1, len(tasks))
-        for site, losses in zip(value['sites'], value['without'], strict=True)
-    }
-    if loss.shape != (len(tasks),):
-      raise ValueError('one loss for each task')
-  except (TypeError, KeyError, ValueError) as e:
-    raise records.malformed(
-        path, '"without" must hold a loss for each expert and task of "sites"'
-    ) from e
-  return Ablation(tasks, loss.astype(np.float64), without)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moe_peft.analysis import expert_records
+from moe_peft.analysis import ablation_records
 from moe_peft.analysis import heatmaps
 from moe_peft.analysis import markup
 from moe_peft.analysis import plots
@@ -155,7 +155,7 @@ def _ablation(run: run_lib.Run) -> str:
         f' <code>python -m moe_peft.ablate {markup.escape(run.path)}</code>'
         ' does.</p>'
     )
-  scores = {site: ablation.scores(site) for site in ablation.without}
+  scores = ablation.scores()
   most = max(float(np.abs(x).max()) for x in scores.values()) or 1e-6
   groups: dict[tuple[str, str], list[str]] = {}
   for site in scores:
@@ -185,7 +185,7 @@ def _ablation(run: run_lib.Run) -> str:
   )
 
 
-def _needed(ablation: expert_records.Ablation, scores) -> str:
+def _needed(ablation: ablation_records.Ablation, scores) -> str:
   """The experts that are needed most, task by task."""
   order = sorted(
       ((x, site, e) for site, xs in scores.items() for e, x in enumerate(xs)),

@@ -165,7 +165,7 @@ def write(
     setup: The whole run.
     params: Its flat parameters.
     step: Their step.
-    scores: Result of `ablation.scores`.
+    scores: Worth of each expert by site, `Ablation.scores()`.
     batches: On which losses are measured, model features by task.
     keep: Experts that stay at each site.
     out: MODEL_DIR of the new run.

@@ -23,7 +23,6 @@ from moe_peft import trainable
 ROWS_PER_TASK = 2
 # Tasks beyond that are left out: snapshots are to stay small.
 MAX_TASKS = 12
-FOLDER = 'routing'
 
 
 class Snapshots:

@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Optional
 
 import rich.console
 import rich.table
 
 from moe_peft import errors
 from moe_peft.analysis import ablation
+from moe_peft.analysis import ablation_records
 from moe_peft.analysis import pruning
 from moe_peft.analysis import report
 from moe_peft.training import experiment as experiment_lib
@@ -31,9 +32,9 @@ def ablate(split: str, rows: int) -> None:
   Raises:
     errors.UserError: If there is no checkpoint, split or router.
   """
-  setup, params, _, batches = _open(split, rows)
+  setup, params, step, batches = _open(split, rows)
   folder = setup.experiment.run_dir
-  _measure(setup, params, batches, split)
+  _measure(setup, params, step, batches, split)
   if (folder / 'run.json').exists():
     page = report.write_report([folder], folder / 'report.html')
     run.console.print(f'Report: {page}')
@@ -63,10 +64,11 @@ def prune(keep: int, out: Path, split: str, rows: int) -> None:
   )
   num_experts = pruning.check_routers(routers, keep)
   pruning.check_keep(num_experts, keep)
-  measured = ablation.read(source) or _measure(setup, params, batches, split)
+  measured = _known(source, step, batches, split) or _measure(
+      setup, params, step, batches, split
+  )
   pruned = pruning.write(
-      setup, params, step, ablation.scores(measured), batches, keep, out,
-      run.build,
+      setup, params, step, measured.scores(), batches, keep, out, run.build
   )
   info = source / 'run.json'
   info = json.loads(info.read_text(encoding='utf-8')) if info.exists() else {}
@@ -96,7 +98,25 @@ def _open(split: str, rows: int):
   return setup, params, step, run.make_evaluator(setup).first_rows(rows)
 
 
-def _measure(setup, params, batches, split) -> dict[str, Any]:
+def _known(
+    run_dir, step, batches, split
+) -> Optional[ablation_records.Ablation]:
+  """What was measured before, if it is of this step and these rows."""
+  known = ablation_records.read(run_dir)
+  if known is None or known.is_of(step, split, _num_rows(batches)):
+    return known
+  run.console.print(
+      f'{ablation_records.FILE} is of step {known.step}, split {known.split!r} '
+      f'and rows {dict(known.rows)}, not of step {step}, split {split!r} and '
+      f'rows {_num_rows(batches)}: the experts are scored anew.'
+  )
+  return None
+
+
+def _measure(
+    setup, params, step, batches, split
+) -> ablation_records.Ablation:
+  """Scores the experts, and writes `ablation.json`."""
   model = setup.experiment.model
   routers = ablation.routers(model, params, next(iter(batches.values())))
   progress = metrics.Progress('sites', len(routers))
@@ -104,17 +124,20 @@ def _measure(setup, params, batches, split) -> dict[str, Any]:
     measured = ablation.leave_one_out(
         model, params, batches, setup.mesh, progress.advance
     )
-  measured |= {
-      'split': split,
-      'rows': {
-          task: int((x['decoder_loss_weights'] > 0).any(axis=1).sum())
-          for task, x in batches.items()
-      },
+  measured |= {'step': step, 'split': split, 'rows': _num_rows(batches)}
+  folder = setup.experiment.run_dir
+  partial = folder / f'{ablation_records.FILE}.partial'
+  partial.write_text(json.dumps(measured), encoding='utf-8')
+  partial.replace(folder / ablation_records.FILE)
+  return ablation_records.read(folder)
+
+
+def _num_rows(batches) -> dict[str, int]:
+  """Rows of each task that are not filling."""
+  return {
+      task: int((x['decoder_loss_weights'] > 0).any(axis=1).sum())
+      for task, x in batches.items()
   }
-  (setup.experiment.run_dir / ablation.FILE).write_text(
-      json.dumps(measured), encoding='utf-8'
-  )
-  return measured
 
 
 def _table(pruned: pruning.Pruned) -> rich.table.Table:

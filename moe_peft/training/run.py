@@ -19,6 +19,7 @@ import rich.table
 from moe_peft import errors
 from moe_peft import inject
 from moe_peft import trainable
+from moe_peft.analysis import expert_records
 from moe_peft.analysis import report
 from moe_peft.analysis import similarity
 from moe_peft.analysis import snapshots
@@ -97,7 +98,7 @@ class _Run:
         self._checkpointer.latest_step() or 0,
     )
     self._snapshots = snapshots.Snapshots(
-        self._dir / snapshots.FOLDER,
+        self._dir / expert_records.SNAPSHOTS,
         experiment.model,
         self._evaluator.first_rows(snapshots.ROWS_PER_TASK),
         self._setup.mesh,

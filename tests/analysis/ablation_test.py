@@ -7,20 +7,25 @@ import contextlib
 import dataclasses
 import json
 
+from flax import linen as nn
 import gin
 import jax
 import numpy as np
 import pytest
 
+from moe_peft import ablate
 from moe_peft import command_line
 from moe_peft import errors
 from moe_peft import partitioning
 from moe_peft import prune
+from moe_peft import routing
 from moe_peft import trainable
 from moe_peft.analysis import ablation
+from moe_peft.analysis import ablation_records
 from moe_peft.analysis import pruning
 from moe_peft.analysis import report
 from moe_peft.training import experiment as experiment_lib
+from moe_peft.training import experts
 from moe_peft.training import loop
 from moe_peft.training import restored
 from moe_peft.training import run
@@ -96,10 +101,6 @@ def test_the_loss_without_an_expert_is_that_of_a_model_without_it(
     (found,) = measured['without'][0][expert]
     assert found == pytest.approx(expected, rel=1e-5)
     assert abs(found - measured['loss'][0]) > 1e-4  # It was there before.
-  scores = ablation.scores(measured)[site]
-  np.testing.assert_allclose(
-      scores, np.array(measured['without'])[0, :, 0] - measured['loss'][0]
-  )
 
 
 @pytest.mark.slow
@@ -115,7 +116,8 @@ def test_an_expert_that_no_token_takes_is_worth_nothing(tmp_path):
   measured = ablation.leave_one_out(
       setup.experiment.model, params, batches, setup.mesh
   )
-  for scores in ablation.scores(measured).values():
+  for without in measured['without']:
+    scores = np.array(without)[:, 0] - measured['loss'][0]
     assert scores[3] == pytest.approx(0, abs=1e-5)
     assert np.abs(scores[:3]).max() > 1e-3
 
@@ -143,7 +145,7 @@ def test_a_biased_expert_that_is_missing_is_not_selected(tmp_path):
   assert used[0] == 0 and used.sum() == pytest.approx(2)
 
 
-def _save(setup, params):
+def _save(setup, params, step=3):
   """Makes the checkpoint of a run that was 'trained' to these parameters."""
   setup = dataclasses.replace(
       setup,
@@ -154,7 +156,7 @@ def _save(setup, params):
   )
   with contextlib.closing(loop.open_checkpoints(setup)) as checkpointer:
     state = train_step.init_state(setup)
-    checkpointer.save(3, state, loop.train_data(setup.experiment))
+    checkpointer.save(step, state, loop.train_data(setup.experiment))
     checkpointer.wait()
   folder = setup.experiment.run_dir
   (folder / 'config.gin').write_text(gin.config_str())
@@ -202,7 +204,7 @@ def test_a_pruned_run_is_the_masked_one(tmp_path, method, bindings, capsys):
   assert 'past_tense' in capsys.readouterr().out
 
   info = json.loads((out / 'run.json').read_text())['pruned']
-  scores = ablation.scores(ablation.read(source))
+  scores = ablation_records.read(source).scores()
   masks = {}
   for site, kept in info['kept'].items():
     assert len(kept) == keep
@@ -219,6 +221,77 @@ def test_a_pruned_run_is_the_masked_one(tmp_path, method, bindings, capsys):
   assert info['loss_after']['past_tense'] != info['loss_before']['past_tense']
   page = report.write_report([out], tmp_path / 'report.html').read_text()
   assert 'This run was pruned' in page and 'past_tense' in page
+
+
+def test_scores_of_another_step_are_measured_anew(
+    tmp_path, monkeypatch, capsys
+):
+  source = tmp_path / 'run'
+  file = source / ablation_records.FILE
+  sites = '.*encoder/layers_0/mlp/wo'
+  setup, params, _ = _setup(source, SITES=sites)
+  _save(setup, params)
+  monkeypatch.setattr(experts.report, 'write_report', lambda *_: None)
+
+  def prune_to(name):
+    out = tmp_path / name
+    prune.main([str(source), '--keep=2', f'--out={out}', '--rows=8'])
+    said = ' '.join(capsys.readouterr().err.split())  # Lines are wrapped.
+    return 'scored anew' in said
+
+  assert ablate.main([str(source), '--rows=8']) is None
+  first = ablation_records.read(source)
+  rows = {'past_tense': 8}
+  assert first.is_of(3, 'validation', rows)
+  assert not first.is_of(4, 'validation', rows)
+  assert not first.is_of(3, 'test', rows)
+  assert not first.is_of(3, 'validation', {'past_tense': 16})
+  # Scores that favour the last two experts, as if they had been measured.
+  value = json.loads(file.read_text())
+  for without in value['without']:
+    for expert, losses in enumerate(without):
+      losses[0] = value['loss'][0] + expert
+  file.write_text(json.dumps(value))
+  assert not prune_to('kept')
+  info = json.loads((tmp_path / 'kept' / 'run.json').read_text())['pruned']
+  assert set(map(tuple, info['kept'].values())) == {(2, 3)}
+
+  setup, params, _ = _setup(source, SITES=sites)  # Pruning has changed gin.
+  _save(setup, params, step=4)
+  assert prune_to('trained')
+  second = ablation_records.read(source)
+  assert second.is_of(4, 'validation', rows)
+  assert not list(source.glob('*.partial'))
+  # The parameters are the same ones, and so are their scores.
+  for site, scores in first.scores().items():
+    np.testing.assert_allclose(second.scores()[site], scores, atol=1e-5)
+
+  file.write_text('{"tasks": ["past_tense"], "loss": [')
+  with pytest.raises(errors.UserError, match=ablation_records.FILE):
+    prune_to('corrupt')
+
+
+class _CallsByKeyword(nn.Module):
+  """`site/adapter/router`, whose arguments are given by name."""
+
+  names: tuple[str, ...] = ('site', 'adapter')
+
+  @nn.compact
+  def __call__(self, x):
+    if self.names:
+      return _CallsByKeyword(self.names[1:], name=self.names[0])(x)
+    return routing.Router(3, name='router')(inputs=x).combine_weights
+
+
+def test_a_router_that_is_called_with_keywords_is_masked_too():
+  x = np.random.default_rng(0).normal(size=(2, 5, 4)).astype('float32')
+  network = _CallsByKeyword()
+  params = network.init(jax.random.key(0), x)
+  apply = lambda params: network.apply(params, x)
+  mask = np.array([True, False, True])
+  found = ablation.apply_masked(apply, {'site': mask}, params)
+  np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-6)
+  assert not found[..., 1].any() and apply(params)[..., 1].all()
 
 
 @pytest.mark.parametrize(
@@ -263,8 +336,6 @@ def test_a_frozen_router_cannot_be_pruned(tmp_path):
 def test_a_folder_with_a_run_is_not_written_over(tmp_path):
   (tmp_path / 'config.gin').write_text('')
   tiny.load(tmp_path)
-  from moe_peft.training import experts
-
   with pytest.raises(errors.UserError, match='already holds a run'):
     experts.prune(2, tmp_path, 'validation', 8)
 

@@ -44,7 +44,7 @@ def test_log_and_scores(run_dir):
   np.testing.assert_array_equal(experts.log_steps, [20, 40])
   np.testing.assert_allclose(experts.load[SITE], [[0.3, 0.3, 0.3, 0.1]] * 2)
   np.testing.assert_allclose(experts.left_behind[SITE], 0.125)
-  np.testing.assert_allclose(experts.ablation.scores(SITE), [0, 0.25, 0, 0])
+  np.testing.assert_allclose(experts.ablation.scores()[SITE], [0, 0.25, 0, 0])
   assert experts.similarity[SITE][0, 1] == 0.5
 
 
