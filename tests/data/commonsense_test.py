@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from scipy import sparse
 import seqio
-import tensorflow as tf
 
 from moe_peft import data
 from moe_peft import errors
@@ -436,29 +435,20 @@ def test_no_real_evaluation_row_is_trained_on(tmp_path):
   everywhere = _Grams(evaluated)
   planted = f'{evaluated[100]} or so'
   assert everywhere.greatest_jaccard([planted]) >= 0.5  # The control.
+  commonsense.register(cache_dir=str(tmp_path))
   for name in names:
-    trained = _written(tmp_path, name, 'train')
+    trained = _answered(name, 'train')
     assert len(trained) == records[name]['rows']['train']
     assert everywhere.greatest_jaccard(trained) < 0.5, name
     # Rows that were set aside from training are official rows of no split.
-    tuned = _Grams(_written(tmp_path, name, 'validation'))
+    tuned = _Grams(_answered(name, 'validation'))
     assert tuned.greatest_jaccard(trained) < 0.5, name
 
 
-def _written(folder, name, split):
-  """Questions with right answers, from the files of the cache."""
-  dataset = tf.data.TFRecordDataset(
-      sorted(map(str, (folder / name).glob(f'{split}.tfrecord-*')))
-  )
-  texts = []
-  for record in dataset.as_numpy_iterator():
-    features = tf.train.Example.FromString(record).features.feature
-    inputs, choices = (
-        features[key].bytes_list.value for key in ('inputs', 'choices')
-    )
-    answer = choices[features['label'].int64_list.value[0]]
-    texts.append((inputs[0] + answer).decode())
-  return texts
+def _answered(name, split):
+  """Questions with their right answers."""
+  examples = _examples(name, split, None)
+  return _texts(example for example in examples if example['is_correct'])
 
 
 class _Grams:
