@@ -3,12 +3,13 @@
 """Where metrics go: JSON lines, TensorBoard and the progress line."""
 
 import concurrent.futures
+import contextlib
 import json
 from pathlib import Path
 import resource
 import sys
 import time
-from typing import Any, Callable, Mapping, Optional
+from typing import Any, Callable, Iterator, Mapping, Optional
 
 from clu import metric_writers
 import jax
@@ -16,6 +17,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
+from moe_peft import errors
 from moe_peft.training import router_log
 
 Scalars = Mapping[str, Any]
@@ -32,18 +34,23 @@ class JsonLines:
       first_step: Rows of later steps are removed: this run writes them anew.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = read_json_lines(path) if path.exists() else []
-    self._file = path.open('w', encoding='utf-8')
-    for row in rows:
-      if row['step'] <= first_step:
-        self.write(row)
+    if path.exists():
+      rows = [r for r in read_json_lines(path) if r['step'] <= first_step]
+      kept = ''.join(json.dumps(row) + '\n' for row in rows)
+      if kept != path.read_text(encoding='utf-8'):
+        # Whole or not at all: the disk may be full.
+        partial = path.with_suffix('.partial')
+        partial.write_text(kept, encoding='utf-8')
+        partial.replace(path)
+    self._file = path.open('a', encoding='utf-8')
 
   def write(self, row: Scalars) -> None:
     self._file.write(json.dumps(row) + '\n')
     self._file.flush()
 
   def close(self) -> None:
-    self._file.close()
+    with contextlib.suppress(OSError):  # `write` has raised it before.
+      self._file.close()
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -122,10 +129,10 @@ class TrainMetrics:
 
   def __init__(self, run_dir: Path, first_step: int, progress: Progress,
                learning_rate: Callable[[int], Any]):
-    self._rows = JsonLines(run_dir / 'metrics' / 'train.jsonl', first_step)
-    self._routers = JsonLines(
-        run_dir / 'metrics' / 'routers.jsonl', first_step
-    )
+    self._folder = run_dir / 'metrics'
+    with _disk_errors(self._folder):
+      self._rows = JsonLines(self._folder / 'train.jsonl', first_step)
+      self._routers = JsonLines(self._folder / 'routers.jsonl', first_step)
     self._board = metric_writers.SummaryWriter(str(run_dir / 'tensorboard'))
     self._router_log = router_log.RouterLog(
         self._routers.write, self._board, progress.note
@@ -147,9 +154,11 @@ class TrainMetrics:
 
   def wait(self) -> None:
     """Waits for what was submitted, and raises its error if it failed."""
-    if self._pending is not None:
-      self._pending.result()
-      self._pending = None
+    if self._pending is None:
+      return
+    pending, self._pending = self._pending, None
+    with _disk_errors(self._folder):
+      pending.result()
 
   def _write(self, step: int, sums: Mapping[str, Any]) -> None:
     fetched = jax.device_get(dict(sums))
@@ -178,6 +187,18 @@ class TrainMetrics:
     self._routers.close()
     self._board.close()
     self._progress.close()
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+  try:
+    yield
+  except OSError as error:
+    raise errors.UserError(
+        f'The metrics could not be saved in {folder}: {error.strerror}. Free '
+        'some space and run the same command again; it continues from the '
+        'last checkpoint.'
+    ) from error
 
 
 def peak_memory_bytes() -> int:
