@@ -92,6 +92,8 @@ def _score_table(run: run_lib.Run) -> str:
     name = f'<b>{markup.escape(s.task)}</b><br>' if s.task != last else ''
     rows.append([
         f'{name}<small>{markup.escape(s.metric)}</small>',
+        markup.number(run.constant_answer[s.task])
+        if s.primary and s.task in run.constant_answer else '',
         markup.number(s.base),
         f'<b>{markup.number(s.adapted)}</b>',
         markup.number(s.adapted - s.base, sign=True),
@@ -105,6 +107,7 @@ def _score_table(run: run_lib.Run) -> str:
     adapted = _mean([s.adapted for s in primary])
     rows.append([
         f'Mean over tasks<br><small>{markup.escape(primary[0].metric)}</small>',
+        '',
         markup.number(base),
         markup.number(adapted),
         markup.number(adapted - base, sign=True),
@@ -112,7 +115,8 @@ def _score_table(run: run_lib.Run) -> str:
     ])
     classes.append('total')
   return markup.table(
-      ['Task, metric', 'Base', 'Adapted', 'Difference', 'Examples'],
+      ['Task, metric', 'Same answer always', 'Base', 'Adapted', 'Difference',
+       'Examples'],
       rows, classes,
   )
 

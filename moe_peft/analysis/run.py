@@ -204,15 +204,14 @@ def _scores(
 
 
 def _constant_answers(path: Path) -> dict[str, float]:
-  """`constant_answer`: a number for each task, or one for each metric."""
+  """The score of the primary metric of each task, where there is one."""
   value = records.read_object(path)
   answers, primary = value.get('constant_answer'), value.get('primary_metric')
   if not isinstance(answers, dict) or not isinstance(primary, dict):
     return {}
   scores = {}
-  for task, score in answers.items():
-    if isinstance(score, dict):
-      score = score.get(primary.get(task), score.get('score'))
+  for task, of_task in answers.items():
+    score = isinstance(of_task, dict) and of_task.get(primary.get(task))
     if records.is_finite(score):
       scores[task] = float(score)
   return scores

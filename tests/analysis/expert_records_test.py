@@ -179,7 +179,8 @@ def test_a_configuration_keeps_references_as_they_are_written(tmp_path):
 def test_constant_answers_stand_beside(run_dir, make_run):
   path = run_dir / 'results.json'
   results = json.loads(path.read_text())
-  results['constant_answer'] = {'stress': 37.5}
+  metric = results['primary_metric']['stress']
+  results['constant_answer'] = {'stress': {metric: 37.5, 'other': 1.0}}
   path.write_text(json.dumps(results))
   runs = [run_lib.read(run_dir), run_lib.read(make_run('other'))]
   assert runs[0].constant_answer == {'stress': 37.5}
