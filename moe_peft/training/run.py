@@ -164,7 +164,7 @@ class _Run:
       return self._dir / 'base_results.json'
     what = {
         'base': self._setup.base or experiment.seed,
-        'network': repr(experiment.model.without_adapters()),
+        'network': repr(experiment.model.without_adapters().module),
         'dtype': str(experiment.base_dtype),
         'task': experiment.eval_name,
         'rows': self._evaluator.num_examples,

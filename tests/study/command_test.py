@@ -4,7 +4,6 @@
 
 import argparse
 import json
-import os
 from pathlib import Path
 import shutil
 import signal
@@ -95,7 +94,7 @@ def test_a_study_tunes_tabulates_and_never_repeats(tmp_path, started, capsys):
 @pytest.mark.slow
 def test_a_stopped_study_goes_on(tmp_path):
   """SIGTERM reaches the run, which saves; the second call continues it."""
-  write_study(tmp_path / 'tiny', TRAIN_STEPS=4000, CHECKPOINT_PERIOD=10000)
+  write_study(tmp_path / 'tiny', TRAIN_STEPS=500, CHECKPOINT_PERIOD=1000)
   command = [
       sys.executable, '-m', 'moe_peft.study', str(tmp_path / 'tiny'),
       '--out', str(tmp_path / 'out'), '--seeds=0',
@@ -111,11 +110,8 @@ def test_a_stopped_study_goes_on(tmp_path):
     assert 'run the same command to continue' in process.stderr.read()
   saved = int(metrics.read_text().splitlines()[-1].split('"step": ')[1]
               .split(',')[0])
-  assert 0 < saved < 4000
-  subprocess.run(
-      [*command, f'--gin.TRAIN_STEPS={saved + 1}'], check=True,
-      env={**os.environ, 'PYTHONUNBUFFERED': '1'},
-  )
+  assert 0 < saved < 500
+  subprocess.run(command, check=True)
   assert f'Continuing from step {saved}' in (run_dir / 'log.txt').read_text()
 
 
