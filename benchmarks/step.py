@@ -120,7 +120,8 @@ class Step:
     }
 
   def __call__(self) -> float:
-    self._run()
+    # Its end is waited for: a call only starts the devices' work.
+    jax.block_until_ready(self._run())
     return timing.seconds_of(self._run)
 
   def _run(self) -> Any:

@@ -120,26 +120,26 @@ def budget(runs: Sequence[run_lib.Run]) -> str:
   columns = list(dict.fromkeys(
       (s.task, s.metric) for r in scored for s in r.scores if s.primary
   ))
-  with_mean = len(columns) > 1
-  rows = [_constant(scored, columns), _base(scored, columns)]
+  means = _means(scored, columns)
+  rows = [_constant(scored, columns, means), _base(scored, columns, means)]
   classes = ['minor', 'minor']
   for g in groups:
-    cells = [_cell(g.scores(*c), reference.scores(*c), c[1], g is reference)
-             for c in columns]
-    mean = _cell(g.means(columns), reference.means(columns), '',
-                 g is reference)
+    cells = [_cell(g.means(c), reference.means(c), '', g is reference)
+             for c in means.values()]
+    cells += [_cell(g.scores(*c), reference.scores(*c), c[1], g is reference)
+              for c in columns]
     rows.append([
         markup.escape(g.name), str(len(g.runs)),
         markup.count(g.runs[0].info.get('num_params_trainable')),
         markup.escape(g.macros.get('PARAM_BUDGET', '–').replace('None', '–')),
-        _settings(g, groups), mean, *cells,
+        _settings(g, groups), *cells,
         *(_ratio(g.cost(x), reference.cost(x)) for x in ('step', 'memory')),
     ])
     classes.append('')
-  rows = [r if with_mean else r[:5] + r[6:] for r in rows if r]
+  rows = [r for r in rows if r]
   classes = classes[len(classes) - len(rows):]
   head = ['Method', 'Seeds', 'Trainable', 'Budget', 'Settings that differ']
-  head += ['Mean over tasks'] if with_mean else []
+  head += list(means)
   head += [f'{markup.escape(t)}<br><small>{markup.escape(m)}</small>'
            for t, m in columns] + ['Step', 'Memory']
   return (
@@ -154,28 +154,38 @@ def budget(runs: Sequence[run_lib.Run]) -> str:
   )
 
 
-def _constant(runs, columns) -> list[str] | None:
+def _means(
+    runs: Sequence[run_lib.Run], columns: Sequence[tuple[str, str]]
+) -> dict[str, list[tuple[str, str]]]:
+  """The columns of each mean: tasks that were trained on, and the others."""
+  held_out = {t for r in runs for t in r.info.get('held_out_tasks', ())}
+  means = {
+      'Mean over tasks': [c for c in columns if c[0] not in held_out],
+      'Held-out mean': [c for c in columns if c[0] in held_out],
+  }
+  # The mean of one column is that column.
+  return {k: c for k, c in means.items() if len(c) > 1}
+
+
+def _constant(runs, columns, means) -> list[str] | None:
   """The line of who always gives the same answer."""
   known = {t: v for r in runs for t, v in r.constant_answer.items()}
   if not known:
     return None
-  found = [known[t] for t, _ in columns if t in known]
-  whole = len(found) == len(columns)
-  return [
-      'best constant answer', '', '', '', '',
-      markup.number(statistics.fmean(found)) if whole else markup.NOTHING,
-      *(markup.number(known.get(t, math.nan)) for t, _ in columns), '', '',
-  ]
+  values = {c: known.get(c[0], math.nan) for c in columns}
+  return ['best constant answer', '', '', '', '', *_line(values, means)]
 
 
-def _base(runs, columns) -> list[str]:
+def _base(runs, columns, means) -> list[str]:
   known = {(s.task, s.metric): s.base for r in runs for s in r.scores}
-  values = [known[c] for c in columns]
-  return [
-      'base', '', markup.count(0), '', '',
-      markup.number(statistics.fmean(values)), *map(markup.number, values),
-      '', '',
-  ]
+  values = {c: known[c] for c in columns}
+  return ['base', '', markup.count(0), '', '', *_line(values, means)]
+
+
+def _line(values, means) -> list[str]:
+  """Means, values and empty costs; no mean where a value is missing."""
+  shown = [statistics.fmean(values[c] for c in cs) for cs in means.values()]
+  return [*map(markup.number, [*shown, *values.values()]), '', '']
 
 
 def _cell(values, reference, metric: str, is_reference: bool) -> str:

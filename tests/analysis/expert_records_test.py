@@ -189,6 +189,26 @@ def test_constant_answers_stand_beside(run_dir, make_run):
   assert '37.50' in line
 
 
+def test_held_out_tasks_have_a_mean_of_their_own(make_run):
+  runs = [run_lib.read(make_run(name)) for name in ('a', 'b')]
+  scores = [('t', 1.0), ('u', 4.0), ('v', 10.0), ('w', 30.0)]
+  runs = [
+      dataclasses.replace(
+          run,
+          scores=tuple(run_lib.Score(t, 'm', 0.0, x, True) for t, x in scores),
+          info={**run.info, 'held_out_tasks': ['v', 'w']},
+      )
+      for run in runs
+  ]
+  text = budget_section.budget(runs)
+  heads = re.findall('<th scope="col"[^>]*>(.*?)</th>', text)
+  cells = re.findall('<td[^>]*>(.*?)</td>', text.split('<tr')[-1])
+  shown = dict(zip(heads[1:], cells, strict=True))
+  # (1 + 4) / 2 and (10 + 30) / 2.
+  assert shown['Mean over tasks'].startswith('2.5')
+  assert shown['Held-out mean'].startswith('20')
+
+
 def test_lower_is_better_turns_the_mark(make_run):
   good = budget_section._cell([1.0, 1.1], [2.0, 2.1], 'loss', False)
   assert '▲' in good
