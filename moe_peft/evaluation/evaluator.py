@@ -312,6 +312,23 @@ def _value(metric: Any) -> Any:
   return getattr(metric, 'value', metric)
 
 
+def primary_metrics(results: Results) -> dict[str, str]:
+  """The value of each task that tables show.
+
+  Args:
+    results: Values of tasks by metric.
+
+  Returns:
+    Its primary metric, or the first value where somebody else's metric names
+    its values differently than itself.
+  """
+  names = {task: catalog.primary_metric(task) for task in results}
+  return {
+      task: names[task] if names[task] in values else next(iter(values))
+      for task, values in results.items()
+  }
+
+
 def write_results(
     path: Path,
     split: str,

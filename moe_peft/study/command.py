@@ -11,19 +11,20 @@ from typing import Callable, Optional, Sequence
 from moe_peft import command_line
 from moe_peft import errors
 from moe_peft.study import experiments as experiments_lib
+from moe_peft.study import plots
 from moe_peft.study import processes
 from moe_peft.study import records as records_lib
 from moe_peft.study import tables
 
 _DESCRIPTION = """\
 Trains every gin file of a folder (or of its subfolders, one study each) with
-every seed, scores each run on a split, and writes results.json and table.md
-(mean and standard deviation over seeds). Where a file has the macro TUNE, a
-grid of values of other macros, it is first run once for each combination, with
-its first seed, and scored on the validation split; the best values are used
-from then on. The macro SEEDS has a file's seeds. What results.json and
-tuning.json hold is not run again, and a run that was interrupted goes on from
-its checkpoint: run the same command again."""
+every seed, scores each run on a split, and writes results.json, table.md (mean
+and standard deviation over seeds) and plot.png. Where a file has the macro
+TUNE, a grid of values of other macros, it is first run once for each
+combination, with its first seed, and scored on the validation split; the best
+values are used from then on. The macro SEEDS has a file's seeds. What
+results.json and tuning.json hold is not run again, and a run that was
+interrupted goes on from its checkpoint: run the same command again."""
 
 _STOPPED = 143  # As of a training run that a signal ends.
 
@@ -167,7 +168,10 @@ class _Study:
         key=lambda row: order.get(row['name'], len(order)),
     )
     text = tables.table(rows, self._args.reference)
-    (self._records.folder / 'table.md').write_text(text, encoding='utf-8')
+    folder = self._records.folder
+    (folder / 'table.md').write_text(text, encoding='utf-8')
+    if rows:
+      plots.save(rows, folder / 'plot.png', self._args.reference)
     return text
 
   def _run_all(

@@ -132,6 +132,7 @@ def read_run(run_dir: Path) -> Row:
   constant = {
       task: values[metric[task]]
       for task, values in results.get('constant_answer', {}).items()
+      if metric[task] in values
   }
   return {
       'trainable': run['num_params_trainable'],

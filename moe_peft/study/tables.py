@@ -3,7 +3,7 @@
 """The table of a study, in Markdown."""
 
 import statistics
-from typing import Optional, Sequence
+from typing import Container, Mapping, Optional, Sequence
 
 from moe_peft.analysis import spread
 from moe_peft.study import records
@@ -35,21 +35,21 @@ def table(
   tuned = any('tuned' in row for row in rows)
   tasks = list(rows[0]['adapted'])
   held_out = rows[0]['held_out']
-  means = ['mean', *(['held-out mean'] if held_out else [])]
+  averages = list(means(rows[0]['adapted'], held_out))
   costs = [f'mean - {reference}', *_COSTS] if reference else []
   headings = ['method', 'trainable', *(['tuned'] if tuned else []), 'seeds']
   fixed = {'base': rows[0]['base']}
   if 'constant' in rows[0]:
     fixed['always the same answer'] = rows[0]['constant']
   lines = [
-      [*headings, *tasks, *means, *costs],
-      ['---', *['--:'] * (len(headings + tasks + means + costs) - 1)],
+      [*headings, *tasks, *averages, *costs],
+      ['---', *['--:'] * (len(headings + tasks + averages + costs) - 1)],
   ]
   for name, values in fixed.items():
     lines.append([
         name, '0', *[''] * (len(headings) - 2),
         *(f'{values[task]:.1f}' if task in values else '' for task in tasks),
-        *(f'{value:.1f}' for value in _means(values, held_out)),
+        *(f'{value:.1f}' for value in means(values, held_out).values()),
         *[''] * len(costs),
     ])
   for name, seeds in runs.items():
@@ -60,7 +60,8 @@ def table(
         str(len(seeds)),
         *(_cell([row['adapted'][task] for row in seeds]) for task in tasks),
         *(_cell(list(values)) for values in zip(
-            *(_means(row['adapted'], held_out) for row in seeds), strict=True)),
+            *(means(row['adapted'], held_out).values() for row in seeds),
+            strict=True)),
         *(_compared(seeds, runs[reference]) if reference else []),
     ])
   return ''.join(f'| {" | ".join(cells)} |\n' for cells in lines)
@@ -71,26 +72,31 @@ def text(values: records.Values) -> str:
   return ','.join(f'{name}={value}' for name, value in values.items())
 
 
+def means(
+    values: Mapping[str, float], held_out: Container[str]
+) -> dict[str, float]:
+  """Mean over the trained tasks, and over those held out if there are any.
+
+  Args:
+    values: By task.
+    held_out: Tasks that were not trained on.
+  """
+  groups = {
+      'mean': [v for task, v in values.items() if task not in held_out],
+      'held-out mean': [v for task, v in values.items() if task in held_out],
+  }
+  return {k: statistics.fmean(group) for k, group in groups.items() if group}
+
+
 def _compared(rows, reference) -> list[str]:
-  means, others = (
-      [_means(row['adapted'], row['held_out'])[0] for row in side]
-      for side in (rows, reference)
-  )
-  delta = statistics.fmean(means) - statistics.fmean(others)
-  mark = '**' if spread.exceeds(means, others) else ''
+  scores, others = ([records.score(row) for row in side]
+                    for side in (rows, reference))
+  delta = statistics.fmean(scores) - statistics.fmean(others)
+  mark = '**' if spread.exceeds(scores, others) else ''
   ratios = (
       _median(rows, key) / _median(reference, key) for key in _COSTS.values()
   )
   return [f'{mark}{delta:+.1f}{mark}', *(f'{ratio:.2f}' for ratio in ratios)]
-
-
-def _means(values, held_out) -> list[float]:
-  """Mean of the trained tasks, and of those held out if there are any."""
-  groups = [
-      [v for task, v in values.items() if (task in held_out) == side]
-      for side in (False, True)
-  ]
-  return [statistics.fmean(group) for group in groups if group]
 
 
 def _median(rows: Sequence[records.Row], key: str) -> float:

@@ -14,7 +14,6 @@ import rich.console
 from moe_peft import checkpoints
 from moe_peft import errors
 from moe_peft import trainable
-from moe_peft.data import catalog
 from moe_peft.evaluation import evaluator as evaluator_lib
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
@@ -40,7 +39,7 @@ def evaluate_run(split: str) -> None:
       ('adapted', experiment.model, params),
   ):
     results[title] = run.evaluate_with_progress(evaluator, title, model, values)
-  primary = {task: catalog.primary_metric(task) for task in results['base']}
+  primary = evaluator_lib.primary_metrics(results['base'])
   evaluator_lib.write_results(
       experiment.run_dir / f'results_{split}.json',
       split,

@@ -193,7 +193,7 @@ class _Run:
   def _finish(self, base, adapted, params) -> None:
     """Writes results, router statistics, the summary and the report."""
     experiment = self._experiment
-    primary = {task: catalog.primary_metric(task) for task in adapted}
+    primary = evaluator_lib.primary_metrics(adapted)
     evaluator_lib.write_results(
         self._dir / 'results.json',
         experiment.eval_split,

@@ -86,3 +86,17 @@ def test_what_a_metric_says_reaches_the_user(evaluator):
   bad = evaluator(['1', 'two'], metrics.numeric_accuracy)
   with pytest.raises(errors.UserError, match="evaluator_test: .*'two' has no"):
     bad.evaluate(_Silent(), {})
+
+
+def test_a_metric_that_names_its_value_otherwise(evaluator):
+  def distance(targets, predictions):
+    del targets, predictions
+    return {'mean_distance': 2.0, 'largest': 3.0}
+
+  evaluator(['a'], distance)
+  results = {'evaluator_test': {'mean_distance': 2.0, 'largest': 3.0}}
+  assert evaluator_lib.primary_metrics(results) == {
+      'evaluator_test': 'mean_distance'
+  }
+  named = {'evaluator_test': {'largest': 3.0, 'distance': 2.0}}
+  assert evaluator_lib.primary_metrics(named) == {'evaluator_test': 'distance'}
