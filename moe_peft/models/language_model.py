@@ -204,9 +204,9 @@ class LanguageModel(abc.ABC):
   def score(self, params: Params, batch: Batch) -> Array:
     """Log-likelihood of the targets, `<float32>[batch]`, in nats."""
     logits, targets, weights, _ = self.predict(params, batch)
-    log_probs = jax.nn.log_softmax(logits)
-    chosen = jnp.take_along_axis(log_probs, targets[..., None], -1)[..., 0]
-    return jnp.sum(chosen * weights, axis=-1)
+    chosen = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    return jnp.sum((chosen - log_z) * weights, axis=-1)
 
   def _decode(
       self,

@@ -57,6 +57,21 @@ def test_rounds_take_turns():
   assert result['b'] == {'seconds': 8.0, 'fastest': 7.0}
 
 
+def test_a_timed_call_does_not_wait_for_the_one_before():
+  x = np.ones((512, 512), np.float32)
+  slow = jax.jit(lambda x: jax.lax.fori_loop(0, 50, lambda _, y: y @ x, x))
+  jax.block_until_ready(slow(x))  # Compiled.
+  results, ready = [], []
+
+  def call():
+    ready.extend(result.is_ready() for result in results)
+    results.append(slow(x))
+    return results[-1]
+
+  assert timing.warm_seconds_of(call) > 0
+  assert ready == [True]
+
+
 def test_xla_counts_a_matrix_product():
   x = np.ones((64, 32), np.float32)
   facts = timing.Compiled(lambda x: x @ x.T, x).facts()
