@@ -43,7 +43,7 @@ def run(
         f't5.T5Config.num_{stack}_layers': 1 for stack in ('encoder', 'decoder')
     }
     return [measure(32, 4, 2, options, progress, one_layer)]
-  return [measure(64, 20, 3, options, progress)]
+  return [measure(64, 8, 3, options, progress)]
 
 
 def measure(
