@@ -59,7 +59,12 @@ def _curves(rows: Sequence[Any]) -> figure.Figure:
     for axes, (key, title, factor), slope in zip(
         grid[:, column], CURVES, ('time_slope', 'temp_slope'), strict=True
     ):
-      axes.loglog(sizes, [factor * row[key] for row in of_sweep], marker='o')
+      values = [factor * row[key] for row in of_sweep]
+      axes.loglog(sizes, values, marker='o')
+      axes.set_xticks(sizes, sizes, fontsize=7)
+      ends = sorted({min(values), max(values)})
+      axes.set_yticks(ends, [f'{value:.3g}' for value in ends])
+      axes.minorticks_off()
       axes.set_xlabel(sweep)
       axes.set_ylabel(title)
       axes.set_title(_slope(of_sweep[-1].get(slope)), fontsize=9)
