@@ -321,6 +321,9 @@ def primary_metrics(results: Results) -> dict[str, str]:
   Returns:
     Its primary metric, or the first value where somebody else's metric names
     its values differently than itself.
+
+  Raises:
+    errors.UserError: For a task without metrics.
   """
   names = {task: catalog.primary_metric(task) for task in results}
   return {

@@ -43,8 +43,8 @@ def save(
   for axes in grid.flat[len(panels):]:
     axes.set_visible(False)
   shown = grid.flat[: len(panels)]
-  for axes, (title, base, scores) in zip(shown, panels, strict=True):
-    _draw(axes, names, (title, base, scores), reference)
+  for axes, panel in zip(shown, panels, strict=True):
+    _draw(axes, names, panel, reference)
   fig.savefig(path, dpi=100)
 
 
