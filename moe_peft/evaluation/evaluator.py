@@ -200,10 +200,10 @@ class Evaluator:
     return total / tokens
 
   def batches(self) -> Iterator[Tuple[str, dict[str, jax.Array]]]:
-    """All batches as (task, features), rows of filling are padding."""
+    """All rows as (task, features), batched as scores are; fills are padding."""
     for task in self._seqio.eval_tasks:
       dataset = self._seqio.cached_model_datasets[task.name]
-      for _, batch in self._batches(dataset):
+      for _, batch in self._short_batches(dataset):
         yield task.name, batch
 
   def first_rows(self, count: int) -> dict[str, dict[str, np.ndarray]]:

@@ -31,9 +31,9 @@ class DecoderOnlyModel(language_model.LanguageModel):
     z_loss: As in `LanguageModel`; LLaMA was trained without.
     bos_id: The token that every row begins with. 0 is SeqIO's convention, and
       in SmolLM2's vocabulary the mark between documents.
-    target_length: Rows that are not packed hold at most so many targets, so
-      that losses and scores need no more logits in a row. None if that is not
-      known.
+    target_length: Targets that an example has at most, so that losses and
+      scores of rows of one example each need no more logits in a row. None if
+      that is not known. Packed rows have all logits.
   """
 
   z_loss: float = 0.0
@@ -72,7 +72,7 @@ class DecoderOnlyModel(language_model.LanguageModel):
     )
 
   def predict(self, params: Params, batch: Batch, **options: Any):
-    if self.target_length is None:
+    if self.target_length is None or 'decoder_segment_ids' in batch:
       return super().predict(params, batch, **options)
     # The first positions of weight 1; behind them, if targets are fewer, some
     # of weight 0.

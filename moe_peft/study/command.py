@@ -5,6 +5,7 @@
 import argparse
 import itertools
 from pathlib import Path
+import shutil
 import sys
 from typing import Callable, Optional, Sequence
 
@@ -22,7 +23,9 @@ every seed, scores each run on a split, and writes results.json, table.md (mean
 and standard deviation over seeds) and plot.png. Where a file has the macro
 TUNE, a grid of values of other macros, it is first run once for each
 combination, with its first seed, and scored on the validation split; the best
-values are used from then on. The macro SEEDS has a file's seeds. What
+values are used from then on, and what the best trial has trained is the run of
+the first seed, to be scored on the other split. The macro SEEDS has a file's
+seeds. What
 results.json and tuning.json hold is not run again, and a run that was
 interrupted goes on from its checkpoint: run the same command again."""
 
@@ -122,8 +125,7 @@ class _Study:
     self._run_all(
         [
             experiments_lib.Run(
-                e, e.seeds[0], 'validation', values,
-                self._out / e.name / 'tuning' / tables.text(values),
+                e, e.seeds[0], 'validation', values, self._trial(e, values)
             )
             for e in self._experiments
             for values in e.trials
@@ -138,12 +140,17 @@ class _Study:
         if len(e.trials) > 1 else e.trials[0]
         for e in self._experiments
     }
+    for e in self._experiments:
+      if not records.row(e.name, e.seeds[0], best[e.name]):
+        _take_over(
+            self._trial(e, best[e.name]), self._seed_run(e, e.seeds[0])
+        )
     rounds = itertools.zip_longest(*(e.seeds for e in self._experiments))
     self._run_all(
         [
             experiments_lib.Run(
                 e, seed, self._args.split, best[e.name],
-                self._out / e.name / f'seed{seed}',
+                self._seed_run(e, seed),
             )
             for seeds in rounds
             for e, seed in zip(self._experiments, seeds, strict=True)
@@ -153,6 +160,16 @@ class _Study:
         self._add_row,
     )
     print(self._write_table())
+
+  def _trial(
+      self, experiment: experiments_lib.Experiment, values: records_lib.Values
+  ) -> Path:
+    return self._out / experiment.name / 'tuning' / tables.text(values)
+
+  def _seed_run(
+      self, experiment: experiments_lib.Experiment, seed: int
+  ) -> Path:
+    return self._out / experiment.name / f'seed{seed}'
 
   def _add_row(self, run: experiments_lib.Run, row: records_lib.Row) -> None:
     tuned = {'tuned': dict(run.values)} if run.values else {}
@@ -200,3 +217,21 @@ class _Study:
         self._args.jobs,
         done,
     )
+
+
+def _take_over(trial: Path, run: Path) -> None:
+  """Begins a run with what a trial of the same seed and values has trained.
+
+  Scores are left behind: they are of another split.
+  """
+  if run.exists() or not records_lib.is_finished(trial):
+    return
+  partial = run.with_suffix('.partial')
+  shutil.rmtree(partial, ignore_errors=True)
+  for part in ('checkpoints', 'metrics', 'tensorboard'):
+    shutil.copytree(
+        trial / part,
+        partial / part,
+        ignore=shutil.ignore_patterns('eval.jsonl'),
+    )
+  partial.rename(run)

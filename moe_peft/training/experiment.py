@@ -101,13 +101,11 @@ class Experiment:
       )
 
     known = getattr(self.model, 'target_length', None)
-    if known is not None and (
-        self.packing or known < self.task_feature_lengths['targets']
-    ):
+    if known is not None and known < self.task_feature_lengths['targets']:
       raise errors.UserError(
           f'decoder_only.DecoderOnlyModel.target_length = {known}: rows may '
           'hold more targets. Make it the length of the targets in '
-          'TASK_FEATURE_LENGTHS, or None with PACKING.'
+          'TASK_FEATURE_LENGTHS.'
       )
 
   @property

@@ -44,6 +44,9 @@ class JsonLines:
         partial.replace(path)
     self._file = path.open('a', encoding='utf-8')
 
+  def is_empty(self) -> bool:
+    return self._file.tell() == 0  # It is open for appending.
+
   def write(self, row: Scalars) -> None:
     self._file.write(json.dumps(row) + '\n')
     self._file.flush()

@@ -33,6 +33,7 @@ from moe_peft.training import metrics
 console = rich.console.Console(stderr=True, highlight=False)
 
 STOPPED = 143  # Exit status of a run that saved and stopped at a signal.
+_PROCESSES = 'metrics/processes.jsonl'
 
 
 def run_experiment() -> Optional[int]:
@@ -93,10 +94,10 @@ class _Run:
     self._setup = experiment_lib.prepare(experiment)
     self._checkpointer = loop.open_checkpoints(self._setup)
     self._evaluator = make_evaluator(self._setup)
-    self._evals = metrics.JsonLines(
-        self._dir / 'metrics' / 'eval.jsonl',
-        self._checkpointer.latest_step() or 0,
-    )
+    step = self._checkpointer.latest_step() or 0
+    self._evals = metrics.JsonLines(self._dir / 'metrics' / 'eval.jsonl', step)
+    # What each process that worked on this run has cost.
+    self._processes = metrics.JsonLines(self._dir / _PROCESSES, step)
     self._snapshots = snapshots.Snapshots(
         self._dir / expert_records.SNAPSHOTS,
         experiment.model,
@@ -107,16 +108,19 @@ class _Run:
 
   def close(self) -> None:
     self._evals.close()
+    self._processes.close()
     self._checkpointer.close()
 
   def run(self) -> Optional[int]:
     """Evaluates the base, trains, evaluates, reports."""
     self._describe()
     base = self._base_results()
-    if not self._checkpointer.latest_step():
+    if self._evals.is_empty():
+      self._log_results(0, base)
       self._snapshots.write(0, {**self._setup.frozen, **self._setup.trainable})
     state = loop.train(self._setup, self._checkpointer, self._evaluate)
     if state is None:
+      self._log_process()
       step = self._checkpointer.latest_step()
       console.print(
           f'Stopped; saved at step {step}. Run the same command to continue.'
@@ -143,19 +147,16 @@ class _Run:
     """Results of the bare base, kept for the runs that continue this one."""
     path = self._base_results_path()
     if path.exists():
-      results = json.loads(path.read_text(encoding='utf-8'))
-    else:
-      results = evaluate_with_progress(
-          self._evaluator,
-          'base',
-          self._experiment.model.without_adapters(),
-          base_params({**self._setup.trainable, **self._setup.frozen}),
-      )
-      partial = path.with_suffix(f'.{os.getpid()}.partial')
-      partial.write_text(json.dumps(results), encoding='utf-8')
-      partial.replace(path)  # Runs beside this one may do the same.
-    if not self._checkpointer.latest_step():
-      self._log_results(0, results)
+      return json.loads(path.read_text(encoding='utf-8'))
+    results = evaluate_with_progress(
+        self._evaluator,
+        'base',
+        self._experiment.model.without_adapters(),
+        base_params({**self._setup.trainable, **self._setup.frozen}),
+    )
+    partial = path.with_suffix(f'.{os.getpid()}.partial')
+    partial.write_text(json.dumps(results), encoding='utf-8')
+    partial.replace(path)  # Runs beside this one may do the same.
     return results
 
   def _base_results_path(self) -> Path:
@@ -190,6 +191,13 @@ class _Run:
     for task, values in results.items():
       self._evals.write({'step': step, 'task': task, **values})
 
+  def _log_process(self) -> None:
+    self._processes.write({
+        'step': self._checkpointer.latest_step(),
+        'seconds': round(time.monotonic() - self._start, 1),
+        'peak_memory_bytes': metrics.peak_memory_bytes(),
+    })
+
   def _finish(self, base, adapted, params) -> None:
     """Writes results, router statistics, the summary and the report."""
     experiment = self._experiment
@@ -211,6 +219,8 @@ class _Run:
     )
     similarity.write(self._dir / 'similarity.json', params)
     trained, total = loop.count_params(self._setup)
+    self._log_process()
+    processes = metrics.read_json_lines(self._dir / _PROCESSES)
     summary = {
         'method': _method_names(experiment.model.module.rules),
         'mixture_or_task_name': experiment.mixture_or_task_name,
@@ -225,8 +235,8 @@ class _Run:
         'batch_size': experiment.batch_size,
         'seed': experiment.seed,
         'device': f'{jax.device_count()} {jax.devices()[0].device_kind}',
-        'seconds': round(time.monotonic() - self._start, 1),
-        'peak_memory_bytes': metrics.peak_memory_bytes(),
+        'seconds': round(sum(row['seconds'] for row in processes), 1),
+        'peak_memory_bytes': max(row['peak_memory_bytes'] for row in processes),
         'versions': {
             name: importlib.metadata.version(name)
             for name in ('jax', 'flax', 'optax', 'orbax-checkpoint', 'seqio')

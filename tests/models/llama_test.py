@@ -391,6 +391,9 @@ def test_logits_at_the_targets_alone_change_neither_loss_nor_gradient():
       expected,
       actual,
   )
+  # A packed row has the targets of several examples.
+  packed = batch | {'decoder_segment_ids': (ids > 0).astype(jnp.int32)}
+  assert jax.eval_shape(short.predict, params, packed)[0].shape[:2] == (3, 8)
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,19 @@ def test_a_study_tunes_tabulates_and_never_repeats(tmp_path, started, capsys):
     lines = (run_dir / 'metrics' / 'eval.jsonl').read_text().splitlines()
     assert json.loads(lines[0])['step'] == 0
   assert len(started) == 3
+  # The best trial is not trained again.
+  run_dir = out / 'one' / 'seed3'
+  assert 'Continuing from step 8' in (run_dir / 'log.txt').read_text()
+  steps = [
+      json.loads(line)['step']
+      for line in (run_dir / 'metrics' / 'eval.jsonl').read_text().splitlines()
+  ]
+  assert sorted(set(steps)) == [0, 8] and len(steps) == 2 * len(row['adapted'])
+  trial_dir = out / 'one' / 'tuning' / f'LEARNING_RATE={best["LEARNING_RATE"]}'
+  cost = lambda folder: json.loads((folder / 'run.json').read_text())['seconds']
+  assert cost(run_dir) > cost(trial_dir)  # Both processes count.
+  assert row['peak_memory_bytes'] >= json.loads(
+      (trial_dir / 'run.json').read_text())['peak_memory_bytes']
   assert '| one |' in capsys.readouterr().out
 
   shutil.rmtree(out)
