@@ -200,7 +200,7 @@ class Evaluator:
     return total / tokens
 
   def batches(self) -> Iterator[Tuple[str, dict[str, jax.Array]]]:
-    """All rows as (task, features), batched as scores are; fills are padding."""
+    """All rows as (task, features), batched as for scores."""
     for task in self._seqio.eval_tasks:
       dataset = self._seqio.cached_model_datasets[task.name]
       for _, batch in self._short_batches(dataset):
