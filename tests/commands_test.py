@@ -83,6 +83,22 @@ def test_evaluate_scores_another_split(run_dir, capsys):
   assert results['split'] == 'test'
 
 
+@pytest.mark.slow
+def test_evaluate_compares_full_fine_tuning_with_its_base(tmp_path):
+  full = command_line.rewrite_gin_args(['--gin_file=gin/methods/full.gin'])
+  train.main([
+      *arguments(MODEL_DIR=str(tmp_path), LEARNING_RATE=1e-2), *full
+  ])
+  evaluate.main([str(tmp_path), '--split=validation'])
+  before, after = (
+      json.loads((tmp_path / f'results{name}.json').read_text())['tasks']
+      for name in ('', '_validation')
+  )
+  assert before == after
+  loss = after['past_tense']['loss']
+  assert loss['base'] != loss['adapted']
+
+
 @pytest.mark.parametrize('decode', ['greedy', 'beam', 'sample'])
 def test_infer_answers_each_line(run_dir, decode, capsys, monkeypatch):
   monkeypatch.setattr('sys.stdin', io.StringIO('past tense: walk\npast: go\n'))

@@ -33,9 +33,11 @@ def evaluate_run(split: str) -> None:
   experiment = dataclasses.replace(run.build(), eval_split=split)
   setup, params = restore(experiment)
   evaluator = run.make_evaluator(setup)
+  # Not of `params`: full fine-tuning has changed what the base was.
+  base = run.base_params({**setup.trainable, **setup.frozen})
   results = {}
   for title, model, values in (
-      ('base', experiment.model.without_adapters(), run.base_params(params)),
+      ('base', experiment.model.without_adapters(), base),
       ('adapted', experiment.model, params),
   ):
     results[title] = run.evaluate_with_progress(evaluator, title, model, values)
