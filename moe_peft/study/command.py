@@ -141,9 +141,10 @@ class _Study:
         for e in self._experiments
     }
     for e in self._experiments:
-      if not records.row(e.name, e.seeds[0], best[e.name]):
+      seed = e.seeds[0]
+      if not records.row(e.name, seed, best[e.name]):
         _take_over(
-            self._trial(e, best[e.name]), self._seed_run(e, e.seeds[0])
+            self._trial(e, best[e.name]), self._seed_run(e, seed), seed
         )
     rounds = itertools.zip_longest(*(e.seeds for e in self._experiments))
     self._run_all(
@@ -219,12 +220,13 @@ class _Study:
     )
 
 
-def _take_over(trial: Path, run: Path) -> None:
-  """Begins a run with what a trial of the same seed and values has trained.
+def _take_over(trial: Path, run: Path, seed: int) -> None:
+  """Begins a run with what a trial of the same values has trained.
 
-  Scores are left behind: they are of another split.
+  Scores are left behind: they are of another split. Nothing is done if the
+  trial is missing or of another seed, as with other `--seeds` than before.
   """
-  if run.exists() or not records_lib.is_finished(trial):
+  if run.exists() or records_lib.seed(trial) != seed:
     return
   partial = run.with_suffix('.partial')
   shutil.rmtree(partial, ignore_errors=True)

@@ -121,6 +121,13 @@ def is_finished(run_dir: Path) -> bool:
   return (run_dir / 'run.json').exists()
 
 
+def seed(run_dir: Path) -> int | None:
+  """The seed of a finished run; None if there is none."""
+  if not is_finished(run_dir):
+    return None
+  return json.loads((run_dir / 'run.json').read_text(encoding='utf-8'))['seed']
+
+
 def read_run(run_dir: Path) -> Row:
   """What a study keeps of a finished run."""
   run = json.loads((run_dir / 'run.json').read_text(encoding='utf-8'))

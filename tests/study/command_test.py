@@ -15,6 +15,7 @@ import pytest
 
 from moe_peft import errors
 from moe_peft import study
+from moe_peft.study import command
 from moe_peft.study import experiments
 from moe_peft.study import processes
 from moe_peft.study import records
@@ -102,6 +103,22 @@ def test_a_study_tunes_tabulates_and_never_repeats(tmp_path, started, capsys):
   (results / 'results.json').unlink()
   study.main([*command, '--seeds=4'])
   assert len(started) == 4
+
+
+def test_a_trial_becomes_the_run_of_its_own_seed_alone(tmp_path):
+  trial, run = tmp_path / 'trial', tmp_path / 'run'
+  for part in ('checkpoints', 'metrics', 'tensorboard'):
+    (trial / part).mkdir(parents=True)
+    (trial / part / 'kept').touch()
+  (trial / 'metrics' / 'eval.jsonl').touch()
+  command._take_over(trial, run, 3)  # It has not ended.
+  assert not run.exists()
+  (trial / 'run.json').write_text('{"seed": 3}')
+  command._take_over(trial, run, 4)
+  assert not run.exists()
+  command._take_over(trial, run, 3)
+  files = sorted(str(f.relative_to(run)) for f in run.rglob('*') if f.is_file())
+  assert files == ['checkpoints/kept', 'metrics/kept', 'tensorboard/kept']
 
 
 @pytest.mark.slow
