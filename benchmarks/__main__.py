@@ -15,7 +15,8 @@ from typing import Optional, Sequence
 
 from benchmarks import worker
 
-# Modules of this package, each with `run(options, progress)`.
+# Modules of this package, each with `run(options, progress)`, which gives
+# tables one by one.
 TABLES = {
     'layer': 'one adapted layer: executions, methods, peers; 1 and 2 threads',
     'step': 'a training step: T5, and a decoder alone',

@@ -3,7 +3,7 @@
 """The decoder alone whose training step is timed.
 
 Mixtures are in its MLPs and LoRA on its attention, as MoE-PEFT's LoRAMoE has
-it: 708,608 parameters train.
+it: of `SIZES` 708,608 parameters train.
 """
 
 import dataclasses
@@ -29,6 +29,14 @@ SIZES = {
     'num_experts': 10,
     'rank': 4,
     'lora_rank': 30,
+}
+# Fills an accelerator.
+LARGE_SIZES = SIZES | {
+    'emb_dim': 2048,
+    'mlp_dim': 5632,
+    'num_heads': 16,
+    'head_dim': 128,
+    'lora_rank': 27,
 }
 
 

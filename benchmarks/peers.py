@@ -9,6 +9,8 @@ import subprocess
 import tempfile
 from typing import Any, Mapping
 
+import jax
+
 from benchmarks import tables
 from moe_peft import errors
 
@@ -20,6 +22,10 @@ PyTorch peers were left out. To see them, make an environment of their own
     accelerate sentencepiece scikit-learn tiktoken
   peers/bin/pip install --no-deps moe-peft==2.0.2
   python -m benchmarks --peer_python peers/bin/python"""
+ONLY_ON_CPUS = ('layer/loramoe', 'layer/mola', 'llama/loramoe')
+ON_GPUS = (
+    "MoE-PEFT's cases are left out: torch_peers.py runs them on CPUs alone."
+)
 
 
 class Peer:
@@ -103,8 +109,11 @@ def start(
   started = {}
   if options.peer_python is None:
     return started
+  device = 'cuda' if jax.default_backend() == 'gpu' else 'cpu'
   for name, (case, sizes) in cases.items():
-    sizes = {'threads': options.threads, **sizes}
+    if device == 'cuda' and case in ONLY_ON_CPUS:
+      continue
+    sizes = {'threads': options.threads, 'device': device, **sizes}
     started[name] = Peer(options.peer_python, case, sizes)
     stack.callback(started[name].close)
   return started
@@ -125,6 +134,8 @@ def notes(options: tables.Options) -> tuple[str, ...]:
     options: Of the command line.
 
   Returns:
-    How to install them, or nothing if they take part.
+    How to install them, or which of them cannot take part, if any.
   """
-  return () if options.peer_python else (HOW_TO_INSTALL,)
+  if not options.peer_python:
+    return (HOW_TO_INSTALL,)
+  return (ON_GPUS,) if jax.default_backend() == 'gpu' else ()

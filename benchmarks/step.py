@@ -1,10 +1,13 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A whole training step of the embedded engine: T5, and a decoder alone."""
+"""A whole training step of the embedded engine: T5, and a decoder alone.
+
+On an accelerator both are large enough to fill it.
+"""
 
 import contextlib
 import functools
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Callable, Iterator, Mapping, Sequence
 
 import jax
 
@@ -62,23 +65,23 @@ PEERS_NOTE = (
 
 def run(
     options: tables.Options, progress: Callable[[str], None]
-) -> list[tables.Table]:
-  """T5 Small and the decoder, or with `quick` one layer of each."""
+) -> Iterator[tables.Table]:
+  """The decoder and T5 Small, or with `quick` one layer of each."""
   if options.quick:
-    return [
-        measure_t5(
-            't5_1_1_small', (64, 16), 8, 3, options, progress,
-            experiments.ONE_LAYER, QUICK,
-        ),
-        measure_decoder(
-            decoder.SIZES | {'num_layers': 1, 'vocab_size': 4000},
-            4, 64, 3, options, progress,
-        ),
-    ]
-  return [
-      measure_t5('t5_1_1_small', (256, 64), 8, 5, options, progress),
-      measure_decoder(decoder.SIZES, 4, 256, 7, options, progress),
-  ]
+    yield measure_decoder(
+        decoder.SIZES | {'num_layers': 1, 'vocab_size': 4000},
+        4, 64, 3, options, progress,
+    )
+    yield measure_t5(
+        't5_1_1_small', (64, 16), 8, 3, options, progress,
+        experiments.ONE_LAYER, QUICK,
+    )
+  elif jax.default_backend() == 'cpu':
+    yield measure_decoder(decoder.SIZES, 4, 256, 7, options, progress)
+    yield measure_t5('t5_1_1_small', (256, 64), 8, 5, options, progress)
+  else:
+    yield measure_decoder(decoder.LARGE_SIZES, 8, 1024, 15, options, progress)
+    yield measure_t5('t5_1_1_small', (512, 128), 64, 15, options, progress)
 
 
 class Step:

@@ -49,8 +49,8 @@ class Column:
 
 
 # Columns that mean the same in all tables.
-MILLISECONDS = Column('seconds', 'ms, median', ',.0f', 1e3)
-FASTEST = Column('fastest', 'fastest', ',.0f', 1e3)
+MILLISECONDS = Column('seconds', 'ms, median', ',.1f', 1e3)
+FASTEST = Column('fastest', 'fastest', ',.1f', 1e3)
 TEMP = Column('temp_mib', 'temp MiB', ',.0f')
 PEAK = Column('peak_mib', 'peak MiB', ',.0f')
 GFLOP = Column('gflop', 'GFLOP', ',.2f')

@@ -32,7 +32,8 @@ class Compiled:
       function = jax.jit(function)
     self.compiled = function.lower(*arguments).compile()
     self.compile_seconds = time.perf_counter() - start
-    self._arguments = arguments
+    # What lies on the host would be copied in every call.
+    self._arguments = jax.device_put(arguments)
 
   def __call__(self) -> float:
     return warm_seconds_of(lambda: self.compiled(*self._arguments))

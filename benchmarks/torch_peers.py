@@ -6,13 +6,14 @@ A script and not a module: its environment holds the unrelated package
 `moe-peft` of TUDB-Labs, whose import name is ours too. It imports nothing from
 this repository. One process runs one case:
 
-    stdin   {"case": "layer/loramoe", "threads": 1, ...sizes}
+    stdin   {"case": "layer/loramoe", "threads": 1, "device": "cpu", ...sizes}
     stdout  {"parameters": 92160}
     stdin   run
     stdout  {"seconds": 0.12, "peak_mib": 310.0}
     ...
 
-`peak_mib` is the growth of the process since everything was imported.
+`peak_mib` is the growth of the process since everything was imported; on a GPU,
+what PyTorch has taken of its memory.
 """
 
 import functools
@@ -285,8 +286,28 @@ CASES = {
 }
 
 
-def peak_mib():
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def use(device):
+  """Puts what is made from now on on a device.
+
+  Args:
+    device: As PyTorch names it.
+
+  Returns:
+    (a function that waits for the device, one that returns its peak memory in
+    MiB, of CPUs the process's).
+  """
+  import torch
+
+  torch.set_default_device(device)
+  if device == 'cpu':
+    return lambda: None, lambda: (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    )
+  # As XLA's are by default.
+  torch.set_float32_matmul_precision('high')
+  return torch.cuda.synchronize, lambda: (
+      torch.cuda.max_memory_allocated() / 2**20
+  )
 
 
 def main():
@@ -302,6 +323,7 @@ def main():
 
   torch.set_num_threads(request.pop('threads'))
   torch.manual_seed(0)
+  wait, peak_mib = use(request.pop('device'))
   before = peak_mib()
   step, parameters = make(request)
 
@@ -311,8 +333,10 @@ def main():
   answer(parameters=parameters)
   for _ in sys.stdin:
     step()  # Untimed: see timing.interleave.
+    wait()
     start = time.perf_counter()
     step()
+    wait()
     answer(
         seconds=time.perf_counter() - start, peak_mib=peak_mib() - before
     )

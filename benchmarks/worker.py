@@ -30,14 +30,15 @@ def run(name: str, args: Mapping[str, Any], threads: int) -> None:
 
   absl.logging.set_verbosity(absl.logging.ERROR)
   command_line.import_tensorflow()
-  results = importlib.import_module(f'benchmarks.{name}').run(
+  suffix = f'_{threads}_threads' if name == 'layer' else ''
+  finished = []
+  for table in importlib.import_module(f'benchmarks.{name}').run(
       tables.Options(args['quick'], threads, args['peer_python']),
       lambda text: print(f'\r{name}: {text:<60.60}', end='', file=sys.stderr),
-  )
-  print(f'\r{"":<75}\r', end='', file=sys.stderr)
-  suffix = f'_{threads}_threads' if name == 'layer' else ''
-  tables.save(results, args['out'] / f'{name}{suffix}.json')
-  for number, table in enumerate(results):
+  ):
+    finished.append(table)
+    tables.save(finished, args['out'] / f'{name}{suffix}.json')
+    print(f'\r{"":<75}\r', end='', file=sys.stderr)
     print(f'\n{table.markdown()}', flush=True)
-    part = f'_{number + 1}' if name == 'layer' else ''
+    part = f'_{len(finished)}' if name == 'layer' else ''
     plots.save(table, args['out'] / f'{table.name}{suffix}{part}.png')

@@ -28,7 +28,7 @@ def test_a_column_without_values_is_not_printed():
   text = a_table(parameters=1234).markdown()
   assert text.splitlines() == [
       'A title', '', '| case | fastest | trained |', '|---|--:|--:|',
-      '| one | 500 | 1,234 |', '| two |  |  |', '', 'A note.',
+      '| one | 500.0 | 1,234 |', '| two |  |  |', '', 'A note.',
   ]
 
 
@@ -119,17 +119,18 @@ def test_help_imports_no_jax():
 
 def test_peers_that_cannot_run_are_one_message():
   with pytest.raises(errors.UserError, match='--peer_python nowhere'):
-    peers.Peer('nowhere', 'layer/frozen', {'threads': 1})
+    peers.Peer('nowhere', 'layer/frozen', {'threads': 1, 'device': 'cpu'})
   # An interpreter without its packages: the message has the commands.
   with pytest.raises(errors.UserError, match='pip install --no-deps moe-peft'):
-    peers.Peer(sys.executable, 'no such case', {'threads': 1})
+    peers.Peer(sys.executable, 'no such case', {'threads': 1, 'device': 'cpu'})
 
 
 @pytest.mark.hf
 def test_a_peer_answers_with_seconds_and_counts():
   pytest.importorskip('torch')
   sizes = {'features': 16, 'tokens': 32, 'num_experts': 3, 'rank': 2}
-  peer = peers.Peer(sys.executable, 'layer/frozen', {'threads': 1, **sizes})
+  options = {'threads': 1, 'device': 'cpu'}
+  peer = peers.Peer(sys.executable, 'layer/frozen', {**options, **sizes})
   try:
     assert peer.parameters == 0
     assert 0 < peer() < 10
