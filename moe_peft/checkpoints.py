@@ -207,6 +207,12 @@ class _IteratorArgs(ocp.args.CheckpointArgs):
     self.iterator = iterator
 
 
+def _without_path(identity: Mapping[str, Any]) -> dict[str, Any]:
+  """An identity with its base told by values alone: the folder may move."""
+  base = identity.get('base') or {}
+  return {**identity, 'base': {k: v for k, v in base.items() if k != 'path'}}
+
+
 class Checkpointer:
   """Asynchronous checkpoints of one run.
 
@@ -249,10 +255,9 @@ class Checkpointer:
     saved = self._manager.restore(
         step, args=ocp.args.Composite(identity=ocp.args.JsonRestore())
     )['identity']
+    then, now = _without_path(saved), _without_path(self._identity)
     different = sorted(
-        key
-        for key in saved.keys() | self._identity.keys()
-        if saved.get(key) != self._identity.get(key)
+        key for key in then.keys() | now.keys() if then.get(key) != now.get(key)
     )
     if different:
       key = different[0]

@@ -171,6 +171,25 @@ def test_another_experiment_is_refused_and_nothing_is_lost(tmp_path):
   assert int(state.step) == 5 and len(rows) == 5
 
 
+def test_a_base_may_move_but_not_change(tmp_path):
+  frozen = experiment_lib.prepare(tiny.experiment(tmp_path / 'any')).frozen
+  frozen = jax.device_get(frozen)
+  base, run_dir = tmp_path / 'base', tmp_path / 'run'
+
+  def train_from(folder, steps):
+    return train(tiny.experiment(
+        run_dir, INITIAL_CHECKPOINT_PATH=str(folder), TRAIN_STEPS=steps
+    ))
+
+  checkpoints.save_base(frozen, base)
+  train_from(base, 2)
+  moved = base.rename(tmp_path / 'moved')
+  assert int(train_from(moved, 3)[1].step) == 3
+  checkpoints.save_base({k: -v for k, v in frozen.items()}, base)
+  with pytest.raises(errors.UserError, match='differs in base'):
+    train_from(base, 4)
+
+
 @pytest.mark.slow
 def test_more_steps_continue_a_finished_run(tmp_path):
   train(tiny.experiment(tmp_path, TRAIN_STEPS=2))
