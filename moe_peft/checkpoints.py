@@ -194,7 +194,21 @@ class _IteratorHandler(ocp.CheckpointHandler):
     args.iterator.save(directory / 'iterator')
 
   def restore(self, directory, args):
-    args.iterator.restore(directory / 'iterator')
+    import tensorflow as tf  # Loaded by now: the iterator is TensorFlow's.
+
+    try:
+      args.iterator.restore(directory / 'iterator')
+    except tf.errors.NotFoundError as error:
+      message = str(error)
+      if 'Failed to restore dataset iterator' not in message:
+        raise  # A file of the checkpoint itself.
+      # '... from checkpoint: FILE; No such file or directory. ...'
+      file = message.partition('checkpoint: ')[2].partition(';')[0]
+      raise errors.UserError(
+          f'{directory.parent} cannot be continued without the data that it '
+          f'was reading: {file} is not there. Put it back, or a link to it, '
+          'and give the same path as then.'
+      ) from error
     return args.iterator
 
 
@@ -313,6 +327,8 @@ class Checkpointer:
       return self._manager.restore(
           step, args=ocp.args.Composite(**args)
       )['state']
+    except errors.UserError:
+      raise
     except Exception as error:  # Orbax and tensorstore raise many kinds.
       first_line = str(error).strip().splitlines()[0]
       raise errors.UserError(

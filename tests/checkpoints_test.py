@@ -5,11 +5,13 @@
 import contextlib
 import resource
 
+from clu.data import dataset_iterator
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import tensorflow as tf
 
 from moe_peft import checkpoints
 from moe_peft import errors
@@ -81,6 +83,33 @@ def test_another_model_is_refused_with_what_differs(tmp_path):
       'encoder/kernel is (2, 3) there and (3, 3) in the model',
   ):
     assert words in str(error.value)
+
+
+def test_data_that_have_moved_are_named(tmp_path):
+  file, state = tmp_path / 'rows.tfrecord', {'x': jnp.zeros(3)}
+  with tf.io.TFRecordWriter(str(file)) as writer:
+    for row in (b'one', b'two', b'three'):
+      writer.write(row)
+
+  def rows():
+    dataset = tf.data.TFRecordDataset(str(file)).map(lambda row: {'row': row})
+    return dataset_iterator.TfDatasetIterator(dataset, checkpoint=True)
+
+  def opened():
+    return contextlib.closing(checkpoints.Checkpointer(tmp_path, 1, {}))
+
+  read = rows()
+  assert next(read)['row'] == b'one'
+  with opened() as checkpointer:
+    checkpointer.save(1, state, read)
+    checkpointer.wait()
+  resumed = rows()
+  with opened() as checkpointer:
+    checkpointer.restore(1, state, resumed)
+    assert next(resumed)['row'] == b'two'
+    file.rename(tmp_path / 'elsewhere')
+    with pytest.raises(errors.UserError, match='rows.tfrecord is not there'):
+      checkpointer.restore(1, state, rows())
 
 
 @pytest.mark.slow
