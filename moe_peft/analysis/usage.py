@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which task uses which expert: mean combine weights on held-out examples."""
 
+import functools
 import json
 from pathlib import Path
 import re
-from typing import Any, Iterator, Mapping, Optional, Tuple
+from typing import Any, Callable, Mapping, Optional, Sequence, Tuple
 
 import jax
 import numpy as np
@@ -18,14 +19,28 @@ from moe_peft.analysis import statistics
 _PERMUTATIONS = 20
 
 
+def has_routers(
+    model: Any,
+    params: Mapping[str, Any],
+    batch: Mapping[str, Any],
+    mesh: jax.sharding.Mesh,
+) -> bool:
+  """Whether any adapter has a router; arguments as of `write_routing`."""
+  with partitioning.use_mesh(mesh):
+    return bool(
+        jax.eval_shape(functools.partial(_by_row, model), params, batch)
+    )
+
+
 def write_routing(
     path: Path,
     model: Any,
     params: Mapping[str, Any],
-    batches: Iterator[Tuple[str, Mapping[str, Any]]],
+    batches: Sequence[Tuple[str, Mapping[str, Any]]],
     mesh: jax.sharding.Mesh,
+    on_batch: Callable[[], None],
 ) -> None:
-  """Writes `routing.json`; nothing if no adapter has a router.
+  """Writes `routing.json` of a model that has routers.
 
   Args:
     path: The file.
@@ -33,24 +48,24 @@ def write_routing(
     params: Flat parameters.
     batches: (task, model features), teacher-forced.
     mesh: Where the model runs.
+    on_batch: Called after each batch.
   """
   rows: dict[str, list[Mapping[str, Any]]] = {}
   with partitioning.use_mesh(mesh):
     run = jax.jit(
-        lambda params, batch: _by_row(model, params, batch),
+        functools.partial(_by_row, model),
         in_shardings=(None, partitioning.batch_sharding(mesh)),
     )
     for task, batch in batches:
       rows.setdefault(task, []).append(jax.device_get(run(params, batch)))
+      on_batch()
   tasks = list(rows)
   # {site: {name: [num_rows, ...]}} by task.
   sums = {
       task: jax.tree.map(lambda *x: np.concatenate(x), *parts)
       for task, parts in rows.items()
   }
-  sites = sorted(sums[tasks[0]], key=natural) if tasks else []
-  if not sites:
-    return
+  sites = sorted(sums[tasks[0]], key=natural)
 
   def means(task, site, name):
     of_site = sums[task][site]

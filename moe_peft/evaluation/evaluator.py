@@ -199,12 +199,23 @@ class Evaluator:
       tokens += float(batch['decoder_loss_weights'].sum())
     return total / tokens
 
-  def batches(self) -> Iterator[Tuple[str, dict[str, jax.Array]]]:
-    """All rows as (task, features), batched as for scores."""
+  def sample(self, num_rows: int) -> list[Tuple[str, dict[str, np.ndarray]]]:
+    """Some rows of every task as (task, features), batched as for scores.
+
+    Args:
+      num_rows: About as many of each task, in whole batches: evenly from its
+        shortest rows to its longest.
+    """
+    sampled = []
     for task in self._seqio.eval_tasks:
       dataset = self._seqio.cached_model_datasets[task.name]
-      for _, batch in self._short_batches(dataset):
-        yield task.name, batch
+      batches = [batch for _, batch in self._short_batches(dataset)]
+      count = min(len(batches), -(-num_rows // self._batch_size))
+      sampled += [
+          (task.name, batches[(2 * i + 1) * len(batches) // (2 * count)])
+          for i in range(count)
+      ]
+    return sampled
 
   def first_rows(self, count: int) -> dict[str, dict[str, np.ndarray]]:
     """The first rows of every task as one batch each; of choices the answers.

@@ -34,6 +34,9 @@ console = rich.console.Console(stderr=True, highlight=False)
 
 STOPPED = 143  # Exit status of a run that saved and stopped at a signal.
 _PROCESSES = 'metrics/processes.jsonl'
+# Of each task: a share of an expert is a mean over thousands of tokens by then,
+# and as many rows as are scored would take as long again.
+_ROUTED_ROWS = 256
 
 
 def run_experiment() -> Optional[int]:
@@ -198,6 +201,19 @@ class _Run:
         'peak_memory_bytes': metrics.peak_memory_bytes(),
     })
 
+  def _observe_routers(self, params) -> None:
+    """Writes which expert each task uses, if any adapter has a router."""
+    model, mesh = self._experiment.model, self._setup.mesh
+    sample = self._evaluator.sample(_ROUTED_ROWS)
+    if not sample or not usage.has_routers(model, params, sample[0][1], mesh):
+      return
+    progress = metrics.Progress('observe routers', len(sample))
+    with contextlib.closing(progress):
+      usage.write_routing(
+          self._dir / 'routing.json',
+          model, params, sample, mesh, progress.advance,
+      )
+
   def _finish(self, base, adapted, params) -> None:
     """Writes results, router statistics, the summary and the report."""
     experiment = self._experiment
@@ -210,13 +226,7 @@ class _Run:
         adapted,
         primary,
     )
-    usage.write_routing(
-        self._dir / 'routing.json',
-        experiment.model,
-        params,
-        self._evaluator.batches(),
-        self._setup.mesh,
-    )
+    self._observe_routers(params)
     similarity.write(self._dir / 'similarity.json', params)
     trained, total = loop.count_params(self._setup)
     self._log_process()

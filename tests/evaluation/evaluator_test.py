@@ -56,6 +56,18 @@ def test_an_empty_split(evaluator):
     evaluator([], metrics.exact_match)
 
 
+def test_a_sample_has_short_and_long_rows(evaluator):
+  rows = evaluator(['a' * (1 + i % 7) for i in range(56)], metrics.exact_match)
+
+  def lengths(sample):
+    return [int((x['decoder_target_tokens'] > 0).sum(1)[0]) for _, x in sample]
+
+  # Of seven batches of eight rows, by length, the middle ones of two halves.
+  assert lengths(rows.sample(16)) == [3, 7]
+  assert lengths(rows.sample(9)) == lengths(rows.sample(16))
+  assert lengths(rows.sample(1000)) == [2, 3, 4, 5, 6, 7, 8]
+
+
 def test_a_metric_of_more_than_texts(evaluator):
   def of_aux(targets, predictions, aux_values):
     raise AssertionError
