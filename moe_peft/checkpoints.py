@@ -240,7 +240,8 @@ class Checkpointer:
     Args:
       run_dir: The folder of the run.
       keep: Number of newest checkpoints kept.
-      identity: What must be equal for a run to be continued, as JSON.
+      identity: What must be equal for a run to be continued, as JSON; of
+        'base' all but the path.
 
     Raises:
       errors.UserError: If the folder cannot be written, or holds checkpoints
@@ -318,7 +319,8 @@ class Checkpointer:
       data: The iterator to move to the saved position, or None.
 
     Raises:
-      errors.UserError: If the checkpoint is damaged.
+      errors.UserError: If the checkpoint is damaged, or the files that `data`
+        was reading are no longer there.
     """
     args = {'state': ocp.args.StandardRestore(state)}
     if data is not None:
