@@ -145,6 +145,7 @@ def read_run(run_dir: Path) -> Row:
       'trainable': run['num_params_trainable'],
       'total': run['num_params_total'],
       'steps': run['steps'],
+      'device': run['device'],
       'seconds': run['seconds'],
       'seconds_per_step': _seconds_per_step(run_dir),
       'peak_memory_bytes': run['peak_memory_bytes'],

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of a study, in Markdown."""
 
+import collections
 import statistics
 from typing import Container, Mapping, Optional, Sequence
 
@@ -22,7 +23,8 @@ def table(
       `constant` where always giving the same answer has a score.
     reference: Name of the row with which the others are compared: difference
       of the mean, in bold where it exceeds the spread (see
-      `spread.exceeds`), and time and memory as ratios.
+      `spread.exceeds`), and time and memory as ratios: means over the
+      devices that both ran on, empty where there is none.
   """
   if not rows:
     return ''
@@ -93,14 +95,29 @@ def _compared(rows, reference) -> list[str]:
                     for side in (rows, reference))
   delta = statistics.fmean(scores) - statistics.fmean(others)
   mark = '**' if spread.exceeds(scores, others) else ''
-  ratios = (
-      _median(rows, key) / _median(reference, key) for key in _COSTS.values()
-  )
-  return [f'{mark}{delta:+.1f}{mark}', *(f'{ratio:.2f}' for ratio in ratios)]
+  return [
+      f'{mark}{delta:+.1f}{mark}',
+      *(_ratio(rows, reference, key) for key in _COSTS.values()),
+  ]
 
 
-def _median(rows: Sequence[records.Row], key: str) -> float:
-  return statistics.median(row[key] for row in rows)
+def _ratio(rows, reference, key: str) -> str:
+  sides = _by_device(rows, key), _by_device(reference, key)
+  shared = set(sides[0]) & set(sides[1])  # A GPU's second is not a CPU's.
+  ratios = [
+      statistics.median(sides[0][device]) / statistics.median(sides[1][device])
+      for device in shared
+  ]
+  return f'{statistics.fmean(ratios):.2f}' if ratios else ''
+
+
+def _by_device(
+    rows: Sequence[records.Row], key: str
+) -> dict[Optional[str], list[float]]:
+  values = collections.defaultdict(list)
+  for row in rows:
+    values[row.get('device')].append(row[key])  # Older rows do not name it.
+  return values
 
 
 def _cell(values: Sequence[float]) -> str:

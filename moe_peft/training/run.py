@@ -197,6 +197,7 @@ class _Run:
   def _log_process(self) -> None:
     self._processes.write({
         'step': self._checkpointer.latest_step(),
+        'device': f'{jax.device_count()} {jax.devices()[0].device_kind}',
         'seconds': round(time.monotonic() - self._start, 1),
         'peak_memory_bytes': metrics.peak_memory_bytes(),
     })
@@ -244,7 +245,10 @@ class _Run:
         'steps': experiment.train_steps,
         'batch_size': experiment.batch_size,
         'seed': experiment.seed,
-        'device': f'{jax.device_count()} {jax.devices()[0].device_kind}',
+        'device': ', '.join(dict.fromkeys(
+            # Older versions did not note it.
+            row['device'] for row in processes if 'device' in row
+        )),
         'seconds': round(sum(row['seconds'] for row in processes), 1),
         'peak_memory_bytes': max(row['peak_memory_bytes'] for row in processes),
         'versions': {

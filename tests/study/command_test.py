@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from moe_peft import errors
@@ -91,6 +92,7 @@ def test_a_study_tunes_tabulates_and_never_repeats(tmp_path, started, capsys):
   trial_dir = out / 'one' / 'tuning' / f'LEARNING_RATE={best["LEARNING_RATE"]}'
   cost = lambda folder: json.loads((folder / 'run.json').read_text())['seconds']
   assert cost(run_dir) > cost(trial_dir)  # Both processes count.
+  assert row['device'] == f'{jax.device_count()} cpu'
   assert row['peak_memory_bytes'] >= json.loads(
       (trial_dir / 'run.json').read_text())['peak_memory_bytes']
   assert '| one |' in capsys.readouterr().out

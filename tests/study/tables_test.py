@@ -41,6 +41,27 @@ def test_cost_and_what_was_tuned():
   assert len({line.count('|') for line in lines}) == 1
 
 
+def test_costs_are_compared_on_the_same_device():
+  on = lambda device, seconds: {
+      'device': device, 'seconds_per_step': seconds, 'peak_memory_bytes': 8
+  }
+  lines = tables.table(
+      [
+          {**ROW, **on('1 cpu', 10.0)},
+          {**ROW, 'seed': 1, **on('1 gpu', 1.0)},
+          {**ROW, 'name': 'both', **on('1 cpu', 20.0)},
+          {**ROW, 'name': 'both', 'seed': 1, **on('1 gpu', 4.0)},
+          {**ROW, 'name': 'one', **on('1 gpu', 3.0)},
+          {**ROW, 'name': 'none', **on('8 tpu', 1.0)},
+      ],
+      reference='a',
+  ).splitlines()
+  # Means of 20 / 10 and 4 / 1; 3 / 1 alone; nothing.
+  assert [line.split('|')[-3].strip() for line in lines[-4:]] == [
+      '1.00', '3.00', '3.00', ''
+  ]
+
+
 def test_held_out_tasks_have_a_mean_of_their_own():
   row = {**ROW, 'held_out': ['u'], 'base': {'t': 1.0, 'u': 5.0},
          'adapted': {'t': 2.0, 'u': 7.0}, 'constant': {'t': 0.5, 'u': 6.0}}
