@@ -11,7 +11,7 @@ from concurrent import futures
 import multiprocessing
 import os
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Any, Callable, Optional, Sequence
 
 from benchmarks import worker
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> Optional[int]:
   )
   parser.add_argument(
       '--threads', type=int,
-      help='CPU threads (default: all; for `layer` one, then two)',
+      help='CPU threads (default: all; for `layer` on CPUs one, then two)',
   )
   parser.add_argument(
       '--peer_python', metavar='PATH',
@@ -63,9 +63,11 @@ def main(argv: Sequence[str]) -> Optional[int]:
   for name in args.only:
     counts = [args.threads or len(available)]
     if name == 'layer' and not args.threads:
-      counts = [1] if args.quick else [1, 2]
+      if _run_apart(available, worker.on_cpus):
+        counts = [1] if args.quick else [1, 2]
     for threads in counts:
-      _run_apart(name, args, available[:threads])
+      cpus = available[:threads]
+      _run_apart(cpus, worker.run, name, vars(args), len(cpus))
   return None
 
 
@@ -75,15 +77,17 @@ def _cpus() -> list[int]:
   return list(range(os.cpu_count() or 1))
 
 
-def _run_apart(name: str, args: argparse.Namespace, cpus: list[int]) -> None:
-  """Runs a table in a process of its own."""
+def _run_apart(
+    cpus: list[int], function: Callable[..., Any], *arguments: Any
+) -> Any:
+  """What a function returns in a process of its own, kept to some CPUs."""
   with futures.ProcessPoolExecutor(
       1,
       multiprocessing.get_context('spawn'),
       initializer=worker.restrict,
       initargs=(cpus,),
   ) as pool:
-    pool.submit(worker.run, name, vars(args), len(cpus)).result()
+    return pool.submit(function, *arguments).result()
 
 
 if __name__ == '__main__':

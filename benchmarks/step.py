@@ -33,8 +33,8 @@ REMAT = ', remat'
 REMAT_BINDINGS = {'SCAN_LAYERS': True, 'REMAT_POLICY': 'full'}
 QUICK = (MOLORA, LORA, FULL)
 COLUMNS = (
-    tables.Column('seconds', 's, median'),
-    tables.Column('fastest', 'fastest'),
+    tables.Column('seconds', 's, median', '#.3g'),
+    tables.Column('fastest', 'fastest', '#.3g'),
     tables.Column('over_lora', '/ LoRA'),
     tables.Column('over_full', '/ full'),
     tables.Column('tokens_per_second', 'tokens/s', ',.0f'),
@@ -110,8 +110,8 @@ class Step:
     self._step = compiled.compiled
     facts = compiled.facts()
     # XLA counts what one device does, and the body of a scan only once.
-    gflop = facts.pop('gflop')
-    if not experiment.model.module.module.config.scan_layers:
+    gflop = facts.pop('gflop', None)
+    if gflop and not experiment.model.module.module.config.scan_layers:
       facts['gflop'] = gflop * self.setup.mesh.size
     self._facts = {
         **facts,
@@ -170,9 +170,10 @@ def measure_t5(
       experiments.build, model, lengths=lengths, batch_size=batch_size
   )
   bindings = dict(bindings or {})
-  progress('compile floor')
-  frozen = floor.frozen_gflop(build('full', bindings=bindings))
   cases, floors = {}, {}
+  if timing.counts_gflop():
+    progress('compile floor')
+    frozen = floor.frozen_gflop(build('full', bindings=bindings))
   for name in methods:
     progress(f'compile {name}')
     plain, of_case = name.removesuffix(REMAT), dict(bindings)
@@ -181,7 +182,7 @@ def measure_t5(
     if name != plain:
       of_case |= REMAT_BINDINGS
     experiment = build(METHODS[plain], bindings=of_case)
-    if name == plain != FULL:
+    if name == plain != FULL and timing.counts_gflop():
       floors[name] = frozen + 3 * floor.adapter_gflop(experiment)
     cases[name] = Step(experiment)
   sizes = t5_sizes(cases[LORA].setup, lengths, batch_size)
@@ -215,14 +216,16 @@ def measure_decoder(
   """
   experiment = decoder.build(sizes, batch_size, length)
   cases, floors = {}, {}
-  progress('compile floor')
-  frozen = floor.frozen_gflop(experiment)
+  if timing.counts_gflop():
+    progress('compile floor')
+    frozen = floor.frozen_gflop(experiment)
   for name, rules in decoder.rules(sizes).items():
     progress(f'compile {name}')
     adapted = decoder.with_rules(experiment, rules)
-    floors[name] = frozen + 3 * floor.adapter_gflop(adapted)
+    # The published formula is no floor: it is itself the waste.
+    if name != decoder.PUBLISHED and timing.counts_gflop():
+      floors[name] = frozen + 3 * floor.adapter_gflop(adapted)
     cases[name] = Step(adapted)
-  del floors[decoder.PUBLISHED]  # Not a floor: the formula itself is the waste.
   torch_sizes = {**sizes, 'tokens': [batch_size, length]}
   return _table(
       'decoder_step',

@@ -63,8 +63,9 @@ def facts(compiled: Any) -> dict[str, float]:
   """XLA's own account of a compiled function.
 
   Returns:
-    `gflop`, `temp_mib` (temporary memory) and `peak_mib` (arguments, results
-    that do not lie in donated arguments, and temporary memory).
+    `temp_mib` (temporary memory), `peak_mib` (arguments, results that do not
+    lie in donated arguments, and temporary memory) and, where `counts_gflop`,
+    `gflop`.
   """
   memory = compiled.memory_analysis()
   peak = (
@@ -73,11 +74,18 @@ def facts(compiled: Any) -> dict[str, float]:
       - memory.alias_size_in_bytes
       + memory.temp_size_in_bytes
   )
-  return {
-      'gflop': compiled.cost_analysis().get('flops', 0.0) / 1e9,
+  known = {
       'temp_mib': memory.temp_size_in_bytes / 2**20,
       'peak_mib': peak / 2**20,
   }
+  if counts_gflop():
+    known['gflop'] = compiled.cost_analysis().get('flops', 0.0) / 1e9
+  return known
+
+
+def counts_gflop() -> bool:
+  """Whether XLA counts operations: a GPU's are in calls of libraries."""
+  return jax.default_backend() != 'gpu'
 
 
 def interleave(

@@ -14,6 +14,13 @@ def restrict(cpus: Sequence[int]) -> None:
     os.sched_setaffinity(0, cpus)
 
 
+def on_cpus() -> bool:
+  """Whether JAX has no accelerator."""
+  import jax
+
+  return jax.default_backend() == 'cpu'
+
+
 def run(name: str, args: Mapping[str, Any], threads: int) -> None:
   """Runs, prints and writes the tables of one module.
 
@@ -30,7 +37,7 @@ def run(name: str, args: Mapping[str, Any], threads: int) -> None:
 
   absl.logging.set_verbosity(absl.logging.ERROR)
   command_line.import_tensorflow()
-  suffix = f'_{threads}_threads' if name == 'layer' else ''
+  suffix = f'_{threads}_threads' if name == 'layer' and on_cpus() else ''
   finished = []
   for table in importlib.import_module(f'benchmarks.{name}').run(
       tables.Options(args['quick'], threads, args['peer_python']),

@@ -104,17 +104,15 @@ def load(args: argparse.Namespace) -> dict[str, list[Experiment]]:
   names = sorted({file.stem for file in files})
   if not files:
     raise errors.UserError(f'{args.folder} holds no gin file.')
-  for name in args.only:
+  asked_for = [('only', name) for name in args.only]
+  if args.reference:  # It may have been run before.
+    asked_for.append(('reference', args.reference))
+  for flag, name in asked_for:
     if name not in names:
       raise errors.UserError(
-          f'--only={name}: {args.folder} has {", ".join(names)}.'
+          f'--{flag}={name}: {args.folder} has {", ".join(names)}.'
       )
   files = [file for file in files if not args.only or file.stem in args.only]
-  if args.reference and args.reference not in {file.stem for file in files}:
-    raise errors.UserError(
-        f'--reference={args.reference} is none of the gin files that are run: '
-        f'{", ".join(sorted({file.stem for file in files}))}.'
-    )
   asked = _grid(args.tune)
   studies: dict[str, list[Experiment]] = {}
   found = set()
