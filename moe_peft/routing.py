@@ -59,7 +59,7 @@ class Routing:
     router_probs: <float32>[batch, length, num_experts].
     router_logits: <float32>[batch, length, num_experts].
     valid: <bool>[batch, length].
-    metrics: Scalars to be sown.
+    metrics: Scalars to be sown in `intermediates`; none where it is immutable.
     product: <float>[batch, length, n], products with the rows `beside`.
     num_selected: Most experts that a token uses.
     group_size: Tokens of a capacity group.
@@ -199,7 +199,9 @@ class Router(nn.Module):
       gates, selected = self._limit(
           gates, selected & valid[..., None], scores, segment_ids, group
       )
-    metrics = gating.metrics(self, probs, logits, gates, load, valid, group)
+    metrics = {}
+    if self.is_mutable_collection('intermediates'):  # Not in evaluation.
+      metrics = gating.metrics(self, probs, logits, gates, load, valid, group)
     return Routing(
         combine_weights=gates,
         router_probs=probs,

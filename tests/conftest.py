@@ -6,6 +6,7 @@ Eight host devices for the sharding tests. Programs are compiled quickly rather
 than well, and kept between runs: compilation is most of the time of the tests.
 """
 
+import gc
 import os
 from pathlib import Path
 
@@ -25,3 +26,7 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '0')
 os.environ['XLA_FLAGS'] = ' '.join(
     (os.environ.get('XLA_FLAGS', ''), *_FLAGS)
 ).strip()
+
+# Collections go through all that JAX and TensorFlow hold: by default they take
+# a tenth of a small run's time and more.
+gc.set_threshold(100_000, 20, 5)

@@ -35,7 +35,10 @@ def route(inputs=LOGITS, tokens=None, rng=None, params=None, **options):
     if options.get('balancing_bias'):
       params['bias'] = jnp.zeros(num_experts)
   rngs = {} if rng is None else {'dropout': jax.random.key(rng)}
-  return router.apply({'params': params}, inputs, tokens, rngs=rngs)
+  result, _ = router.apply(
+      {'params': params}, inputs, tokens, rngs=rngs, mutable=['intermediates']
+  )
+  return result
 
 
 TOP_1 = dict(selection='top_k', num_selected_experts=1)
@@ -64,6 +67,14 @@ def test_softmax_over_the_selected_is_renormalised_softmax():
   kept = np.sort(inputs, axis=-1)[..., -3:-2]
   want = jax.nn.softmax(jnp.where(inputs >= kept, inputs, -jnp.inf))
   np.testing.assert_allclose(weights, want, atol=1e-6)
+
+
+def test_metrics_are_computed_where_they_can_be_sown():
+  router = routing.Router(num_experts=2)
+  params = {'params': {'kernel': jnp.eye(2)}}
+  assert not router.apply(params, LOGITS).metrics
+  result, _ = router.apply(params, LOGITS, mutable=['intermediates'])
+  assert result.metrics.keys() >= {'auxiliary_loss', 'router_entropy'}
 
 
 def test_sigmoid_scores():

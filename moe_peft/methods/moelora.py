@@ -54,7 +54,7 @@ class MoELoRA(molora.MoLoRA):
         inputs.astype(dtype), tokens, lora_a.astype(dtype)
     )
     update = mixture.up((lora_b * (self.alpha / self.rank)).astype(dtype))
-    if routing_ is not None:
+    if routing_ is not None and self.is_mutable_collection('intermediates'):
       loss = self._contrast(inputs, routing_.combine_weights, lora_a, lora_b)
       self.sow('intermediates', 'contrastive_loss', loss.reshape(1, 1, 1))
     return outputs + update.astype(outputs.dtype)
