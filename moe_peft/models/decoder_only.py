@@ -9,7 +9,7 @@ at the targets only. Every token sees only what is before it, the inputs too:
 """
 
 import dataclasses
-from typing import Any, Mapping, Optional, Tuple
+from typing import Any, Mapping, Optional
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,6 @@ from moe_peft.models import language_model
 Array = jax.Array
 Batch = language_model.Batch
 Params = language_model.Params
-
-_OPTIONAL_FEATURES = ('decoder_segment_ids', 'decoder_positions')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +34,9 @@ class DecoderOnlyModel(language_model.LanguageModel):
       that is not known. Packed rows have all logits.
   """
 
+  features = ('decoder_input_tokens', 'decoder_target_tokens')
+  optional_features = ('decoder_segment_ids', 'decoder_positions')
+
   z_loss: float = 0.0
   bos_id: int = 0
   target_length: Optional[int] = None
@@ -49,27 +50,6 @@ class DecoderOnlyModel(language_model.LanguageModel):
     length = feature_lengths['inputs'] + feature_lengths['targets']
     tokens = jnp.ones((1, length), jnp.int32)
     return self.module.init(rng, tokens, tokens, enable_dropout=False)
-
-  def apply(
-      self,
-      params: Params,
-      batch: Batch,
-      dropout_rng: Optional[Array] = None,
-      mutable: Tuple[str, ...] = ('intermediates',),
-      step: Optional[Array] = None,
-      **options: Any,
-  ) -> Tuple[Array, Mapping[str, Any]]:
-    return self.module.apply(
-        {'params': params},
-        batch['decoder_input_tokens'],
-        batch['decoder_target_tokens'],
-        **{k: batch[k] for k in _OPTIONAL_FEATURES if k in batch},
-        **({} if step is None else {'step': step}),
-        **options,
-        enable_dropout=dropout_rng is not None,
-        rngs={} if dropout_rng is None else {'dropout': dropout_rng},
-        mutable=list(mutable),
-    )
 
   def predict(self, params: Params, batch: Batch, **options: Any):
     if self.target_length is None or 'decoder_segment_ids' in batch:

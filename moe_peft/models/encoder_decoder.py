@@ -9,7 +9,7 @@ segment ids and positions. Token 0 is padding.
 """
 
 import dataclasses
-from typing import Any, Mapping, Optional, Tuple
+from typing import Any, Mapping, Optional
 
 import jax
 import jax.numpy as jnp
@@ -20,17 +20,20 @@ Array = jax.Array
 Batch = language_model.Batch
 Params = language_model.Params
 
-_OPTIONAL_FEATURES = (
-    'encoder_segment_ids',
-    'decoder_segment_ids',
-    'encoder_positions',
-    'decoder_positions',
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class EncoderDecoderModel(language_model.LanguageModel):
   """A network that is called as T5X's encoder-decoders are."""
+
+  features = (
+      'encoder_input_tokens', 'decoder_input_tokens', 'decoder_target_tokens'
+  )
+  optional_features = (
+      'encoder_segment_ids',
+      'decoder_segment_ids',
+      'encoder_positions',
+      'decoder_positions',
+  )
 
   def feature_converter(self, pack: bool = False) -> Any:
     import seqio  # It brings TensorFlow, which a network does not need.
@@ -42,26 +45,6 @@ class EncoderDecoderModel(language_model.LanguageModel):
     targets = jnp.ones((1, feature_lengths['targets']), jnp.int32)
     return self.module.init(
         rng, inputs, targets, targets, enable_dropout=False
-    )
-
-  def apply(
-      self,
-      params: Params,
-      batch: Batch,
-      dropout_rng: Optional[Array] = None,
-      mutable: Tuple[str, ...] = ('intermediates',),
-      step: Optional[Array] = None,
-  ) -> Tuple[Array, Mapping[str, Any]]:
-    return self.module.apply(
-        {'params': params},
-        batch['encoder_input_tokens'],
-        batch['decoder_input_tokens'],
-        batch['decoder_target_tokens'],
-        **{k: batch[k] for k in _OPTIONAL_FEATURES if k in batch},
-        **({} if step is None else {'step': step}),
-        enable_dropout=dropout_rng is not None,
-        rngs={} if dropout_rng is None else {'dropout': dropout_rng},
-        mutable=list(mutable),
     )
 
   def prompts(self, batch: Batch) -> Array:

@@ -4,7 +4,7 @@
 
 import abc
 import dataclasses
-from typing import Any, Mapping, Optional, Tuple
+from typing import Any, ClassVar, Mapping, Optional, Tuple
 
 from flax import linen as nn
 import jax
@@ -34,7 +34,13 @@ class LanguageModel(abc.ABC):
     z_loss: Factor of `log(Z)^2` of the output softmax (T5X's output z-loss).
     label_smoothing: Probability mass spread over the whole vocabulary.
     loss_factors: Factors of the losses that adapters sow, by name.
+    features: Names of the features that the network is called with, in order.
+    optional_features: Names of those that it gets as keywords, where a batch
+      has them: examples are packed.
   """
+
+  features: ClassVar[Tuple[str, ...]]
+  optional_features: ClassVar[Tuple[str, ...]]
 
   module: nn.Module
   input_vocabulary: Any
@@ -60,14 +66,14 @@ class LanguageModel(abc.ABC):
       feature_lengths: Padded lengths, `{'inputs': n, 'targets': m}`.
     """
 
-  @abc.abstractmethod
   def apply(
       self,
       params: Params,
       batch: Batch,
       dropout_rng: Optional[Array] = None,
-      mutable: Tuple[str, ...] = ('intermediates',),
+      mutable: Tuple[str, ...] = (),
       step: Optional[Array] = None,
+      **options: Any,
   ) -> Tuple[Array, Mapping[str, Any]]:
     """Teacher-forced logits.
 
@@ -77,10 +83,22 @@ class LanguageModel(abc.ABC):
       dropout_rng: Key of the dropout stream; None switches dropout off.
       mutable: Collections to return.
       step: `<int32>[]`, the training step, for routers that follow it.
+      **options: Further arguments of the network.
 
     Returns:
       Logits `<float32>[batch, length, vocab]` and the mutable collections.
     """
+    if step is not None:
+      options['step'] = step
+    return self.module.apply(
+        {'params': params},
+        *(batch[name] for name in self.features),
+        **{k: batch[k] for k in self.optional_features if k in batch},
+        **options,
+        enable_dropout=dropout_rng is not None,
+        rngs={} if dropout_rng is None else {'dropout': dropout_rng},
+        mutable=list(mutable),
+    )
 
   @abc.abstractmethod
   def prompts(self, batch: Batch) -> Array:
