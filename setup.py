@@ -43,12 +43,12 @@ setuptools.setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     # `gin/` and `configs/` lie beside the package in a checkout and inside it
-    # in a wheel; moe_peft.command_line looks in both places.
+    # in a wheel; moe_peft.gin_files looks in both places.
     packages=setuptools.find_packages(include=['moe_peft*'])
     + ['moe_peft.gin', 'moe_peft.configs'],
     package_dir={'moe_peft.gin': 'gin', 'moe_peft.configs': 'configs'},
     package_data={
-        'moe_peft': ['bases/*/*', 'data/*.json'],
+        'moe_peft': ['bases/*/*', 'data/sets/*.json'],
         'moe_peft.gin': ['**/*.gin'],
         'moe_peft.configs': ['**/*.gin'],
     },
@@ -103,7 +103,7 @@ setuptools.setup(
         'gpu': ['jax[cuda12]>=0.10.2,<0.11'],
         'tpu': ['jax[tpu]>=0.10.2,<0.11'],
     },
-    entry_points={'console_scripts': ['moe-peft = moe_peft.main:main']},
+    entry_points={'console_scripts': ['moe-peft = moe_peft.__main__:main']},
     classifiers=[
         'License :: OSI Approved :: Apache Software License',
         'Programming Language :: Python :: 3.11',

@@ -7,11 +7,12 @@ CPUs as it may use. XLA's thread pool is as large as the affinity mask.
 """
 
 import argparse
+from collections.abc import Callable, Sequence
 from concurrent import futures
 import multiprocessing
 import os
 from pathlib import Path
-from typing import Any, Callable, Optional, Sequence
+from typing import Any
 
 from benchmarks import worker
 
@@ -28,7 +29,7 @@ TABLES = {
 }
 
 
-def main(argv: Sequence[str]) -> Optional[int]:
+def main(argv: Sequence[str]) -> int | None:
   """Parses the command line and runs the tables."""
   parser = argparse.ArgumentParser(
       prog='python -m benchmarks',
@@ -91,6 +92,6 @@ def _run_apart(
 
 
 if __name__ == '__main__':
-  from moe_peft import command_line
+  from moe_peft.cli import flags
 
-  command_line.run(main)
+  flags.run(main)

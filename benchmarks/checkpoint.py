@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints of adapters alone against those of the whole network."""
 
+from collections.abc import Callable, Mapping
 import contextlib
 from pathlib import Path
 import tempfile
 import time
-from typing import Any, Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,8 +16,8 @@ from benchmarks import devices
 from benchmarks import experiments
 from benchmarks import tables
 from benchmarks import timing
-from moe_peft import checkpoints
-from moe_peft import trainable
+from moe_peft.core import trainable
+from moe_peft.training import checkpoints
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
 from moe_peft.training import train_step

@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generated tokens per second, with and without adapters."""
 
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any
 
 import seqio
 
@@ -12,7 +13,7 @@ from benchmarks import devices
 from benchmarks import experiments
 from benchmarks import tables
 from benchmarks import timing
-from moe_peft import trainable
+from moe_peft.core import trainable
 from moe_peft.models import language_model
 from moe_peft.training import experiment as experiment_lib
 

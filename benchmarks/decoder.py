@@ -6,13 +6,13 @@ Mixtures are in its MLPs and LoRA on its attention, as MoE-PEFT's LoRAMoE has
 it: of `SIZES` 708,608 parameters train.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import functools
-from typing import Mapping
 
 from benchmarks import experiments
 from benchmarks import published
-from moe_peft import inject
+from moe_peft.core import inject
 from moe_peft.methods import lora
 from moe_peft.methods import molora
 from moe_peft.training import experiment as experiment_lib

@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The device, and what its vendor says that it can do at best."""
 
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 
-from moe_peft.analysis import topologies
+from moe_peft.compile import topologies
 
 # Dense bfloat16 TFLOP/s of one device, by JAX's `device_kind`; from the
 # vendors' data sheets. Without bfloat16 no peak: a V100 has only float16.

@@ -2,14 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Experiments of the shipped gin files, and batches without data."""
 
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 
-from moe_peft import command_line
-from moe_peft import partitioning
-from moe_peft import trainable
+from moe_peft import gin_files
+from moe_peft.core import partitioning
+from moe_peft.core import trainable
 from moe_peft.models import encoder_decoder
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import run
@@ -24,7 +25,7 @@ ONE_LAYER = {
 
 def method_names() -> list[str]:
   """Names of the files in gin/methods/."""
-  folder = command_line.resource('gin/methods')
+  folder = gin_files.resource('gin/methods')
   return sorted(path.stem for path in folder.glob('*.gin'))
 
 
@@ -58,7 +59,7 @@ def build(
       'DROPOUT_RATE': 0.0,
       **(bindings or {}),
   }
-  command_line.load_gin(
+  gin_files.load_gin(
       [
           f'gin/models/{model}.gin',
           f'gin/methods/{method}.gin',
@@ -74,7 +75,7 @@ def prepare(
 ) -> experiment_lib.Setup:
   """As `experiment.prepare`, with random numbers for initial values.
 
-  To compile a whole network's initialisation would take longer than most of
+  To compile a whole network's initialization would take longer than most of
   what is timed here.
 
   Args:

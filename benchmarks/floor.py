@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from benchmarks import experiments
 from benchmarks import timing
-from moe_peft import trainable
+from moe_peft.core import trainable
 from moe_peft.models import language_model
 from moe_peft.training import experiment as experiment_lib
 

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether the data keep up with the training step, packed and not."""
 
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import itertools
-from typing import Any, Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from benchmarks import devices
 from benchmarks import experiments
 from benchmarks import tables
 from benchmarks import timing
-from moe_peft import partitioning
+from moe_peft.core import partitioning
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
 from moe_peft.training import train_step

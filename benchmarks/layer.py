@@ -8,9 +8,10 @@ run as in training: routers drop and draw what they drop and draw there. On an
 accelerator the layer is large enough to fill it.
 """
 
+from collections.abc import Callable, Iterator
 import contextlib
 import functools
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,9 @@ from benchmarks import peers
 from benchmarks import published
 from benchmarks import tables
 from benchmarks import timing
-from moe_peft import capacity
-from moe_peft import inject
-from moe_peft import routing
+from moe_peft.core import capacity
+from moe_peft.core import inject
+from moe_peft.core import routing
 from moe_peft.methods import lora
 from moe_peft.methods import molora
 

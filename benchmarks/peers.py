@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """PyTorch peers in processes of their own, timed in turn with ours."""
 
+from collections.abc import Mapping
 import contextlib
 import json
 from pathlib import Path
 import subprocess
 import tempfile
-from typing import Any, Mapping
+from typing import Any
 
 import jax
 

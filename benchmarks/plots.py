@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plots of the tables: bars of the cases, curves of the sweeps."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Optional, Sequence
+from typing import Any
 
 from matplotlib import figure
 
@@ -71,5 +72,5 @@ def _curves(rows: Sequence[Any]) -> figure.Figure:
   return fig
 
 
-def _slope(value: Optional[float]) -> str:
+def _slope(value: float | None) -> str:
   return '' if value is None else f'slope of what is added: {value:.2f}'

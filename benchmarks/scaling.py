@@ -7,7 +7,8 @@ proportion. What a sweep does not change is taken off first: of the sweeps over
 experts and ranks the frozen layer, of that over layers the first layer.
 """
 
-from typing import Any, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 

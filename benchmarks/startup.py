@@ -2,18 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """What has to be waited for: imports, `--help`, the first training step."""
 
+from collections.abc import Callable, Mapping, Sequence
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from typing import Callable, Mapping, Optional, Sequence
 
 from benchmarks import devices
 from benchmarks import tables
 from benchmarks import timing
-from moe_peft import command_line
 from moe_peft import errors
+from moe_peft import gin_files
 
 JAX_FLAX = 'import jax, flax.linen, optax'
 COLUMNS = (
@@ -33,8 +33,8 @@ IMPORTS = {
 # As training does it, without evaluations.
 FIRST_STEP = """\
 import jax
-from moe_peft import command_line
-command_line.load_gin(['configs/quickstart.gin'], ["MODEL_DIR='unused'"])
+from moe_peft import gin_files
+gin_files.load_gin(['configs/quickstart.gin'], ["MODEL_DIR='unused'"])
 from moe_peft.training import experiment, loop, run, train_step
 run.use_compilation_cache()
 setup = experiment.prepare(run.build())
@@ -60,7 +60,7 @@ def measure(
     rounds: int,
     options: tables.Options,
     progress: Callable[[str], None],
-    first_step: Optional[str] = FIRST_STEP,
+    first_step: str | None = FIRST_STEP,
 ) -> tables.Table:
   """One table.
 
@@ -104,7 +104,7 @@ def _first_steps(
 
 
 def process(
-    *arguments: str, environment: Optional[Mapping[str, str]] = None
+    *arguments: str, environment: Mapping[str, str] | None = None
 ) -> timing.Case:
   """A case: a Python process from its start to its end.
 
@@ -125,7 +125,7 @@ def _check(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
   done = subprocess.run(
       [sys.executable, *arguments],
       env={**os.environ, **environment},
-      cwd=command_line.PACKAGE_DIR.parent,
+      cwd=gin_files.PACKAGE_DIR.parent,
       capture_output=True,
       text=True,
   )

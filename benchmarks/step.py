@@ -5,9 +5,10 @@
 On an accelerator both are large enough to fill it.
 """
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import functools
-from typing import Any, Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 
@@ -18,7 +19,7 @@ from benchmarks import floor
 from benchmarks import peers
 from benchmarks import tables
 from benchmarks import timing
-from moe_peft import trainable
+from moe_peft.core import trainable
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import train_step
 

@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a table is, and how it is printed and kept."""
 
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 Row = Mapping[str, Any]
 

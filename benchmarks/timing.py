@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Interleaved timing, and what XLA says of a compiled function."""
 
+from collections.abc import Callable, Mapping
 import statistics
 import time
-from typing import Any, Callable, Mapping
+from typing import Any
 
 import jax
 

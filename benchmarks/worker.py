@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What runs in the process of a table."""
 
+from collections.abc import Mapping, Sequence
 import importlib
 import os
 import sys
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 
 def restrict(cpus: Sequence[int]) -> None:
@@ -33,10 +34,10 @@ def run(name: str, args: Mapping[str, Any], threads: int) -> None:
 
   from benchmarks import plots
   from benchmarks import tables
-  from moe_peft import command_line
+  from moe_peft import gin_files
 
   absl.logging.set_verbosity(absl.logging.ERROR)
-  command_line.import_tensorflow()
+  gin_files.import_tensorflow()
   suffix = f'_{threads}_threads' if name == 'layer' and on_cpus() else ''
   finished = []
   for table in importlib.import_module(f'benchmarks.{name}').run(

@@ -3,12 +3,12 @@
 """`python -m moe_peft.evaluate`: scores a run again."""
 
 import argparse
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
-from moe_peft import command_line
+from moe_peft.cli import flags
 
 
-def main(argv: Sequence[str]) -> Optional[int]:
+def main(argv: Sequence[str]) -> int | None:
   """Parses the command line and evaluates the newest checkpoint."""
   parser = argparse.ArgumentParser(
       prog='python -m moe_peft.evaluate',
@@ -17,13 +17,13 @@ def main(argv: Sequence[str]) -> Optional[int]:
   )
   parser.add_argument('run', metavar='RUN', help='MODEL_DIR of the run')
   parser.add_argument('--split', default='test', help='default: test')
-  command_line.add_gin_flags(parser)
+  flags.add_gin_flags(parser)
   args = parser.parse_args(argv)
-  command_line.load_run(args)
+  flags.load_run(args)
   from moe_peft.training import restored
 
   return restored.evaluate_run(args.split)
 
 
 if __name__ == '__main__':
-  command_line.run(main)
+  flags.run(main)

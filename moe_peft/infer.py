@@ -3,14 +3,14 @@
 """`python -m moe_peft.infer`: answers lines with a trained run."""
 
 import argparse
+from collections.abc import Sequence
 import sys
-from typing import Optional, Sequence
 
-from moe_peft import command_line
 from moe_peft import errors
+from moe_peft.cli import flags
 
 
-def main(argv: Sequence[str]) -> Optional[int]:
+def main(argv: Sequence[str]) -> int | None:
   """Parses the command line and prints one answer for each line."""
   parser = argparse.ArgumentParser(
       prog='python -m moe_peft.infer',
@@ -33,10 +33,10 @@ def main(argv: Sequence[str]) -> Optional[int]:
       '--temperature', type=float, default=1.0, help='for --decode=sample'
   )
   parser.add_argument('--seed', type=int, default=0, help='for --decode=sample')
-  command_line.add_gin_flags(parser)
+  flags.add_gin_flags(parser)
   args = parser.parse_args(argv)
   lines = _read_lines(args.file)
-  command_line.load_run(args)
+  flags.load_run(args)
   import jax
 
   from moe_peft.training import restored
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> Optional[int]:
   return None
 
 
-def _read_lines(file: Optional[str]) -> list[str]:
+def _read_lines(file: str | None) -> list[str]:
   try:
     if file is not None:
       with open(file, encoding='utf-8') as stream:
@@ -67,4 +67,4 @@ def _read_lines(file: Optional[str]) -> list[str]:
 
 
 if __name__ == '__main__':
-  command_line.run(main)
+  flags.run(main)

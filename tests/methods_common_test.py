@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 
 from moe_peft import errors
-from moe_peft import inject
-from moe_peft import losses
-from moe_peft import trainable
+from moe_peft.core import inject
+from moe_peft.core import losses
+from moe_peft.core import trainable
 from tests import tiny_network
 
 ROOT = pathlib.Path(__file__).parents[1]
 BINDINGS = """
 from __gin__ import dynamic_registration
-from moe_peft import inject
-from moe_peft import losses
-from moe_peft import trainable
+from moe_peft.core import inject
+from moe_peft.core import losses
+from moe_peft.core import trainable
 inject.AdaptedModule.rules = %ADAPTER_RULES
 losses.total.factors = %LOSS_FACTORS
 trainable.split.trainable_regex = %TRAINABLE_REGEX
@@ -39,7 +39,7 @@ class Row:
   Attributes:
     file: Name of the gin file.
     macros: Small sizes, by macro.
-    identity: Tolerance of the identity at initialisation; None: not an
+    identity: Tolerance of the identity at initialization; None: not an
       identity, as the released code.
   """
 

@@ -12,13 +12,13 @@ _ROOT = Path(__file__).parents[1]
 
 _SCRIPT = """
 import sys
-from moe_peft import command_line
-assert str(command_line.PACKAGE_DIR).startswith(sys.argv[1])
-command_line.RESOURCE_DIRS = command_line.RESOURCE_DIRS[:1]
+from moe_peft import gin_files
+assert str(gin_files.PACKAGE_DIR).startswith(sys.argv[1])
+gin_files.RESOURCE_DIRS = gin_files.RESOURCE_DIRS[:1]
 for name in ('configs/quickstart.gin', 'gin/methods/molora.gin',
              'bases/tiny_t5/model.safetensors', 'data/p3_tasks.json'):
-  assert command_line.resource(name).is_file(), name
-command_line.load_gin(['configs/quickstart.gin'], ['TRAIN_STEPS=3'])
+  assert gin_files.resource(name).is_file(), name
+gin_files.load_gin(['configs/quickstart.gin'], ['TRAIN_STEPS=3'])
 """
 
 

@@ -9,7 +9,7 @@ import seqio
 
 from moe_peft import errors
 from moe_peft.data import registration
-from moe_peft.data import tasks as _tasks  # noqa: F401 (registers them)
+from moe_peft.data.sets import words as _tasks  # noqa: F401 (registers them)
 
 # Metric functions of other tasks whose value is not named like the function.
 _MAIN_VALUE = {
@@ -76,7 +76,7 @@ def reads_cache(name: str) -> bool:
           f'The task {task.name} has no cache in '
           f'{sorted(seqio.get_global_cache_dirs()) or "any folder"}. Name the '
           'folder of caches with the cache_dir of p3.register or '
-          'commonsense.register; `python -m moe_peft.data prepare` makes one.'
+          'commonsense.register; `python -m moe_peft data prepare` makes one.'
       )
   if cached and len(cached) < len(tasks):
     other = next(task for task in tasks if not task.requires_caching)

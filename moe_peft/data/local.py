@@ -29,10 +29,10 @@ from moe_peft import errors
 from moe_peft.data import catalog
 from moe_peft.data import lexicon
 from moe_peft.data import local_files
+from moe_peft.data import metrics as metrics_lib
 from moe_peft.data import registration
 from moe_peft.data import rows as rows_lib
 from moe_peft.data import vocabularies
-from moe_peft.evaluation import metrics as metrics_lib
 
 Paths = str | Sequence[str]
 

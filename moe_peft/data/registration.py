@@ -14,9 +14,9 @@ import tensorflow as tf
 
 from moe_peft import errors
 from moe_peft.data import lexicon
+from moe_peft.data import metrics
 from moe_peft.data import preprocessors
 from moe_peft.data import rows as rows_lib
-from moe_peft.evaluation import metrics
 
 RowsFn = Callable[[], Mapping[str, Sequence[rows_lib.Row]]]
 

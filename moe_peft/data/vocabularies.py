@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Vocabularies that SeqIO does not have."""
 
+from collections.abc import Iterable, Sequence
 import functools
 import os
-from typing import Any, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import seqio

@@ -3,10 +3,11 @@
 """One file with the results of all tasks, beside SeqIO's file for each."""
 
 import collections
+from collections.abc import Callable, Mapping
 import json
 from pathlib import PurePath
 import statistics
-from typing import Any, Callable, Mapping, Optional
+from typing import Any
 
 import seqio
 import tensorflow as tf
@@ -24,7 +25,7 @@ class AggregateLogger(seqio.Logger):
   the tasks that have it.
   """
 
-  def __init__(self, output_dir: str, table: Optional[Table] = None):
+  def __init__(self, output_dir: str, table: Table | None = None):
     """Makes a logger.
 
     Args:
@@ -44,7 +45,7 @@ class AggregateLogger(seqio.Logger):
   def __call__(
       self,
       task_name: str,
-      step: Optional[int],
+      step: int | None,
       metrics: Mapping[str, Any],
       dataset: Any,
       inferences: Any,
@@ -66,7 +67,7 @@ class AggregateLogger(seqio.Logger):
       stream.write(json.dumps(self._steps, indent=2) + '\n')
     tf.io.gfile.rename(part, self._file, overwrite=True)
 
-  def _benchmark(self, tasks) -> Optional[dict[str, float]]:
+  def _benchmark(self, tasks) -> dict[str, float] | None:
     if self._table is None:
       return None
     try:

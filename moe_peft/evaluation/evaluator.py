@@ -6,10 +6,11 @@ The tasks say what is measured: metrics of generated text, or of scored answer
 choices (rank classification). The same tasks give the same numbers under T5X.
 """
 
+from collections.abc import Callable, Iterator, Mapping
 import functools
 import json
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, Optional, Tuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,8 +18,8 @@ import rich.console
 import seqio
 
 from moe_peft import errors
-from moe_peft import partitioning
-from moe_peft import trainable
+from moe_peft.core import partitioning
+from moe_peft.core import trainable
 from moe_peft.data import catalog
 from moe_peft.evaluation import constant_answer
 from moe_peft.evaluation import coverage
@@ -26,7 +27,7 @@ from moe_peft.models import language_model
 
 Params = Mapping[str, Any]
 Results = dict[str, dict[str, float]]
-_IndexedBatch = Tuple[list[int], dict[str, np.ndarray]]
+_IndexedBatch = tuple[list[int], dict[str, np.ndarray]]
 # Lengths of scored batches are multiples of it.
 _LENGTH_STEP = 32
 # What `evaluate` gives to metrics.
@@ -46,7 +47,7 @@ class Evaluator:
       task_feature_lengths: Mapping[str, int],
       split: str,
       batch_size: int,
-      num_examples: Optional[int],
+      num_examples: int | None,
       mesh: jax.sharding.Mesh,
   ):
     """Reads the examples.
@@ -199,7 +200,7 @@ class Evaluator:
       tokens += float(batch['decoder_loss_weights'].sum())
     return total / tokens
 
-  def sample(self, num_rows: int) -> list[Tuple[str, dict[str, np.ndarray]]]:
+  def sample(self, num_rows: int) -> list[tuple[str, dict[str, np.ndarray]]]:
     """Some rows of every task as (task, features), batched as for scores.
 
     Args:

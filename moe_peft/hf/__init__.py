@@ -5,12 +5,3 @@
 Nothing here needs torch, transformers or peft, except to load a folder that
 was exported (`verify`) and to read `.bin` files.
 """
-
-from typing import Optional, Sequence
-
-
-def main(argv: Sequence[str]) -> Optional[int]:
-  """Runs `python -m moe_peft.hf`; see `command.py`."""
-  from moe_peft.hf import command
-
-  return command.main(argv)

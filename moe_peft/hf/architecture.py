@@ -7,7 +7,8 @@ We write `config.json` ourselves. The writer of transformers 5 records
 the output layer: wrong by whole logits.
 """
 
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from moe_peft import errors
 from moe_peft.models import t5
@@ -165,7 +166,7 @@ def to_gin(config: t5.T5Config, vocabulary: str) -> str:
   ]
   fields = [f'  {name} = {getattr(config, name)!r}' for name in names]
   return '\n'.join([
-      '# Written by `python -m moe_peft.hf import`.',
+      '# Written by `python -m moe_peft hf import`.',
       '# Provides: MODULE, MODEL, VOCABULARY.',
       '# Requires: ADAPTER_RULES, LOSS_FACTORS.',
       'from __gin__ import dynamic_registration',

@@ -5,8 +5,8 @@
 Written by us: PEFT's own card would carry the local path of the base.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Mapping, Sequence
 
 from moe_peft.hf import sites as sites_lib
 from moe_peft.hf import trained as trained_lib

@@ -8,18 +8,19 @@ can cut. What that costs is measured on the same examples: the mean loss of a
 target token with routing, collapsed, and of the bare base.
 """
 
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from moe_peft import errors
-from moe_peft import observe
-from moe_peft import trainable
+from moe_peft.core import observe
+from moe_peft.core import trainable
 from moe_peft.hf import merge
 from moe_peft.hf import sites as sites_lib
 from moe_peft.hf import trained as trained_lib
@@ -48,7 +49,7 @@ class Collapsed:
 def collapse(
     trained: trained_lib.Trained,
     rows: Sequence[Mapping[str, Any]],
-    rank: Optional[int] = None,
+    rank: int | None = None,
 ) -> Collapsed:
   """Collapses all experts.
 

@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trained model to a folder that transformers and peft load."""
 
+from collections.abc import Mapping, Sequence
 import dataclasses
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,7 @@ def export_collapsed(
     trained: trained_lib.Trained,
     out: Path,
     calibration: Path,
-    rank: Optional[int] = None,
+    rank: int | None = None,
     per_task: bool = False,
 ) -> list[Mapping[str, float]]:
   """Writes one ordinary LoRA, or one for each task in a folder of its own.
@@ -105,7 +106,7 @@ def _parity(effect: float) -> str:
   return (
       'Parity: `parity.safetensors` holds tokens and the float32 logits that '
       f'JAX computes for them; the adapter moves them by up to {effect:.3g}. '
-      '`python -m moe_peft.hf verify DIR` loads this folder in torch, prints '
+      '`python -m moe_peft hf verify DIR` loads this folder in torch, prints '
       'the largest difference and fails above 1e-4.'
   )
 

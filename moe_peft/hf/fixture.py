@@ -3,7 +3,6 @@
 """Parity fixtures: tokens and the logits that JAX computes for them."""
 
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 from safetensors import numpy as safetensors_numpy
@@ -19,7 +18,7 @@ _DECODER_LENGTH = 8
 def write(
     folder: Path,
     trained: trained_lib.Trained,
-    params: Optional[dict[str, np.ndarray]] = None,
+    params: dict[str, np.ndarray] | None = None,
 ) -> float:
   """Writes `parity.safetensors`.
 
@@ -65,7 +64,7 @@ def read(folder: Path) -> dict[str, np.ndarray]:
   file = folder / FILE
   if not file.is_file():
     raise errors.UserError(
-        f'{folder} holds no {FILE}; give a folder that `python -m moe_peft.hf '
+        f'{folder} holds no {FILE}; give a folder that `python -m moe_peft hf '
         'export` wrote.'
     )
   try:

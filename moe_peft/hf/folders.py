@@ -6,6 +6,7 @@ What is written goes to a folder beside and is renamed at the end: a folder
 that can be seen is whole.
 """
 
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
 import functools
 import json
@@ -13,7 +14,7 @@ import os
 from pathlib import Path
 import shutil
 import struct
-from typing import Any, Callable, Iterable, Iterator, Mapping, Tuple
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -34,7 +35,7 @@ TOKENIZER_FILES = (
 )
 INSTALL = "pip install 'moe-peft-jax[hf]'"
 # Shape and reader of parameters by path.
-Readers = dict[str, Tuple[Tuple[int, ...], Callable[[], np.ndarray]]]
+Readers = dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]
 _NAMES = {
     np.dtype(np.float32): 'F32',
     np.dtype(np.float16): 'F16',
@@ -130,7 +131,7 @@ class Tensors:
     if unknown:
       raise errors.UserError(
           f'{folder} holds tensors of type {", ".join(sorted(unknown))}; '
-          'quantised models cannot be imported, use the float32 or bfloat16 '
+          'quantized models cannot be imported, use the float32 or bfloat16 '
           'files.'
       )
     narrow = dtypes == {'BF16'}
@@ -196,8 +197,8 @@ def _to_numpy(torch, tensor) -> np.ndarray:
 
 
 def check_shapes(
-    given: Mapping[str, Tuple[int, ...]],
-    expected: Mapping[str, Tuple[int, ...]],
+    given: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
     ignored: Iterable[str] = (),
 ) -> None:
   """Raises errors.UserError that lists what does not fit.
@@ -243,7 +244,7 @@ def import_extra(module: str, why: str) -> Any:
 
 def write_tensors(
     file: Path,
-    tensors: Mapping[str, Tuple[Tuple[int, ...], Any]],
+    tensors: Mapping[str, tuple[tuple[int, ...], Any]],
     read: Callable[[str], np.ndarray],
 ) -> None:
   """Writes a safetensors file, holding one tensor at a time in memory.

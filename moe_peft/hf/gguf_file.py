@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """GGUF files of LLaMA models, seen as a Hugging Face folder.
 
-Read by the package `gguf`. Quantised tensors are dequantised to float32, so
-the base is the model of the file, not the one it was quantised from.
+Read by the package `gguf`. Quantised tensors are dequantized to float32, so
+the base is the model of the file, not the one it was quantized from.
 """
 
 import functools
 from pathlib import Path
 import re
-from typing import Any, Tuple
+from typing import Any
 
 import numpy as np
 
@@ -89,7 +89,7 @@ class GgufFile:
     """Reads a tensor in float32.
 
     Raises:
-      errors.UserError: If it is quantised in a way that the package cannot
+      errors.UserError: If it is quantized in a way that the package cannot
         undo.
     """
     import gguf
@@ -101,7 +101,7 @@ class GgufFile:
       raise errors.UserError(
           f'{self._file}: {tensor.name} has the type '
           f'{tensor.tensor_type.name}, which the package gguf cannot '
-          'dequantise. Take the F16, Q8_0 or Q4_1 file of the model.'
+          'dequantize. Take the F16, Q8_0 or Q4_1 file of the model.'
       ) from error
     array = array.astype(np.float32).reshape(self.shapes[name])
     heads = {
@@ -202,11 +202,11 @@ def _hf_name(name: str) -> str:
 def _split_halves(array: np.ndarray, heads: int) -> np.ndarray:
   """Rows of queries or keys with rotary pairs (i, i + head_dim / 2).
 
-  In GGUF files pairs are neighbours, (2i, 2i + 1).
+  In GGUF files pairs are neighbors, (2i, 2i + 1).
 
   Args:
     array: `[heads * head_dim, features]`.
     heads: Number of heads.
   """
-  shape: Tuple[int, ...] = (heads, -1, 2, array.shape[-1])
+  shape: tuple[int, ...] = (heads, -1, 2, array.shape[-1])
   return array.reshape(shape).swapaxes(1, 2).reshape(array.shape)

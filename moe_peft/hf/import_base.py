@@ -2,14 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hugging Face model folder to a base that both engines restore."""
 
+from collections.abc import Sequence
 import json
 from pathlib import Path
-from typing import Any, Sequence, Union
+from typing import Any
 
 import numpy as np
 
 from moe_peft import errors
-from moe_peft import trainable
+from moe_peft.core import trainable
 from moe_peft.hf import architecture
 from moe_peft.hf import folders
 from moe_peft.hf import gguf_file
@@ -27,7 +28,7 @@ HF_CONFIG_FILE = 'hf_config.json'
 # `model_type` of what can be imported.
 KINDS = ('t5', 'mt5', 'llama')
 
-Config = Union[t5.T5Config, llama.LlamaConfig]
+Config = t5.T5Config | llama.LlamaConfig
 
 
 def import_base(

@@ -6,16 +6,17 @@ With several folders each becomes one expert, to train only the router over
 them (`TRAINABLE_REGEX = '.*/router/.*'`), or everything.
 """
 
+from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 from pathlib import Path
 import re
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from moe_peft import errors
-from moe_peft import inject
+from moe_peft.core import inject
 from moe_peft.hf import folders
 from moe_peft.hf import names
 from moe_peft.models import t5
@@ -46,7 +47,7 @@ class Experts:
   def to_gin(self) -> str:
     """Returns a gin file to be included after `gin/methods/molora.gin`."""
     return '\n'.join([
-        '# Written by `python -m moe_peft.hf import --experts`.',
+        '# Written by `python -m moe_peft hf import --experts`.',
         "include 'gin/methods/molora.gin'",
         '',
         f'SITES = {self.sites!r}',

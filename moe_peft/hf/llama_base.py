@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """LLaMA's `config.json` and tensors as models/llama.py has them."""
 
-from typing import Any, Iterator, Mapping, Tuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from moe_peft import errors
 from moe_peft.hf import folders
@@ -108,7 +109,7 @@ def to_gin(
   eos = hf_config.get('eos_token_id')
   eos = eos[0] if isinstance(eos, list) else eos
   return '\n'.join([
-      '# Written by `python -m moe_peft.hf import`.',
+      '# Written by `python -m moe_peft hf import`.',
       '# Provides: MODULE, MODEL, VOCABULARY.',
       '# Requires: ADAPTER_RULES, LOSS_FACTORS.',
       'from __gin__ import dynamic_registration',
@@ -174,7 +175,7 @@ def _layer_tensors(
 
 def plan(
     tensors: folders.Tensors, config: llama.LlamaConfig, layout: str
-) -> Tuple[folders.Readers, llama.LlamaConfig]:
+) -> tuple[folders.Readers, llama.LlamaConfig]:
   """Plans the import of a model.
 
   Args:

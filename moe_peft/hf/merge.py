@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adapters without a router become part of the weights."""
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 

@@ -14,14 +14,14 @@ The relative position bias is one table per stack in Hugging Face's T5 and mT5,
 so it is replicated on import; on export all layers must agree.
 """
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import re
-from typing import Callable, Iterator, Mapping, Sequence, Tuple
 
 import numpy as np
 
 from moe_peft import errors
-from moe_peft import trainable
+from moe_peft.core import trainable
 from moe_peft.models import stack as stack_lib
 from moe_peft.models import t5
 
@@ -77,9 +77,9 @@ class Entry:
   """
 
   path: str
-  sources: Tuple[str, ...]
-  hf_shape: Tuple[int, ...]
-  shape: Tuple[int, ...]
+  sources: tuple[str, ...]
+  hf_shape: tuple[int, ...]
+  shape: tuple[int, ...]
   transpose: bool = False
   stacked: bool = False
 
@@ -90,7 +90,7 @@ class Entry:
     ]
     return np.stack(layers, axis=SCAN_AXIS) if self.stacked else layers[0]
 
-  def revert(self, parameter: np.ndarray) -> Iterator[Tuple[str, np.ndarray]]:
+  def revert(self, parameter: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the sources' names and values."""
     for index, source in enumerate(self.sources):
       array = parameter[:, index] if self.stacked else parameter
@@ -98,7 +98,7 @@ class Entry:
       array = array.reshape(shape)
       yield source, array.T if self.transpose else array
 
-  def full_shape(self) -> Tuple[int, ...]:
+  def full_shape(self) -> tuple[int, ...]:
     """Shape of the parameter, stacked layers included."""
     if not self.stacked:
       return self.shape
@@ -156,7 +156,7 @@ def layered(
 
 def readers(
     found: Sequence[Entry], tensors: Mapping[str, np.ndarray]
-) -> dict[str, Tuple[Tuple[int, ...], Callable[[], np.ndarray]]]:
+) -> dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]:
   """Shape and reader by path of what is made of `tensors`."""
   return {
       entry.path: (
@@ -213,8 +213,8 @@ def _layer_tensors(
 def dense(
     path: str,
     source: str,
-    shape: Tuple[int, int],
-    full_shape: Tuple[int, ...],
+    shape: tuple[int, int],
+    full_shape: tuple[int, ...],
 ) -> Entry:
   """A kernel; torch keeps `[out, in]` where we keep `[in, out]`.
 

@@ -6,9 +6,9 @@ Orbax's own handler of arrays copies all of them and buffers them again: four
 times the size of a model. What is written is an ordinary checkpoint.
 """
 
+from collections.abc import Callable, Mapping
 import dataclasses
 from pathlib import Path
-from typing import Callable, Mapping
 
 from absl import logging
 import jax
@@ -16,8 +16,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
-from moe_peft import checkpoints
-from moe_peft import trainable
+from moe_peft.core import trainable
+from moe_peft.training import checkpoints
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,11 +6,12 @@ LoRA and (IA)^3 are methods of PEFT. Everything that is routed becomes
 `MOE_PEFT`, the method of `peft_tuner.py`, which travels in the folder.
 """
 
+from collections.abc import Mapping, Sequence
 import inspect
 import json
 from pathlib import Path
 import re
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 

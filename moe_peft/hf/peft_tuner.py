@@ -8,7 +8,7 @@ methods, to which this file adds one. Written for peft 0.21.
 
 import dataclasses
 import re
-from typing import Any, Optional
+from typing import Any
 
 from peft.config import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
@@ -60,13 +60,13 @@ class MoePeftConfig(PeftConfig):
     layers_pattern: Of PEFT, unused.
   """
 
-  target_modules: Optional[str] = None
+  target_modules: str | None = None
   groups: list[dict[str, Any]] = dataclasses.field(default_factory=list)
   format_version: int = 1
-  exclude_modules: Optional[str] = None
-  modules_to_save: Optional[list[str]] = None
-  layers_to_transform: Optional[list[int]] = None
-  layers_pattern: Optional[str] = None
+  exclude_modules: str | None = None
+  modules_to_save: list[str] | None = None
+  layers_to_transform: list[int] | None = None
+  layers_pattern: str | None = None
 
   def __post_init__(self):
     super().__post_init__()
@@ -126,7 +126,7 @@ class MoePeftLayer(nn.Module, BaseTunerLayer):
     """Refuses: what depends on the token has no place in a weight."""
     raise NotImplementedError(
         'token-routed experts cannot be merged into the weights; `python -m '
-        'moe_peft.hf export RUN --collapse data.jsonl` makes an ordinary LoRA '
+        'moe_peft hf export RUN --collapse data.jsonl` makes an ordinary LoRA '
         'of them, with a measured loss'
     )
 

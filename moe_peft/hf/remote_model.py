@@ -3,7 +3,6 @@
 """A T5 with routed experts for `trust_remote_code`: torch and transformers."""
 
 import re
-from typing import Optional
 
 from torch import nn
 from transformers import T5Config
@@ -18,7 +17,7 @@ class MoePeftT5Config(T5Config):
   """T5's configuration with `moe_peft_groups`, as in `adapter_config.json`."""
 
   model_type = 'moe_peft_t5'
-  moe_peft_groups: Optional[list] = None
+  moe_peft_groups: list | None = None
 
 
 class AdaptedLinear(nn.Linear):

@@ -6,20 +6,21 @@ The model is traced once, and every adapter and router that runs is looked at:
 their attributes are what gin made them, so nothing has to be guessed.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import re
-from typing import Any, Mapping, Optional, Tuple
+from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe_peft import adapter as adapter_lib
 from moe_peft import errors
-from moe_peft import inject
-from moe_peft import routing
-from moe_peft import trainable
+from moe_peft.core import adapter as adapter_lib
+from moe_peft.core import inject
+from moe_peft.core import routing
+from moe_peft.core import trainable
 from moe_peft.hf import names
 from moe_peft.methods import adamole
 from moe_peft.methods import hydralora
@@ -136,7 +137,7 @@ def _natural(item) -> list[Any]:
 
 def _trace(
     module: nn.Module,
-) -> Tuple[dict[str, adapter_lib.MoeAdapter], dict[str, routing.Router]]:
+) -> tuple[dict[str, adapter_lib.MoeAdapter], dict[str, routing.Router]]:
   """Runs the model abstractly; returns its adapters and routers by path."""
   adapters, routers = {}, {}
 
@@ -219,7 +220,7 @@ def _router_spec(layer, method, router) -> dict[str, Any]:
   if router.capacity is not None and router.capacity.at_evaluation:
     raise errors.UserError(
         f'{where}capacity.Capacity.at_evaluation drops tokens depending on '
-        'their neighbours. Train with it, and export with '
+        'their neighbors. Train with it, and export with '
         '--gin.capacity.Capacity.at_evaluation=False.'
     )
   if router.unit in ('sequence', 'embedding'):
@@ -279,7 +280,7 @@ def methods(sites: list[AdaptedSite]) -> str:
   return ' and '.join(sorted({site.method for site in sites}))
 
 
-def native(sites: list[AdaptedSite]) -> Optional[str]:
+def native(sites: list[AdaptedSite]) -> str | None:
   """'LORA' or 'IA3' if PEFT has this method itself, else None."""
   if any(site.routed for site in sites):
     return None

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """T5's tensors of a Hugging Face folder as parameters of models/t5.py."""
 
-from typing import Tuple
 
 import numpy as np
 
@@ -16,7 +15,7 @@ def plan(
     tensors: folders.Tensors,
     config: t5.T5Config,
     layout: str,
-) -> Tuple[folders.Readers, t5.T5Config]:
+) -> tuple[folders.Readers, t5.T5Config]:
   """Plans the import of a model.
 
   Args:

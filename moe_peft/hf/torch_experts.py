@@ -3,7 +3,7 @@
 """Routed experts in PyTorch, for exported models. Needs torch only.
 
 Exported folders carry this file inside of theirs, so it imports nothing of
-moe_peft. Arithmetic as in `moe_peft/routing.py` and `moe_peft/methods/`;
+moe_peft. Arithmetic as in `moe_peft/core/routing.py` and `moe_peft/methods/`;
 routers in float32.
 """
 

@@ -2,20 +2,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """A trained model as the exports see it, and how a run becomes one."""
 
+from collections.abc import Mapping
 import contextlib
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any, Mapping, Optional
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe_peft import command_line
 from moe_peft import errors
-from moe_peft import inject
-from moe_peft import trainable
+from moe_peft import gin_files
+from moe_peft.core import inject
+from moe_peft.core import trainable
 from moe_peft.hf import import_base
 from moe_peft.hf import names
 from moe_peft.hf import sites as sites_lib
@@ -39,7 +40,7 @@ class Trained:
   module: inject.AdaptedModule
   params: Mapping[str, np.ndarray]
   base_model: str = ''
-  base_folder: Optional[Path] = None
+  base_folder: Path | None = None
   vocabulary: Any = None
   facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -73,7 +74,7 @@ class Trained:
       self,
       encoder_tokens: np.ndarray,
       decoder_tokens: np.ndarray,
-      params: Optional[Mapping[str, np.ndarray]] = None,
+      params: Mapping[str, np.ndarray] | None = None,
   ) -> np.ndarray:
     """Logits in float32.
 
@@ -145,12 +146,12 @@ def from_run(base_model: str = '') -> Trained:
   )
 
 
-def _base_folder(path: Optional[str]) -> Optional[Path]:
+def _base_folder(path: str | None) -> Path | None:
   if path is None:
     return None
   folder = Path(path).expanduser()
   if not folder.exists():
-    folder = command_line.resource(path)
+    folder = gin_files.resource(path)
   # A file, or the checkpoint_0 of an imported base.
   inside = not folder.is_dir() or folder.name.startswith('checkpoint_')
   return folder.parent if inside else folder

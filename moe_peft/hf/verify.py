@@ -6,7 +6,7 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +28,7 @@ class Verdict:
   """
 
   model: float
-  base: Optional[float]
+  base: float | None
   effect: float
 
   @property
@@ -136,7 +136,7 @@ def _logits(model: Any, expected: dict[str, np.ndarray]) -> np.ndarray:
     ).logits.numpy()
 
 
-def measure(folder: Path) -> Optional[Verdict]:
+def measure(folder: Path) -> Verdict | None:
   """Verifies a folder and writes the figure into its card.
 
   Returns:

@@ -11,12 +11,13 @@ divergence of two passes (`inject.AdaptedModule.consistency = True`). From the
 paper's code: 4 experts, the shared up-projection, the symmetric divergence.
 """
 
-from typing import Any, Callable, Optional
+from collections.abc import Callable
+from typing import Any
 
 from flax import linen as nn
 import jax.numpy as jnp
 
-from moe_peft import routing
+from moe_peft.core import routing
 from moe_peft.methods import molora
 
 
@@ -24,7 +25,7 @@ class AdaMixRouter(routing.Router):
   """One expert for the whole batch while training, all equally after."""
 
   selection: str = 'random'
-  num_selected_experts: Optional[int] = 1
+  num_selected_experts: int | None = 1
   unit: str = 'batch'
 
 

@@ -10,9 +10,10 @@ From the paper: 8 experts of rank 4, alpha 16, max_threshold 1 / num_experts
 here is Switch's on p, the released code's is on p - tau.
 """
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
-from moe_peft import routing
+from moe_peft.core import routing
 from moe_peft.methods import molora
 
 

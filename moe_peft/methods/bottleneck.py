@@ -13,7 +13,7 @@ layer, as in the original, where it follows the sublayer.
 from flax import linen as nn
 import jax
 
-from moe_peft import adapter
+from moe_peft.core import adapter
 
 
 class Bottleneck(adapter.MoeAdapter):

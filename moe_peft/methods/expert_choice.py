@@ -10,11 +10,12 @@ selection, the weights (probabilities). Ours: capacity factor 2, also at
 evaluation, and groups of one row.
 """
 
+from collections.abc import Callable
 import dataclasses
-from typing import Any, Callable, Optional
+from typing import Any
 
-from moe_peft import capacity as capacity_lib
-from moe_peft import routing
+from moe_peft.core import capacity as capacity_lib
+from moe_peft.core import routing
 from moe_peft.methods import molora
 
 
@@ -22,7 +23,7 @@ class ExpertChoiceRouter(routing.Router):
   """Experts choose tokens."""
 
   selection: str = 'expert_choice'
-  capacity: Optional[capacity_lib.Capacity] = dataclasses.field(
+  capacity: capacity_lib.Capacity | None = dataclasses.field(
       default_factory=lambda: capacity_lib.Capacity(capacity_factor=2.0)
   )
 

@@ -15,23 +15,24 @@ at a time is computed, and again in the backward pass, so memory does not grow
 with their number.
 """
 
+from collections.abc import Callable
 import functools
-from typing import Any, Callable, Optional
+from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from moe_peft import adapter
 from moe_peft import errors
-from moe_peft import routing
+from moe_peft.core import adapter
+from moe_peft.core import routing
 
 
 class MixLoRARouter(routing.Router):
   """Renormalised top-2."""
 
   selection: str = 'top_k'
-  num_selected_experts: Optional[int] = 2
+  num_selected_experts: int | None = 2
   renormalise: bool = True
 
 

@@ -10,14 +10,15 @@ the paper (its text was not at hand): the equation. Ours: rank and alpha, the
 defaults of MoLoRA.
 """
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 from flax import linen as nn
 from flax.linen import partitioning
 import jax.numpy as jnp
 
-from moe_peft import routing
-from moe_peft import thin
+from moe_peft.core import low_rank
+from moe_peft.core import routing
 from moe_peft.methods import hydralora
 
 
@@ -49,7 +50,7 @@ class MoDERouter(routing.Router):
     )
     logits = inputs.astype(jnp.float32) @ kernel
     logits = logits.reshape(batch, length * self.rank, self.num_experts)
-    product = None if beside is None else thin.project(inputs, beside)
+    product = None if beside is None else low_rank.project(inputs, beside)
     return logits, None, product
 
 

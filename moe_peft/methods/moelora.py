@@ -12,14 +12,15 @@ losses. Ours, since there is no public code: the equation and the temperature
 sample of `num_contrasted` tokens per layer.
 """
 
-from typing import Any, Callable, Optional
+from collections.abc import Callable
+from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from moe_peft import losses
-from moe_peft import routing
+from moe_peft.core import losses
+from moe_peft.core import routing
 from moe_peft.methods import molora
 
 
@@ -27,7 +28,7 @@ class MoELoRARouter(routing.Router):
   """Renormalised top-2."""
 
   selection: str = 'top_k'
-  num_selected_experts: Optional[int] = 2
+  num_selected_experts: int | None = 2
   renormalise: bool = True
 
 

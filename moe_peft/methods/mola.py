@@ -11,13 +11,14 @@ so they have the largest number, and each masks those beyond its own: they get
 no weight and no gradient.
 """
 
-from typing import Any, Callable, Optional, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from flax import linen as nn
 
 from moe_peft import errors
-from moe_peft import inject
-from moe_peft import routing
+from moe_peft.core import inject
+from moe_peft.core import routing
 from moe_peft.methods import molora
 
 
@@ -25,7 +26,7 @@ class MoLARouter(routing.Router):
   """Renormalised top-2."""
 
   selection: str = 'top_k'
-  num_selected_experts: Optional[int] = 2
+  num_selected_experts: int | None = 2
   renormalise: bool = True
 
 
@@ -41,7 +42,7 @@ def by_depth(
     adapter_factory: Callable[..., Any] = MoLA,
     experts_by_depth: Sequence[int] = (2, 4, 6, 8),
     site: inject.Site = inject.Site(),
-    name: Optional[str] = None,
+    name: str | None = None,
 ) -> nn.Module:
   """Builds an adapter with the number of experts of its layer.
 

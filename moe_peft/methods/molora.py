@@ -7,7 +7,7 @@
 
 from flax import linen as nn
 
-from moe_peft import adapter
+from moe_peft.core import adapter
 
 
 class MoLoRA(adapter.MoeAdapter):

@@ -10,11 +10,12 @@ renormalised, queries and values as sites, 8/6/4/2 experts from bottom to top
 (in the gin file, through methods/mola.py).
 """
 
-from typing import Any, Callable, Optional
+from collections.abc import Callable
+from typing import Any
 
 from flax import linen as nn
 
-from moe_peft import routing
+from moe_peft.core import routing
 from moe_peft.methods import hydralora
 
 
@@ -22,7 +23,7 @@ class MoSLDRouter(routing.Router):
   """Renormalised top-2."""
 
   selection: str = 'top_k'
-  num_selected_experts: Optional[int] = 2
+  num_selected_experts: int | None = 2
   renormalise: bool = True
 
 

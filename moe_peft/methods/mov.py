@@ -18,8 +18,8 @@ dropout, instead of the activated branch alone.
 from flax import linen as nn
 import jax
 
-from moe_peft import adapter
-from moe_peft import thin
+from moe_peft.core import adapter
+from moe_peft.core import low_rank
 
 
 class MoV(adapter.MoeAdapter):
@@ -61,11 +61,11 @@ class MoV(adapter.MoeAdapter):
     weights = routing.combine_weights.astype(dtype)
     vectors = (scaling - 1 if self.residual else scaling).astype(dtype)
     if weights.shape[1] == length:
-      scale = thin.expand(weights, vectors)
+      scale = low_rank.expand(weights, vectors)
     else:  # One distribution per head of a token.
       weights = weights.reshape(batch, length, -1, self.num_experts)
       vectors = vectors.reshape(self.num_experts, weights.shape[2], -1)
-      by_head = jax.vmap(thin.expand, in_axes=(2, 1), out_axes=2)
+      by_head = jax.vmap(low_rank.expand, in_axes=(2, 1), out_axes=2)
       scale = by_head(weights, vectors).reshape(outputs.shape)
     scale = 1 + scale if self.residual else scale
     return (outputs.astype(dtype) * scale).astype(outputs.dtype)

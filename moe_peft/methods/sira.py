@@ -14,11 +14,12 @@ form of the loss. Ours: the dropout rate, its scaling of what is left, alpha =
 rank (no scale).
 """
 
+from collections.abc import Callable
 import dataclasses
-from typing import Any, Callable, Optional
+from typing import Any
 
-from moe_peft import capacity as capacity_lib
-from moe_peft import routing
+from moe_peft.core import capacity as capacity_lib
+from moe_peft.core import routing
 from moe_peft.methods import molora
 
 
@@ -26,9 +27,9 @@ class SiRARouter(routing.Router):
   """Top-k after dropout on the gate, with limited capacity."""
 
   selection: str = 'top_k'
-  num_selected_experts: Optional[int] = 4
+  num_selected_experts: int | None = 4
   gate_dropout: float = 0.1
-  capacity: Optional[capacity_lib.Capacity] = dataclasses.field(
+  capacity: capacity_lib.Capacity | None = dataclasses.field(
       default_factory=lambda: capacity_lib.Capacity(capacity_factor=4.0)
   )
   load_balance: str = 'sira'

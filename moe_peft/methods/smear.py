@@ -11,7 +11,8 @@ by renormalisation, 8 bottleneck adapters; in a decoder the mean is that of the
 encoder's outputs. Packed rows hold several sequences and are refused.
 """
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 from flax import linen as nn
 from flax.linen import partitioning
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_peft import errors
-from moe_peft import routing
+from moe_peft.core import routing
 from moe_peft.methods import bottleneck
 
 

@@ -13,13 +13,14 @@ The router keeps its initial value: its kernel gets no gradient, and the gin
 file's TRAINABLE_REGEX leaves it out.
 """
 
-from typing import Any, Callable, Optional
+from collections.abc import Callable
+from typing import Any
 
 from flax import linen as nn
 import jax.numpy as jnp
 
 from moe_peft import errors
-from moe_peft import routing
+from moe_peft.core import routing
 from moe_peft.methods import molora
 
 
@@ -32,11 +33,11 @@ class SMoEDropoutRouter(routing.Router):
   """
 
   selection: str = 'top_k'
-  num_selected_experts: Optional[int] = 16
+  num_selected_experts: int | None = 16
   renormalise: bool = True
   frozen: bool = True
   first_k: int = 8
-  growth_steps: Optional[int] = None
+  growth_steps: int | None = None
 
   @nn.nowrap
   def num_selected(self, tokens: routing.Tokens):

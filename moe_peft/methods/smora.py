@@ -12,9 +12,10 @@ renormalisation, the bias entering the weights too. Ours: 64 ranks, 8 selected,
 alpha 1.
 """
 
-from typing import Any, Callable, Optional
+from collections.abc import Callable
+from typing import Any
 
-from moe_peft import routing
+from moe_peft.core import routing
 from moe_peft.methods import molora
 
 
@@ -23,7 +24,7 @@ class SMoRARouter(routing.Router):
 
   score: str = 'sigmoid'
   selection: str = 'top_k'
-  num_selected_experts: Optional[int] = 8
+  num_selected_experts: int | None = 8
   renormalise: bool = True
   balancing_bias: bool = True
   bias_in_gate: bool = True

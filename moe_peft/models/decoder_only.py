@@ -8,8 +8,9 @@ at the targets only. Every token sees only what is before it, the inputs too:
 `decoder_causal_attention` is left aside, as LLaMA was trained.
 """
 
+from collections.abc import Mapping
 import dataclasses
-from typing import Any, Mapping, Optional
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ class DecoderOnlyModel(language_model.LanguageModel):
 
   z_loss: float = 0.0
   bos_id: int = 0
-  target_length: Optional[int] = None
+  target_length: int | None = None
 
   def feature_converter(self, pack: bool = False) -> Any:
     import seqio  # It brings TensorFlow, which a network does not need.
@@ -79,7 +80,7 @@ class DecoderOnlyModel(language_model.LanguageModel):
       max_decode_length: int,
       num_beams: int = 1,
       temperature: float = 0.0,
-      rng: Optional[Array] = None,
+      rng: Array | None = None,
   ) -> Array:
     repeated = jnp.repeat(prompts, num_beams, axis=0)
     # All tokens of a prompt but the last one go into the cache at once.

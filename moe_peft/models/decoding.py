@@ -8,7 +8,8 @@ of arrays, and can be jitted. Token 0 pads a sequence, and starts it unless
 `start_tokens` are given: the last tokens of prompts that the cache holds.
 """
 
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -238,7 +239,7 @@ def beam_search(
     alpha: float = 0.6,
     cache_batch_axis: int = 0,
 ) -> Decoded:
-  """Searches for the sequences with the best length-normalised likelihood.
+  """Searches for the sequences with the best length-normalized likelihood.
 
   An end-of-sequence token finishes a beam if it is among the `num_beams` best
   continuations, so one beam with `alpha = 0` is greedy decoding. The search
@@ -291,13 +292,13 @@ def beam_search(
     sequences = sequences.at[:, :, state.index].set(tokens)
     ended = tokens == eos_id
     in_beam = jnp.arange(tokens.shape[-1]) < num_beams
-    normalised = scores / length_penalty(state.index + 1, alpha)
+    normalized = scores / length_penalty(state.index + 1, alpha)
     done_tokens, done_scores = _best(
         jnp.concatenate([state.done_tokens, sequences], axis=1),
         jnp.concatenate(
             [
                 state.done_scores,
-                jnp.where(ended & in_beam, normalised, -jnp.inf),
+                jnp.where(ended & in_beam, normalized, -jnp.inf),
             ],
             axis=1,
         ),

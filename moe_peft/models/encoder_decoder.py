@@ -8,8 +8,9 @@ length]`: `encoder_input_tokens`, `decoder_input_tokens`,
 segment ids and positions. Token 0 is padding.
 """
 
+from collections.abc import Mapping
 import dataclasses
-from typing import Any, Mapping, Optional
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ class EncoderDecoderModel(language_model.LanguageModel):
       max_decode_length: int,
       num_beams: int = 1,
       temperature: float = 0.0,
-      rng: Optional[Array] = None,
+      rng: Array | None = None,
   ) -> Array:
     repeated = jnp.repeat(prompts, num_beams, axis=0)
     encoded = self.module.apply(

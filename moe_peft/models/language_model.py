@@ -3,15 +3,16 @@
 """What the engine asks of a model, and what all of them share."""
 
 import abc
+from collections.abc import Mapping
 import dataclasses
-from typing import Any, ClassVar, Mapping, Optional, Tuple
+from typing import Any, ClassVar
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from moe_peft import losses
-from moe_peft import observe
+from moe_peft.core import losses
+from moe_peft.core import observe
 from moe_peft.models import decoding
 
 Array = jax.Array
@@ -39,8 +40,8 @@ class LanguageModel(abc.ABC):
       has them: examples are packed.
   """
 
-  features: ClassVar[Tuple[str, ...]]
-  optional_features: ClassVar[Tuple[str, ...]]
+  features: ClassVar[tuple[str, ...]]
+  optional_features: ClassVar[tuple[str, ...]]
 
   module: nn.Module
   input_vocabulary: Any
@@ -70,11 +71,11 @@ class LanguageModel(abc.ABC):
       self,
       params: Params,
       batch: Batch,
-      dropout_rng: Optional[Array] = None,
-      mutable: Tuple[str, ...] = (),
-      step: Optional[Array] = None,
+      dropout_rng: Array | None = None,
+      mutable: tuple[str, ...] = (),
+      step: Array | None = None,
       **options: Any,
-  ) -> Tuple[Array, Mapping[str, Any]]:
+  ) -> tuple[Array, Mapping[str, Any]]:
     """Teacher-forced logits.
 
     Args:
@@ -116,7 +117,7 @@ class LanguageModel(abc.ABC):
       max_decode_length: int,
       num_beams: int = 1,
       temperature: float = 0.0,
-      rng: Optional[Array] = None,
+      rng: Array | None = None,
   ) -> Array:
     """Generates targets with a key-value cache.
 
@@ -134,7 +135,7 @@ class LanguageModel(abc.ABC):
 
   def predict(
       self, params: Params, batch: Batch, **options: Any
-  ) -> Tuple[Array, Array, Array, Mapping[str, Any]]:
+  ) -> tuple[Array, Array, Array, Mapping[str, Any]]:
     """Logits with what they predict, for losses and scores.
 
     Args:
@@ -163,11 +164,11 @@ class LanguageModel(abc.ABC):
       self,
       params: Params,
       batch: Batch,
-      dropout_rng: Optional[Array] = None,
-      normalizer: Optional[Array] = None,
+      dropout_rng: Array | None = None,
+      normalizer: Array | None = None,
       share: float = 1.0,
-      step: Optional[Array] = None,
-  ) -> Tuple[Array, Mapping[str, Array]]:
+      step: Array | None = None,
+  ) -> tuple[Array, Mapping[str, Array]]:
     """Mean loss per target token, and what to log.
 
     Args:
@@ -232,7 +233,7 @@ class LanguageModel(abc.ABC):
       cache: decoding.Cache,
       num_beams: int,
       temperature: float,
-      rng: Optional[Array],
+      rng: Array | None,
       **options: Any,
   ) -> Array:
     """Runs the decoding that the options of `generate` choose.

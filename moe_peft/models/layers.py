@@ -6,7 +6,8 @@ T5: arXiv 1910.10683; gated activations of T5 1.1: arXiv 2002.05202. Parameters
 are float32 and carry logical axis names; arithmetic is in `dtype`.
 """
 
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from flax import linen as nn
 from flax.linen import partitioning as nn_partitioning

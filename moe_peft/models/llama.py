@@ -8,7 +8,8 @@ Layers are named as in a T5 decoder (`decoder/layers_0/self_attention/query`,
 rules of the methods find them; `wi_0` is the gate, `wi_1` the other factor.
 """
 
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from flax import linen as nn
 from flax import struct

@@ -7,7 +7,8 @@ parameters, with or without remat. `config` is a `t5.T5Config`; what other
 networks use too (llama.py) reads only fields that their configurations share.
 """
 
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from flax import linen as nn
 from flax.linen import partitioning as nn_partitioning

@@ -6,7 +6,8 @@ Parameter paths and shapes equal those of T5X's `examples.t5`, and with
 `scan_layers` those of `examples.scalable_t5`, so public checkpoints restore.
 """
 
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from flax import linen as nn
 from flax import struct

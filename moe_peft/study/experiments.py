@@ -3,14 +3,15 @@
 """What a study runs: gin files with their seeds and grids, read beforehand."""
 
 import argparse
+from collections.abc import Mapping, Sequence
 import dataclasses
 import itertools
 from pathlib import Path
 import re
-from typing import Any, Mapping, Sequence
+from typing import Any
 
-from moe_peft import command_line
 from moe_peft import errors
+from moe_peft import gin_files
 from moe_peft.study import records
 
 _DEFAULT_SEEDS = (0, 1, 2)
@@ -99,7 +100,7 @@ def load(args: argparse.Namespace) -> dict[str, list[Experiment]]:
   """
   top = Path(args.folder)
   if not top.is_dir():
-    top = command_line.resource(args.folder)
+    top = gin_files.resource(args.folder)
   files = sorted(top.glob('*.gin')) or sorted(top.glob('*/*.gin'))
   names = sorted({file.stem for file in files})
   if not files:
@@ -145,12 +146,12 @@ def _read(
     file: Path, asked: Mapping[str, list[str]], args: argparse.Namespace
 ) -> Experiment:
   """Loads a file's configuration and reads its macros."""
-  command_line.load_gin(
+  gin_files.load_gin(
       [str(file), *args.gin_file],
       ["MODEL_DIR='unused'", *args.gin_bindings],
       args.gin_search_paths,
   )
-  macros = {name: _macro(name) for name in command_line.macros()}
+  macros = {name: _macro(name) for name in gin_files.macros()}
   if asked:
     grid = {name: asked[name] for name in asked if name in macros}
   else:

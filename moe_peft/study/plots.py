@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The picture of a study: every seed of every method, best mean on top."""
 
+from collections.abc import Sequence
 import math
 from pathlib import Path
 import statistics
-from typing import Optional, Sequence
 
 from moe_peft.study import records
 from moe_peft.study import tables
@@ -14,7 +14,7 @@ _PANELS_IN_A_ROW = 4
 
 
 def save(
-    rows: Sequence[records.Row], path: Path, reference: Optional[str] = None
+    rows: Sequence[records.Row], path: Path, reference: str | None = None
 ) -> None:
   """Draws a panel for each mean and each task.
 
@@ -69,13 +69,13 @@ def _draw(axes, names, panel, reference) -> None:
   title, base, _ = panel
   for height, name in enumerate(names):
     seeds = _seeds(panel, name)
-    colour = 'tab:orange' if name == reference else 'tab:blue'
+    color = 'tab:orange' if name == reference else 'tab:blue'
     spread = statistics.stdev(seeds) if len(seeds) > 1 else 0.0
     axes.errorbar(
         statistics.fmean(seeds), height, xerr=spread, fmt='|', markersize=11,
-        color=colour, capsize=3,
+        color=color, capsize=3,
     )
-    axes.plot(seeds, [height] * len(seeds), '.', color=colour, alpha=0.5)
+    axes.plot(seeds, [height] * len(seeds), '.', color=color, alpha=0.5)
   if reference in names:
     axes.axvline(
         statistics.fmean(_seeds(panel, reference)), color='tab:orange',

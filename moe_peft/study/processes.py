@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs in processes of their own, some at a time, stopped together."""
 
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 import contextlib
 import fcntl
@@ -12,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from typing import Callable, Iterator, Sequence, TextIO
+from typing import TextIO
 
 from moe_peft import errors
 

@@ -6,10 +6,11 @@ They are small and complete: whoever has them need not have the runs. A run that
 they hold is not run again; delete its row to do so.
 """
 
+from collections.abc import Mapping, Sequence
 import json
 from pathlib import Path
 import statistics
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 from moe_peft import errors
 

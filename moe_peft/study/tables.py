@@ -3,17 +3,17 @@
 """The table of a study, in Markdown."""
 
 import collections
+from collections.abc import Container, Mapping, Sequence
 import statistics
-from typing import Container, Mapping, Optional, Sequence
 
-from moe_peft.analysis import spread
+from moe_peft.evaluation import spread
 from moe_peft.study import records
 
 _COSTS = {'step': 'seconds_per_step', 'memory': 'peak_memory_bytes'}
 
 
 def table(
-    rows: Sequence[records.Row], reference: Optional[str] = None
+    rows: Sequence[records.Row], reference: str | None = None
 ) -> str:
   """One line a method: mean ± standard deviation over seeds.
 
@@ -113,7 +113,7 @@ def _ratio(rows, reference, key: str) -> str:
 
 def _by_device(
     rows: Sequence[records.Row], key: str
-) -> dict[Optional[str], list[float]]:
+) -> dict[str | None, list[float]]:
   values = collections.defaultdict(list)
   for row in rows:
     values[row.get('device')].append(row[key])  # Older rows do not name it.

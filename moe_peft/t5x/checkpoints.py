@@ -9,11 +9,12 @@ does not resume, and that of its older checkpointer always; so this is one of
 the latter, for `use_orbax = False`, and writes with Orbax all the same.
 """
 
+from collections.abc import Mapping, Sequence
 import hashlib
 import json
 import re
 import tempfile
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any
 
 from etils import epath  # Paths on a disk or in a bucket.
 import jax
@@ -22,9 +23,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from t5x import checkpoints as t5x_checkpoints
 
-from moe_peft import checkpoints
 from moe_peft import errors
-from moe_peft import trainable
+from moe_peft.core import trainable
+from moe_peft.training import checkpoints
 
 # Values at both ends of each array that enter the fingerprint: of the first
 # and of the last innermost row.
@@ -41,11 +42,11 @@ class AdapterCheckpointer:
       checkpoints_dir: str,
       dataset_iterator: Any = None,
       *,
-      keep: Optional[int] = None,
+      keep: int | None = None,
       save_dtype: Any = None,
       restore_dtype: Any = None,
-      keep_dataset_checkpoints: Optional[int] = None,
-      base_path: Optional[str] = None,
+      keep_dataset_checkpoints: int | None = None,
+      base_path: str | None = None,
       trainable_regex: str = trainable.ADAPTER_REGEX,
   ):
     """Makes a checkpointer; all but the last two arguments come from T5X.
@@ -71,7 +72,7 @@ class AdapterCheckpointer:
     self._restore_dtype = restore_dtype
     self._base_path = base_path
     self._regex = re.compile(trainable_regex)
-    self._saved_identity: Optional[dict[str, Any]] = None
+    self._saved_identity: dict[str, Any] | None = None
 
   def save(
       self,
@@ -122,7 +123,7 @@ class AdapterCheckpointer:
       self,
       path: str,
       state_transformation_fns: Sequence[Any] = (),
-      fallback_state: Optional[Mapping[str, Any]] = None,
+      fallback_state: Mapping[str, Any] | None = None,
       lazy_parameters: bool = False,
   ) -> Any:
     """Restores a checkpoint of adapters with its base, or a T5X checkpoint.
@@ -234,7 +235,7 @@ class AdapterCheckpointer:
         trainable.flatten(self._train_state.state_dict()['target']),
     )
 
-  def _manager(self, folder: str, keep: Optional[int] = None) -> Any:
+  def _manager(self, folder: str, keep: int | None = None) -> Any:
     layout = self._partitioner.get_data_layout()
     dataset = t5x_checkpoints.DatasetCheckpointHandler(
         f'train_ds-{layout.shard_id:03}-of-{layout.num_shards:03}',

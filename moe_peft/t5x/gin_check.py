@@ -11,12 +11,12 @@ from typing import Any
 
 import gin
 
-from moe_peft import command_line
+from moe_peft import gin_files
 
 
 def _check(config: Any) -> None:
-  del config  # The one that `command_line` reads.
-  command_line.check_macros()
+  del config  # The one that `gin_files` reads.
+  gin_files.check_macros()
 
 
 gin.config._FINALIZE_HOOKS.insert(0, _check)  # pylint: disable=protected-access

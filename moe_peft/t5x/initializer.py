@@ -2,15 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The first use that T5X's scripts make of a model: its shapes."""
 
-from typing import Any, Mapping, Optional
+from collections.abc import Mapping
+from typing import Any
 
 from absl import logging
 import jax
 import jax.numpy as jnp
 from t5x import utils
 
-from moe_peft import budget
-from moe_peft import trainable
+from moe_peft.core import trainable
+from moe_peft.training import budget
 
 
 class AdapterStateInitializer(utils.TrainStateInitializer):
@@ -22,10 +23,10 @@ class AdapterStateInitializer(utils.TrainStateInitializer):
       init_fn: Any,
       input_shapes: Mapping[str, Any],
       partitioner: Any,
-      input_types: Optional[Mapping[str, Any]] = None,
+      input_types: Mapping[str, Any] | None = None,
       *,
-      param_budget: Optional[float] = None,
-      budget_macro: Optional[str] = None,
+      param_budget: float | None = None,
+      budget_macro: str | None = None,
       trainable_regex: str = trainable.ADAPTER_REGEX,
   ):
     """As `t5x.utils.TrainStateInitializer`, and:

@@ -3,10 +3,11 @@
 """T5X models whose loss has the losses of the adapters in it.
 
 Used in place of T5X's `EncoderDecoderModel` and `DecoderOnlyModel`. They know
-all of `moe_peft.losses.NAMES`, and need none of them.
+all of `moe_peft.core.losses.NAMES`, and need none of them.
 """
 
-from typing import Any, Mapping, Optional, Sequence, Tuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from flax import traverse_util
 import jax
@@ -17,7 +18,7 @@ from t5x import metrics as t5x_metrics
 from t5x import models as t5x_models
 
 from moe_peft import errors
-from moe_peft import losses
+from moe_peft.core import losses
 
 Batch = Mapping[str, jax.Array]
 # Made in training only.
@@ -29,7 +30,7 @@ class _AdapterLosses:
 
   def set_adapter_losses(
       self,
-      loss_factors: Optional[Mapping[str, float]],
+      loss_factors: Mapping[str, float] | None,
       site_metrics: Sequence[str],
   ) -> None:
     """Sets the factors of the losses and the metrics kept apart by site.
@@ -47,8 +48,8 @@ class _AdapterLosses:
         )
 
   def loss_fn(
-      self, params: Any, batch: Batch, dropout_rng: Optional[jax.Array]
-  ) -> Tuple[jax.Array, Mapping[str, Any]]:
+      self, params: Any, batch: Batch, dropout_rng: jax.Array | None
+  ) -> tuple[jax.Array, Mapping[str, Any]]:
     """Loss and metrics of a batch, as T5X's trainer calls it.
 
     Args:
@@ -145,7 +146,7 @@ class AdaptedEncoderDecoderModel(
       z_loss: float = 0.0,
       loss_normalizing_factor: Any = None,
       default_decoder_params: Any = None,
-      loss_factors: Optional[Mapping[str, float]] = None,
+      loss_factors: Mapping[str, float] | None = None,
       site_metrics: Sequence[str] = (),
   ):
     """As `t5x.models.EncoderDecoderModel`, and:
@@ -197,7 +198,7 @@ class AdaptedDecoderOnlyModel(_AdapterLosses, t5x_models.DecoderOnlyModel):
       label_smoothing: float = 0.0,
       z_loss: float = 0.0,
       loss_normalizing_factor: Any = None,
-      loss_factors: Optional[Mapping[str, float]] = None,
+      loss_factors: Mapping[str, float] | None = None,
       site_metrics: Sequence[str] = (),
   ):
     """As `t5x.models.DecoderOnlyModel`, and:

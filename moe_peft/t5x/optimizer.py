@@ -9,8 +9,9 @@ Adafactor goes into T5X's `MultiOptimizer`, with `trainable_filter` and
 `adapter_factor_rules` (gin/runs/t5x_adafactor.gin).
 """
 
+from collections.abc import Callable, Mapping, Sequence
 import re
-from typing import Any, Callable, Mapping, Sequence, Tuple
+from typing import Any
 
 import jax
 import optax
@@ -18,7 +19,7 @@ from t5x import adafactor
 from t5x import optimizers
 
 from moe_peft import errors
-from moe_peft import trainable
+from moe_peft.core import trainable
 
 _FROZEN = 'frozen'
 
@@ -28,7 +29,7 @@ class AdapterOptimizer(optimizers.OptaxWrapper):
 
   def __init__(
       self,
-      rules: Sequence[Tuple[str, optax.GradientTransformation]],
+      rules: Sequence[tuple[str, optax.GradientTransformation]],
       trainable_regex: str = trainable.ADAPTER_REGEX,
   ):
     """Makes the optimizer.
@@ -64,7 +65,7 @@ class AdapterOptimizer(optimizers.OptaxWrapper):
 
   def apply_gradient(
       self, hyper_params: Any, params: Any, state: Any, grads: Any
-  ) -> Tuple[Any, Any]:
+  ) -> tuple[Any, Any]:
     """One step; see `t5x.optimizers.OptimizerDef`."""
     updated, state = super().apply_gradient(hyper_params, params, state, grads)
     # Adding a zero would turn -0.0 into 0.0.

@@ -3,21 +3,21 @@
 """T5X's partitioners, which say at once what their mesh does not divide.
 
 On a CPU T5X puts all devices of a process on the mesh axis `model`, whatever
-it is asked for; there the mesh is that of `moe_peft.partitioning`, so a layout
-can be tried out before a pod is paid for. On TPUs and GPUs it is T5X's, which
-knows how they are wired.
+it is asked for; there the mesh is that of `moe_peft.core.partitioning`, so a
+layout can be tried out before a pod is paid for. On TPUs and GPUs it is T5X's,
+which knows how they are wired.
 """
 
 import functools
 import math
-from typing import Any, Optional
+from typing import Any
 
 import jax
 from t5x import partitioning as t5x_partitioning
 from t5x.contrib.moe import partitioning as moe_partitioning
 
-from moe_peft import partitioning
-from moe_peft import trainable
+from moe_peft.core import partitioning
+from moe_peft.core import trainable
 
 
 class _Checked:
@@ -39,7 +39,7 @@ class _Checked:
     return mesh if jax.default_backend() == 'cpu' else super().mesh
 
   def get_data_layout(
-      self, batch_size: Optional[int] = None, host_index: Optional[int] = None
+      self, batch_size: int | None = None, host_index: int | None = None
   ) -> Any:
     """As in T5X.
 

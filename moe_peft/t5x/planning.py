@@ -1,19 +1,20 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A run of `t5x.train` for `python -m moe_peft.plan --t5x`."""
+"""A run of `t5x.train` for `python -m moe_peft plan --t5x`."""
 
+from collections.abc import Sequence
 import importlib
 import sys
-from typing import Any, Sequence
+from typing import Any
 
 import gin
 import jax
 import jax.numpy as jnp
 
-from moe_peft import budget
-from moe_peft import command_line
 from moe_peft import errors
-from moe_peft.analysis import planning
+from moe_peft import gin_files
+from moe_peft.compile import planning
+from moe_peft.training import budget
 
 # Features whose shapes T5X's models ask for.
 _FEATURES = (
@@ -39,7 +40,7 @@ def subject(
   # Its gin files import `__main__` and mean the script.
   main, sys.modules['__main__'] = sys.modules['__main__'], script
   try:
-    command_line.load_gin(
+    gin_files.load_gin(
         gin_files,
         ["MODEL_DIR='unused'", "INITIAL_CHECKPOINT_PATH='unused'", *bindings],
         search_paths,
@@ -83,7 +84,7 @@ def _apply_budget(model: Any) -> None:
 
 
 def _macro(name: str, default: Any = None) -> Any:
-  if name not in command_line.macros():
+  if name not in gin_files.macros():
     return default
   value = gin.query_parameter(f'%{name}')
   resolve = getattr(value, 'scoped_configurable_fn', None)

@@ -2,20 +2,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one run is: everything that gin decides, in one place."""
 
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from pathlib import Path
-from typing import Any, Callable, Mapping, Optional, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from moe_peft import budget
-from moe_peft import checkpoints
 from moe_peft import errors
-from moe_peft import partitioning
-from moe_peft import trainable
+from moe_peft.core import partitioning
+from moe_peft.core import trainable
 from moe_peft.models import language_model
+from moe_peft.training import budget
+from moe_peft.training import checkpoints
 
 Params = Mapping[str, Any]
 
@@ -40,7 +41,7 @@ class Experiment:
     packing: Whether several short examples share one row.
     base_dtype: Dtype in which frozen parameters are stored; what trains is
       float32.
-    seed: Seed of initialisation, shuffling and dropout.
+    seed: Seed of initialization, shuffling and dropout.
     eval_period: Steps between evaluations; 0 evaluates at the end only.
     eval_batch_size: Rows of an evaluation batch.
     eval_examples: Rows of each task at most, None for all. An answer choice
@@ -67,7 +68,7 @@ class Experiment:
   batch_size: int
   optimizer: optax.GradientTransformation
   learning_rate: Callable[[int], Any]
-  initial_checkpoint_path: Optional[str] = None
+  initial_checkpoint_path: str | None = None
   trainable_regex: str = trainable.ADAPTER_REGEX
   num_microbatches: int = 1
   packing: bool = False
@@ -75,17 +76,17 @@ class Experiment:
   seed: int = 0
   eval_period: int = 0
   eval_batch_size: int = 64
-  eval_examples: Optional[int] = None
+  eval_examples: int | None = None
   eval_split: str = 'validation'
-  eval_mixture_or_task_name: Optional[str] = None
-  base_results_dir: Optional[str] = None
+  eval_mixture_or_task_name: str | None = None
+  base_results_dir: str | None = None
   checkpoint_period: int = 1000
   checkpoints_to_keep: int = 1
   log_period: int = 20
   num_expert_partitions: int = 1
   num_model_partitions: int = 1
-  param_budget: Optional[float] = None
-  budget_macro: Optional[str] = None
+  param_budget: float | None = None
+  budget_macro: str | None = None
 
   def __post_init__(self):
     for name in ('train_steps', 'batch_size', 'num_microbatches', 'log_period',
@@ -166,7 +167,7 @@ def apply_budget(experiment: Experiment) -> budget.Choice:
 
 
 def lay_out(
-    experiment: Experiment, devices: Optional[Sequence[jax.Device]] = None
+    experiment: Experiment, devices: Sequence[jax.Device] | None = None
 ) -> Setup:
   """Builds the model on a mesh, with shapes in the place of arrays.
 
@@ -237,7 +238,7 @@ def prepare(experiment: Experiment) -> Setup:
     return {name: params[name] for name in missing}
 
   with setup.context():
-    # What the checkpoint holds is not initialised; XLA drops the rest.
+    # What the checkpoint holds is not initialized; XLA drops the rest.
     fresh = jax.jit(
         init_missing,
         out_shardings={name: setup.shardings[name] for name in missing},

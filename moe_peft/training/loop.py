@@ -2,18 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop: data, steps, evaluations, checkpoints, clean stops."""
 
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import signal
-from typing import Any, Callable, Iterator, Mapping, Optional
+from typing import Any
 
 from clu.data import dataset_iterator
 import jax
 import seqio
 
-from moe_peft import checkpoints
-from moe_peft import partitioning
-from moe_peft import trainable
+from moe_peft.core import partitioning
+from moe_peft.core import trainable
 from moe_peft.data import catalog
+from moe_peft.training import checkpoints
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import metrics as metrics_lib
 from moe_peft.training import train_step
@@ -66,7 +67,7 @@ def train(
     setup: experiment_lib.Setup,
     checkpointer: checkpoints.Checkpointer,
     evaluate: EvalFn,
-) -> Optional[train_step.TrainState]:
+) -> train_step.TrainState | None:
   """Trains to the last step, from the newest checkpoint if there is one.
 
   Args:

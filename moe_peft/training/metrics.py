@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where metrics go: JSON lines, TensorBoard and the progress line."""
 
+from collections.abc import Callable, Iterator, Mapping
 import concurrent.futures
 import contextlib
 import json
@@ -9,7 +10,7 @@ from pathlib import Path
 import resource
 import sys
 import time
-from typing import Any, Callable, Iterator, Mapping, Optional
+from typing import Any
 
 from clu import metric_writers
 import jax
@@ -18,7 +19,7 @@ import rich.console
 import rich.progress
 
 from moe_peft import errors
-from moe_peft.training import router_log
+from moe_peft.routers import router_log
 
 Scalars = Mapping[str, Any]
 
@@ -75,7 +76,7 @@ class Progress:
     self._title, self._total, self._done = title, total, completed
     self._first, self._start = completed, time.monotonic()
     self._last_line = 0.0
-    self._bar: Optional[rich.progress.Progress] = None
+    self._bar: rich.progress.Progress | None = None
     if self._console.is_terminal:
       self._bar = rich.progress.Progress(
           rich.progress.TextColumn('{task.description}'),
@@ -141,7 +142,7 @@ class TrainMetrics:
         self._routers.write, self._board, progress.note
     )
     self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
-    self._pending: Optional[concurrent.futures.Future] = None
+    self._pending: concurrent.futures.Future | None = None
     self._progress, self._learning_rate = progress, learning_rate
     self._time = time.monotonic()
 

@@ -2,19 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is done with a run that was trained: score, answer, become a base."""
 
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 import rich.console
 
-from moe_peft import checkpoints
 from moe_peft import errors
-from moe_peft import trainable
+from moe_peft.core import trainable
 from moe_peft.evaluation import evaluator as evaluator_lib
+from moe_peft.training import checkpoints
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
 from moe_peft.training import run

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One experiment from beginning to end, and what it leaves behind."""
 
+from collections.abc import Mapping, Sequence
 import contextlib
 import hashlib
 import importlib.metadata
@@ -9,7 +10,7 @@ import json
 import os
 from pathlib import Path
 import time
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any
 
 import gin
 import jax
@@ -17,33 +18,31 @@ import rich.console
 import rich.table
 
 from moe_peft import errors
-from moe_peft import inject
-from moe_peft import trainable
-from moe_peft.analysis import expert_records
-from moe_peft.analysis import report
-from moe_peft.analysis import similarity
-from moe_peft.analysis import snapshots
-from moe_peft.analysis import usage
+from moe_peft.core import inject
+from moe_peft.core import trainable
 from moe_peft.data import catalog
 from moe_peft.evaluation import evaluator as evaluator_lib
+from moe_peft.routers import similarity
+from moe_peft.routers import snapshots
+from moe_peft.routers import usage
+from moe_peft.runs import expert_records
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
 from moe_peft.training import metrics
 
 console = rich.console.Console(stderr=True, highlight=False)
 
-STOPPED = 143  # Exit status of a run that saved and stopped at a signal.
 _PROCESSES = 'metrics/processes.jsonl'
 # Of each task: a share of an expert is a mean over thousands of tokens by then,
 # and as many rows as are scored would take as long again.
 _ROUTED_ROWS = 256
 
 
-def run_experiment() -> Optional[int]:
+def run_experiment() -> Path | None:
   """Runs what gin describes; continues it if MODEL_DIR holds its beginning.
 
   Returns:
-    Exit status: None at the end, `STOPPED` after a signal.
+    The folder of the finished run, or None after a signal: then it is saved.
 
   Raises:
     errors.UserError: For anything in the configuration that cannot work.
@@ -51,7 +50,7 @@ def run_experiment() -> Optional[int]:
   use_compilation_cache()
   experiment = build()
   with contextlib.closing(_Run(experiment)) as run:
-    return run.run()
+    return experiment.run_dir if run.run() else None
 
 
 def build() -> experiment_lib.Experiment:
@@ -114,8 +113,8 @@ class _Run:
     self._processes.close()
     self._checkpointer.close()
 
-  def run(self) -> Optional[int]:
-    """Evaluates the base, trains, evaluates, reports."""
+  def run(self) -> bool:
+    """Evaluates the base, trains, evaluates; False if a signal ended it."""
     self._describe()
     base = self._base_results()
     if self._evals.is_empty():
@@ -128,11 +127,11 @@ class _Run:
       console.print(
           f'Stopped; saved at step {step}. Run the same command to continue.'
       )
-      return STOPPED
+      return False
     params = {**self._setup.frozen, **state.params}
     adapted = self._evaluate(self._experiment.train_steps, params)
     self._finish(base, adapted, params)
-    return None
+    return True
 
   def _describe(self) -> None:
     trained, total = loop.count_params(self._setup)
@@ -216,7 +215,7 @@ class _Run:
       )
 
   def _finish(self, base, adapted, params) -> None:
-    """Writes results, router statistics, the summary and the report."""
+    """Writes results, router statistics and the summary."""
     experiment = self._experiment
     primary = evaluator_lib.primary_metrics(adapted)
     evaluator_lib.write_results(
@@ -260,11 +259,9 @@ class _Run:
     (self._dir / 'run.json').write_text(
         json.dumps(summary, indent=2) + '\n', encoding='utf-8'
     )
-    page = report.write_report([self._dir], self._dir / 'report.html')
     rich.console.Console().print(
         results_table(base, adapted, primary, self._evaluator.constant_answer)
     )
-    console.print(f'Report: {page}')
 
 
 def _method_names(rules: Sequence[inject.AdapterRule]) -> list[str]:

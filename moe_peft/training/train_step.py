@@ -2,16 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training step: gradients of the trainable parameters only."""
 
+from collections.abc import Callable, Mapping
 import functools
-from typing import Any, Callable, Mapping, Tuple
+from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
 import optax
 
-from moe_peft import partitioning
-from moe_peft import trainable
+from moe_peft.core import partitioning
+from moe_peft.core import trainable
 from moe_peft.models import language_model
 from moe_peft.training import experiment as experiment_lib
 
@@ -37,7 +38,7 @@ class TrainState:
   opt_state: Any
 
 
-TrainStep = Callable[[TrainState, Params, Batch], Tuple[TrainState, Params]]
+TrainStep = Callable[[TrainState, Params, Batch], tuple[TrainState, Params]]
 
 
 def init_state(setup: experiment_lib.Setup) -> TrainState:
@@ -164,7 +165,7 @@ def _accumulate(
     batch: Batch,
     rng: Array,
     num_microbatches: int,
-) -> Tuple[Params, dict[str, Array]]:
+) -> tuple[Params, dict[str, Array]]:
   """Gradients and metrics of a batch, in `num_microbatches` parts.
 
   The loss of every part is divided by the target tokens of the whole batch,

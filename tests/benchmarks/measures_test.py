@@ -22,7 +22,7 @@ from benchmarks import startup
 from benchmarks import step
 from benchmarks import tables
 from moe_peft import errors
-from moe_peft import trainable
+from moe_peft.core import trainable
 from moe_peft.methods import molora
 
 OPTIONS = tables.Options(quick=True)

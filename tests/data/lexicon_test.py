@@ -12,10 +12,10 @@ import pytest
 from moe_peft import errors
 from moe_peft.data import lexicon
 from moe_peft.data import registration
-from moe_peft.data import tasks
-from moe_peft.data import word_rows
+from moe_peft.data.sets import word_rows
+from moe_peft.data.sets import words
 
-_WORD_TASKS = (*tasks.PRETRAINING, *tasks.ADAPTATION, *tasks.RANKED)
+_WORD_TASKS = (*words.PRETRAINING, *words.ADAPTATION, *words.RANKED)
 
 
 def _rows(task):
@@ -138,7 +138,7 @@ def test_questions_are_distinct_and_evaluation_is_bounded(task):
       assert 100 <= len(rows) <= word_rows.MAX_EVAL_ROWS
 
 
-@pytest.mark.parametrize('task', tasks.RANKED)
+@pytest.mark.parametrize('task', words.RANKED)
 def test_classes_are_balanced(task):
   for rows in _rows(task).values():
     targets = [row.targets for row in rows]

@@ -8,8 +8,8 @@ import json
 import os
 from pathlib import Path
 
-from moe_peft.data import commonsense
 from moe_peft.data import packages
+from moe_peft.data.sets import commonsense
 
 # One near copy (a word more at the end of a long question), one equal row.
 PLANTED = 'Which bird sings in the old apple tree behind the house at night'

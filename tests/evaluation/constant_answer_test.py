@@ -27,8 +27,8 @@ def _measure(tmp_path, name, rows, **options):
 
 def test_text_is_answered_by_the_most_frequent_target(tmp_path):
   rows = [
-      {'inputs': f'colour {i}', 'targets': colour}
-      for i, colour in enumerate(['red', 'blue', 'red', 'red', 'green'])
+      {'inputs': f'color {i}', 'targets': color}
+      for i, color in enumerate(['red', 'blue', 'red', 'red', 'green'])
   ]
   values = _measure(tmp_path, 'constant_text', rows)
   assert values == {'exact_match': pytest.approx(60.0)}

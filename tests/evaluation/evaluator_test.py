@@ -8,10 +8,10 @@ import seqio
 import tensorflow as tf
 
 from moe_peft import errors
-from moe_peft import partitioning
+from moe_peft.core import partitioning
+from moe_peft.data import metrics
 from moe_peft.data import vocabularies
 from moe_peft.evaluation import evaluator as evaluator_lib
-from moe_peft.evaluation import metrics
 
 
 @pytest.fixture(name='evaluator')

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe_peft import inject
-from moe_peft import routing
-from moe_peft import trainable
+from moe_peft.core import inject
+from moe_peft.core import routing
+from moe_peft.core import trainable
 from moe_peft.data import vocabularies
 from moe_peft.hf import trained as trained_lib
 from moe_peft.methods import adamole

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from moe_peft import command_line
 from moe_peft import errors
-from moe_peft import inject
-from moe_peft import routing
-from moe_peft.hf import command
+from moe_peft.cli import flags
+from moe_peft.cli import hf
+from moe_peft.core import inject
+from moe_peft.core import routing
 from moe_peft.hf import export
 from moe_peft.hf import folders
 from moe_peft.hf import merge
@@ -65,7 +65,7 @@ def check(folder, bound):
 @pytest.mark.hf
 @pytest.mark.parametrize('method', list(adapted.METHODS))
 def test_peft_folders_compute_the_same(exported, hf, method):
-  # Renormalising what is barely above a threshold, as AdaMoLE does, magnifies
+  # Renormalizing what is barely above a threshold, as AdaMoLE does, magnifies
   # the last bits of float32.
   bound = {'adamole': verify.TOLERANCE}.get(method, 3e-5)
   check(exported(method, 'peft'), 1e-5 if method in PLAIN else bound)
@@ -348,13 +348,13 @@ def test_damaged_folders_fail_verification(
 ):
   folder = copy(exported('mixed', 'peft'), tmp_path / 'damaged')
   damage(folder)
-  assert command.main(['verify', str(folder)]) == 1
+  assert hf.main(['verify', str(folder)]) == 1
   assert 'above 0.0001' in capsys.readouterr().out
 
 
 @pytest.mark.hf
 def test_verify_succeeds_and_prints_the_difference(exported, hf, capsys):
-  assert command.main(['verify', str(exported('mixed', 'peft'))]) == 0
+  assert hf.main(['verify', str(exported('mixed', 'peft'))]) == 0
   assert 'largest difference' in capsys.readouterr().out
 
 
@@ -363,7 +363,7 @@ def test_another_base_fails_verification(exported, hf, tmp_path, capsys):
   export.export(adapted.make('lora', seed=1), tmp_path / 'other', 'peft')
   folder = str(exported('mixed', 'peft'))
   other = str(tmp_path / 'other' / 'base')
-  assert command.main(['verify', folder, '--base', other]) == 1
+  assert hf.main(['verify', folder, '--base', other]) == 1
   assert 'not the one that was trained on' in capsys.readouterr().out
 
 
@@ -542,6 +542,6 @@ def test_merging_keeps_the_layout():
 def test_the_command_line_names_bad_folders(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(sys, 'argv', ['hf', 'verify', str(tmp_path)])
   with pytest.raises(SystemExit) as exit_info:
-    command_line.run(command.main)
+    flags.run(hf.main)
   assert exit_info.value.code == 2
   assert 'parity.safetensors' in capsys.readouterr().err

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from moe_peft import checkpoints
-from moe_peft import command_line
 from moe_peft import errors
-from moe_peft import trainable
+from moe_peft import gin_files
+from moe_peft.core import trainable
 from moe_peft.hf import import_base
 from moe_peft.hf import names
 from moe_peft.models import t5
+from moe_peft.training import checkpoints
 from tests.hf import conftest as models
 
 
@@ -260,7 +260,7 @@ def test_the_model_file_describes_the_base(tmp_path):
   main.write_text(
       f"include '{base}/model.gin'\ninclude 'gin/methods/lora.gin'\n"
   )
-  command_line.load_gin([str(main)])
+  gin_files.load_gin([str(main)])
   transformer = gin.get_configurable(t5.Transformer)()
   described = transformer.config.replace(
       dtype=ours.dtype, dropout_rate=ours.dropout_rate
@@ -295,7 +295,7 @@ def spoil(folder, config, tensors, how):
     tensors = {k: v.astype(np.float32) for k, v in tensors.items()}
   elif how == 'shape':
     tensors[query] = np.ascontiguousarray(tensors[query].T)
-  elif how == 'quantised':
+  elif how == 'quantized':
     tensors[query] = tensors[query].astype(np.int8)
   elif how == 'mistral':
     config = {**config, 'model_type': 'mistral'}
@@ -325,7 +325,7 @@ def spoil(folder, config, tensors, how):
         ('missing', 'missing: encoder.block.1.layer.0.SelfAttention.q.weight'),
         ('unused', 'unused: encoder.block.9.layer.0.SelfAttention.q.weight'),
         ('shape', r'q.weight is \(24, 48\), not \(48, 24\)'),
-        ('quantised', 'quantised models cannot be imported'),
+        ('quantized', 'quantized models cannot be imported'),
         ('mistral', "model_type 'mistral'"),
         ('umt5', "model_type 'umt5'"),
         ('activation', "feed_forward_proj 'gelu'"),

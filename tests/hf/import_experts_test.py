@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from moe_peft import checkpoints
 from moe_peft import errors
 from moe_peft.hf import export
 from moe_peft.hf import folders
 from moe_peft.hf import import_experts
 from moe_peft.hf import peft_format
+from moe_peft.training import checkpoints
 from tests.hf import adapted
 
 

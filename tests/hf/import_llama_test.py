@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from moe_peft import checkpoints
-from moe_peft import command_line
 from moe_peft import errors
-from moe_peft import trainable
+from moe_peft import gin_files
+from moe_peft.core import trainable
 from moe_peft.hf import import_base
 from moe_peft.models import llama
+from moe_peft.training import checkpoints
 
 SMALL = {
     'architectures': ['LlamaForCausalLM'],
@@ -185,7 +185,7 @@ def test_the_gin_file_describes_the_model(tmp_path):
   folder = write_model(tmp_path / 'hf', config, random_tensors(config))
   (folder / 'tokenizer.json').write_text('{}')
   ours = import_base.import_base(folder, tmp_path / 'base', 'scan')
-  command_line.load_gin(
+  gin_files.load_gin(
       [str(tmp_path / 'base' / 'model.gin'), 'gin/methods/lora.gin'],
       ["ACTIVATION_DTYPE = 'float32'"],
   )

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from moe_peft import inject
-from moe_peft import routing
-from moe_peft import trainable
+from moe_peft.core import inject
+from moe_peft.core import routing
+from moe_peft.core import trainable
 from moe_peft.methods import ia3
 from moe_peft.methods import lora
 from moe_peft.methods import molora

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from moe_peft import errors
-from moe_peft import inject
-from moe_peft import routing
+from moe_peft.core import inject
+from moe_peft.core import routing
 from moe_peft.methods import adamix
 from moe_peft.methods import bottleneck
 from moe_peft.methods import hydralora

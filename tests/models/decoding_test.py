@@ -247,7 +247,7 @@ def sample(log_probs, seed, **options):
     'options,expected',
     [
         ({}, [0.1, 0.2, 0.3, 0.4]),
-        # Squares of the probabilities, normalised by their sum 0.3.
+        # Squares of the probabilities, normalized by their sum 0.3.
         ({'temperature': 0.5}, [1 / 30, 4 / 30, 9 / 30, 16 / 30]),
         ({'top_k': 2}, [0, 0, 3 / 7, 4 / 7]),
         # 0.4 + 0.3 do not reach 0.75, 0.2 does.

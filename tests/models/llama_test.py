@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from moe_peft import errors
-from moe_peft import inject
-from moe_peft import routing
-from moe_peft import trainable
+from moe_peft.core import inject
+from moe_peft.core import routing
+from moe_peft.core import trainable
 from moe_peft.methods import molora
 from moe_peft.models import decoder_only
 from moe_peft.models import llama

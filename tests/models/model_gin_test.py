@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from moe_peft import inject
+from moe_peft.core import inject
 
 ROOT = pathlib.Path(__file__).parents[2]
 

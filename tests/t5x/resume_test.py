@@ -9,8 +9,8 @@ import time
 import numpy as np
 import pytest
 
-from moe_peft import checkpoints
-from moe_peft import trainable
+from moe_peft.core import trainable
+from moe_peft.training import checkpoints
 from tests.t5x import processes
 
 pytest.importorskip('t5x')

@@ -16,11 +16,11 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from moe_peft import command_line
-from moe_peft import trainable
+from moe_peft import gin_files
+from moe_peft.core import trainable
+from moe_peft.data import metrics
 from moe_peft.data import preprocessors
 from moe_peft.data import vocabularies
-from moe_peft.evaluation import metrics
 
 TASK = 't5x_test_reverse'
 CHOICES_TASK = 't5x_test_choose'
@@ -154,7 +154,7 @@ def parsed(script, files, package='t5x', **macros):
   module = importlib.import_module(f't5x.{script}')
   gin.clear_config(clear_constants=True)
   # The registrations of earlier runs in this process may be replaced.
-  paths = [command_line.resource('gin').parent, _folder_of('t5x')]
+  paths = [gin_files.resource('gin').parent, _folder_of('t5x')]
   with (
       contextlib.chdir(_folder_of(package)),
       _main_module(module),

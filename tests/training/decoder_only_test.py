@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from moe_peft import command_line
 from moe_peft import errors
+from moe_peft import gin_files
 from moe_peft.data import local
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
@@ -36,7 +36,7 @@ SIZES = {
 
 def load(model_dir, method='molora', **bindings):
   values = {**SIZES, 'MODEL_DIR': str(model_dir), **bindings}
-  command_line.load_gin(
+  gin_files.load_gin(
       [
           'gin/models/tiny_llama.gin',
           f'gin/methods/{method}.gin',
@@ -121,7 +121,7 @@ def test_a_run_from_the_base_to_answers(tmp_path):
       ),
   }
   load(tmp_path, **bindings)
-  assert run.run_experiment() is None
+  assert run.run_experiment() == tmp_path
   results = json.loads((tmp_path / 'results.json').read_text())
   assert results['tasks']['past_tense']['loss']['adapted'] > 0
   assert 0 <= results['tasks']['article']['accuracy']['adapted'] <= 100

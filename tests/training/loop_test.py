@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from moe_peft import checkpoints
 from moe_peft import errors
-from moe_peft import trainable
+from moe_peft.core import trainable
+from moe_peft.training import checkpoints
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
 from moe_peft.training import metrics

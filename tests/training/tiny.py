@@ -4,7 +4,7 @@
 
 from typing import Any
 
-from moe_peft import command_line
+from moe_peft import gin_files
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import run
 
@@ -46,7 +46,7 @@ def load(model_dir: Any, method: str = 'molora', **bindings: Any) -> None:
     values.pop('NUM_EXPERTS')
   if method in ('full', 'mov', 'smora'):  # Methods without a rank.
     values.pop('RANK', None)
-  command_line.load_gin(
+  gin_files.load_gin(
       [
           'gin/models/tiny_t5.gin',
           f'gin/methods/{method}.gin',

@@ -1,3 +1,0 @@
-# Copyright 2026 The moe_peft Authors.
-# SPDX-License-Identifier: Apache-2.0
-"""What the routers learned: statistics, plots, the report."""

@@ -1,0 +1,45 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m moe_peft ablate`: the loss of a run without each expert."""
+
+import argparse
+from collections.abc import Sequence
+import sys
+
+from moe_peft.cli import flags
+
+ROWS = 8
+
+
+def main(argv: Sequence[str]) -> int | None:
+  """Parses the command line and takes away one expert after the other."""
+  parser = argparse.ArgumentParser(
+      prog='python -m moe_peft ablate',
+      description='Measures the loss of every task without each expert of '
+      'each site (the others take over), on held-out rows. Writes '
+      'RUN/ablation.json and the report anew.',
+  )
+  parser.add_argument('run', metavar='RUN', help='MODEL_DIR of the run')
+  add_data_flags(parser)
+  flags.add_gin_flags(parser)
+  args = parser.parse_args(argv)
+  flags.load_run(args)
+  from moe_peft.experts import commands
+  from moe_peft.report import page
+
+  folder = commands.ablate(args.split, args.rows)
+  if (folder / 'run.json').exists():
+    page.write_report([folder], folder / 'report.html')
+    print(f'Report: {folder / "report.html"}', file=sys.stderr)
+  return None
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags that choose rows."""
+  parser.add_argument(
+      '--split', default='validation', help='default: validation'
+  )
+  parser.add_argument(
+      '--rows', type=int, default=ROWS, metavar='N',
+      help=f'rows of each task (default: {ROWS})',
+  )

@@ -1,0 +1,213 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m moe_peft hf import | export | verify`."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+import sys
+
+from moe_peft import errors
+from moe_peft.cli import flags
+
+_EPILOG = """\
+examples:
+  python -m moe_peft hf import flan-t5-small --out bases/flan_t5_small
+  python -m moe_peft hf export runs/quickstart --out exports/quickstart
+  python -m moe_peft hf verify exports/quickstart
+"""
+
+
+def main(argv: Sequence[str]) -> int | None:
+  """Parses the command line and runs the command."""
+  parser = argparse.ArgumentParser(
+      prog='python -m moe_peft hf',
+      description='Hugging Face formats: imports bases, exports trained '
+      'models, verifies exported folders.',
+      epilog=_EPILOG,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  commands = parser.add_subparsers(dest='command', required=True)
+  _add_import(commands)
+  _add_export(commands)
+  _add_verify(commands)
+  args = parser.parse_args(argv)
+  return args.run_command(args)
+
+
+def _add_import(commands) -> None:
+  parser = commands.add_parser(
+      'import',
+      help='a T5, flan-T5, mT5, ByT5 or LLaMA to a base',
+      description='Writes a base that INITIAL_CHECKPOINT_PATH names, with '
+      'model.gin, the file that describes it for gin.',
+  )
+  parser.add_argument(
+      'folder',
+      metavar='DIR',
+      type=Path,
+      help='model folder, or a GGUF file of a LLaMA',
+  )
+  parser.add_argument('--out', type=Path, required=True, help='base to write')
+  parser.add_argument(
+      '--layout',
+      choices=('t5', 'scan', 'unrolled'),
+      default='t5',
+      help='of the parameters: t5 (default), scan (SCAN_LAYERS = True, and '
+      "T5X's scalable_t5), unrolled (scalable_t5 without scan)",
+  )
+  parser.add_argument(
+      '--format',
+      choices=('orbax', 'safetensors'),
+      default='orbax',
+      help='default: orbax',
+  )
+  parser.add_argument(
+      '--hub_id',
+      default='',
+      help='name of the model on the Hub, such as google/flan-t5-small, for '
+      'the cards of what is exported later',
+  )
+  parser.add_argument(
+      '--experts',
+      nargs='+',
+      type=Path,
+      default=[],
+      metavar='LORA',
+      help='PEFT LoRA folders that become the experts of a MoLoRA; writes '
+      'experts.gin, which trains the routers over them',
+  )
+  parser.set_defaults(run_command=_import)
+
+
+def _add_export(commands) -> None:
+  parser = commands.add_parser(
+      'export',
+      help='a run to a folder for transformers and peft',
+      description='Exports the newest checkpoint of a run. peft: an adapter '
+      '(native for LoRA and (IA)^3, else with the tuner in the folder). '
+      'merged: plain weights, for methods without a router. full: base and '
+      'experts, for trust_remote_code. experts: each expert alone, for '
+      'inspection.',
+  )
+  parser.add_argument('run', metavar='RUN', help='MODEL_DIR of the run')
+  parser.add_argument('--out', type=Path, required=True, help='folder to write')
+  parser.add_argument(
+      '--format',
+      choices=('peft', 'merged', 'full', 'experts'),
+      default='peft',
+      help='default: peft',
+  )
+  parser.add_argument(
+      '--base',
+      default='',
+      metavar='NAME',
+      help='name of the base on the Hub, where the import did not say it; '
+      'without one the base is written into the folder',
+  )
+  parser.add_argument(
+      '--collapse',
+      type=Path,
+      metavar='FILE.jsonl',
+      help='instead of a format: average the gates over these examples into '
+      'one ordinary LoRA, and measure what that costs',
+  )
+  parser.add_argument(
+      '--rank', type=int, help='with --collapse: cut the LoRA to this rank'
+  )
+  parser.add_argument(
+      '--per_task',
+      action='store_true',
+      help='with --collapse: one LoRA for each "task" of the examples',
+  )
+  flags.add_gin_flags(parser)
+  parser.set_defaults(run_command=_export)
+
+
+def _add_verify(commands) -> None:
+  parser = commands.add_parser(
+      'verify',
+      help='load an exported folder in torch and compare',
+      description='Prints the largest difference between the logits of torch '
+      'and those that JAX wrote; exit status 1 above 1e-4.',
+  )
+  parser.add_argument('folder', metavar='DIR', type=Path)
+  parser.add_argument(
+      '--base', default='', help='name or folder of the base of an adapter'
+  )
+  parser.set_defaults(run_command=_verify)
+
+
+def _import(args: argparse.Namespace) -> None:
+  from moe_peft.hf import import_base
+
+  import_base.import_base(
+      args.folder,
+      args.out,
+      args.layout,
+      args.format,
+      args.hub_id,
+      args.experts,
+  )
+  flags = f'--gin_file={args.out / "model.gin"}'
+  method = args.out / 'experts.gin' if args.experts else 'gin/methods/lora.gin'
+  print(
+      f'{args.out}: train with {flags} --gin_file={method} '
+      '--gin_file=gin/runs/finetune.gin '
+      f'--gin.INITIAL_CHECKPOINT_PATH={args.out}'
+  )
+
+
+def _export(args: argparse.Namespace) -> int:
+  if not args.collapse and (args.rank is not None or args.per_task):
+    raise errors.UserError('--rank and --per_task belong to --collapse.')
+  if args.rank is not None and args.rank < 1:
+    raise errors.UserError(f'--rank {args.rank} must be at least 1.')
+  flags.load_run(args)
+  from moe_peft.hf import export
+  from moe_peft.hf import trained as trained_lib
+
+  trained = trained_lib.from_run(args.base)
+  if args.collapse:
+    measured = export.export_collapsed(
+        trained, args.out, args.collapse, args.rank, args.per_task
+    )
+    for losses in measured:
+      text = ', '.join(f'{k} {v:.4f}' for k, v in losses.items())
+      print(f'loss per token in nats: {text}')
+  else:
+    export.export(trained, args.out, args.format)
+  print(f'{args.out}: written')
+  written = [args.out]
+  if args.per_task:
+    written = sorted(path for path in args.out.iterdir() if path.is_dir())
+  elif args.format == 'experts' and not args.collapse:
+    written = []  # Not equal to the run, and not meant to be.
+  return max((_measure(folder) for folder in written), default=0)
+
+
+def _measure(folder: Path) -> int:
+  """Verifies what was written, where torch and the base are at hand."""
+  from moe_peft.hf import verify
+
+  verdict = verify.measure(folder)
+  if verdict is None:
+    print(f'not verified here; run python -m moe_peft hf verify {folder}')
+    return 0
+  return _report(folder, verdict)
+
+
+def _verify(args: argparse.Namespace) -> int:
+  from moe_peft.hf import verify
+
+  return _report(args.folder, verify.verify(args.folder, args.base))
+
+
+def _report(folder: Path, verdict) -> int:
+  from moe_peft.hf import verify
+
+  print(verify.describe(folder, verdict))
+  if not verdict.equal:
+    print('error: the folder does not compute what was trained.',
+          file=sys.stderr)
+  return 0 if verdict.equal else 1

@@ -1,0 +1,27 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m moe_peft save_base`: a run's parameters as a base for others."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from moe_peft.cli import flags
+
+
+def main(argv: Sequence[str]) -> int | None:
+  """Parses the command line and writes the base."""
+  parser = argparse.ArgumentParser(
+      prog='python -m moe_peft save_base',
+      description='Writes the newest parameters of a run without its adapters, '
+      'in bfloat16, as OUT/model.safetensors; OUT then serves as '
+      'INITIAL_CHECKPOINT_PATH.',
+  )
+  parser.add_argument('run', metavar='RUN', help='MODEL_DIR of the run')
+  parser.add_argument('out', metavar='OUT', type=Path, help='folder to write')
+  flags.add_gin_flags(parser)
+  args = parser.parse_args(argv)
+  flags.load_run(args)
+  from moe_peft.training import restored
+
+  return restored.save_base(args.out)

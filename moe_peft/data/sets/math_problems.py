@@ -1,0 +1,272 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Math word problems: six public test sets, and rows to train on.
+
+The test sets are those of LLM-Adapters (arXiv 2304.01933), read from a clone of
+its repository (https://github.com/AGI-Edgerunners/LLM-Adapters, `dataset/`;
+ODC-By 1.0); they are part of no package. Its `math_data.json` holds four fifths
+of these very rows, so it is not used: training rows are GSM-Symbolic's (arXiv
+2410.05229), made by the package `reasoning-gym`. In gin:
+
+    MIXTURE_OR_TASK_NAME = @math_problems.register()
+    math_problems.register:
+      vocabulary = %VOCABULARY
+      data_dir = 'LLM-Adapters/dataset'
+
+`gsm_symbolic` has the splits train and validation, the six others test only:
+the mixture `math` trains on the former and is tested on the latter.
+"""
+
+from collections.abc import Iterator, Mapping
+import functools
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+import seqio
+
+from moe_peft import errors
+from moe_peft.data import lexicon
+from moe_peft.data import metrics
+from moe_peft.data import registration
+from moe_peft.data import rows as rows_lib
+from moe_peft.data import vocabularies
+from moe_peft.data.sets import contamination
+
+# Task -> stem of its file: `AQuA/test.json` in the clone, or `AQuA.json`.
+TEST_SETS = {
+    'addsub': 'AddSub',
+    'multiarith': 'MultiArith',
+    'singleeq': 'SingleEq',
+    'svamp': 'SVAMP',
+    'aqua': 'AQuA',
+    'gsm8k': 'gsm8k',
+}
+TRAINED = 'gsm_symbolic'
+MIXTURE = 'math'
+GYM_VERSION = '0.1.25'
+# Templates rename people and things as well as numbers, so copies share less
+# than those of `contamination.THRESHOLD`.
+THRESHOLD = 0.3
+VALIDATION_ROWS = 500
+# What `clean_templates` finds with the real test sets: 24 of 85.
+KEPT_TEMPLATES = frozenset({
+    0, 9, 10, 11, 12, 16, 18, 20, 28, 36, 43, 46, 49, 55, 56, 58, 62, 68, 72,
+    73, 89, 92, 93, 95,
+})  # fmt: skip
+# What reasoning-gym adds to each question.
+_DEMAND = ' Give the result as your final answer. Do not include units.'
+
+
+def register(
+    mixture: str = MIXTURE,
+    vocabulary: seqio.Vocabulary | None = None,
+    data_dir: str = 'LLM-Adapters/dataset',
+    num_rows: int = 20_000,
+    seed: int = 0,
+    rationale: bool = True,
+) -> str:
+  """Registers the tasks and the mixture `math`; returns the name of one.
+
+  No row is read before a dataset is asked for.
+
+  Args:
+    mixture: the mixture or task to return.
+    vocabulary: of inputs and targets; ours of bytes if not given.
+    data_dir: `dataset` of a clone of LLM-Adapters.
+    num_rows: rows to make; 5,595 of 20,000 stay, see `KEPT_TEMPLATES`.
+    seed: what the rows are made from.
+    rationale: train on the steps, then the answer; else on the answer alone.
+
+  Raises:
+    errors.UserError: unknown name, or other arguments than in an earlier call.
+  """
+  if mixture not in (MIXTURE, TRAINED, *TEST_SETS):
+    raise errors.UserError(
+        f'math_problems.register: no mixture or task {mixture!r}. There are '
+        f'{", ".join((MIXTURE, TRAINED, *TEST_SETS))}.'
+    )
+  vocabulary = vocabulary or vocabularies.byte_vocabulary()
+  settings = {k: v for k, v in locals().items() if k != 'mixture'}
+  names = [TRAINED, *TEST_SETS, MIXTURE]
+  if not registration.is_registered(names, settings):
+    folder = Path(data_dir)
+    made = functools.partial(
+        training_rows, num_rows, seed, rationale=rationale
+    )
+    _add(TRAINED, made, ('train', 'validation'), vocabulary)
+    for name in TEST_SETS:
+      _add(name, functools.partial(_test, folder, name), ('test',), vocabulary)
+    seqio.MixtureRegistry.add(MIXTURE, [TRAINED, *TEST_SETS], default_rate=1.0)
+    registration.remember(names, settings)
+  return mixture
+
+
+def _add(name, rows_fn, splits, vocabulary) -> None:
+  metric = metrics.numeric_accuracy
+  if name == 'aqua':
+    metric = metrics.option_accuracy
+  registration.add_task(
+      registration.TaskRecord(
+          name=name,
+          kind='math',
+          primary_metric=metric.__name__,
+          rows_fn=functools.cache(rows_fn),
+          vocabulary=vocabulary,
+      ),
+      splits=splits,
+      metric_fns=[metric],
+      has_choices=False,
+      inputs_eos=False,
+  )
+
+
+def _question(text: str) -> str:
+  return f'Question: {" ".join(text.split())}\nAnswer:'
+
+
+def _number(text: str) -> str:
+  """`9.0` as it is written in a text: `9`."""
+  number = float(text.replace(',', ''))
+  return str(int(number)) if number == int(number) else str(number)
+
+
+def _test(folder: Path, name: str) -> dict[str, list[rows_lib.Row]]:
+  return {'test': list(test_rows(folder, name))}
+
+
+def test_rows(folder: Path, name: str) -> Iterator[rows_lib.Row]:
+  """Yields the rows of a test set.
+
+  The column `output` is a model's own solution and often wrong: what counts is
+  `answer`.
+
+  Args:
+    folder: `dataset` of a clone of LLM-Adapters.
+    name: one of `TEST_SETS`.
+
+  Raises:
+    errors.UserError: the file is absent, broken, or lacks a column.
+  """
+  stem = TEST_SETS[name]
+  candidates = (folder / stem / 'test.json', folder / f'{stem}.json')
+  path = next((path for path in candidates if path.is_file()), None)
+  if path is None:
+    raise errors.UserError(
+        f'The test set {name} is not in {folder}: neither {stem}/test.json nor '
+        f'{stem}.json. Set math_problems.register.data_dir to the folder '
+        'dataset of a clone of '
+        'https://github.com/AGI-Edgerunners/LLM-Adapters.'
+    )
+  try:
+    content = json.loads(path.read_text(encoding='utf-8'))
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise errors.UserError(f'{path} is no JSON file: {error}') from error
+  for number, row in enumerate(content):
+    try:
+      answer = row['answer']
+      answer = answer.strip() if name == 'aqua' else _number(answer)
+      yield rows_lib.Row(_question(row['instruction']), f' {answer}')
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+      raise errors.UserError(
+          f'{path}, row {number}: no question with an answer '
+          f'({type(error).__name__}: {error}); its columns are '
+          f'{", ".join(sorted(row))}.'
+      ) from error
+
+
+def clean_templates(
+    folder: Path, num_rows: int = 20_000, seed: int = 0
+) -> frozenset[int]:
+  """Finds the templates of which no row is a near copy of a test row.
+
+  The more rows are made, the fewer templates stay: 34 after 300 rows, 24 after
+  10,000, and 200,000 of another seed take no more. So `KEPT_TEMPLATES` is what
+  20,000 rows show, however many are trained on.
+
+  Args:
+    folder: the test sets, see `test_rows`.
+    num_rows: rows to make.
+    seed: what they are made from.
+
+  Raises:
+    errors.UserError: as `training_rows`, or a test set is absent.
+  """
+  index = contamination.Index(
+      (name, row.inputs)
+      for name in TEST_SETS
+      for row in test_rows(folder, name)
+  )
+  templates, leaked = set(), set()
+  for template, item in _gym(num_rows, seed):
+    templates.add(template)
+    if template not in leaked and (
+        index.find(_asked(item), THRESHOLD) is not None
+    ):
+      leaked.add(template)
+  return frozenset(templates - leaked)
+
+
+def training_rows(
+    num_rows: int, seed: int, *, rationale: bool = True
+) -> Mapping[str, list[rows_lib.Row]]:
+  """Makes rows of GSM-Symbolic, without the templates of test rows.
+
+  All its templates stem from problems of GSM8K's test set. Those of which a
+  row is a near copy of a test row are left out whole; those in
+  `KEPT_TEMPLATES` stay, whose wording is another one.
+
+  Args:
+    num_rows: rows to make.
+    seed: what they are made from.
+    rationale: see `register`.
+
+  Returns:
+    train and validation.
+
+  Raises:
+    errors.UserError: the package is absent or of another version, which makes
+      other rows; or too few rows stay for a validation split.
+  """
+  kept = {}
+  for template, item in _gym(num_rows, seed):
+    if template not in KEPT_TEMPLATES:
+      continue
+    inputs = _asked(item)
+    answer = _number(item['answer'])
+    steps, _, _ = item['metadata']['answer_cot'].rpartition('####')
+    targets = f' {steps.strip()}\nThe answer is {answer}.'
+    kept[inputs] = rows_lib.Row(inputs, targets if rationale else f' {answer}')
+  ordered = sorted(kept.values(), key=lambda r: lexicon.stable_hash(r.inputs))
+  size = min(VALIDATION_ROWS, len(ordered) // 10)
+  if not size:
+    raise errors.UserError(
+        f'Of {num_rows} rows of math problems {len(ordered)} stay, too few to '
+        'split: raise math_problems.register.num_rows.'
+    )
+  return {'train': ordered[size:], 'validation': ordered[:size]}
+
+
+def _asked(item: Mapping[str, Any]) -> str:
+  return _question(item['question'].removesuffix(_DEMAND))
+
+
+def _gym(num_rows: int, seed: int) -> Iterator[tuple[int, dict]]:
+  """Yields (number of the template, row) of reasoning-gym."""
+  remedy = f'pip install reasoning-gym=={GYM_VERSION}'
+  try:
+    import reasoning_gym
+  except ImportError as error:
+    raise errors.UserError(
+        f'Training rows of math problems are made by reasoning-gym: {remedy}'
+    ) from error
+  version = importlib.metadata.version('reasoning-gym')
+  if version != GYM_VERSION:
+    raise errors.UserError(
+        f'reasoning-gym {version} is installed and makes other rows than '
+        f'{GYM_VERSION}: {remedy}'
+    )
+  made = reasoning_gym.create_dataset('gsm_symbolic', size=num_rows, seed=seed)
+  for number in range(num_rows):
+    yield made.task_indices[number], made[number]

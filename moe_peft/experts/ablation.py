@@ -1,0 +1,179 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What every expert is worth: the loss without it.
+
+An expert is taken away as if it had never been there: its logit is minus
+infinity, so a softmax gives its share to the others, and a top-k router takes
+the next best one. `moe_peft.cli.prune` removes experts in the same sense.
+"""
+
+from collections.abc import Callable, Mapping
+import inspect
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moe_peft import errors
+from moe_peft.core import inject
+from moe_peft.core import partitioning
+from moe_peft.core import routing
+from moe_peft.core import trainable
+from moe_peft.routers import usage
+
+Params = Mapping[str, Any]
+Batches = Mapping[str, Mapping[str, np.ndarray]]
+Masks = Mapping[str, Any]
+
+
+def _with_routers(
+    change: Callable[[str, routing.Router, dict[str, Any]], None],
+    function: Callable[..., Any],
+    *args: Any,
+) -> Any:
+  """Calls a function in which `change` sees each call of a router first.
+
+  Args:
+    change: Gets the site, the router and its arguments by name, which it may
+      change.
+    function: Applies an adapted model.
+    *args: Of the function.
+  """
+
+  def intercept(next_fun, args, kwargs, context):
+    module = context.module
+    if isinstance(module, routing.Router) and context.method_name == '__call__':
+      site = '/'.join(module.path).partition(f'/{inject.ADAPTER_SCOPE}/')[0]
+      signature = inspect.signature(type(module).__call__)
+      bound = signature.bind(module, *args, **kwargs)
+      change(site, module, bound.arguments)
+      args, kwargs = bound.args[1:], bound.kwargs  # The router is bound to it.
+    return next_fun(*args, **kwargs)
+
+  with nn.intercept_methods(intercept):
+    return function(*args)
+
+
+def apply_masked(
+    function: Callable[..., Any], masks: Masks, *args: Any
+) -> Any:
+  """Calls a function of a model in which experts are missing.
+
+  Must run while JAX traces: the routers of a compiled function stay as they
+  are.
+
+  Args:
+    function: Applies an adapted model.
+    masks: <bool>[num_experts] by site, False for an expert that is missing.
+    *args: Of the function.
+  """
+
+  def mask(site, _, arguments):
+    if site in masks:
+      active = arguments.get('active')
+      there = masks[site]
+      arguments['active'] = there if active is None else active & there
+
+  return _with_routers(mask, function, *args)
+
+
+def routers(model: Any, params: Params, batch: Any) -> dict[str, nn.Module]:
+  """The router of every routed site, by tracing the model.
+
+  Raises:
+    errors.UserError: If there is none, or the layers run in a scan, where one
+      router stands for all layers.
+  """
+  if getattr(model.module, 'scan_layers', False):
+    raise errors.UserError(
+        'SCAN_LAYERS = True: experts of single layers cannot be taken away '
+        'inside a scan. Only runs with SCAN_LAYERS = False can be analyzed or '
+        'pruned.'
+    )
+  found = {}
+  jax.eval_shape(
+      lambda params, batch: _with_routers(
+          lambda site, router, _: found.update({site: router}),
+          model.score, trainable.unflatten(params), batch,
+      ),
+      params,
+      dict(batch),
+  )
+  if not found:
+    raise errors.UserError(
+        'The run has no router: every site has one expert, and none can be '
+        'taken away.'
+    )
+  return {site: found[site] for site in sorted(found, key=usage.natural)}
+
+
+def loss_fn(model: Any, mesh: jax.sharding.Mesh) -> Callable[..., jax.Array]:
+  """Compiles the losses of a batch under several masks at once.
+
+  Returns:
+    (params, batch, masks) -> <float32>[n], mean nats per target token, with
+    masks <bool>[n, num_experts] by site: one pass, `jax.vmap` over the masks.
+  """
+
+  def losses(params, batch, masks):
+    nested = trainable.unflatten(params)
+    tokens = jnp.maximum(batch['decoder_loss_weights'].sum(), 1)
+    loss = lambda m: -apply_masked(model.score, m, nested, batch).sum() / tokens
+    return jax.vmap(loss)(masks)
+
+  return jax.jit(
+      losses, in_shardings=(None, partitioning.batch_sharding(mesh), None)
+  )
+
+
+def leave_one_out(
+    model: Any,
+    params: Params,
+    batches: Batches,
+    mesh: jax.sharding.Mesh,
+    on_site: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+  """Losses of every task without each expert of each site.
+
+  Args:
+    model: A `LanguageModel`.
+    params: Flat parameters.
+    batches: Model features by task.
+    mesh: Where the model runs.
+    on_site: Called after each site.
+
+  Returns:
+    `tasks`; `sites`, as `usage.describe` names them; `loss` [task], nothing
+    taken away; `without` [site][expert][task]. Nats per target token.
+  """
+  sizes = {
+      site: router.num_experts
+      for site, router in routers(
+          model, params, next(iter(batches.values()))
+      ).items()
+  }
+  most = max(sizes.values())
+  compiled = loss_fn(model, mesh)
+  # Every call has the same shapes; masks that are not needed hide nothing.
+  everything = {s: np.ones((most, e), bool) for s, e in sizes.items()}
+  evaluate = lambda masks: np.array([
+      jax.device_get(compiled(params, dict(batch), masks))
+      for batch in batches.values()
+  ])  # [task, most]
+  with partitioning.use_mesh(mesh):
+    loss = evaluate(everything)[:, 0]
+    without = []
+    for site, num_experts in sizes.items():
+      mask = np.ones((most, num_experts), bool)
+      mask[:num_experts] = ~np.eye(num_experts, dtype=bool)
+      losses = evaluate({**everything, site: mask})
+      without.append(losses[:, :num_experts].T)
+      on_site()
+  return {
+      'tasks': list(batches),
+      'sites': [usage.describe(site, e) for site, e in sizes.items()],
+      'loss': loss.tolist(),
+      'without': [x.tolist() for x in without],
+  }

@@ -1,0 +1,260 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Removes experts from a trained run, and measures what that costs."""
+
+from collections.abc import Callable, Mapping
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import gin
+import jax
+import numpy as np
+
+from moe_peft import errors
+from moe_peft import gin_files
+from moe_peft.core import inject
+from moe_peft.core import partitioning
+from moe_peft.experts import ablation
+from moe_peft.training import experiment as experiment_lib
+from moe_peft.training import loop
+from moe_peft.training import train_step
+
+Params = Mapping[str, Any]
+
+# Nats: a pruned model and the whole one under masks differ by rounding only.
+_TOLERANCE = 1e-3
+
+
+def choose(
+    scores: Mapping[str, np.ndarray], keep: int
+) -> dict[str, np.ndarray]:
+  """The experts of each site whose removal costs most, ascending indices.
+
+  Scores are of single removals: that two experts may stand in for one another
+  is not in them.
+  """
+  return {
+      site: np.sort(np.argsort(-values, kind='stable')[:keep])
+      for site, values in scores.items()
+  }
+
+
+def slice_params(
+    params: Params, shapes: Params, kept: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+  """Takes the kept experts out of flat parameters.
+
+  The axis of the experts is the one that the smaller model has shorter; several
+  distributions beside each other (methods/mode.py) are cut one by one.
+
+  Args:
+    params: Of the whole model.
+    shapes: Of the smaller model: anything with a `shape`, by path.
+    kept: Indices by site.
+
+  Raises:
+    errors.UserError: For a parameter that differs in another way.
+  """
+  sliced = {}
+  for path, value in params.items():
+    value, shape = np.asarray(value), tuple(shapes[path].shape)
+    if value.shape != shape:
+      site = path.partition(f'/{inject.ADAPTER_SCOPE}/')[0]
+      axes = [i for i, n in enumerate(shape) if n != value.shape[i]]
+      parts = shape[axes[0]] // max(len(kept.get(site, ())), 1)
+      if len(axes) != 1 or not parts or value.shape[axes[0]] % parts:
+        raise errors.UserError(
+            f'{path} is {value.shape} and would be {shape}: the method cannot '
+            'be pruned.'
+        )
+      index = np.arange(value.shape[axes[0]]).reshape(parts, -1)[:, kept[site]]
+      value = np.take(value, index.ravel(), axis=axes[0])
+    sliced[path] = value
+  return sliced
+
+
+def check_keep(num_experts: int, keep: int) -> None:
+  """Raises errors.UserError if so many cannot be kept."""
+  if not 1 < keep < num_experts:
+    raise errors.UserError(
+        f'--keep={keep} must be more than 1 (one expert has no router) and '
+        f'less than the {num_experts} experts of the run.'
+    )
+
+
+def configure(keep: int) -> None:
+  """Sets the smaller number of experts in gin.
+
+  Raises:
+    errors.UserError: If there is no macro for it.
+  """
+  macros = gin_files.macros()
+  if 'NUM_EXPERTS' not in macros:
+    raise errors.UserError(
+        'The configuration has no macro NUM_EXPERTS: methods whose numbers of '
+        'experts differ by layer cannot be pruned.'
+    )
+  with gin.unlock_config():
+    gin.bind_parameter('NUM_EXPERTS/gin.macro.value', keep)
+    if 'PARAM_BUDGET' in macros:  # It would choose another rank.
+      gin.bind_parameter('PARAM_BUDGET/gin.macro.value', None)
+
+
+def check_routers(routers: Mapping[str, Any], keep: int) -> int:
+  """Returns the number of experts that all sites have.
+
+  Raises:
+    errors.UserError: If they differ, or a router selects more than are kept.
+  """
+  numbers = {router.num_experts for router in routers.values()}
+  if len(numbers) > 1:
+    raise errors.UserError(
+        f'Sites have {sorted(numbers)} experts; only runs with the same number '
+        'everywhere can be pruned.'
+    )
+  for site, router in routers.items():
+    k = router.num_selected_experts
+    if router.selection == 'top_k' and k > keep:
+      raise errors.UserError(
+          f'--keep={keep}: the router at {site} selects {k} experts for every '
+          f'token. Keep at least {k}.'
+      )
+    if router.selection == 'expert_choice' or (
+        router.selection == 'threshold' and router.max_threshold is None
+    ):
+      raise errors.UserError(
+          f'The router at {site} depends on the number of experts '
+          f'(selection = {router.selection!r}), so fewer experts would decide '
+          'otherwise; it cannot be pruned.'
+      )
+  return numbers.pop()
+
+
+@dataclasses.dataclass(frozen=True)
+class Pruned:
+  """What pruning did.
+
+  Attributes:
+    kept: Indices of the experts by site.
+    before: Loss of each task with all experts, nats per target token.
+    after: The same with those that are kept.
+    num_params: Trainable parameters of the pruned run.
+  """
+
+  kept: Mapping[str, np.ndarray]
+  before: Mapping[str, float]
+  after: Mapping[str, float]
+  num_params: int
+
+
+def write(
+    setup: experiment_lib.Setup,
+    params: Params,
+    step: int,
+    scores: Mapping[str, np.ndarray],
+    batches: ablation.Batches,
+    keep: int,
+    out: Path,
+    rebuild: Callable[[], experiment_lib.Experiment],
+) -> Pruned:
+  """Writes a run with fewer experts.
+
+  Args:
+    setup: The whole run.
+    params: Its flat parameters.
+    step: Their step.
+    scores: Worth of each expert by site, `Ablation.scores()`.
+    batches: On which losses are measured, model features by task.
+    keep: Experts that stay at each site.
+    out: MODEL_DIR of the new run.
+    rebuild: Builds the experiment that gin describes.
+
+  Raises:
+    errors.UserError: If the method cannot be pruned.
+  """
+  model, mesh = setup.experiment.model, setup.mesh
+  routers = ablation.routers(model, params, next(iter(batches.values())))
+  num_experts = check_routers(routers, keep)
+  kept = choose(scores, keep)
+  masks = {
+      site: np.isin(np.arange(num_experts), index)[None]
+      for site, index in kept.items()
+  }
+  everything = {site: np.ones_like(mask) for site, mask in masks.items()}
+  before = _losses(model, params, batches, everything, mesh)
+  masked = _losses(model, params, batches, masks, mesh)
+  configure(keep)
+  smaller = experiment_lib.prepare(
+      dataclasses.replace(rebuild(), model_dir=str(out))
+  )
+  shapes = {**smaller.frozen, **smaller.trainable}
+  pruned = slice_params(params, shapes, kept)
+  lost = [k for k in smaller.frozen if params[k].shape != shapes[k].shape]
+  if lost:
+    raise errors.UserError(
+        f'{lost[0]} does not train, so it is in no checkpoint and a smaller '
+        'one would be drawn anew; the method cannot be pruned.'
+    )
+  after = _losses(smaller.experiment.model, pruned, batches, {}, mesh)
+  worst = max(abs(after[task] - masked[task]) for task in after)
+  if not worst < _TOLERANCE:
+    raise errors.UserError(
+        f'The pruned model differs from the masked one by {worst:.2g} nats, so '
+        'the method depends on the number of experts in another way and cannot '
+        'be pruned.'
+    )
+  _save(smaller, pruned, step, out)
+  return Pruned(kept, before, after, loop.count_params(smaller)[0])
+
+
+def _losses(model, params, batches, masks, mesh) -> dict[str, float]:
+  masks = masks or {'': np.ones((1, 1), bool)}  # Of no site: all experts.
+  run = ablation.loss_fn(model, mesh)
+  with partitioning.use_mesh(mesh):
+    return {
+        task: float(run(params, dict(batch), masks)[0])
+        for task, batch in batches.items()
+    }
+
+
+def _save(setup, params, step, out) -> None:
+  """Writes configuration and checkpoint; the optimizer starts fresh."""
+  placed = {
+      path: jax.device_put(params[path], setup.shardings[path])
+      for path in setup.trainable
+  }
+  setup = dataclasses.replace(setup, trainable=placed)
+  with contextlib.closing(loop.open_checkpoints(setup)) as checkpointer:
+    if checkpointer.latest_step() is not None:
+      raise errors.UserError(
+          f'--out {out} already holds a run; choose another folder.'
+      )
+    state = train_step.init_state(setup)
+    state = state.replace(step=jax.device_put(
+        np.int32(step), state.step.sharding
+    ))
+    checkpointer.save(step, state, loop.train_data(setup.experiment))
+    checkpointer.wait()
+  config = gin.config_str()
+  (out / 'config.gin').write_text(config, encoding='utf-8')
+
+
+def summary(info: Mapping[str, Any], pruned: Pruned, source: Path) -> str:
+  """run.json of a pruned run: that of the whole one, and what was done."""
+  trained = info.get('num_params_trainable', 0)
+  return json.dumps({
+      **info,
+      'num_params_trainable': pruned.num_params,
+      'num_params_total': (
+          info.get('num_params_total', 0) - trained + pruned.num_params
+      ),
+      'pruned': {
+          'from': str(source),
+          'kept': {site: x.tolist() for site, x in pruned.kept.items()},
+          'loss_before': pruned.before,
+          'loss_after': pruned.after,
+      },
+  }, indent=2) + '\n'

@@ -1,0 +1,209 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Finds and parses gin files; mistakes in them are one clear error."""
+
+import ast
+from collections.abc import Iterator, Sequence
+import contextlib
+import difflib
+import importlib
+import importlib.util  # noqa: F401  (gin relies on somebody's import)
+import inspect
+import logging
+import os
+from pathlib import Path
+import re
+import sys
+
+from moe_peft import errors
+
+PACKAGE_DIR = Path(__file__).resolve().parent
+# In a wheel `gin/` and `configs/` lie inside the package, in a checkout
+# beside it.
+RESOURCE_DIRS = (PACKAGE_DIR, PACKAGE_DIR.parent)
+
+
+def resource(name: str) -> Path:
+  """Path of a file or folder that ships with the package.
+
+  Args:
+    name: Relative path such as `configs/quickstart.gin`.
+
+  Raises:
+    errors.UserError: If there is no such file.
+  """
+  for folder in RESOURCE_DIRS:
+    if (folder / name).exists():
+      return folder / name
+  raise errors.UserError(
+      f'{name} does not ship with moe_peft.{_nearest(name, _shipped_gin())}'
+  )
+
+
+def load_gin(
+    gin_files: Sequence[str],
+    bindings: Sequence[str] = (),
+    search_paths: str = '',
+) -> None:
+  """Parses gin files, then bindings, and locks the configuration.
+
+  Args:
+    gin_files: Paths, or names found in the search paths or in the package.
+    bindings: `NAME=VALUE`; a value that gin cannot read, such as a bare path,
+      is taken as a string.
+    search_paths: Comma-separated folders.
+
+  Raises:
+    errors.UserError: For a file, binding or macro that does not exist, and
+      for a macro that must be given and was not.
+  """
+  import gin
+
+  import_tensorflow()
+  gin.clear_config()
+  folders = [p for p in search_paths.split(',') if p]
+  folders += [str(folder) for folder in RESOURCE_DIRS]
+  for folder in folders:
+    gin.add_config_file_search_path(folder)
+  files = [_find(name, folders) for name in gin_files]
+  with _gin_errors():
+    gin.parse_config_files_and_bindings(files, None, finalize_config=False)
+  known = macros()
+  for binding in bindings:
+    name, value = binding.split('=', maxsplit=1)
+    name = name.strip()
+    if re.fullmatch(r'[A-Z][A-Z0-9_]*', name) and name not in known:
+      raise errors.UserError(
+          f'--gin.{name}: no gin file uses the macro {name}.'
+          + _nearest(name, known)
+      )
+    with _gin_errors(f'--gin.{binding}: '):
+      gin.parse_config(f'{name} = {_quoted(value)}')
+  check_macros()
+  with _gin_errors():
+    gin.finalize()
+
+
+def import_tensorflow() -> None:
+  """Imports TensorFlow without the notes that its libraries print."""
+  sys.stderr.flush()
+  stderr = os.dup(2)
+  with open(os.devnull, 'w') as nothing:
+    os.dup2(nothing.fileno(), 2)
+  try:
+    importlib.import_module('tensorflow')
+  finally:
+    os.dup2(stderr, 2)
+    os.close(stderr)
+
+
+def check_macros() -> None:
+  """Checks that no macro of the parsed configuration lacks its value.
+
+  Raises:
+    errors.UserError: For a macro that is used and never set, and for macros
+      that must be given and were not.
+  """
+  import gin
+
+  known = macros()
+  for reference in gin.config.iterate_references(gin.config._CONFIG):
+    name, _, kind = reference.scoped_selector.rpartition('/')
+    if kind == 'gin.macro' and name not in known:
+      raise errors.UserError(
+          f'The macro {name} is used but never set.{_nearest(name, known)} '
+          'Include the gin file that provides it, or add '
+          f'--gin.{name}=...'
+      )
+  missing = macros(required=True)
+  if missing:
+    flags = ' '.join(f'--gin.{name}=...' for name in missing)
+    raise errors.UserError(f'Values are missing; add {flags}')
+
+
+@contextlib.contextmanager
+def _gin_errors(prefix: str = '') -> Iterator[None]:
+  """Turns gin's exceptions into user errors; they name file and line."""
+  # Gin logs an error for every search path that lacks the file.
+  logging.disable(logging.ERROR)
+  try:
+    yield
+  except errors.UserError:
+    raise
+  except Exception as error:  # Gin lets through whatever an import raises.
+    message = f'{prefix}{error}'.strip()
+    raise errors.UserError(message + _suggest(message)) from error
+  finally:
+    logging.disable(logging.NOTSET)
+
+
+def macros(required: bool = False) -> list[str]:
+  """Names of gin's macros that are set (or, if `required`, must still be)."""
+  import gin
+
+  return [
+      name
+      for (name, selector), arguments in gin.config._CONFIG.items()
+      if selector == 'gin.macro'
+      and (not required or str(arguments.get('value')) == '%gin.REQUIRED')
+  ]
+
+
+def _quoted(value: str) -> str:
+  """The value as gin source: strings need no quotes on the command line."""
+  value = value.strip()
+  if re.search(r'[@%]', value):  # References make it gin's to judge.
+    return value
+  try:
+    ast.literal_eval(value)
+    return value
+  except (SyntaxError, ValueError):
+    return repr(value)
+
+
+def _find(name: str, folders: Sequence[str]) -> str:
+  for candidate in (Path(name), *(Path(folder) / name for folder in folders)):
+    if candidate.is_file():
+      return str(candidate)
+  raise errors.UserError(
+      f'The gin file {name} does not exist.'
+      + _nearest(name, _shipped_gin())
+  )
+
+
+def _shipped_gin() -> list[str]:
+  return sorted(
+      str(path.relative_to(folder))
+      for folder in RESOURCE_DIRS
+      for kind in ('gin', 'configs')
+      if (folder / kind).is_dir()
+      for path in (folder / kind).rglob('*.gin')
+  )
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+  near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.4)
+  return f' Did you mean {" or ".join(near)}?' if near else ''
+
+
+def _suggest(message: str) -> str:
+  """Nearest names for the mistakes that gin reports."""
+  import gin
+
+  match = re.search(r"<module '([\w.]+)'.*has no attribute (\w+)", message)
+  if match:
+    return _nearest(match[2], dir(sys.modules[match[1]]))
+  match = re.search(
+      r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'",
+      message,
+  )
+  if match:
+    configurable = gin.get_configurable(match[1])
+    return _nearest(match[2], inspect.signature(configurable).parameters)
+  match = re.search(r'Unable to open file: (\S+)\. ', message)
+  if match:
+    return _nearest(match[1], _shipped_gin())
+  match = re.search(r"No configurable matching '([\w./]+)'", message)
+  if match:
+    return _nearest(match[1], gin.config._REGISTRY._selector_map)
+  return ''

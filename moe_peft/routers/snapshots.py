@@ -1,0 +1,136 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Snapshots of the routing of a few held-out rows, while training goes on.
+
+A run keeps `routing/rows.json`, the tokens of the rows, and for each snapshot
+`routing/step_N.npz`, the combine weights of every site as
+<float16>[rows, length, num_experts]. The rows stay the same, so differences
+between snapshots are the router's own: no data, dropout or capacity is in
+them.
+"""
+
+from collections.abc import Mapping, Sequence
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from moe_peft.core import observe
+from moe_peft.core import partitioning
+from moe_peft.core import trainable
+
+ROWS_PER_TASK = 2
+# Tasks beyond that are left out: snapshots are to stay small.
+MAX_TASKS = 12
+
+
+class Snapshots:
+  """The rows of a run, and what its routers do with them."""
+
+  def __init__(
+      self,
+      folder: Path,
+      model: Any,
+      batches: Mapping[str, Mapping[str, np.ndarray]],
+      mesh: jax.sharding.Mesh,
+  ):
+    """Chooses the rows.
+
+    Args:
+      folder: Where the files lie.
+      model: A `LanguageModel`.
+      batches: Model features of a few rows, by task.
+      mesh: Where the model runs.
+    """
+    self._folder, self._model, self._mesh = folder, model, mesh
+    tasks = list(batches)[:MAX_TASKS]
+    self._tasks = np.repeat(tasks, [_num_rows(batches[t]) for t in tasks])
+    self._batch = jax.tree.map(
+        lambda *x: _fill(np.concatenate(x), mesh.size),
+        *(dict(batches[task]) for task in tasks),
+    )
+    self._compiled = jax.jit(
+        self._weights, in_shardings=(None, partitioning.batch_sharding(mesh))
+    )
+
+  def _weights(self, params, batch):
+    _, collections = self._model.apply(
+        trainable.unflatten(params), batch, mutable=(observe.COLLECTION,)
+    )
+    sown = observe.combine_weights(
+        collections.get(observe.COLLECTION, {}), batch
+    )
+    return {site: weights for site, (weights, _) in sown.items()}
+
+  def write(self, step: int, params: Mapping[str, Any]) -> None:
+    """Writes a snapshot; nothing if no adapter has a router."""
+    with partitioning.use_mesh(self._mesh):
+      if not jax.eval_shape(self._weights, params, self._batch):
+        return
+      weights = jax.device_get(self._compiled(params, self._batch))
+    self._folder.mkdir(parents=True, exist_ok=True)
+    rows = self._folder / 'rows.json'
+    if not rows.exists():
+      rows.write_text(json.dumps({'rows': self._rows()}), encoding='utf-8')
+    count = len(self._tasks)
+    np.savez_compressed(
+        self._folder / f'step_{step}.npz',
+        **{
+            site: x[:count].astype(np.float16) for site, x in weights.items()
+        },
+    )
+
+  def _rows(self) -> list[dict[str, Any]]:
+    """Task and pieces of text of each row, padding left out.
+
+    A position of a decoder is named by the token that it reads, not by the
+    one that it predicts.
+    """
+    model, batch = self._model, self._batch
+    rows = []
+    for index, task in enumerate(self._tasks):
+      row = {'task': str(task)}
+      if 'encoder_input_tokens' in batch:
+        tokens = batch['encoder_input_tokens'][index]
+        row['encoder'] = pieces(model.input_vocabulary, tokens[tokens > 0])
+      valid = batch['decoder_target_tokens'][index] > 0
+      tokens = batch['decoder_input_tokens'][index][valid]
+      row['decoder'] = pieces(model.output_vocabulary, tokens)
+      rows.append(row)
+    return rows
+
+
+def pieces(vocabulary: Any, tokens: Sequence[int]) -> list[str]:
+  """The text that each token adds to what is before it.
+
+  Args:
+    vocabulary: A `seqio.Vocabulary`.
+    tokens: Their ids.
+
+  Returns:
+    As many texts; the end of a sequence, and the 0 that a decoder begins with,
+    have names of their own.
+  """
+  tokens = [int(token) for token in tokens]
+  texts, before, start = [], '', 0
+  for end, token in enumerate(tokens, start=1):
+    if token in (0, vocabulary.eos_id):  # Decoding stops there.
+      texts.append('⟨start⟩' if token == 0 else '⟨end⟩')
+      before, start = '', end
+      continue
+    text = vocabulary.decode(tokens[start:end])
+    texts.append(text.removeprefix(before))
+    before = text
+  return texts
+
+
+def _num_rows(batch: Mapping[str, np.ndarray]) -> int:
+  """Rows that are not filling."""
+  return int((batch['decoder_target_tokens'] > 0).any(axis=1).sum())
+
+
+def _fill(rows: np.ndarray, multiple: int) -> np.ndarray:
+  fill = -len(rows) % multiple
+  return np.pad(rows, [(0, fill)] + [(0, 0)] * (rows.ndim - 1))

@@ -1,0 +1,58 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Reads the config.gin of a run as text: nothing it names is imported."""
+
+from collections.abc import Mapping
+from pathlib import Path
+import tokenize
+
+from gin import config_parser
+
+from moe_peft.runs import records
+
+
+class _AsWritten(config_parser.ParserDelegate):
+  """Keeps references as the text that they are in gin."""
+
+  def configurable_reference(self, name, evaluate):
+    return _Text(f'@{name}{"()" if evaluate else ""}')
+
+  def macro(self, name):
+    return _Text(f'%{name}')
+
+
+class _Text(str):
+  """Text without quotes, on its own or within lists."""
+
+  __repr__ = str.__str__
+
+
+def bindings(text: str, path: Path) -> dict[str, str]:
+  """What a configuration binds.
+
+  Args:
+    text: Of a gin file without includes, as `gin.config_str()` makes it.
+    path: The file, for messages.
+
+  Returns:
+    The value of every macro, by its name, and of every parameter, by
+    'scope/selector.name'; each on one line, however gin has wrapped it.
+
+  Raises:
+    UserError: if it is not gin.
+  """
+  found = {}
+  try:
+    for x in config_parser.ConfigParser(text, _AsWritten()):
+      if isinstance(x, config_parser.BindingStatement):
+        scope = f'{x.scope}/' if x.scope else ''
+        name = f'.{x.arg_name}' if x.arg_name else ''
+        found[f'{scope}{x.selector}{name}'] = repr(x.value)
+  except (SyntaxError, ValueError, tokenize.TokenError) as e:
+    raise records.malformed(path, f'it is not gin ({e})') from e
+  return found
+
+
+def macros(bound: Mapping[str, str]) -> dict[str, str]:
+  """The macros among `bindings`."""
+  return {name: value for name, value in bound.items() if name.isidentifier()}

@@ -1,0 +1,138 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of the command lines on one tiny run, from base to report."""
+
+import io
+import json
+import re
+
+import pytest
+
+from moe_peft import errors
+from moe_peft import evaluate
+from moe_peft import infer
+from moe_peft import train
+from moe_peft.cli import flags
+from moe_peft.cli import report
+from moe_peft.cli import save_base
+from moe_peft.training import metrics
+from tests.training import tiny
+
+FILES = (
+    'gin/models/tiny_t5.gin',
+    'gin/methods/molora.gin',
+    'gin/runs/finetune.gin',
+)
+
+
+def arguments(**bindings):
+  values = {**tiny.SIZES, 'EVAL_EXAMPLES': 8, 'TRAIN_STEPS': 2, **bindings}
+  return flags.rewrite_gin_args([
+      *(f'--gin_file={file}' for file in FILES),
+      *(f'--gin.{name}={value!r}' for name, value in values.items()),
+  ])
+
+
+@pytest.fixture(scope='module')
+def run_dir(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('runs') / 'run'
+  assert train.main(arguments(MODEL_DIR=str(folder))) is None
+  return folder
+
+
+def test_a_run_leaves_all_it_promises(run_dir):
+  summary = json.loads((run_dir / 'run.json').read_text())
+  assert summary['steps'] == 2 and summary['method'] == ['MoLoRA']
+  assert 0 < summary['num_params_trainable'] < summary['num_params_total']
+  results = json.loads((run_dir / 'results.json').read_text())
+  assert results['split'] == 'validation'
+  assert results['num_examples'] == {'past_tense': 8}
+  cell = results['tasks']['past_tense']['exact_match']
+  assert set(cell) == {'base', 'adapted'}
+  rows = metrics.read_json_lines(run_dir / 'metrics' / 'train.jsonl')
+  assert [row['step'] for row in rows] == [1, 2]
+  assert {'loss', 'learning_rate', 'router_entropy'} <= rows[0].keys()
+  evals = metrics.read_json_lines(run_dir / 'metrics' / 'eval.jsonl')
+  assert [row['step'] for row in evals] == [0, 2]
+  assert list(run_dir.glob('tensorboard/events*'))
+  page = (run_dir / 'report.html').read_text()
+  assert 'past_tense' in page and not re.search(r'(src|href)="http', page)
+
+
+def test_expert_usage_sums_to_one(run_dir):
+  routing = json.loads((run_dir / 'routing.json').read_text())
+  assert routing['tasks'] == ['past_tense']
+  paths = [site['path'] for site in routing['sites']]
+  # Encoder: q, k, v, o, wi_0, wo; decoder: twice the attention.
+  assert len(paths) == 6 + 10
+  for load in routing['load'][0]:
+    assert len(load) == 4 and sum(load) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_a_finished_run_is_not_trained_again(run_dir, capsys):
+  assert train.main(arguments(MODEL_DIR=str(run_dir))) is None
+  assert 'Continuing from step 2' in capsys.readouterr().err
+  rows = metrics.read_json_lines(run_dir / 'metrics' / 'train.jsonl')
+  assert [row['step'] for row in rows] == [1, 2]
+
+
+def test_evaluate_scores_another_split(run_dir, capsys):
+  assert evaluate.main([str(run_dir), '--split=test']) is None
+  assert 'past_tense' in capsys.readouterr().out
+  results = json.loads((run_dir / 'results_test.json').read_text())
+  assert results['split'] == 'test'
+
+
+@pytest.mark.slow
+def test_evaluate_compares_full_fine_tuning_with_its_base(tmp_path):
+  full = flags.rewrite_gin_args(['--gin_file=gin/methods/full.gin'])
+  train.main([
+      *arguments(MODEL_DIR=str(tmp_path), LEARNING_RATE=1e-2), *full
+  ])
+  evaluate.main([str(tmp_path), '--split=validation'])
+  before, after = (
+      json.loads((tmp_path / f'results{name}.json').read_text())['tasks']
+      for name in ('', '_validation')
+  )
+  assert before == after
+  loss = after['past_tense']['loss']
+  assert loss['base'] != loss['adapted']
+
+
+@pytest.mark.parametrize('decode', ['greedy', 'beam', 'sample'])
+def test_infer_answers_each_line(run_dir, decode, capsys, monkeypatch):
+  monkeypatch.setattr('sys.stdin', io.StringIO('past tense: walk\npast: go\n'))
+  assert infer.main([str(run_dir), f'--decode={decode}']) is None
+  # An untrained model may answer with line breaks of its own, so at least 2.
+  assert len(capsys.readouterr().out.split('\n')) >= 3
+
+
+def test_infer_refuses_lines_that_do_not_fit(run_dir, tmp_path):
+  file = tmp_path / 'lines.txt'
+  file.write_text('short\n' + 'x' * 40 + '\n')
+  with pytest.raises(errors.UserError, match='Line 2 has 41 tokens'):
+    infer.main([str(run_dir), str(file)])
+  with pytest.raises(errors.UserError, match='none.txt'):
+    infer.main([str(run_dir), str(tmp_path / 'none.txt')])
+
+
+def test_a_run_becomes_a_base(run_dir, tmp_path):
+  assert save_base.main([str(run_dir), str(tmp_path / 'base')]) is None
+  assert train.main(arguments(
+      MODEL_DIR=str(tmp_path / 'next'),
+      INITIAL_CHECKPOINT_PATH=str(tmp_path / 'base'),
+  )) is None
+
+
+def test_report_of_a_run(run_dir, tmp_path):
+  out = tmp_path / 'report.html'
+  report.main([str(run_dir), '--out', str(out)])
+  assert out.stat().st_size > 1000
+
+
+@pytest.mark.parametrize('command', [evaluate, infer, save_base])
+def test_a_folder_that_is_no_run(command, tmp_path, monkeypatch):
+  monkeypatch.setattr('sys.stdin', io.StringIO(''))
+  extra = [str(tmp_path / 'out')] if command is save_base else []
+  with pytest.raises(errors.UserError, match='is no run'):
+    command.main([str(tmp_path), *extra])

@@ -1,0 +1,135 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The base class: parameters, precision, what is sown."""
+
+import functools
+
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_peft import errors
+from moe_peft.core import inject
+from moe_peft.core import losses
+from moe_peft.core import routing
+from moe_peft.methods import lora
+from moe_peft.methods import molora
+from moe_peft.methods import mov
+
+SITE = inject.Site(kernel_axis_names=('embed', 'mlp'))
+X = jax.random.normal(jax.random.key(0), (2, 5, 6))
+Y = jax.random.normal(jax.random.key(1), (2, 5, 8))
+
+
+def test_one_expert_has_no_router_and_sows_nothing():
+  adapter = lora.LoRA(site=SITE)
+  variables = adapter.init(jax.random.key(0), X, Y)
+  assert set(variables['params']) == {'lora_a', 'lora_b'}
+  _, state = adapter.apply(
+      variables, X, Y, mutable=['intermediates', 'routing']
+  )
+  assert not jax.tree.leaves(state)
+
+
+def test_initialisation_leaves_no_statistics_in_the_state():
+  adapter = molora.MoLoRA(site=SITE, num_experts=3)
+  variables = adapter.init(jax.random.key(0), X, Y)
+  assert set(variables) == {'params', 'params_axes'}
+
+
+def test_no_expert():
+  with pytest.raises(errors.UserError, match='NUM_EXPERTS = 0'):
+    molora.MoLoRA(site=SITE, num_experts=0).init(jax.random.key(0), X, Y)
+
+
+def test_an_axis_of_one_expert_is_not_sharded():
+  for num_experts, want in ((1, 'unmodeled'), (2, 'expert')):
+    adapter = molora.MoLoRA(site=SITE, num_experts=num_experts)
+    axes = adapter.init(jax.random.key(0), X, Y)['params_axes']
+    assert axes['lora_a_axes'].names == (want, 'embed', 'rank')
+
+
+def test_parameters_and_router_are_float32_in_a_bfloat16_model():
+  adapter = molora.MoLoRA(site=SITE, num_experts=3)
+  x, y = X.astype(jnp.bfloat16), Y.astype(jnp.bfloat16)
+  variables = adapter.init(jax.random.key(0), x, y)
+  for leaf in jax.tree.leaves(variables['params']):
+    assert leaf.dtype == jnp.float32
+  outputs, state = adapter.apply(variables, x, y, mutable=['routing'])
+  assert outputs.dtype == jnp.bfloat16
+  (weights,) = state['routing']['combine_weights']
+  assert weights.dtype == jnp.float32
+  want = jax.nn.softmax(
+      x.astype(jnp.float32) @ variables['params']['router']['kernel']
+  )
+  np.testing.assert_allclose(weights, want, atol=1e-6)
+
+
+def test_the_arithmetic_can_be_float32_in_a_bfloat16_model():
+  x, y = X.astype(jnp.bfloat16), jnp.zeros_like(Y, jnp.bfloat16)
+  make = functools.partial(molora.MoLoRA, site=SITE, num_experts=3)
+  params = jax.tree.map(
+      lambda p: p + 0.5, make().init(jax.random.key(0), X, Y)['params']
+  )
+  run = lambda adapter, *args: adapter.apply({'params': params}, *args)
+  exact = run(make(), x.astype(jnp.float32), jnp.zeros_like(Y))
+  error = lambda out: np.abs(out.astype(jnp.float32) - exact).mean()
+  assert error(run(make(dtype=jnp.float32), x, y)) < error(run(make(), x, y))
+
+
+def test_heads_are_averaged_in_the_routing_collection():
+  site = inject.Site(kernel_axis_names=('embed', 'joined_kv'), num_heads=2)
+  adapter = mov.MoV(
+      site=site,
+      num_experts=3,
+      router_factory=functools.partial(routing.Router, unit='head'),
+  )
+  variables = adapter.init(jax.random.key(0), X, Y)
+  _, state = adapter.apply(variables, X, Y, mutable=['routing'])
+  (weights,) = state['routing']['combine_weights']
+  kernel = variables['params']['router']['kernel']
+  want = jax.nn.softmax(Y.reshape(2, 5, 2, 4) @ kernel).mean(axis=2)
+  np.testing.assert_allclose(weights, want, atol=1e-6)
+
+
+def test_heads_need_outputs():
+  adapter = molora.MoLoRA(
+      site=SITE,
+      num_experts=3,
+      router_factory=functools.partial(routing.Router, unit='head'),
+  )
+  with pytest.raises(errors.UserError, match="unit = 'token'"):
+    adapter.init(jax.random.key(0), X, Y)
+
+
+def test_every_metric_is_sown_once():
+  adapter = molora.MoLoRA(site=SITE, num_experts=3)
+  variables = adapter.init(jax.random.key(0), X, Y)
+  _, state = adapter.apply(variables, X, Y, mutable=['intermediates'])
+  sown = traverse_util.flatten_dict(state['intermediates'])
+  assert {path[-1] for path in sown} == {
+      'auxiliary_loss',
+      'router_z_loss',
+      'fraction_tokens_left_behind',
+      'expert_usage',
+      'router_confidence',
+      'router_entropy',
+  }
+  assert all(len(values) == 1 for values in sown.values())
+  assert set(losses.collect(state['intermediates'])) <= set(losses.NAMES)
+
+
+def test_no_router_columns_are_lost_beside_lora_a():
+  # The joint matmul of lora_a and the router is the two matmuls.
+  adapter = molora.MoLoRA(site=SITE, num_experts=3, alpha=4.0)
+  variables = adapter.init(jax.random.key(0), X, Y)
+  params = jax.tree.map(lambda p: p + 0.3, variables['params'])
+  params['router']['kernel'] *= jnp.array([1.0, 2.0, 3.0])
+  got = adapter.apply({'params': params}, X, Y)
+  weights = jax.nn.softmax(X @ params['router']['kernel'])
+  want = Y + jnp.einsum(
+      'ble,bli,eir,ero->blo', weights, X, params['lora_a'], params['lora_b']
+  )
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,376 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Adapters land on the right layers, and the base does not notice."""
+
+import functools
+
+from flax import linen as nn
+from flax import traverse_util
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_peft import errors
+from moe_peft.core import inject
+from moe_peft.core import losses
+from moe_peft.core import routing
+from moe_peft.methods import ia3
+from moe_peft.methods import lora
+from moe_peft.methods import molora
+from moe_peft.methods import mov
+from tests import tiny_network
+
+MOLORA = functools.partial(molora.MoLoRA, num_experts=3, rank=2)
+
+
+def flat(tree):
+  return traverse_util.flatten_dict(tree, sep='/')
+
+
+def init(network):
+  init_fn = jax.jit(network.init)
+  return init_fn(jax.random.key(0), *tiny_network.tokens())
+
+
+def adapted(*rules, base=None, **options):
+  base = base or tiny_network.Network()
+  return inject.AdaptedModule(base, rules, **options)
+
+
+class Probe(nn.Module):
+  """An adapter that remembers what it was given."""
+
+  site: inject.Site
+  seen = {}
+
+  def __call__(self, inputs, outputs, tokens=None):
+    self.seen[self.site.path] = (self.site, inputs, outputs, tokens)
+    return outputs
+
+
+def probe(rule_path, *args, network=None, **kwargs):
+  Probe.seen.clear()
+  network = network or tiny_network.Network()
+  rules = (inject.AdapterRule(rule_path, Probe),)
+  model = inject.AdaptedModule(network, rules)
+  args = args or tiny_network.tokens()
+  init = functools.partial(model.init, **kwargs)
+  jax.eval_shape(init, jax.random.key(0), *args)
+  return Probe.seen
+
+
+def test_whole_tree_of_new_parameters():
+  model = adapted(inject.AdapterRule('.*/(key|wo)', MOLORA))
+  base = flat(init(tiny_network.Network())['params'])
+  params = flat(init(model)['params'])
+  want = {}
+  for stack, attention in (
+      ('encoder', 'attention'), ('decoder', 'self_attention')
+  ):
+    for layer in range(2):
+      for site, in_size in ((f'{attention}/key', 8), ('mlp/wo', 12)):
+        path = f'{stack}/layers_{layer}/{site}/adapter'
+        want[f'{path}/lora_a'] = (3, in_size, 2)
+        want[f'{path}/lora_b'] = (3, 2, 8)
+        want[f'{path}/router/kernel'] = (in_size, 3)
+  new = {k: v.shape for k, v in params.items() if k not in base}
+  assert new == want
+  for path, value in base.items():  # Not around, but in the layer: bit-equal.
+    np.testing.assert_array_equal(params[path], value)
+
+
+def test_logical_axes():
+  axes = flat(init(adapted(inject.AdapterRule('.*/wo', MOLORA)))['params_axes'])
+  path = 'decoder/layers_1/mlp/wo/adapter'
+  assert axes[f'{path}/lora_a_axes'].names == ('expert', 'mlp', 'rank')
+  assert axes[f'{path}/lora_b_axes'].names == ('expert', 'rank', 'embed')
+  assert axes[f'{path}/router/kernel_axes'].names == ('mlp', 'unmodeled')
+  axes = flat(
+      init(adapted(inject.AdapterRule('.*/act', ia3.IA3)))['params_axes']
+  )
+  # No mesh can divide one expert.
+  assert axes['encoder/layers_0/mlp/act/adapter/scaling_axes'].names == (
+      'unmodeled', 'mlp',
+  )
+
+
+def test_first_match_wins():
+  model = adapted(
+      inject.AdapterRule('.*/encoder/.*/wo|encoder/.*/wo', lora.LoRA),
+      inject.AdapterRule('.*/wo', ia3.IA3),
+  )
+  params = flat(init(model)['params'])
+  assert 'encoder/layers_0/mlp/wo/adapter/lora_a' in params
+  assert 'encoder/layers_0/mlp/wo/adapter/scaling' not in params
+  assert 'decoder/layers_0/mlp/wo/adapter/scaling' in params
+
+
+@pytest.mark.parametrize('path', ['.*/qurey', '.*/quer'])
+def test_a_rule_that_matches_nothing(path):
+  with pytest.raises(errors.UserError, match='query') as caught:
+    init(adapted(inject.AdapterRule(path, lora.LoRA)))
+  assert repr(path) in str(caught.value)
+
+
+def test_a_rule_that_an_earlier_one_leaves_nothing():
+  rules = (
+      inject.AdapterRule('.*/wo', lora.LoRA),
+      inject.AdapterRule('.*/mlp/wo', ia3.IA3),
+  )
+  with pytest.raises(errors.UserError, match='earlier rule'):
+    init(adapted(*rules))
+
+
+def test_a_rule_that_matches_everything_takes_layers_only():
+  # It also matches modules, adapters and routers: no recursion, no adapter
+  # on anything but a layer.
+  params = flat(init(adapted(inject.AdapterRule('.*', lora.LoRA)))['params'])
+  owners = {k.split('/adapter/')[0] for k in params if '/adapter/' in k}
+  assert {path.split('/')[-1] for path in owners} == {
+      'query', 'key', 'value', 'out', 'wi_0', 'wi_1', 'act', 'wo',
+  }
+  assert not any(path.count('adapter') > 1 for path in params)
+
+
+def test_routers_are_not_shared():
+  model = adapted(inject.AdapterRule('.*/(key|wo)', MOLORA))
+  params = flat(init(model)['params'])
+  kernels = [v for k, v in params.items() if k.endswith('router/kernel')]
+  assert len(kernels) == 8
+  assert len({float(kernel[0, 0]) for kernel in kernels}) == 8
+
+
+def test_it_works_in_a_compiled_function():
+  # A context entered outside of jit would be ignored by the second call.
+  model = adapted(inject.AdapterRule('.*/wo', ia3.IA3))
+  params = flat(init(model)['params'])
+  apply = jax.jit(lambda p, *t: model.apply({'params': p}, *t))
+  first = apply(traverse_util.unflatten_dict(params, sep='/'),
+                *tiny_network.tokens())
+  doubled = {k: 2 * v if 'adapter' in k else v for k, v in params.items()}
+  second = apply(traverse_util.unflatten_dict(doubled, sep='/'),
+                 *tiny_network.tokens())
+  assert np.abs(first - second).max() > 1e-3
+
+
+def test_encode_and_decode_are_the_call():
+  model = adapted(inject.AdapterRule('.*/(key|wo)', MOLORA))
+  variables = {'params': init(model)['params']}
+  encoder, decoder, target = tiny_network.tokens()
+  whole = model.apply(variables, encoder, decoder, target)
+  encoded = model.apply(variables, encoder, method='encode')
+  decoded = model.apply(
+      variables, encoded, encoder, decoder, target, method='decode'
+  )
+  np.testing.assert_allclose(
+      whole, jnp.concatenate([encoded, decoded], -1), atol=1e-5
+  )
+
+
+def test_sites():
+  seen = probe('.*')
+  key = seen['decoder/layers_1/self_attention/key'][0]
+  assert key == inject.Site(
+      path='decoder/layers_1/self_attention/key',
+      kernel_axis_names=('embed', 'joined_kv'),
+      num_heads=2,
+      causal=True,
+      layer=1,
+      num_layers=2,
+  )
+  wo = seen['encoder/layers_0/mlp/wo'][0]
+  assert (wo.kernel_axis_names, wo.num_heads, wo.causal, wo.layer) == (
+      ('mlp', 'embed'), None, False, 0,
+  )
+  assert wo.activations == ('gelu', 'linear')
+  act = seen['encoder/layers_0/mlp/act'][0]
+  assert act.kernel_axis_names == ('mlp', 'mlp')
+  out = seen['encoder/layers_0/attention/out']
+  assert out[0].kernel_axis_names == ('joined_kv', 'embed')
+  assert out[1].shape == (3, 6, 8)  # Heads are joined.
+
+
+def test_cross_attention_reads_the_encoder():
+  for name, encoder in (('key', True), ('value', True), ('query', False),
+                        ('out', False)):
+    path = f'decoder/layers_0/encoder_decoder_attention/{name}'
+    assert inject.reads_encoder(path) == encoder
+  assert not inject.reads_encoder('layers_0/mlp/wo')
+  assert inject.reads_encoder('encoder/encoder/mlp/wo')
+
+
+def test_tokens_of_both_stacks():
+  encoder, decoder, target = tiny_network.tokens()
+  ids = jnp.ones_like(encoder)
+  seen = {}
+  class Keep(Probe):
+    def __call__(self, inputs, outputs, tokens=None):
+      seen[self.site.path] = tokens
+      return outputs
+  model = adapted(inject.AdapterRule('.*/wo', Keep))
+  model.init(jax.random.key(0), encoder, decoder, target, ids, 2 * ids)
+  left = seen['encoder/layers_0/mlp/wo']
+  np.testing.assert_array_equal(left.valid, encoder > 0)
+  np.testing.assert_array_equal(left.segment_ids, ids)
+  assert left.prompt is None
+  right = seen['decoder/layers_0/mlp/wo']
+  np.testing.assert_array_equal(right.valid, target > 0)
+  np.testing.assert_array_equal(right.segment_ids, 2 * ids)
+  np.testing.assert_array_equal(right.prompt_valid, encoder > 0)
+  np.testing.assert_array_equal(right.prompt_segment_ids, ids)
+  assert right.prompt.shape == (3, 6, 8)
+
+
+def test_embedding_and_step_reach_the_adapters():
+  seen = probe(
+      '.*/wo',
+      *tiny_network.tokens(),
+      inputs_embedding=jnp.ones((3, 5)),
+      step=jnp.array(7),
+  )
+  tokens = seen['encoder/layers_0/mlp/wo'][3]
+  assert tokens.embedding.shape == (3, 5) and tokens.step.shape == ()
+
+
+def test_the_first_step_of_decoding_is_no_padding():
+  class Decoder(nn.Module):
+    @nn.compact
+    def __call__(self, decoder_input_tokens, decoder_target_tokens, decode):
+      x = nn.Embed(9, 4)(decoder_input_tokens)
+      return nn.Dense(4, name='wo')(x)
+
+  Probe.seen.clear()
+  model = inject.AdaptedModule(Decoder(), (inject.AdapterRule('wo', Probe),))
+  begin = jnp.zeros((2, 1), jnp.int32)  # The id that begins a sequence is 0.
+  for decode in (True, False):
+    jax.eval_shape(
+        lambda x, decode=decode: model.init(jax.random.key(0), x, x, decode),
+        begin,
+    )
+    assert (Probe.seen['wo'][3].valid is None) == decode
+  assert Probe.seen['wo'][0].causal
+
+
+def test_tokens_inside_a_wrapper_that_names_no_arguments():
+  """As T5X's `examples.decoder_only`."""
+  class Wrapper(nn.Module):
+    @nn.compact
+    def __call__(self, *args, **kwargs):
+      return tiny_network.Network(name='inside')(*args, **kwargs)
+
+  seen = {}
+  class Keep(Probe):
+    def __call__(self, inputs, outputs, tokens=None):
+      seen[self.site.path] = tokens
+      return outputs
+  model = adapted(inject.AdapterRule('.*/wo', Keep), base=Wrapper())
+  encoder, decoder, target = tiny_network.tokens()
+  model.init(jax.random.key(0), encoder, decoder, target)
+  for stack, tokens in (('encoder', encoder), ('decoder', target)):
+    valid = seen[f'inside/{stack}/layers_0/mlp/wo'].valid
+    np.testing.assert_array_equal(valid, tokens > 0)
+
+
+def test_stock_flax_layers():
+  class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      x = nn.DenseGeneral((2, 3), name='heads')(x)
+      return nn.DenseGeneral(4, axis=(-2, -1), name='join')(x)
+
+  model = inject.AdaptedModule(Net(), (inject.AdapterRule('.*', MOLORA),))
+  params = flat(model.init(jax.random.key(0), jnp.ones((2, 5, 4)))['params'])
+  assert params['heads/adapter/lora_b'].shape == (3, 2, 6)
+  assert params['join/adapter/lora_a'].shape == (3, 6, 2)
+
+
+def test_site_input_scales_what_the_layer_reads():
+  rule = inject.AdapterRule('.*encoder/.*/wo', ia3.IA3, site_input=True)
+  model = adapted(rule)
+  params = flat(init(model)['params'])
+  names = [k for k in params if k.endswith('wo/adapter/scaling')]
+  assert [params[k].shape for k in names] == [(1, 12)] * 2
+  # Doubling the vector is doubling the kernel.
+  doubled = {k: 2 * v if k in names else v for k, v in params.items()}
+  kernel = {
+      k: 2 * v if k.startswith('encoder') and k.endswith('wo/kernel') else v
+      for k, v in params.items()
+  }
+  run = lambda p: model.apply(
+      {'params': traverse_util.unflatten_dict(p, sep='/')},
+      *tiny_network.tokens(),
+  )
+  np.testing.assert_allclose(run(doubled), run(kernel), atol=1e-5)
+
+
+def test_sown_shapes_and_routing_collection():
+  model = adapted(inject.AdapterRule('.*/(key|wo)', MOLORA))
+  variables = {'params': init(model)['params']}
+  _, state = model.apply(
+      variables, *tiny_network.tokens(), mutable=['intermediates', 'routing']
+  )
+  sown = flat(state['intermediates'])
+  names = {path.split('/')[-1] for path in sown}
+  assert names == set(losses.NAMES) - {'contrastive_loss', 'consistency_loss'}
+  assert all(x.shape == (1, 1, 1) for (x,) in sown.values())
+  weights = flat(state['routing'])
+  assert len(weights) == 8
+  assert all(x.shape == (3, 6, 3) for (x,) in weights.values())
+
+
+def test_consistency_is_zero_without_randomness():
+  model = adapted(inject.AdapterRule('.*/wo', MOLORA), consistency=True)
+  variables = {'params': init(model)['params']}
+  _, state = model.apply(
+      variables,
+      *tiny_network.tokens(),
+      rngs={'dropout': jax.random.key(0)},
+      mutable=['intermediates'],
+  )
+  loss = losses.collect(state['intermediates'])['consistency_loss']
+  np.testing.assert_allclose(loss, 0, atol=1e-6)
+
+
+def test_consistency_compares_two_draws():
+  dropped = functools.partial(
+      routing.Router,
+      selection='random',
+      num_selected_experts=1,
+  )
+  factory = functools.partial(
+      mov.MoV, num_experts=3, router_factory=dropped
+  )
+  model = adapted(inject.AdapterRule('.*/act', factory), consistency=True)
+  params = jax.tree.map(
+      lambda x: x + jax.random.normal(jax.random.key(1), x.shape),
+      init(model)['params'],
+  )
+  _, state = model.apply(
+      {'params': params},
+      *tiny_network.tokens(),
+      rngs={'dropout': jax.random.key(0)},
+      mutable=['intermediates'],
+  )
+  loss = losses.collect(state['intermediates'])['consistency_loss']
+  assert loss > 1e-3
+
+
+def test_gin_can_bind_a_rule():
+  gin.clear_config()
+  gin.parse_config("""
+from __gin__ import dynamic_registration
+from moe_peft.core import inject
+from moe_peft.methods import lora
+inject.AdaptedModule.rules = (@some/inject.AdapterRule(),)
+some/inject.AdapterRule.path = '.*/wo'
+some/inject.AdapterRule.adapter_factory = @lora.LoRA
+lora.LoRA.alpha = 3.0
+""")
+  model = gin.get_configurable(inject.AdaptedModule)(
+      module=tiny_network.Network()
+  )
+  (rule,) = model.rules
+  assert rule.adapter_factory().alpha == 3.0
+  gin.clear_config()

@@ -1,0 +1,185 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of the metrics against values worked out by hand."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+
+from moe_peft import errors
+from moe_peft.data import metrics
+
+
+def test_exact_match():
+  assert metrics.exact_match(
+      ['walked', 'stung', ['a', 'b'], 'x'], ['walked ', 'stang', 'b', 'X']
+  ) == {'exact_match': 50.0}
+
+
+def test_accuracy_ignores_case():
+  assert metrics.accuracy(['yes', 'no', 'no', 'no'], ['Yes', 'no', 'yes', '']
+                          ) == {'accuracy': 50.0}
+
+
+def test_token_f1_is_squads():
+  # Articles, case and punctuation do not count: 1, then 2 * 1 / (1 + 3), 0.
+  values = metrics.token_f1(
+      ['the cat', ['dog', 'cow'], 'bird'],
+      ['A cat!', 'my dog barks', 'fish'],
+  )
+  assert values == {'token_f1': pytest.approx(100 * (1 + 0.5 + 0) / 3)}
+
+
+def test_token_f1_counts_repeated_tokens_once_each():
+  assert metrics.token_f1(['b b c'], ['b b b']) == {
+      'token_f1': pytest.approx(100 * 2 * 2 / 6)
+  }
+  assert metrics.token_f1(['the'], ['']) == {'token_f1': 100.0}
+  assert metrics.token_f1(['cat'], ['']) == {'token_f1': 0.0}
+
+
+def test_rouge():
+  values = metrics.rouge(['a b c d', ['x', 'y z']], ['a b d', 'y z'])
+  # First row: 3 of 4 and 3 of 3 words; 1 of 3 and 1 of 2 pairs.
+  assert values == {
+      'rouge1': pytest.approx(100 * (6 / 7 + 1) / 2),
+      'rouge2': pytest.approx(100 * (2 / 5 + 1) / 2),
+      'rougeL': pytest.approx(100 * (6 / 7 + 1) / 2),
+  }
+
+
+def test_bleu():
+  same = 'the small cat sat on the mat'
+  assert metrics.bleu([same], [same])['bleu'] == pytest.approx(100)
+  # Precisions 4/5, 3/4, 2/3, 1/2 and no brevity penalty.
+  value = metrics.bleu(['a b c d e'], ['a b c d x'])['bleu']
+  assert value == pytest.approx(
+      100 * (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25
+  )
+  # Any of several references may match; rows may have different numbers.
+  assert metrics.bleu([['p q r s', same], same], [same, same])[
+      'bleu'
+  ] == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    'metric, what',
+    [(metrics.numeric_accuracy, 'number'), (metrics.option_accuracy, 'option')],
+)
+def test_a_target_without_an_answer_is_named(metric, what):
+  """It would be right exactly if the model had none either."""
+  with pytest.raises(errors.UserError, match=f"'none' has no {what}"):
+    metric(['7 A', 'none'], ['7 A', 'nothing'])
+  assert set(metric([['none', '7 A']] * 2, ['7 A', '']).values()) == {50.0}
+
+
+def _ranking(answers, num_choices=3):
+  return [
+      metrics.RankTarget(question, choice, choice == answer, num_choices, 1)
+      for question, answer in enumerate(answers)
+      for choice in range(num_choices)
+  ]
+
+
+def test_rank_accuracy_takes_the_best_choice():
+  targets = _ranking([0, 2])
+  scores = [-1.0, -2.0, -3.0, -1.0, -2.0, -3.0]
+  assert metrics.rank_accuracy(targets, scores) == {'accuracy': 50.0}
+  assert metrics.rank_accuracy(targets, (scores, {'aux': 1})) == {
+      'accuracy': 50.0
+  }
+
+
+def test_rank_accuracy_is_independent_of_the_order():
+  rng = np.random.default_rng(0)
+  targets = _ranking(rng.integers(3, size=50))
+  scores = rng.normal(size=150)
+  expected = metrics.rank_accuracy(targets, scores)
+  assert 0 < expected['accuracy'] < 100
+  order = rng.permutation(150)
+  assert metrics.rank_accuracy(
+      [targets[i] for i in order], scores[order]
+  ) == expected
+
+
+def test_rank_accuracy_of_equal_scores_is_that_of_the_first_choice():
+  assert metrics.rank_accuracy(_ranking([0, 1, 2, 1]), np.zeros(12)) == {
+      'accuracy': 25.0
+  }
+
+
+def test_rank_accuracy_normalised_by_length():
+  targets = [
+      metrics.RankTarget(0, 0, True, 2, 4),
+      metrics.RankTarget(0, 1, False, 2, 1),
+  ]
+  scores = [-4.0, -2.0]
+  assert metrics.rank_accuracy(targets, scores) == {'accuracy': 0.0}
+  assert metrics.rank_accuracy(targets, scores, length_normalized=True) == {
+      'accuracy': 100.0
+  }
+
+
+def test_rank_accuracy_leaves_cut_questions_out():
+  targets = _ranking([0, 2])[:5]
+  assert metrics.rank_accuracy(targets, [0.0, -1, -2, 5, 6]) == {
+      'accuracy': 100.0
+  }
+  with pytest.raises(ValueError, match='all of its choices'):
+    metrics.rank_accuracy(targets[:2], [0.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    'scores', [[0.0] * 5, [0.0] * 5 + [float('nan')]]
+)
+def test_rank_accuracy_refuses_bad_scores(scores):
+  with pytest.raises(ValueError, match='outputs|NaN'):
+    metrics.rank_accuracy(_ranking([0, 1]), scores)
+
+
+@pytest.mark.parametrize(
+    'function',
+    [metrics.exact_match, metrics.accuracy, metrics.token_f1, metrics.rouge,
+     metrics.bleu, metrics.rank_accuracy],
+)
+def test_nothing_to_measure_is_an_error(function):
+  with pytest.raises(ValueError, match='0 targets'):
+    function([], [])
+
+
+def test_rank_target():
+  example = {
+      'idx': np.array([3, 1]), 'is_correct': np.True_,
+      'num_choices': np.int32(4), 'targets': np.array([5, 6, 1]),
+  }
+  assert metrics.rank_target('x', example, is_target=True) == (
+      metrics.RankTarget(3, 1, True, 4, 3)
+  )
+  assert metrics.rank_target('x', example, is_target=False) == 'x'
+
+
+def test_by_name():
+  assert metrics.by_name('rouge') == (metrics.rouge, 'rougeL')
+  with pytest.raises(errors.UserError, match='nearest names: exact_match'):
+    metrics.by_name('exactmatch')
+
+
+@pytest.mark.parametrize(
+    'name, module, command',
+    [
+        ('rouge', 'rouge_score', 'pip install rouge-score'),
+        ('bleu', 'sacrebleu', 'pip install sacrebleu'),
+    ],
+)
+def test_missing_library_names_the_command(monkeypatch, name, module, command):
+  find_spec = importlib.util.find_spec
+
+  def hide(wanted, *args):
+    return None if wanted == module else find_spec(wanted, *args)
+
+  monkeypatch.setattr(importlib.util, 'find_spec', hide)
+  with pytest.raises(errors.UserError, match=command):
+    metrics.by_name(name)
+  with pytest.raises(errors.UserError, match=command):
+    metrics.by_name(name)[0](['a'], ['a'])

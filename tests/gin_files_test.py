@@ -1,0 +1,143 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of gin loading, flags and their errors."""
+
+import subprocess
+import sys
+
+import gin
+import pytest
+
+from moe_peft import errors
+from moe_peft import gin_files
+from moe_peft.cli import flags
+
+
+@gin.configurable('command_line_test.target')
+def target(steps=1, folder='', pair=()):
+  return steps, folder, pair
+
+
+CONFIG = """
+STEPS = 3
+FOLDER = %gin.REQUIRED
+command_line_test.target:
+  steps = %STEPS
+  folder = %FOLDER
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+  path = tmp_path / 'config.gin'
+  path.write_text(CONFIG)
+  return str(path)
+
+
+def test_bindings_override_files_and_strings_need_no_quotes(config):
+  gin_files.load_gin([config], ['STEPS=5', 'FOLDER=some/dir'])
+  assert target() == (5, 'some/dir', ())
+
+
+def test_quoted_strings_and_structures_are_read_as_gin(config):
+  gin_files.load_gin(
+      [config],
+      ['FOLDER="x y"', "command_line_test.target.pair={'a': (1, 2)}"],
+  )
+  assert target() == (3, 'x y', {'a': (1, 2)})
+
+
+def test_references_may_be_given(config):
+  gin_files.load_gin([config], ['FOLDER=%STEPS'])
+  assert target() == (3, 3, ())
+
+
+@pytest.mark.parametrize(
+    ('files', 'bindings', 'words'),
+    [
+        (['nowhere.gin'], [], ['nowhere.gin']),
+        (['configs/quickstrat.gin'], [], ['configs/quickstart.gin']),
+        (None, ['STEP=5', 'FOLDER=x'], ['--gin.STEP', 'Did you mean STEPS']),
+        (None, [], ['--gin.FOLDER=...']),
+        (
+            None,
+            ['FOLDER=x', 'command_line_test.target.stps=1'],
+            ['stps', 'Did you mean steps'],
+        ),
+        (
+            None,
+            ['FOLDER=x', 'command_line_test.targt.steps=1'],
+            ['targt', 'Did you mean command_line_test.target'],
+        ),
+        (None, ['FOLDER=%FOLDR'], ['FOLDR is used but never set', 'FOLDER']),
+    ],
+)
+def test_errors_name_the_thing_and_the_nearest(config, files, bindings, words):
+  with pytest.raises(errors.UserError) as error:
+    gin_files.load_gin(files or [config], bindings)
+  for word in words:
+    assert word in str(error.value)
+
+
+def test_a_module_that_does_not_exist_is_a_user_error(tmp_path):
+  path = tmp_path / 'x.gin'
+  path.write_text('from __gin__ import dynamic_registration\nimport optaxx\n')
+  with pytest.raises(errors.UserError, match='optaxx'):
+    gin_files.load_gin([str(path)])
+
+
+def test_gin_flags_are_rewritten_as_in_t5x():
+  assert flags.rewrite_gin_args(['--gin.A=b=c', '--x']) == [
+      '--gin.NAME=A=b=c',
+      '--x',
+  ]
+  with pytest.raises(errors.UserError, match='--gin.A=VALUE'):
+    flags.rewrite_gin_args(['--gin.A'])
+
+
+def test_files_are_found_from_any_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert gin_files.resource('configs/quickstart.gin').is_file()
+
+
+@pytest.mark.parametrize(
+    'command',
+    [
+        'train', 'evaluate', 'infer', 'report', 'study', 'save_base', 'data',
+        'hf', '',
+    ],
+)
+def test_help_is_quick_and_loads_no_jax(command):
+  code = (
+      'import sys, time; start = time.monotonic();'
+      f'sys.argv = ["moe-peft", "--help"]\n'
+      'from moe_peft import __main__\n'
+      'from moe_peft.cli import flags\n'
+      f'command = lambda argv: __main__.dispatch({command!r}.split() + argv)\n'
+      'try: flags.run(command)\n'
+      'finally: assert "jax" not in sys.modules, "jax"\n'
+  )
+  result = subprocess.run(
+      [sys.executable, '-c', code], capture_output=True, text=True, timeout=60
+  )
+  assert result.returncode == 0, result.stderr
+  assert 'usage' in result.stdout
+
+
+def test_a_user_error_costs_no_trace():
+  result = subprocess.run(
+      [sys.executable, '-m', 'moe_peft.train', '--gin_file=nowhere.gin'],
+      capture_output=True,
+      text=True,
+      timeout=120,
+  )
+  assert result.returncode == 2
+  assert result.stderr.startswith('error: The gin file nowhere.gin')
+  assert 'Traceback' not in result.stderr
+
+
+def test_gin_folders_hold_no_init_file():
+  # gin/__init__.py would shadow the package gin-config.
+  for folder in gin_files.RESOURCE_DIRS:
+    assert not list(folder.glob('gin/**/__init__.py'))
+  assert callable(gin.configurable)

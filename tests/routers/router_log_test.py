@@ -1,0 +1,127 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The live log of routers, and its warning."""
+
+import contextlib
+import dataclasses
+import json
+
+from clu import metric_writers
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.util import tensor_util
+
+from moe_peft.routers import router_log
+from moe_peft.training import experiment as experiment_lib
+from moe_peft.training import loop
+from moe_peft.training import run
+from tests.training import tiny
+
+SITE = 'encoder/layers_0/mlp/wo'
+
+
+def _sums(load, selected, left_behind=0.0, tokens=100.0):
+  return {
+      SITE: {
+          'load': np.array(load) * tokens,
+          'selected': np.array(selected * tokens),
+          'left_behind': np.array(left_behind * tokens),
+          'tokens': np.array(tokens),
+      }
+  }
+
+
+COLLAPSED = _sums([0.98, 0.01, 0.005, 0.005], 4)
+HEALTHY = _sums([0.4, 0.3, 0.2, 0.1], 4, left_behind=0.25)
+
+
+@pytest.fixture
+def log(tmp_path):
+  rows, words = [], []
+  board = metric_writers.SummaryWriter(str(tmp_path))
+  log = router_log.RouterLog(rows.append, board, words.append)
+  return log, rows, words, board, tmp_path
+
+
+def test_what_a_period_leaves(log):
+  log, rows, _, board, folder = log
+  log.log(20, HEALTHY)
+  board.flush()
+  assert rows == [{
+      'step': 20,
+      'sites': {
+          SITE: {
+              'load': [0.4, 0.3, 0.2, 0.1], 'selected': 4.0, 'left_behind': 0.25
+          }
+      },
+  }]
+  events = event_accumulator.EventAccumulator(str(folder))
+  events.Reload()
+  value = lambda tag: tensor_util.make_ndarray(
+      events.Tensors(tag)[0].tensor_proto
+  ).item()
+  p = np.array([0.4, 0.3, 0.2, 0.1])
+  expected = -(p * np.log(p)).sum() / np.log(4)
+  assert value(f'load_entropy/{SITE}') == pytest.approx(expected, rel=1e-5)
+  assert value(f'tokens_left_behind/{SITE}') == pytest.approx(0.25)
+
+
+def test_a_collapse_is_told_once_when_it_lasts(log):
+  log, _, words, *_ = log
+  for step, sums in enumerate([COLLAPSED] * 6, start=1):
+    log.log(step, sums)
+    assert len(words) == (step >= router_log.PATIENCE)
+  assert SITE in words[0] and 'has collapsed' in words[0]
+  assert '1.1 of 4 experts' in words[0] and 'AUX_LOSS_FACTOR' in words[0]
+
+
+def test_a_healthy_router_and_a_short_collapse_are_not_told(log):
+  log, _, words, *_ = log
+  for sums in [HEALTHY, COLLAPSED, COLLAPSED, HEALTHY] * 3:
+    log.log(1, sums)
+  assert not words
+
+
+def test_after_a_recovery_it_is_told_again(log):
+  log, _, words, *_ = log
+  for sums in [COLLAPSED] * 4 + [HEALTHY] + [COLLAPSED] * 4:
+    log.log(1, sums)
+  assert len(words) == 2
+
+
+def _train(tmp_path, bias=0.0):
+  """Trains SMoRA, whose two first experts get a bias of the selection."""
+  tiny.load(
+      tmp_path,
+      'smora',
+      NUM_SELECTED_EXPERTS=2,
+      **{'smora.SMoRA.num_experts': 6},
+  )
+  setup = experiment_lib.prepare(run.build())
+  trained = {
+      name: value.at[:2].add(bias) if name.endswith('router/bias') else value
+      for name, value in setup.trainable.items()
+  }
+  setup = dataclasses.replace(setup, trainable=trained)
+  with contextlib.closing(loop.open_checkpoints(setup)) as checkpointer:
+    loop.train(setup, checkpointer, lambda step, params: None)
+  lines = (tmp_path / 'metrics' / 'routers.jsonl').read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize('bias', [0.0, 100.0])
+def test_a_forced_collapse_and_its_control(tmp_path, capsys, bias):
+  rows = _train(tmp_path, bias)
+  assert [row['step'] for row in rows] == [1, 2, 3, 4]
+  for row in rows:
+    assert len(row['sites']) == 16
+    for site in row['sites'].values():
+      assert site['selected'] == pytest.approx(2)
+      # Renormalised weights: those of a token sum to one.
+      assert sum(site['load']) == pytest.approx(1, abs=1e-3)
+  words = capsys.readouterr().err
+  assert ('has collapsed' in words) == bool(bias)
+  if bias:
+    assert 'step 3' in words and '15 other sites' in words
+    assert '2.0 of 6 experts' in ' '.join(words.split())

@@ -1,0 +1,101 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Snapshots of the routing of held-out rows."""
+
+import json
+
+import jax
+import numpy as np
+import seqio
+
+from moe_peft.core import partitioning
+from moe_peft.core import trainable
+from moe_peft.evaluation import evaluator
+from moe_peft.routers import snapshots
+from moe_peft.runs import expert_records
+from moe_peft.training import experiment as experiment_lib
+from moe_peft.training import run
+from tests.training import tiny
+
+
+def _evaluator(experiment):
+  return evaluator.Evaluator(
+      experiment.mixture_or_task_name,
+      experiment.model.feature_converter(),
+      experiment.task_feature_lengths,
+      'validation',
+      batch_size=8,
+      num_examples=16,
+      mesh=partitioning.make_mesh(),
+  )
+
+
+def test_the_same_parameters_do_not_drift_and_others_do(tmp_path):
+  setup = experiment_lib.prepare(
+      tiny.experiment(tmp_path, SITES='.*/mlp/wo')
+  )
+  batches = run.make_evaluator(setup).first_rows(snapshots.ROWS_PER_TASK)
+  snapshot = snapshots.Snapshots(
+      tmp_path / 'routing', setup.experiment.model, batches, setup.mesh
+  )
+  params = {**setup.frozen, **setup.trainable}
+  snapshot.write(0, params)
+  snapshot.write(1, params)
+  other = {
+      k: np.roll(v, 1, axis=-1) if k.endswith('router/kernel') else v
+      for k, v in params.items()
+  }
+  snapshot.write(2, other)
+
+  rows = json.loads((tmp_path / 'routing' / 'rows.json').read_text())['rows']
+  assert [row['task'] for row in rows] == ['past_tense'] * 2
+  for row in rows:
+    text = ''.join(row['encoder'])
+    assert text.startswith('past tense: ') and text.endswith('⟨end⟩')
+    # What the decoder reads begins with the start, and ends with the answer.
+    assert row['decoder'][0] == '⟨start⟩' and '⟨end⟩' not in row['decoder']
+  experts = expert_records.read(tmp_path, [])
+  for site in ('encoder/layers_0/mlp/wo', 'decoder/layers_0/mlp/wo'):
+    moved = experts.moved[site]
+    assert moved[0] == moved[1] == 0 and moved[2] > 1e-3
+    assert experts.last[site].dtype == np.float16
+    # The experts have changed places, and nothing else.
+    tokens = expert_records.real_tokens(experts.last[site], experts.rows, site)
+    np.testing.assert_allclose(tokens.sum(-1), 1, atol=2e-3)
+
+
+def test_a_method_without_routers_leaves_nothing(tmp_path):
+  experiment = tiny.experiment(tmp_path, 'lora')
+  init = lambda: experiment.model.init(
+      jax.random.key(0), experiment.task_feature_lengths
+  )['params']
+  batches = _evaluator(experiment).first_rows(2)
+  snapshots.Snapshots(
+      tmp_path / 'routing', experiment.model, batches, partitioning.make_mesh()
+  ).write(0, trainable.flatten(jax.eval_shape(init)))
+  assert not (tmp_path / 'routing').exists()
+
+
+def test_pieces_are_the_text():
+  vocabulary = seqio.ByteVocabulary()
+  ids = [0, *vocabulary.encode('aé'), vocabulary.eos_id,
+         *vocabulary.encode('b')]
+  assert snapshots.pieces(vocabulary, ids)[:2] == ['⟨start⟩', 'a']
+  assert snapshots.pieces(vocabulary, ids)[-2:] == ['⟨end⟩', 'b']
+  assert len(snapshots.pieces(vocabulary, ids)) == len(ids)
+
+
+def test_right_answers_are_chosen_among_choices(tmp_path):
+  experiment = tiny.experiment(tmp_path, MIXTURE_OR_TASK_NAME='article')
+  batch = _evaluator(experiment).first_rows(4)['article']
+  vocabulary = experiment.model.input_vocabulary
+  for inputs, targets in zip(
+      batch['encoder_input_tokens'], batch['decoder_target_tokens'],
+      strict=True,
+  ):
+    word = vocabulary.decode(inputs.tolist()).split()[-1]
+    answer = vocabulary.decode(targets.tolist())
+    # The article goes by the sound, which is nearly always the letter.
+    assert answer == ('an' if word[0] in 'aeio' else 'a'), word
+  prompts = [tuple(x) for x in batch['encoder_input_tokens']]
+  assert len(set(prompts)) == 4  # One row a prompt, not one a choice.

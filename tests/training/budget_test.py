@@ -1,0 +1,168 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A budget of parameters decides the rank or the number of experts."""
+
+import pytest
+
+from moe_peft import errors
+from moe_peft import gin_files
+from moe_peft.core import trainable
+from moe_peft.training import budget
+from moe_peft.training import experiment as experiment_lib
+from moe_peft.training import run
+
+METHODS = sorted(
+    path.stem
+    for path in gin_files.resource('gin/methods').glob('*.gin')
+    if path.stem not in ('full', 'ia3', 'mov_wo')
+)
+FAST = ('lora', 'molora', 'mov')
+ONE_LAYER = {
+    't5.T5Config.num_encoder_layers': 1,
+    't5.T5Config.num_decoder_layers': 1,
+}
+
+
+def load(method, model='tiny_t5', **bindings):
+  values = {
+      'MODEL_DIR': 'unused',
+      'MIXTURE_OR_TASK_NAME': 'past_tense',
+      'TASK_FEATURE_LENGTHS': {'inputs': 64, 'targets': 32},
+      'TRAIN_STEPS': 100,
+      'INITIAL_CHECKPOINT_PATH': None,
+      **bindings,
+  }
+  gin_files.load_gin(
+      [
+          f'gin/models/{model}.gin',
+          f'gin/methods/{method}.gin',
+          'gin/runs/finetune.gin',
+      ],
+      [f'{name}={value!r}' for name, value in values.items()],
+  )
+
+
+def trained(experiment):
+  """Trainable parameters of the configuration as it stands."""
+  import jax
+
+  shapes = jax.eval_shape(
+      lambda: experiment.model.init(
+          jax.random.key(0), experiment.task_feature_lengths
+      )
+  )
+  params, _ = trainable.split(
+      trainable.flatten(shapes['params']), experiment.trainable_regex
+  )
+  return trainable.num_params(params)
+
+
+@pytest.mark.parametrize(
+    'method',
+    [
+        pytest.param(name, marks=[] if name in FAST else pytest.mark.slow)
+        for name in METHODS
+    ],
+)
+def test_every_method_keeps_to_a_budget_and_uses_it(method):
+  allowed = 400_000
+  depths = {'EXPERTS_BY_DEPTH': (8,)} if method in ('mola', 'mosld') else {}
+  load(method, PARAM_BUDGET=allowed, **ONE_LAYER, **depths)
+  experiment = run.build()
+  number = trained(experiment)
+  choice = experiment_lib.apply_budget(experiment)
+  assert choice.num_params == number <= allowed
+  budget._bind(choice.macro, choice.value + 1)
+  assert trained(experiment) > allowed
+
+
+@pytest.mark.parametrize(
+    'method,macro,value,number',
+    # arXiv 2309.05444: T5-Large with MoLoRA 10 x 4 and MoV-30, to the last.
+    [
+        ('molora', 'RANK', 4, 43_130_880),
+        ('mov', 'NUM_EXPERTS', 30, 12_810_240),
+    ],
+)
+def test_a_published_count_gives_the_published_size(
+    method, macro, value, number
+):
+  scan = {'t5.T5Config.scan_layers': True}
+  load(method, model='t5_1_1_large', PARAM_BUDGET=number, **scan)
+  choice = experiment_lib.apply_budget(run.build())
+  assert choice == budget.Choice(macro, value, number, number)
+
+
+def test_a_share_is_of_the_base():
+  load('lora', PARAM_BUDGET=0.05)
+  choice = experiment_lib.apply_budget(run.build())
+  assert choice.allowed == int(0.05 * 1_575_296)
+  # Rank 1 trains 15,360 parameters (61,440 at rank 4).
+  assert (choice.value, choice.num_params) == (5, 76_800)
+  assert str(choice) == (
+      'PARAM_BUDGET allows 78,764 trainable parameters: RANK = 5 trains 76,800'
+  )
+
+
+def test_another_macro_may_be_named():
+  load(
+      'molora', PARAM_BUDGET=400_000, BUDGET_MACRO='NUM_EXPERTS', **ONE_LAYER
+  )
+  choice = experiment_lib.apply_budget(run.build())
+  assert choice.macro == 'NUM_EXPERTS' and choice.value > 2
+
+
+def test_counts_need_not_be_on_a_line():
+  # The largest square root, found from the slope at 1: 3 is too steep a guess.
+  assert budget.solve(lambda size: size * size, 50, 1) == 7
+  assert budget.solve(lambda size: 10 + 5 * size, 29, 1) == 3
+
+
+@pytest.mark.parametrize(
+    'method,bindings,message',
+    [
+        ('molora', {'PARAM_BUDGET': 1000}, 'already RANK = 1 trains'),
+        ('ia3', {'PARAM_BUDGET': 0.01}, 'no macro RANK or NUM_EXPERTS'),
+        ('lora', {'PARAM_BUDGET': -1}, 'must be positive'),
+        (
+            'lora',
+            {'PARAM_BUDGET': 0.01, 'BUDGET_MACRO': 'RANKS'},
+            'no macro RANKS',
+        ),
+        (
+            'molora',
+            {'PARAM_BUDGET': 0.9, 'BUDGET_MACRO': 'TRAIN_STEPS'},
+            'TRAIN_STEPS does not change',
+        ),
+    ],
+)
+def test_impossible_budgets_are_refused(method, bindings, message):
+  load(method, **ONE_LAYER, **bindings)
+  with pytest.raises(errors.UserError, match=message):
+    run.build()
+
+
+STUDY = sorted(gin_files.resource('configs/study/wide').glob('*.gin'))
+ABLATIONS = sorted(
+    gin_files.resource('configs/study/ablations').glob('*.gin')
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'file', STUDY + ABLATIONS, ids=lambda file: '-'.join(file.parts[-2:])
+)
+def test_rows_of_the_wide_study_keep_to_its_budget(file):
+  gin_files.load_gin([str(file)], ['MODEL_DIR=unused'])
+  experiment = run.build()
+  if file.stem in ('full', 'ia3'):  # They have no size to choose.
+    assert experiment.param_budget is None
+  else:
+    base = 1_575_296
+    assert 0.15 * base < trained(experiment) <= 0.2 * base
+
+
+def test_the_wide_study_has_every_method():
+  text = ''.join(file.read_text() for file in STUDY)
+  for method in ('full', 'ia3', *METHODS):
+    assert f"include 'gin/methods/{method}.gin'" in text
