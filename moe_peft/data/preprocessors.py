@@ -107,7 +107,7 @@ def corrupt_spans(
 ) -> tf.data.Dataset:
   """Makes inputs and targets out of the tokens in `targets`.
 
-  "color" may become inputs "co<383>r" and targets "<383>lou". A training
+  "colour" may become inputs "co<383>r" and targets "<383>lou". A training
   row is corrupted anew in each epoch; a row with a nonnegative `noise_seed` is
   always corrupted in the same way. Example shapes: `inputs`, `targets`
   <int32>[length].
