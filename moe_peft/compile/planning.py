@@ -11,20 +11,19 @@ import math
 import re
 from typing import Any
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
 from moe_peft import errors
-from moe_peft.core import adapter as adapter_lib
+from moe_peft.core import adapted_sites
 from moe_peft.core import dispatch
 from moe_peft.core import inject
-from moe_peft.core import routing as routing_lib
 from moe_peft.core import trainable
 
 Params = Mapping[str, jax.ShapeDtypeStruct]
+Sites = Mapping[str, adapted_sites.TracedSite]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,16 +47,6 @@ class Subject:
   init_optimizer: Callable[[Mapping[str, Any]], Any]
   base_dtype: Any
   partitions: tuple[int, int]
-
-
-@dataclasses.dataclass
-class _Traced:
-  """One adapter as the trace saw it."""
-
-  adapter: adapter_lib.MoeAdapter
-  in_features: int
-  out_features: int
-  routing: Any = None
 
 
 def subject() -> Subject:
@@ -151,42 +140,23 @@ def _mesh(run: Subject, num_devices: int) -> dict[str, int]:
   return {'data': data, 'expert': expert, 'model': model}
 
 
-def _trace(run: Subject) -> tuple[dict[str, Any], dict[str, _Traced]]:
+def _trace(run: Subject) -> tuple[dict[str, Any], Sites]:
   """Runs the forward pass of a training step with shapes alone."""
-  traced: dict[str, _Traced] = {}
-
-  def look(next_fun, args, kwargs, context):
-    result = next_fun(*args, **kwargs)
-    module = context.module
-    path = '/'.join(module.path)
-    if context.method_name == '__call__':
-      if isinstance(module, adapter_lib.MoeAdapter):
-        site = traced.setdefault(path, _Traced(module, 0, 0))
-        site.adapter, site.in_features = module, args[0].shape[-1]
-        last = result[-1] if isinstance(result, tuple) else result
-        site.out_features = getattr(last, 'shape', args[0].shape)[-1]
-      elif isinstance(result, routing_lib.Routing):
-        parent = '/'.join(module.path[:-1])
-        traced.setdefault(parent, _Traced(None, 0, 0)).routing = result
-    return result
-
   arguments = _arguments(run)
 
   def forward():
     keys = {'params': jax.random.key(0), 'dropout': jax.random.key(1)}
     variables = run.module.init(keys, *arguments, enable_dropout=True)
-    with nn.intercept_methods(look):
-      run.module.apply(
-          {'params': variables['params']},
-          *arguments,
-          enable_dropout=True,
-          rngs={'dropout': keys['dropout']},
-          mutable=['intermediates'],
-      )
+    run.module.apply(
+        {'params': variables['params']},
+        *arguments,
+        enable_dropout=True,
+        rngs={'dropout': keys['dropout']},
+        mutable=['intermediates'],
+    )
     return variables
 
-  variables = jax.eval_shape(forward)
-  return variables, {k: v for k, v in traced.items() if v.adapter is not None}
+  return adapted_sites.trace(forward)
 
 
 def _arguments(run: Subject) -> list[jax.Array]:
@@ -206,17 +176,15 @@ def _group(path: str) -> str:
   return rest.split('/')[0] if '/' in rest else rest
 
 
-def _sites(
-    traced: Mapping[str, _Traced], params: Params
-) -> list[dict[str, Any]]:
+def _sites(traced: Sites, params: Params) -> list[dict[str, Any]]:
   """One row for equal sites of all layers of a block.
 
   `parameters` and multiplications are those of one layer.
   """
   rows: dict[str, dict[str, Any]] = {}
-  for path, site in traced.items():
-    layer = path.rpartition('/')[0]
-    of_site = [x for name, x in params.items() if name.startswith(f'{path}/')]
+  for layer, site in traced.items():
+    scope = f'{layer}/{inject.ADAPTER_SCOPE}/'
+    of_site = [x for name, x in params.items() if name.startswith(scope)]
     # Layers of a scanned stack are on axis 1.
     scanned = re.match(r'(.*/)?(\w+)/\2/', f'{layer}/')
     num_layers = of_site[0].shape[1] if scanned else 1
@@ -240,7 +208,7 @@ def _sites(
   return list(rows.values())
 
 
-def _routing(site: _Traced) -> dict[str, Any]:
+def _routing(site: adapted_sites.TracedSite) -> dict[str, Any]:
   """The execution, and the expected drops."""
   adapter, routing = site.adapter, site.routing
   rank = getattr(adapter, 'rank', None)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_peft import errors
+from moe_peft.core import adapted_sites
 from moe_peft.core import inject
 from moe_peft.core import partitioning
 from moe_peft.core import routing
@@ -26,34 +27,6 @@ from moe_peft.routers import usage
 Params = Mapping[str, Any]
 Batches = Mapping[str, Mapping[str, np.ndarray]]
 Masks = Mapping[str, Any]
-
-
-def _with_routers(
-    change: Callable[[str, routing.Router, dict[str, Any]], None],
-    function: Callable[..., Any],
-    *args: Any,
-) -> Any:
-  """Calls a function in which `change` sees each call of a router first.
-
-  Args:
-    change: Gets the site, the router and its arguments by name, which it may
-      change.
-    function: Applies an adapted model.
-    *args: Of the function.
-  """
-
-  def intercept(next_fun, args, kwargs, context):
-    module = context.module
-    if isinstance(module, routing.Router) and context.method_name == '__call__':
-      site = '/'.join(module.path).partition(f'/{inject.ADAPTER_SCOPE}/')[0]
-      signature = inspect.signature(type(module).__call__)
-      bound = signature.bind(module, *args, **kwargs)
-      change(site, module, bound.arguments)
-      args, kwargs = bound.args[1:], bound.kwargs  # The router is bound to it.
-    return next_fun(*args, **kwargs)
-
-  with nn.intercept_methods(intercept):
-    return function(*args)
 
 
 def apply_masked(
@@ -70,13 +43,23 @@ def apply_masked(
     *args: Of the function.
   """
 
-  def mask(site, _, arguments):
-    if site in masks:
-      active = arguments.get('active')
-      there = masks[site]
-      arguments['active'] = there if active is None else active & there
+  def intercept(next_fun, args, kwargs, context):
+    module = context.module
+    site = '/'.join(module.path).partition(f'/{inject.ADAPTER_SCOPE}/')[0]
+    if (
+        isinstance(module, routing.Router)
+        and context.method_name == '__call__'
+        and site in masks
+    ):
+      signature = inspect.signature(type(module).__call__)
+      bound = signature.bind(module, *args, **kwargs)
+      active, there = bound.arguments.get('active'), masks[site]
+      bound.arguments['active'] = there if active is None else active & there
+      args, kwargs = bound.args[1:], bound.kwargs  # The router is bound to it.
+    return next_fun(*args, **kwargs)
 
-  return _with_routers(mask, function, *args)
+  with nn.intercept_methods(intercept):
+    return function(*args)
 
 
 def routers(model: Any, params: Params, batch: Any) -> dict[str, nn.Module]:
@@ -92,15 +75,14 @@ def routers(model: Any, params: Params, batch: Any) -> dict[str, nn.Module]:
         'inside a scan. Only runs with SCAN_LAYERS = False can be analyzed or '
         'pruned.'
     )
-  found = {}
-  jax.eval_shape(
-      lambda params, batch: _with_routers(
-          lambda site, router, _: found.update({site: router}),
-          model.score, trainable.unflatten(params), batch,
-      ),
-      params,
-      dict(batch),
+  _, sites = adapted_sites.trace(
+      model.score, trainable.unflatten(params), dict(batch)
   )
+  found = {
+      path: site.router
+      for path, site in sites.items()
+      if site.router is not None
+  }
   if not found:
     raise errors.UserError(
         'The run has no router: every site has one expert, and none can be '
