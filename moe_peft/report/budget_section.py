@@ -12,7 +12,7 @@ from moe_peft.evaluation import spread
 from moe_peft.report import markup
 from moe_peft.report import results_section
 from moe_peft.report import sections
-from moe_peft.runs import gin_records
+from moe_peft.runs import config_file
 from moe_peft.runs import run as run_lib
 
 # In what the seeds of one group differ.
@@ -79,11 +79,11 @@ def group(runs: Sequence[run_lib.Run]) -> list[Group]:
   groups: dict[object, list[run_lib.Run]] = {}
   macros: dict[object, dict[str, str]] = {}
   for run in runs:
-    bound = gin_records.bindings(run.config, run.path / 'config.gin')
+    bound = config_file.bindings(run.config, run.path / 'config.gin')
     key = tuple(x for x in sorted(bound.items()) if x[0] not in _OF_A_SEED)
     key = key or str(run.path)
     groups.setdefault(key, []).append(run)
-    macros.setdefault(key, gin_records.macros(bound))
+    macros.setdefault(key, config_file.macros(bound))
   names = [_name(members) for members in groups.values()]
   return [
       Group(

@@ -14,7 +14,7 @@ from moe_peft import errors
 from moe_peft.report import budget_section
 from moe_peft.report import page
 from moe_peft.report import tokens_section
-from moe_peft.runs import gin_records
+from moe_peft.runs import config_file
 from moe_peft.runs import run as run_lib
 
 SITE = 'encoder/layers_0/attention/query'
@@ -169,11 +169,11 @@ def test_lines_that_gin_wraps_do_not_part_seeds(make_run):
 
 def test_a_configuration_keeps_references_as_they_are_written(tmp_path):
   text = 'A = [@b.c(), @x/d, %E]\ns/b.c.rank = %A\n'
-  bound = gin_records.bindings(text, tmp_path)
+  bound = config_file.bindings(text, tmp_path)
   assert bound == {'A': '[@b.c(), @x/d, %E]', 's/b.c.rank': '%A'}
-  assert gin_records.macros(bound) == {'A': bound['A']}
+  assert config_file.macros(bound) == {'A': bound['A']}
   with pytest.raises(errors.UserError, match='is not gin'):
-    gin_records.bindings('A = (1,', tmp_path)
+    config_file.bindings('A = (1,', tmp_path)
 
 
 def test_constant_answers_stand_beside(run_dir, make_run):

@@ -1,6 +1,6 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the config.gin of a run as text: nothing it names is imported."""
+"""`config.gin`, read as text: nothing that it names is imported."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ import tokenize
 
 from gin import config_parser
 
-from moe_peft.runs import records
+from moe_peft.runs import json_file
 
 
 class _AsWritten(config_parser.ParserDelegate):
@@ -39,7 +39,7 @@ def bindings(text: str, path: Path) -> dict[str, str]:
     'scope/selector.name'; each on one line, however gin has wrapped it.
 
   Raises:
-    UserError: if it is not gin.
+    errors.UserError: It is not gin.
   """
   found = {}
   try:
@@ -49,7 +49,7 @@ def bindings(text: str, path: Path) -> dict[str, str]:
         name = f'.{x.arg_name}' if x.arg_name else ''
         found[f'{scope}{x.selector}{name}'] = repr(x.value)
   except (SyntaxError, ValueError, tokenize.TokenError) as e:
-    raise records.malformed(path, f'it is not gin ({e})') from e
+    raise json_file.damaged(path, f'The file is not gin ({e}).') from e
   return found
 
 

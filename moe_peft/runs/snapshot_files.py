@@ -1,0 +1,121 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`routing/`: what the routers did with a few held-out rows, over time.
+
+`rows.json` holds the tokens of the rows, and `step_N.npz` the combine weights
+of every site as <float16>[rows, length, num_experts].
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import io
+from pathlib import Path
+import re
+import zipfile
+
+import numpy as np
+
+from moe_peft import atomic
+from moe_peft.runs import json_file
+
+FOLDER = 'routing'
+_ROWS = 'rows.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A held-out row.
+
+  Attributes:
+    task: Its name.
+    pieces: By stack, `encoder` or `decoder`, the text of each token.
+  """
+
+  task: str
+  pieces: Mapping[str, tuple[str, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class SnapshotFiles:
+  """The rows, and a file for each snapshot by step, ascending."""
+
+  rows: tuple[Row, ...]
+  files: Mapping[int, Path]
+
+  @property
+  def steps(self) -> tuple[int, ...]:
+    return tuple(self.files)
+
+  def weights(self, step: int) -> dict[str, np.ndarray]:
+    """Combine weights by site, <float16>[rows, length, num_experts].
+
+    Raises:
+      errors.UserError: The file is damaged.
+    """
+    path = self.files[step]
+    try:
+      with np.load(path, allow_pickle=False) as arrays:
+        weights = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as e:
+      raise json_file.damaged(path, f'No arrays can be read ({e}).') from e
+    for site, array in weights.items():
+      if array.ndim != 3 or len(array) != len(self.rows):
+        raise json_file.damaged(
+            path, f'"{site}" must be of the {len(self.rows)} rows of {_ROWS}.'
+        )
+    return weights
+
+
+def read(run_dir: Path) -> SnapshotFiles | None:
+  """The snapshots of a run; None where there are none.
+
+  Raises:
+    errors.UserError: `rows.json` is damaged.
+  """
+  folder = run_dir / FOLDER
+  steps = {
+      int(match[1]): file
+      for file in folder.glob('step_*.npz')
+      if (match := re.fullmatch(r'step_(\d+)\.npz', file.name))
+  }
+  if not steps or not (folder / _ROWS).is_file():
+    return None
+  rows = json_file.read(folder / _ROWS).objects('rows')
+  return SnapshotFiles(
+      tuple(
+          Row(row.get('task', str), {
+              stack: row.texts(stack)
+              for stack in ('encoder', 'decoder') if stack in row.value
+          })
+          for row in rows
+      ),
+      dict(sorted(steps.items())),
+  )
+
+
+def write(
+    run_dir: Path,
+    step: int,
+    weights: Mapping[str, np.ndarray],
+    rows: Sequence[Row],
+) -> None:
+  """Writes a snapshot, and the rows with the first one.
+
+  Args:
+    run_dir: Folder of the run.
+    step: Of the parameters.
+    weights: Combine weights by site, <float>[rows, length, num_experts].
+    rows: The rows.
+  """
+  folder = run_dir / FOLDER
+  folder.mkdir(parents=True, exist_ok=True)
+  if not (folder / _ROWS).exists():
+    json_file.write(
+        folder / _ROWS,
+        {'rows': [{'task': row.task, **row.pieces} for row in rows]},
+    )
+  buffer = io.BytesIO()
+  np.savez_compressed(
+      buffer, **{site: x.astype(np.float16) for site, x in weights.items()}
+  )
+  atomic.write(folder / f'step_{step}.npz', buffer.getvalue())

@@ -1,0 +1,175 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Each file of a run is read as it was written."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from moe_peft.runs import ablation_file
+from moe_peft.runs import json_file
+from moe_peft.runs import metrics_files
+from moe_peft.runs import results_file
+from moe_peft.runs import run_file
+from moe_peft.runs import similarity_file
+from moe_peft.runs import snapshot_files
+from moe_peft.runs import usage_file
+from tests import refusals
+
+SITE, LATER = 'encoder/layers_2/mlp/wo', 'encoder/layers_10/mlp/wo'
+
+
+def _value(path):
+  """The JSON of a file; it holds no NaN and names its version."""
+  value = json.loads(path.read_text(), parse_constant=pytest.fail)
+  assert value['version'] == json_file.VERSION
+  return value
+
+
+def test_run_info(tmp_path):
+  assert run_file.read(tmp_path) is None
+  info = run_file.RunInfo(
+      method=('MoLoRA', 'IA3'), base={'path': None, 'parameters': 3}, seed=0,
+      seconds=1.5, versions={'jax': '1'},
+      pruned=run_file.Pruned(
+          '/old', {SITE: [0, 2]}, {'qa': 1.0}, {'qa': math.inf}
+      ),
+  )
+  info.write(tmp_path)
+  assert run_file.is_finished(tmp_path)
+  _value(tmp_path / 'run.json')
+  read = run_file.read(tmp_path)
+  assert math.isnan(read.pruned.loss_after['qa'])
+  read.pruned.loss_after['qa'] = math.inf
+  assert read == info
+
+
+def test_results(tmp_path):
+  results = results_file.Results(
+      'test', {'qa': 3}, base={'qa': {'f1': 1.0, 'loss': math.nan}},
+      adapted={'qa': {'f1': 2.0, 'loss': 3.0}}, primary_metric={'qa': 'loss'},
+      constant_answer={'qa': {'f1': 4.0}}, lower_is_better=('loss', 'ter'),
+  )
+  results.write(tmp_path, 'results_test.json')
+  _value(tmp_path / 'results_test.json')
+  assert results_file.read(tmp_path) is None
+  read = results_file.read(tmp_path, 'results_test.json')
+  first, second = read.scores()
+  assert (first.metric, first.adapted, first.primary) == ('loss', 3.0, True)
+  assert math.isnan(first.base) and math.isnan(read.constant('qa'))
+  assert (second.metric, second.base, second.primary) == ('f1', 1.0, False)
+  assert read.lower_is_better == ('loss', 'ter')
+
+
+def test_results_of_a_base_with_and_without_version(tmp_path):
+  path = tmp_path / 'base.json'
+  assert results_file.read_base(path) is None
+  values = {'qa': {'f1': 1.0}}
+  path.write_text(json.dumps(values))
+  assert results_file.read_base(path) == values
+  results_file.write_base(path, values)
+  _value(path)
+  assert results_file.read_base(path) == values
+
+
+def test_usage(tmp_path):
+  random = np.random.default_rng(0)
+  measured = {
+      site: {
+          'load': random.uniform(size=(2, experts)),
+          'entropy': random.uniform(size=2),
+          'left_behind': np.array([0.0, math.nan]), 'chance': 0.25,
+      }
+      for site, experts in ((LATER, 4), (SITE, 3))
+  }
+  usage_file.Usage.of(['a', 'b'], measured).write(tmp_path)
+  assert _value(tmp_path / 'routing.json')['sites'][1]['num_experts'] == 4
+  read = usage_file.read(tmp_path)
+  assert read.tasks == ('a', 'b')
+  assert [site.path for site in read.sites] == [SITE, LATER]
+  assert (read.sites[1].layer, read.sites[1].name) == (10, 'mlp/wo')
+  for site in read.sites:
+    for name, array in measured[site.path].items():
+      np.testing.assert_array_equal(getattr(site, name), array)
+
+
+def test_ablation(tmp_path):
+  ablation_file.Ablation(
+      ('qa',), np.array([2.0]), {SITE: np.array([[2.0], [2.5]])}, 3, 'test',
+      {'qa': 8},
+  ).write(tmp_path)
+  _value(tmp_path / 'ablation.json')
+  read = ablation_file.read(tmp_path)
+  np.testing.assert_array_equal(read.scores()[SITE], [0, 0.5])
+  assert read.is_of(3, 'test', {'qa': 8}) and not read.is_of(3, 'test', {})
+
+
+def test_similarity(tmp_path):
+  cosine = np.array([[1.0, 0.123456789], [math.nan, 1.0]])
+  similarity_file.Similarity({LATER: cosine, SITE: cosine}).write(tmp_path)
+  _value(tmp_path / 'similarity.json')
+  read = similarity_file.read(tmp_path).cosine
+  assert list(read) == [SITE, LATER]
+  np.testing.assert_array_equal(read[SITE], cosine.round(5))
+
+
+def test_snapshots(tmp_path):
+  assert snapshot_files.read(tmp_path) is None
+  rows = (snapshot_files.Row('qa', {'decoder': ('a', '<b>')}),)
+  for step in (0, 10, 2):
+    weights = {SITE: np.full((1, 2, 3), step / 4)}
+    snapshot_files.write(tmp_path, step, weights, rows)
+  _value(tmp_path / 'routing' / 'rows.json')
+  read = snapshot_files.read(tmp_path)
+  assert read.rows == rows and read.steps == (0, 2, 10)
+  np.testing.assert_array_equal(read.weights(2)[SITE], np.full((1, 2, 3), 0.5))
+
+
+def test_lines_of_later_steps_and_half_lines_go_when_a_run_resumes(tmp_path):
+  path = tmp_path / 'metrics' / 'train.jsonl'
+  lines = metrics_files.JsonLines(path, 0)
+  assert lines.is_empty()
+  for step in (1, 2, 3):
+    loss = math.nan if step == 2 else np.float32(1)
+    lines.write({'step': step, 'loss': loss})
+  lines.close()
+  with path.open('a') as f:
+    f.write('{"step": 4, "lo')
+  assert metrics_files.read_lines(path)[1] == [4]
+  lines = metrics_files.JsonLines(path, 2)
+  assert not lines.is_empty()
+  lines.close()
+  assert path.read_text() == (
+      '{"step": 1, "loss": 1.0}\n{"step": 2, "loss": null}\n'
+  )
+
+
+def test_processes(tmp_path):
+  assert metrics_files.processes(tmp_path) == []
+  lines = metrics_files.JsonLines(tmp_path / metrics_files.PROCESSES, 0)
+  lines.write({'step': 3, 'seconds': 1.5, 'peak_memory_bytes': 7})
+  lines.close()
+  assert metrics_files.processes(tmp_path) == [
+      metrics_files.Process(3, 1.5, 7, device='')
+  ]
+
+
+def test_files_of_a_later_program_are_refused(tmp_path):
+  (tmp_path / 'run.json').write_text('{"version": 99}')
+  with refusals.refused(tmp_path / 'run.json', 'version 99'):
+    run_file.read(tmp_path)
+
+
+@pytest.mark.parametrize('value, field', [
+    ('{"steps": "many"}', '"steps"'), ('{"seed": true}', '"seed"'),
+    ('{"versions": {"jax": 1}}', '"jax" of versions'),
+    ('{"pruned": {}}', '"from" of pruned'), ('{"method": [1]}', '"method"'),
+    ('{"pruned": {"from": "x", "loss_after": {"qa": "low"}}}',
+     '"qa" of loss_after of pruned'),
+])
+def test_a_field_of_another_kind_is_named(tmp_path, value, field):
+  (tmp_path / 'run.json').write_text(value)
+  with refusals.refused(tmp_path / 'run.json', field):
+    run_file.read(tmp_path)
