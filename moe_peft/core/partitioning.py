@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
+import optax
 
 from moe_peft import errors
 from moe_peft.core import trainable
@@ -64,9 +65,9 @@ def make_mesh(
   inner = num_expert_partitions * num_model_partitions
   if len(devices) % inner:
     raise errors.UserError(
-        f'NUM_EXPERT_PARTITIONS * NUM_MODEL_PARTITIONS = {inner} does not '
-        f'divide the {len(devices)} devices; choose divisors of '
-        f'{len(devices)}.'
+        f'The product {inner} does not divide the {len(devices)} devices.',
+        where=' * '.join(_MACROS.values()),
+        remedy=f'Choose divisors of {len(devices)}.',
     )
   shape = (len(devices) // inner, num_expert_partitions, num_model_partitions)
   return Mesh(np.asarray(devices).reshape(shape), MESH_AXES)
@@ -88,9 +89,10 @@ def check_batch_size(batch_size: int, mesh: Mesh, binding: str) -> None:
   shards = mesh.shape['data'] * mesh.shape.get('expert', 1)
   if batch_size % shards:
     raise errors.UserError(
-        f'{binding} = {batch_size} is not a multiple of {shards}, the number '
-        f'of batch shards of the mesh {dict(mesh.shape)}; use '
-        f'{math.ceil(batch_size / shards) * shards}.'
+        f'{batch_size} rows are not a multiple of {shards}, the number of '
+        f'parts into which the mesh {dict(mesh.shape)} splits them.',
+        where=binding,
+        remedy=f'Use {math.ceil(batch_size / shards) * shards}.',
     )
 
 
@@ -114,13 +116,15 @@ def check_params(
       names = (axes,) if isinstance(axes, str) else axes or ()
       parts = math.prod(mesh.shape[name] for name in names)
       if size % parts:
-        settings = [_MACROS.get(name, f'mesh axis {name}') for name in names]
         raise errors.UserError(
-            f'{" * ".join(settings)} = {parts} does not divide the {size} of '
-            f'{path} {list(x.shape)}, which lie along the mesh axis '
-            f'{" and ".join(names)} of {dict(mesh.shape)}; choose '
-            f'{" and ".join(_MACROS.values())} (what they leave of the devices '
-            f'is data) so that it is a divisor of {size}.'
+            f'{parts} does not divide the {size} of {path} {list(x.shape)}, '
+            f'which lie along the mesh axis {" and ".join(names)} of '
+            f'{dict(mesh.shape)}.',
+            where=' * '.join(
+                _MACROS.get(name, f'mesh axis {name}') for name in names
+            ),
+            remedy=f'Choose {" and ".join(_MACROS.values())} (data is what '
+            f'they leave of the devices) so that it is a divisor of {size}.',
         )
 
 
@@ -141,6 +145,40 @@ def param_shardings(
       path: NamedSharding(mesh, _mesh_axes(tuple(axes)))
       for path, axes in names.items()
   }
+
+
+def optimizer_layouts(
+    optimizer: optax.GradientTransformation,
+    state: Any,
+    params: Any,
+    layouts: Any,
+    rest: Any,
+) -> Any:
+  """How the state of an optimizer lies: moments as their parameters do.
+
+  Args:
+    optimizer: The optimizer.
+    state: Its state, arrays or their shapes.
+    params: The parameters, arrays or their shapes.
+    layouts: A layout for each parameter, such as shardings or axis names.
+    rest: The layout of everything else: counters, and factors of moments, which
+      are not shaped as the parameters.
+
+  Returns:
+    A tree of the structure of `state`.
+  """
+  is_masked = lambda x: isinstance(x, optax.MaskedNode)
+
+  def layout(leaf, param, of_param):
+    if is_masked(leaf):  # The parameter is that of another optimizer.
+      return leaf
+    return of_param if leaf.shape == param.shape else rest
+
+  return optax.tree.map_params(
+      optimizer, layout, state, params, layouts,
+      transform_non_params=lambda _: rest,
+      is_leaf=is_masked,
+  )
 
 
 def _mesh_axes(logical_axes: tuple[str | None, ...]) -> PartitionSpec:

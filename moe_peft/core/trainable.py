@@ -5,13 +5,14 @@
 Parameters are handled as flat dictionaries, `{'encoder/.../kernel': array}`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import math
 import re
 from typing import Any
 
 from flax import traverse_util
 import jax
-import numpy as np
+import jax.numpy as jnp
 import optax
 
 from moe_peft import errors
@@ -19,15 +20,20 @@ from moe_peft import errors
 Params = Mapping[str, Any]
 
 ADAPTER_REGEX = r'.*/adapter/.*'
+CONSTANT_REGEX = r'.*/adapter/layer_index'
 
 
-def is_adapter(path: str, _: Any = None) -> bool:
-  """True for a parameter of an adapter, e.g. `.../query/adapter/lora_a`.
-
-  The second argument is ignored; with it the function serves as a filter of
-  `flax.traverse_util.ModelParamTraversal`, which T5X uses.
-  """
+def is_adapter(path: str) -> bool:
+  """True for a parameter of an adapter, e.g. `.../query/adapter/lora_a`."""
   return re.fullmatch(ADAPTER_REGEX, path) is not None
+
+
+def is_constant(path: str) -> bool:
+  """True for what an adapter stores and no optimizer may change.
+
+  In a scan that is `adapter/layer_index`, the number of the layer.
+  """
+  return re.fullmatch(CONSTANT_REGEX, path) is not None
 
 
 def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,17 +94,80 @@ def split(
   frozen = {k: v for k, v in params.items() if not trains(k)}
   if not trainable:
     raise errors.UserError(
-        f'TRAINABLE_REGEX = {trainable_regex!r} matches no parameter, so '
-        'nothing would be trained. Include a method, for example '
-        "gin/methods/molora.gin, or train everything with '.*'. A parameter "
-        f'of this model: {next(iter(params), "none")}'
+        f'{trainable_regex!r} matches no parameter of the model, so nothing '
+        f'would be trained; one of them is {next(iter(params), "none")}.',
+        where='TRAINABLE_REGEX',
+        remedy='Include a method, for example gin/methods/molora.gin, or train '
+        "everything with '.*'.",
     )
   return trainable, frozen
 
 
 def num_params(params: Params) -> int:
   """Number of scalars in flat parameters (arrays or their shapes)."""
-  return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(dict(params)))
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(dict(params)))
+
+
+def path_of(keys: Sequence[Any]) -> str:
+  """The path of a leaf, from its keys in a flat or in a nested tree."""
+  return '/'.join(str(getattr(k, 'key', getattr(k, 'name', k))) for k in keys)
+
+
+def first_match(
+    rules: Sequence[tuple[str, Any]], path: str, where: str
+) -> tuple[int, str]:
+  """Index and regular expression of the rule that decides about a path.
+
+  Args:
+    rules: Pairs of a regular expression and anything else.
+    path: Path of a parameter; the first expression that matches all of it
+      decides.
+    where: The binding that holds the rules, for the error.
+
+  Raises:
+    errors.UserError: If no rule matches.
+  """
+  for index, (regex, _) in enumerate(rules):
+    if re.fullmatch(regex, path):
+      return index, regex
+  raise errors.UserError(
+      f'No rule matches the parameter {path}.',
+      where=where,
+      remedy="Add a last rule ('.*', ...).",
+  )
+
+
+def partition(
+    optimizers: Mapping[str, optax.GradientTransformation],
+    label: Callable[[str], str],
+) -> optax.GradientTransformationExtraArgs:
+  """`optax.partition` by path, in which constants stay what they are.
+
+  Optimizers change parameters without a gradient too, by weight decay; a
+  constant gets an update of zero. It keeps its place in the state of the
+  optimizer, so that checkpoints do not depend on what is a constant.
+
+  Args:
+    optimizers: Optimizers by label; labels become keys of the saved state.
+    label: The label of the parameter at a path.
+
+  Returns:
+    The optimizer of flat or nested parameters.
+  """
+  map_with_path = jax.tree_util.tree_map_with_path
+  labels = lambda params: map_with_path(
+      lambda keys, _: label(path_of(keys)), params
+  )
+  parts = optax.partition(optimizers, labels)
+
+  def zero_if_constant(keys, x):
+    return jnp.zeros_like(x) if is_constant(path_of(keys)) else x
+
+  def update(grads, state, params=None, **extra_args):
+    updates, state = parts.update(grads, state, params, **extra_args)
+    return map_with_path(zero_if_constant, updates), state
+
+  return optax.GradientTransformationExtraArgs(parts.init, update)
 
 
 def by_path(
@@ -116,28 +185,9 @@ def by_path(
   Raises:
     errors.UserError: At `init`, if a parameter matches no rule.
   """
-  transforms = {regex: optimizer for regex, optimizer in rules}
-
-  def label(path: str) -> str:
-    for regex in transforms:
-      if re.fullmatch(regex, path):
-        return regex
-    raise errors.UserError(
-        f'No rule of trainable.by_path.rules matches the parameter {path}. '
-        "Add a last rule ('.*', ...)."
-    )
-
-  return optax.multi_transform(
-      transforms, lambda params: {path: label(path) for path in params}
-  )
-
-
-def describe(params: Params, trainable_regex: str = ADAPTER_REGEX) -> str:
-  """One line: how many parameters train, of how many."""
-  trainable, _ = split(params, trainable_regex)
-  trained, total = num_params(trainable), num_params(params)
-  base = num_params({k: v for k, v in params.items() if not is_adapter(k)})
-  return (
-      f'{trained:,} of {total:,} parameters train '
-      f'({100 * trained / max(base, 1):.2f} % of the base)'
+  # The expressions are keys in checkpoints. Of two equal ones, the first
+  # decides, so the first has to stay in the dictionary.
+  return partition(
+      dict(reversed(rules)),
+      lambda path: first_match(rules, path, 'trainable.by_path.rules')[1],
   )

@@ -18,7 +18,7 @@ import optax
 from t5x import adafactor
 from t5x import optimizers
 
-from moe_peft import errors
+from moe_peft.core import partitioning
 from moe_peft.core import trainable
 
 _FROZEN = 'frozen'
@@ -40,11 +40,12 @@ class AdapterOptimizer(optimizers.OptaxWrapper):
       trainable_regex: A parameter is trained where the whole path matches.
     """
     self._rules = tuple(rules)
+    self._trains = re.compile(trainable_regex).fullmatch
     self._trainable_regex = trainable_regex
     # The labels become parts of paths in checkpoints: no slashes.
     transforms = {f'rule_{i}': rule[1] for i, rule in enumerate(self._rules)}
     transforms[_FROZEN] = optax.set_to_zero()
-    super().__init__(optax.multi_transform(transforms, self._labels))
+    super().__init__(trainable.partition(transforms, self._label))
 
   def init_state(self, params: Any) -> Any:
     """State of the trained parameters.
@@ -56,11 +57,11 @@ class AdapterOptimizer(optimizers.OptaxWrapper):
       errors.UserError: If nothing would be trained, or if no rule matches a
         parameter that is.
     """
-    flat = {
-        _path(keys): leaf
-        for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
-    trainable.split(flat, self._trainable_regex)
+    flat = jax.tree_util.tree_leaves_with_path(params)
+    trainable.split(
+        {trainable.path_of(keys): leaf for keys, leaf in flat},
+        self._trainable_regex,
+    )
     return super().init_state(params)
 
   def apply_gradient(
@@ -68,62 +69,42 @@ class AdapterOptimizer(optimizers.OptaxWrapper):
   ) -> tuple[Any, Any]:
     """One step; see `t5x.optimizers.OptimizerDef`."""
     updated, state = super().apply_gradient(hyper_params, params, state, grads)
-    # Adding a zero would turn -0.0 into 0.0.
-    keep = lambda keys, old, new: new if self._trains(_path(keys)) else old
+
+    def keep(keys, old, new):  # Adding a zero would turn -0.0 into 0.0.
+      return new if self._trains(trainable.path_of(keys)) else old
+
     return jax.tree_util.tree_map_with_path(keep, params, updated), state
 
   def derive_logical_axes(self, optimizer: Any, param_logical_axes: Any) -> Any:
     """Logical axes of the state: moments lie as their parameters do.
 
-    Works for every Optax state, since it looks at paths and shapes; T5X's own
-    way needs a rule for each kind of state, and has none for Adafactor.
+    This works for every Optax state; T5X's own way needs a rule for each kind
+    of state and has none for Adafactor.
 
     Args:
       optimizer: `t5x.optimizers.Optimizer` of shapes.
       param_logical_axes: Axis names of the parameters.
     """
-    by_path = {
-        _path(keys): (leaf.shape, axes)
-        for (keys, leaf), axes in zip(
-            jax.tree_util.tree_leaves_with_path(optimizer.target),
-            jax.tree.leaves(param_logical_axes, is_leaf=_is_axes),
-            strict=True,
-        )
-    }
-
-    def axes_of(keys, leaf):
-      path = _path(keys)
-      for name, (shape, axes) in by_path.items():
-        if path.endswith('/' + name) and leaf.shape == shape:
-          return axes
-      return None
-
-    state = optimizer.state.replace(
-        step=None,
-        param_states=jax.tree_util.tree_map_with_path(
-            axes_of, optimizer.state.param_states
-        ),
+    state = optimizer.state
+    axes = partitioning.optimizer_layouts(
+        self.optax_optimizer,
+        state.param_states,
+        optimizer.target,
+        param_logical_axes,
+        rest=None,
     )
-    return optimizer.replace(state=state, target=param_logical_axes)
-
-  def _trains(self, path: str) -> bool:
-    return re.fullmatch(self._trainable_regex, path) is not None
-
-  def _labels(self, params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(
-        lambda keys, _: self._label(_path(keys)), params
+    return optimizer.replace(
+        state=state.replace(step=None, param_states=axes),
+        target=param_logical_axes,
     )
 
   def _label(self, path: str) -> str:
     if not self._trains(path):
       return _FROZEN
-    for i, (regex, _) in enumerate(self._rules):
-      if re.fullmatch(regex, path):
-        return f'rule_{i}'
-    raise errors.UserError(
-        'No rule of optimizer.AdapterOptimizer.rules matches the parameter '
-        f"{path}. Add a last rule ('.*', ...)."
+    index, _ = trainable.first_match(
+        self._rules, path, 'optimizer.AdapterOptimizer.rules'
     )
+    return f'rule_{index}'
 
 
 def trainable_filter(
@@ -150,11 +131,3 @@ def adapter_factor_rules() -> Mapping[str, adafactor.FactorDim]:
       'rank': adafactor.FactorDim.NONE,
       'unmodeled': adafactor.FactorDim.NONE,
   }
-
-
-def _is_axes(value: Any) -> bool:
-  return isinstance(value, tuple)  # A PartitionSpec may be a pytree or not.
-
-
-def _path(keys: Sequence[Any]) -> str:
-  return '/'.join(str(getattr(k, 'key', getattr(k, 'name', k))) for k in keys)

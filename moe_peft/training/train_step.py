@@ -57,17 +57,13 @@ def init_state(setup: experiment_lib.Setup) -> TrainState:
 
 def opt_state_shardings(setup: experiment_lib.Setup) -> Any:
   """Moments lie as their parameters do, everything else is replicated."""
-
-  def sharding(path, leaf):
-    # Optimizers keep moments in dictionaries keyed like the parameters.
-    name = getattr(path[-1], 'key', None) if path else None
-    if name in setup.trainable and leaf.shape == setup.trainable[name].shape:
-      return setup.shardings[name]
-    return partitioning.replicated(setup.mesh)
-
-  return jax.tree_util.tree_map_with_path(
-      sharding,
-      jax.eval_shape(setup.experiment.optimizer.init, setup.trainable),
+  optimizer = setup.experiment.optimizer
+  return partitioning.optimizer_layouts(
+      optimizer,
+      jax.eval_shape(optimizer.init, setup.trainable),
+      setup.trainable,
+      {name: setup.shardings[name] for name in setup.trainable},
+      rest=partitioning.replicated(setup.mesh),
   )
 
 

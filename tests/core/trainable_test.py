@@ -2,19 +2,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of the partition of the parameters and of optimizers by path."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from moe_peft import errors
 from moe_peft.core import trainable
+from tests import refusals
 
 PARAMS = {
     'encoder/query/kernel': jnp.ones((2, 3)),
     'encoder/query/adapter/lora_a': jnp.ones((1, 2, 4)),
     'encoder/query/adapter/router/kernel': jnp.ones((2, 5)),
 }
+PATHS = list(PARAMS)
 
 
 @pytest.mark.parametrize(
@@ -28,7 +30,6 @@ PARAMS = {
 )
 def test_adapters_are_known_by_their_scope(path, expected):
   assert trainable.is_adapter(path) is expected
-  assert trainable.is_adapter(path, None) is expected
 
 
 def test_every_parameter_is_in_exactly_one_part():
@@ -42,7 +43,7 @@ def test_every_parameter_is_in_exactly_one_part():
 
 
 def test_nothing_to_train_is_an_error():
-  with pytest.raises(errors.UserError, match='TRAINABLE_REGEX'):
+  with refusals.refused('TRAINABLE_REGEX', '.*/lora_c', PATHS[0]):
     trainable.split(PARAMS, '.*/lora_c')
 
 
@@ -64,9 +65,48 @@ def test_optimizers_by_path_take_the_first_rule():
   np.testing.assert_array_equal(updates['encoder/query/adapter/lora_a'], -0.5)
 
 
+def test_of_two_equal_rules_the_first_decides():
+  trained, _ = trainable.split(PARAMS)
+  optimizer = trainable.by_path((('.*', optax.sgd(0.5)), ('.*', optax.sgd(9))))
+  grads = {name: jnp.ones_like(x) for name, x in trained.items()}
+  state = optimizer.init(trained)
+  updates, _ = optimizer.update(grads, state, trained)
+  for update in updates.values():
+    np.testing.assert_array_equal(update, -0.5)
+  # The expressions are keys of checkpoints.
+  assert list(state.inner_states) == ['.*']
+
+
+def test_weight_decay_leaves_the_number_of_a_layer_alone():
+  layer = 'encoder/encoder/query/adapter/layer_index'
+  params = {layer: jnp.arange(4.0), PATHS[1]: jnp.ones((1, 2, 4))}
+  optimizer = trainable.by_path((('.*', optax.adamw(0.1, weight_decay=5.0)),))
+  state = optimizer.init(params)
+  # It has its moments all the same: the layout is that of older checkpoints.
+  assert {x.shape for x in jax.tree.leaves(state)} >= {(4,), (1, 2, 4)}
+  for _ in range(3):
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, state = optimizer.update(zeros, state, params)
+    params = optax.apply_updates(params, updates)
+  np.testing.assert_array_equal(params[layer], [0.0, 1.0, 2.0, 3.0])
+  assert float(params[PATHS[1]].max()) < 0.2  # (1 - 0.1 * 5) ** 3
+
+
+@pytest.mark.parametrize(
+    ('path', 'constant'),
+    [
+        ('encoder/encoder/query/adapter/layer_index', True),
+        ('encoder/layer_index', False),
+        ('encoder/encoder/query/adapter/router/layer_index', False),
+    ],
+)
+def test_only_the_index_of_an_adapter_is_a_constant(path, constant):
+  assert trainable.is_constant(path) is constant
+
+
 def test_a_parameter_without_a_rule_is_an_error():
   optimizer = trainable.by_path((('.*/router/.*', optax.sgd(1.0)),))
-  with pytest.raises(errors.UserError, match='lora_a'):
+  with refusals.refused('trainable.by_path.rules', 'lora_a'):
     optimizer.init(trainable.split(PARAMS)[0])
 
 

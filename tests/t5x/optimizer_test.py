@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from moe_peft import errors
 from moe_peft.core import trainable
+from tests import refusals
 
 optimizers = pytest.importorskip('t5x.optimizers')
 optimizer_lib = pytest.importorskip('moe_peft.t5x.optimizer')
@@ -85,13 +85,24 @@ def test_adafactor_has_axes():
   ) == jax.tree.structure(optimizer.state_dict(), is_leaf=lambda x: x is None)
 
 
+def test_weight_decay_leaves_the_number_of_a_layer_alone():
+  path = 'encoder/encoder/wo/adapter/layer_index'
+  params = core.freeze(trainable.unflatten({path: np.arange(4, dtype='f')}))
+  rules = (('.*', optax.adamw(0.1, weight_decay=5.0)),)
+  optimizer = optimizer_lib.AdapterOptimizer(rules).create(params)
+  new = optimizer.apply_gradient(jax.tree.map(np.zeros_like, params))
+  np.testing.assert_array_equal(flat(new.target)[path], [0, 1, 2, 3])
+
+
 @pytest.mark.parametrize(
-    'options,message',
+    ('options', 'where', 'name'),
     [
-        (dict(rules=ROUTER_AND_REST, trainable_regex='x'), 'TRAINABLE_REGEX'),
-        (dict(rules=ROUTER_AND_REST[:1]), 'No rule of'),
+        (dict(rules=ROUTER_AND_REST, trainable_regex='x'), 'TRAINABLE_REGEX',
+         'encoder/wo'),
+        (dict(rules=ROUTER_AND_REST[:1]), 'optimizer.AdapterOptimizer.rules',
+         'lora_a'),
     ],
 )
-def test_wrong_rules(options, message):
-  with pytest.raises(errors.UserError, match=message):
+def test_wrong_rules(options, where, name):
+  with refusals.refused(where, name):
     optimizer_lib.AdapterOptimizer(**options).create(make_params())
