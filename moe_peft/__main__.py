@@ -1,12 +1,13 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""`moe-peft COMMAND ...`: the console script over the command lines."""
+"""`python -m moe_peft COMMAND ...`, and the console script `moe-peft`."""
 
 from collections.abc import Sequence
+import difflib
 import importlib
-import sys
 
 import moe_peft
+from moe_peft import errors
 from moe_peft.cli import flags
 
 # These are also `python -m moe_peft.train` and so on, as T5X's users expect.
@@ -28,17 +29,25 @@ _COMMANDS = {
 
 
 def dispatch(argv: Sequence[str]) -> int | None:
-  """Runs the command that the first argument names."""
-  usage = 'usage: moe-peft COMMAND [--help] ...\n\n' + '\n'.join(
-      f'  {name:<10} {text}' for name, text in _COMMANDS.items()
-  )
+  """Runs the command that the first argument names.
+
+  Raises:
+    errors.UserError: If there is no such command.
+  """
   if not argv or argv[0] in ('-h', '--help'):
-    print(f'{moe_peft.__doc__}\n\n{usage}')
+    print(f'{moe_peft.__doc__}\n\nusage: moe-peft COMMAND [--help] ...\n')
+    for name, text in _COMMANDS.items():
+      print(f'  {name:<10} {text}')
+    print('\nexample: moe-peft train --gin_file=configs/quickstart.gin')
     return None
   command, *rest = argv
   if command not in _COMMANDS:
-    print(f'moe-peft: no command {command!r}\n{usage}', file=sys.stderr)
-    return 2
+    near = difflib.get_close_matches(command, _COMMANDS, n=1, cutoff=0.4)
+    raise errors.UserError(
+        'There is no such command.',
+        command,
+        f'Did you mean {near[0]}?' if near else 'See moe-peft --help.',
+    )
   room = 'moe_peft' if command in _DOORS else 'moe_peft.cli'
   return importlib.import_module(f'{room}.{command}').main(rest)
 

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m moe_peft.evaluate`: scores a run again."""
 
-import argparse
 from collections.abc import Sequence
 
 from moe_peft.cli import flags
@@ -10,10 +9,11 @@ from moe_peft.cli import flags
 
 def main(argv: Sequence[str]) -> int | None:
   """Parses the command line and evaluates the newest checkpoint."""
-  parser = argparse.ArgumentParser(
-      prog='python -m moe_peft.evaluate',
-      description='Scores the newest checkpoint of a run, and its bare base, '
-      'on a split; prints the table and writes RUN/results_SPLIT.json.',
+  parser = flags.make_parser(
+      'moe_peft.evaluate',
+      'Scores the newest checkpoint of a run, and its bare base, on a split; '
+      'prints the table and writes RUN/results_SPLIT.json.',
+      'runs/quickstart --split=validation',
   )
   parser.add_argument('run', metavar='RUN', help='MODEL_DIR of the run')
   parser.add_argument('--split', default='test', help='default: test')

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m moe_peft.infer`: answers lines with a trained run."""
 
-import argparse
 from collections.abc import Sequence
+from pathlib import Path
 import sys
 
 from moe_peft import errors
@@ -12,11 +12,11 @@ from moe_peft.cli import flags
 
 def main(argv: Sequence[str]) -> int | None:
   """Parses the command line and prints one answer for each line."""
-  parser = argparse.ArgumentParser(
-      prog='python -m moe_peft.infer',
-      description='Prints one answer for each input line.',
-      epilog="example: echo 'past tense: walk' | python -m moe_peft.infer "
-      'runs/quickstart',
+  parser = flags.make_parser(
+      'moe_peft.infer',
+      'Prints one line for each input line; a line break inside an answer is '
+      'printed as \\n.',
+      'runs/quickstart questions.txt',
   )
   parser.add_argument('run', metavar='RUN', help='MODEL_DIR of the run')
   parser.add_argument(
@@ -28,11 +28,18 @@ def main(argv: Sequence[str]) -> int | None:
       default='greedy',
       help='default: greedy',
   )
-  parser.add_argument('--beams', type=int, default=4, help='for --decode=beam')
   parser.add_argument(
-      '--temperature', type=float, default=1.0, help='for --decode=sample'
+      '--beams', type=flags.whole_number(1), default=4, metavar='N',
+      help='for --decode=beam (default: 4)',
   )
-  parser.add_argument('--seed', type=int, default=0, help='for --decode=sample')
+  parser.add_argument(
+      '--temperature', type=flags.positive_number, default=1.0, metavar='T',
+      help='for --decode=sample (default: 1)',
+  )
+  parser.add_argument(
+      '--seed', type=flags.whole_number(0), default=0, metavar='N',
+      help='for --decode=sample (default: 0)',
+  )
   flags.add_gin_flags(parser)
   args = parser.parse_args(argv)
   lines = _read_lines(args.file)
@@ -50,20 +57,21 @@ def main(argv: Sequence[str]) -> int | None:
       },
   }[args.decode]
   for answer in restored.infer(lines, **options):
-    print(answer)
+    print(answer.replace('\r', '\\r').replace('\n', '\\n'), flush=True)
   return None
 
 
 def _read_lines(file: str | None) -> list[str]:
+  """Lines end at a line feed alone, or CR LF; other breaks are text."""
   try:
-    if file is not None:
-      with open(file, encoding='utf-8') as stream:
-        return stream.read().splitlines()
-    return sys.stdin.read().splitlines()
+    data = Path(file).read_bytes() if file else sys.stdin.buffer.read()
+    text = data.decode('utf-8-sig')
   except (OSError, UnicodeDecodeError) as error:
-    raise errors.UserError(f'{file or "stdin"} cannot be read: {error}') from (
-        error
-    )
+    raise errors.UserError(
+        f'The input cannot be read: {error}.', file or 'stdin'
+    ) from error
+  lines = text.replace('\r\n', '\n').split('\n')
+  return lines if lines[-1] else lines[:-1]
 
 
 if __name__ == '__main__':

@@ -2,11 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m moe_peft.train`: one experiment from base to report."""
 
-import argparse
 from collections.abc import Sequence
 import sys
 
-from moe_peft import gin_files
 from moe_peft.cli import flags
 
 STOPPED = 143  # Exit status of a run that saved and stopped at a signal.
@@ -19,21 +17,19 @@ interruption."""
 
 
 def main(argv: Sequence[str]) -> int | None:
-  """Parses the command line and runs the experiment."""
-  parser = argparse.ArgumentParser(
-      prog='python -m moe_peft.train',
-      description=_DESCRIPTION,
-      epilog='example: python -m moe_peft.train '
+  """Parses the command line and runs the experiment.
+
+  Returns:
+    Exit status: None at the end, 143 after a signal.
+  """
+  parser = flags.make_parser(
+      'moe_peft.train',
+      _DESCRIPTION,
       '--gin_file=configs/quickstart.gin --gin.TRAIN_STEPS=100',
   )
   flags.add_gin_flags(parser)
-  args = parser.parse_args(argv)
-  if not args.gin_file:
-    parser.error('give at least one --gin_file, e.g. configs/quickstart.gin')
-  gin_files.load_gin(
-      args.gin_file, args.gin_bindings, args.gin_search_paths
-  )
-  # JAX and TensorFlow: not for --help.
+  flags.load_gin(parser.parse_args(argv))
+  # Importing JAX and TensorFlow would slow --help down.
   from moe_peft.report import page
   from moe_peft.training import run
 

@@ -8,16 +8,17 @@ import sys
 
 from moe_peft.cli import flags
 
-ROWS = 8
+_ROWS = 8
 
 
 def main(argv: Sequence[str]) -> int | None:
   """Parses the command line and takes away one expert after the other."""
-  parser = argparse.ArgumentParser(
-      prog='python -m moe_peft ablate',
-      description='Measures the loss of every task without each expert of '
-      'each site (the others take over), on held-out rows. Writes '
-      'RUN/ablation.json and the report anew.',
+  parser = flags.make_parser(
+      'moe_peft ablate',
+      'Measures the loss of every task without each expert of each site (the '
+      'others take over), on held-out rows. Writes RUN/ablation.json and the '
+      'report anew.',
+      'runs/quickstart --rows=32',
   )
   parser.add_argument('run', metavar='RUN', help='MODEL_DIR of the run')
   add_data_flags(parser)
@@ -40,6 +41,6 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
       '--split', default='validation', help='default: validation'
   )
   parser.add_argument(
-      '--rows', type=int, default=ROWS, metavar='N',
-      help=f'rows of each task (default: {ROWS})',
+      '--rows', type=flags.whole_number(1), default=_ROWS, metavar='N',
+      help=f'rows of each task (default: {_ROWS})',
   )

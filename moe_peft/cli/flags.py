@@ -9,12 +9,71 @@ The flags are those of T5X: `--gin_file` (repeated), `--gin.NAME=VALUE`,
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
+import re
 import sys
-
-import absl.logging
+from typing import NoReturn
 
 from moe_peft import errors
 from moe_peft import gin_files
+
+_INTERRUPTED = 130  # The status that shells give to what Ctrl-C ends.
+
+
+class Parser(argparse.ArgumentParser):
+  """A parser whose errors are user errors of one line."""
+
+  def error(self, message: str) -> NoReturn:
+    """Raises errors.UserError for what argparse has found."""
+    argument, what = re.fullmatch(
+        r'(?:argument ([^:]+): )?(.*)', message, re.DOTALL
+    ).groups()
+    raise errors.UserError(
+        f'{what.rstrip(".")}.', argument or '', f'See {self.prog} --help.'
+    )
+
+
+def make_parser(command: str, description: str, example: str) -> Parser:
+  """A parser of one command line.
+
+  Args:
+    command: What follows `python -m `.
+    description: What it does.
+    example: Arguments that a user may try.
+  """
+  return Parser(
+      prog=f'python -m {command}',
+      description=description,
+      epilog=f'example: python -m {command} {example}',
+  )
+
+
+def whole_number(minimum: int, maximum: int = 2**31 - 1) -> Callable:
+  """Type of a flag that takes a whole number of at least `minimum`."""
+
+  def parse(text: str) -> int:
+    try:
+      value = int(text)
+    except ValueError:
+      value = None
+    if value is None or not minimum <= value <= maximum:
+      limit = f' and at most {maximum}' if value and value > maximum else ''
+      raise argparse.ArgumentTypeError(
+          f'{text} is no whole number of at least {minimum}{limit}'
+      )
+    return value
+
+  return parse
+
+
+def positive_number(text: str) -> float:
+  """Type of a flag that takes a finite number above zero."""
+  try:
+    value = float(text)
+  except ValueError:
+    value = 0.0
+  if not 0 < value < float('inf'):
+    raise argparse.ArgumentTypeError(f'{text} is no number above 0')
+  return value
 
 
 def add_gin_flags(parser: argparse.ArgumentParser) -> None:
@@ -44,12 +103,18 @@ def add_gin_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def rewrite_gin_args(args: Sequence[str]) -> list[str]:
-  """Rewrites `--gin.NAME=VALUE` to the flag that argparse knows."""
+  """Rewrites `--gin.NAME=VALUE` to the flag that argparse knows.
+
+  Raises:
+    errors.UserError: For a `--gin.NAME` without a value.
+  """
   rewritten = []
   for arg in args:
     if arg.startswith('--gin.') and arg != '--gin.NAME':
       if '=' not in arg:
-        raise errors.UserError(f'Write {arg} as {arg}=VALUE.')
+        raise errors.UserError(
+            f'{arg} has no value.', arg, f'Write it as {arg}=VALUE.'
+        )
       rewritten.append('--gin.NAME=' + arg.removeprefix('--gin.'))
     else:
       rewritten.append(arg)
@@ -58,15 +123,46 @@ def rewrite_gin_args(args: Sequence[str]) -> list[str]:
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
   """Runs a command line; user errors end it in one line with status 2."""
-  # SeqIO and Orbax log much that helps nobody here.
-  absl.logging.set_verbosity(absl.logging.ERROR)
   try:
+    import absl.logging
+
+    # SeqIO and Orbax log much that helps nobody here.
+    absl.logging.set_verbosity(absl.logging.ERROR)
     sys.exit(main(rewrite_gin_args(sys.argv[1:])) or 0)
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)
+  except KeyboardInterrupt:
+    print('Interrupted.', file=sys.stderr)
+    sys.exit(_INTERRUPTED)
   except BrokenPipeError:  # For example `... | head`.
     sys.exit(1)
+
+
+def load_gin(args: argparse.Namespace, *bindings: str) -> None:
+  """Loads the configuration that the gin flags describe.
+
+  Args:
+    args: Parsed arguments with the gin flags.
+    *bindings: Bindings that the flags may override.
+
+  Raises:
+    errors.UserError: If there is no gin file, or for what it has wrong.
+  """
+  require_gin_file(args)
+  gin_files.load_gin(
+      args.gin_file, [*bindings, *args.gin_bindings], args.gin_search_paths
+  )
+
+
+def require_gin_file(args: argparse.Namespace) -> None:
+  """Raises errors.UserError if no gin file is given."""
+  if not args.gin_file:
+    raise errors.UserError(
+        'There is no gin file.',
+        '--gin_file',
+        'Give at least one, for example configs/quickstart.gin.',
+    )
 
 
 def load_run(args: argparse.Namespace) -> None:
@@ -81,8 +177,9 @@ def load_run(args: argparse.Namespace) -> None:
   config = Path(args.run).expanduser() / 'config.gin'
   if not config.is_file():
     raise errors.UserError(
-        f'{args.run} is no run: it holds no config.gin. Give the MODEL_DIR of '
-        'a training run.'
+        'This folder is no run: it holds no config.gin.',
+        args.run,
+        'Give the MODEL_DIR of a training run.',
     )
   gin_files.load_gin(
       [str(config), *args.gin_file],

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m moe_peft prune`: a run with fewer experts."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,18 +11,19 @@ from moe_peft.cli import flags
 
 def main(argv: Sequence[str]) -> int | None:
   """Parses the command line and writes the pruned run."""
-  parser = argparse.ArgumentParser(
-      prog='python -m moe_peft prune',
-      description='Keeps at each site the experts whose removal costs most '
-      '(scores of RUN/ablation.json, measured anew unless they are of the '
-      'newest checkpoint and of the same rows), '
-      'writes OUT, a run that the other commands read, and prints the loss of '
-      'every task before and after. The weights of the experts that stay sum '
-      'to one again where they did before.',
+  parser = flags.make_parser(
+      'moe_peft prune',
+      'Keeps at each site the experts whose removal costs most (scores of '
+      'RUN/ablation.json, measured anew unless they are of the newest '
+      'checkpoint and of the same rows), writes OUT, a run that the other '
+      'commands read, and prints the loss of every task before and after. The '
+      'weights of the experts that stay sum to one again where they did '
+      'before.',
+      'runs/quickstart --keep=2 --out=runs/quickstart_2',
   )
   parser.add_argument('run', metavar='RUN', help='MODEL_DIR of the run')
   parser.add_argument(
-      '--keep', type=int, required=True, metavar='N',
+      '--keep', type=flags.whole_number(1), required=True, metavar='N',
       help='experts that stay at each site',
   )
   parser.add_argument(

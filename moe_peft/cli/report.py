@@ -2,42 +2,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m moe_peft report RUN [RUN ...]`: one HTML page about runs."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from moe_peft.cli import flags
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Writes the report of the runs named on the command line.
 
-  Args:
-    argv: arguments without the program's name; None reads the command line.
-
-  Returns:
-    The exit status.
-
-  Raises:
-    UserError: a run cannot be read or the page cannot be written.
-  """
-  parser = argparse.ArgumentParser(
-      prog='python -m moe_peft report',
-      description='Writes one self-contained HTML page about 1 to 20 runs:'
-      ' results, curves, and which task uses which expert.',
+def main(argv: Sequence[str]) -> int | None:
+  """Parses the command line and writes the report of the runs."""
+  parser = flags.make_parser(
+      'moe_peft report',
+      'Writes one self-contained HTML page about 1 to 20 runs: results, '
+      'curves, and which task uses which expert.',
+      'runs/lora runs/molora --out=comparison.html',
   )
   parser.add_argument(
       'runs', metavar='RUN', nargs='+', type=Path, help='MODEL_DIR of a run'
   )
   parser.add_argument(
       '--out', metavar='FILE', type=Path,
-      help='HTML file to write (default: report.html in the run, or in the'
-      ' current directory for several runs)',
+      help='HTML file to write (default: report.html in the run, or in the '
+      'current directory for several runs)',
   )
   args = parser.parse_args(argv)
-  out = args.out
-  if out is None:
-    out = args.runs[0] if len(args.runs) == 1 else Path()
-    out = out / 'report.html'
-  from moe_peft.report import page  # numpy is slow, --help must be fast
+  folder = args.runs[0] if len(args.runs) == 1 else Path()
+  from moe_peft.report import page  # Importing NumPy would slow --help down.
 
-  print(page.write_report(args.runs, out))
-  return 0
+  print(page.write_report(args.runs, args.out or folder / 'report.html'))
+  return None

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m moe_peft save_base`: a run's parameters as a base for others."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,11 +10,12 @@ from moe_peft.cli import flags
 
 def main(argv: Sequence[str]) -> int | None:
   """Parses the command line and writes the base."""
-  parser = argparse.ArgumentParser(
-      prog='python -m moe_peft save_base',
-      description='Writes the newest parameters of a run without its adapters, '
-      'in bfloat16, as OUT/model.safetensors; OUT then serves as '
+  parser = flags.make_parser(
+      'moe_peft save_base',
+      'Writes the newest parameters of a run without its adapters, in '
+      'bfloat16, as OUT/model.safetensors; OUT then serves as '
       'INITIAL_CHECKPOINT_PATH.',
+      'runs/pretrained bases/mine',
   )
   parser.add_argument('run', metavar='RUN', help='MODEL_DIR of the run')
   parser.add_argument('out', metavar='OUT', type=Path, help='folder to write')

@@ -1,6 +1,6 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The picture of a study: every seed of every method, best mean on top."""
+"""The picture of a study: every seed of every method, the best on top."""
 
 from collections.abc import Sequence
 import math
@@ -29,10 +29,10 @@ def save(
   from matplotlib import figure
 
   panels = _panels(rows)
-  names = sorted(
-      {row['name'] for row in rows},
-      key=lambda name: statistics.fmean(_seeds(panels[0], name)),
+  score = lambda name: statistics.fmean(
+      records.score(row) for row in rows if row['name'] == name
   )
+  names = sorted({row['name'] for row in rows}, key=score)
   num_rows = math.ceil(len(panels) / _PANELS_IN_A_ROW)
   fig = figure.Figure(
       (13, num_rows * (1.2 + 0.22 * len(names))), layout='constrained'

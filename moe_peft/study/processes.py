@@ -1,18 +1,16 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Runs in processes of their own, some at a time, stopped together."""
+"""Training runs in processes, some at a time, which a signal stops together."""
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent import futures
+import asyncio
+import collections
+from collections.abc import Callable, Sequence
 import contextlib
 import fcntl
-import itertools
 import os
 from pathlib import Path
 import signal
-import subprocess
 import sys
-import threading
 from typing import TextIO
 
 from moe_peft import errors
@@ -27,7 +25,7 @@ def run_all(
     jobs: int,
     done: Callable[[int], None],
 ) -> None:
-  """Runs command lines, `jobs` at a time, each on its share of the cores.
+  """Trains `jobs` runs at a time, each on its share of the cores.
 
   Args:
     commands: Folder of a run, for `log.txt`, and arguments of
@@ -39,100 +37,100 @@ def run_all(
     errors.UserError: If one fails; those that run beside it end first.
     Stopped: After SIGINT, SIGTERM or SIGHUP.
   """
+  asyncio.run(_run_all(commands, jobs, done))
+
+
+async def _run_all(commands, jobs, done) -> None:
+  waiting = collections.deque(enumerate(commands))
   children = _Children()
-  cores = itertools.cycle(_shares(jobs))
-  with futures.ThreadPoolExecutor(
-      jobs, initializer=lambda: _use(next(cores))
-  ) as pool, children.stopped_by_signals():
-    waiting = {
-        pool.submit(children.run, folder, arguments): index
-        for index, (folder, arguments) in enumerate(commands)
-    }
+
+  def stop() -> None:
+    waiting.clear()
+    children.stop()
+
+  async def work(cores: set[int]) -> None:
     try:
-      for future in futures.as_completed(waiting):
-        future.result()
-        done(waiting[future])
+      while waiting:
+        index, (folder, arguments) = waiting.popleft()
+        await children.train(folder, arguments, cores)
+        done(index)
     finally:
-      pool.shutdown(cancel_futures=True)
+      waiting.clear()  # After a failure, nothing new begins.
+
+  loop = asyncio.get_running_loop()
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    loop.add_signal_handler(number, stop)
+  ended = await asyncio.gather(
+      *(work(cores) for cores in _shares(jobs)), return_exceptions=True
+  )
+  for error in ended:
+    if error is not None:
+      raise error
+  if children.stopped:  # Every process had ended when the signal came.
+    raise Stopped
 
 
 class _Children:
   """The processes that are running."""
 
   def __init__(self):
-    # The handler of signals may interrupt its own holder.
-    self._lock = threading.RLock()
-    self._running: set[subprocess.Popen] = set()
-    self._stopped = False
+    self._running: set[asyncio.subprocess.Process] = set()
+    self.stopped = False
 
-  def run(self, folder: Path, arguments: Sequence[str]) -> None:
+  def stop(self) -> None:
+    """Asks all processes to save and end."""
+    self.stopped = True
+    for child in self._running:
+      with contextlib.suppress(ProcessLookupError):
+        child.terminate()
+
+  async def train(
+      self, folder: Path, arguments: Sequence[str], cores: set[int]
+  ) -> None:
+    """Runs one process to its end."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / 'log.txt'
     with log.open('a', encoding='utf-8') as stream:
-      _lock_or_refuse(stream, folder)
-      with self._lock:
-        if self._stopped:
-          raise Stopped
-        # A session of its own: Ctrl-C reaches it through us, once.
-        child = subprocess.Popen(
-            [sys.executable, '-m', 'moe_peft.train', *arguments],
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        self._running.add(child)
-      status = child.wait()
-    with self._lock:
+      _lock(stream, folder)
+      # In a session of its own, the process gets Ctrl-C from us alone.
+      child = await asyncio.create_subprocess_exec(
+          sys.executable, '-m', 'moe_peft.train', *arguments,
+          stdout=stream, stderr=stream, start_new_session=True,
+      )
+      if cores:  # Threads that it starts later inherit them.
+        with contextlib.suppress(ProcessLookupError):
+          os.sched_setaffinity(child.pid, cores)
+      self._running.add(child)
+      if self.stopped:  # The signal came while the process was started.
+        self.stop()
+      status = await child.wait()
       self._running.discard(child)
-      if self._stopped:
-        raise Stopped
+    if status and self.stopped:
+      raise Stopped
     if status:
-      last = log.read_text(encoding='utf-8').strip().splitlines()[-2:]
+      last = log.read_text(encoding='utf-8').strip().split('\n')[-2:]
       raise errors.UserError(
-          f'{folder} ended with status {status}: '
-          f'{" ".join(last)} See {log}; run the study again to continue.'
+          f'The run ended with status {status}: {" ".join(last)}',
+          folder,
+          f'See {log}, and run the study again to continue.',
       )
 
-  @contextlib.contextmanager
-  def stopped_by_signals(self) -> Iterator[None]:
-    """Passes a signal on to all processes, which save and end."""
 
-    def stop(number, frame):
-      with self._lock:  # A process that is being started is among them.
-        self._stopped = True
-        for child in self._running:
-          child.terminate()
-
-    previous = {
-        number: signal.signal(number, stop)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    }
-    try:
-      yield
-    finally:
-      for number, old in previous.items():
-        signal.signal(number, old)
-
-
-def _lock_or_refuse(stream: TextIO, folder: Path) -> None:
-  """Holds a file while a run goes on; the system lets go of it with the run."""
+def _lock(stream: TextIO, folder: Path) -> None:
+  """Holds a file until its last process ends, or refuses one that is held."""
   try:
     fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError as error:
     raise errors.UserError(
-        f'{folder} is being trained by another process. Wait for it, or end it.'
+        'Another process is training this run.',
+        folder,
+        'Wait for that process, or end it.',
     ) from error
 
 
 def _shares(jobs: int) -> list[set[int]]:
   """The cores of each job; empty where there are too few or none to choose."""
   if not hasattr(os, 'sched_getaffinity'):
-    return [set()]
+    return [set()] * jobs
   cores = sorted(os.sched_getaffinity(0))
   return [set(cores[start::jobs]) for start in range(jobs)]
-
-
-def _use(cores: set[int]) -> None:
-  """Limits this thread, and the processes that it starts, to some cores."""
-  if cores:
-    os.sched_setaffinity(0, cores)

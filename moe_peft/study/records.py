@@ -8,11 +8,17 @@ they hold is not run again; delete its row to do so.
 
 from collections.abc import Mapping, Sequence
 import json
+import math
 from pathlib import Path
 import statistics
 from typing import Any
 
+from moe_peft import atomic
 from moe_peft import errors
+from moe_peft.runs import json_file
+from moe_peft.runs import metrics_files
+from moe_peft.runs import results_file
+from moe_peft.runs import run_file
 
 # Values of macros, as text: `{'LEARNING_RATE': '1e-3'}`.
 Values = Mapping[str, str]
@@ -29,8 +35,18 @@ class Records:
       errors.UserError: For a file that is no such record.
     """
     self.folder = folder
-    self.rows: list[Row] = _read(folder / 'results.json', [])
-    self.trials: dict[str, list[Row]] = _read(folder / 'tuning.json', {})
+    self._results = folder / 'results.json'
+    self._tuning = folder / 'tuning.json'
+    rows = json_file.Fields(self._results, {'rows': _load(self._results, [])})
+    self.rows: list[Row] = []
+    for fields in rows.objects('rows'):
+      self._append(_row(fields))
+    trials = json_file.Fields(self._tuning, _load(self._tuning, {}))
+    self.trials: dict[str, list[Row]] = {}
+    for name in trials.value:
+      for fields in trials.objects(name):
+        fields.get('validation', float)
+        self.trials.setdefault(name, []).append(fields.value)
 
   def row(self, name: str, seed: int, values: Values) -> Row | None:
     """The row of a finished run, if there is one.
@@ -42,133 +58,166 @@ class Records:
     row = next((r for r in self.rows if (r['name'], r['seed']) == key), None)
     if row is not None and row.get('tuned', {}) != values:
       raise errors.UserError(
-          f'{self.folder / "results.json"} has {name} with seed {seed} and the '
-          f'values {row.get("tuned", {})}; the best of the grid are now '
-          f'{values}. Delete the rows and runs of {name}, or name another '
-          'folder with --out and --results.'
+          f'The row of {name} with seed {seed} has the values '
+          f'{row.get("tuned", {})}, and the best of the grid are now {values}.',
+          self._results,
+          f'Delete the rows and runs of {name}, or name another folder with '
+          '--out and --results.',
       )
     return row
 
   def add_row(self, row: Row) -> None:
+    """Notes a run that has ended."""
+    self._append(row)
+    _write(self._results, self.rows)
+
+  def _append(self, row: Row) -> None:
     self.rows.append(row)
-    _write(self.folder / 'results.json', self.rows)
+    for column in ('base', 'adapted'):
+      if row[column].keys() != self.rows[0]['adapted'].keys():
+        raise json_file.damaged(
+            self._results,
+            f'Row {row["name"]} with seed {row["seed"]} scores other tasks '
+            f'in its column "{column}" than the first row.',
+        )
 
   def trial(self, name: str, values: Values) -> Row | None:
     """A finished trial of a file, if there is one."""
     return next(
-        (t for t in self.trials.get(name, []) if _values(t) == values), None
+        (
+            trial
+            for trial in self.trials.get(name, [])
+            if trial == {'validation': trial['validation'], **values}
+        ),
+        None,
     )
 
   def add_trial(self, name: str, values: Values, score: float) -> None:
-    """Notes a score of the validation split, in percent."""
+    """Notes a score of the validation split, see `score`."""
     self.trials.setdefault(name, []).append({'validation': score, **values})
-    _write(self.folder / 'tuning.json', self.trials)
+    _write(self._tuning, self.trials)
 
   def best(self, name: str, tried: Sequence[Values]) -> Values:
     """The best of the values that were tried, the first of equals."""
-    scores = [self.trial(name, values)['validation'] for values in tried]
-    return tried[scores.index(max(scores))]
+    if len(tried) == 1:
+      return tried[0]
+    return max(tried, key=lambda v: self.trial(name, v)['validation'])
 
 
-def check_config(path: Path, config: Mapping[str, str]) -> None:
-  """Notes the macros of an experiment, and compares them the next time.
+def check_macros(path: Path, macros: Mapping[str, str]) -> None:
+  """Notes the macros of a configuration, and compares them the next time.
 
   Args:
     path: The JSON file that holds them.
-    config: Text of the macros. Those of one side only are not compared: a new
-      macro whose default changes nothing makes no run invalid.
+    macros: Their text. Those of one side only are not compared: a new macro
+      whose default changes nothing makes no run invalid.
 
   Raises:
     errors.UserError: If a macro has another value than it had.
   """
-  known = _read(path, {})
-  for name in config:
-    if known.get(name, config[name]) != config[name]:
+  known = json_file.Fields(path, _load(path, {})).value
+  for name, value in macros.items():
+    if known.get(name, value) != value:
       raise errors.UserError(
-          f'{path} is of {name} = {known[name]}, now it is {config[name]}: '
-          'these are not the same runs. Name another folder with --out and '
-          '--results.'
+          f'The runs that are there have {name} = {known[name]}, and now it is '
+          f'{value}.',
+          path,
+          'Name another folder with --out and --results.',
       )
-  _write(path, {**known, **config})
+  _write(path, {**known, **macros})
 
 
-def _values(trial: Row) -> Values:
-  return {k: v for k, v in trial.items() if k != 'validation'}
-
-
-def _read(path: Path, empty: Any) -> Any:
-  if not path.exists():
-    return empty
-  try:
-    content = json.loads(path.read_text(encoding='utf-8'))
-  except (OSError, ValueError) as error:
-    raise errors.UserError(f'{path} cannot be read: {error}') from error
-  if not isinstance(content, type(empty)):
-    raise errors.UserError(
-        f'{path} is no record of a study; name another folder with --results.'
-    )
-  return content
-
-
-def _write(path: Path, content: Any) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix('.partial')
-  partial.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
-  partial.replace(path)
-
-
-def is_finished(run_dir: Path) -> bool:
-  """Whether a run has ended: `run.json` is the last thing it writes."""
-  return (run_dir / 'run.json').exists()
+def text(values: Values) -> str:
+  """Chosen values in one line."""
+  return ','.join(f'{name}={value}' for name, value in values.items())
 
 
 def seed(run_dir: Path) -> int | None:
   """The seed of a finished run; None if there is none."""
-  if not is_finished(run_dir):
-    return None
-  return json.loads((run_dir / 'run.json').read_text(encoding='utf-8'))['seed']
+  run = run_file.read(run_dir)
+  return run and run.seed
 
 
 def read_run(run_dir: Path) -> Row:
-  """What a study keeps of a finished run."""
-  run = json.loads((run_dir / 'run.json').read_text(encoding='utf-8'))
-  results = json.loads(
-      (run_dir / 'results.json').read_text(encoding='utf-8')
-  )
-  metric = results['primary_metric']
-  value = lambda task, column: results['tasks'][task][metric[task]][column]
-  constant = {
-      task: values[metric[task]]
-      for task, values in results.get('constant_answer', {}).items()
-      if metric[task] in values
-  }
+  """What a study keeps of a finished run.
+
+  Raises:
+    errors.UserError: A file of the run is missing or damaged.
+  """
+  run, results = run_file.read(run_dir), results_file.read(run_dir)
+  if results is None:
+    raise json_file.damaged(
+        run_dir / results_file.FILE, 'The run has ended without this file.'
+    )
+  metric = results.primary_metric
+  constant = {task: results.constant(task) for task in metric}
+  measured = {k: v for k, v in constant.items() if not math.isnan(v)}
+  lower = [t for t, name in metric.items() if name in results.lower_is_better]
   return {
-      'trainable': run['num_params_trainable'],
-      'total': run['num_params_total'],
-      'steps': run['steps'],
-      'device': run['device'],
-      'seconds': run['seconds'],
-      'seconds_per_step': _seconds_per_step(run_dir),
-      'peak_memory_bytes': run['peak_memory_bytes'],
-      'split': results['split'],
-      'held_out': run['held_out_tasks'],
-      **({'constant': constant} if constant else {}),  # Not of older runs.
-      'base': {task: value(task, 'base') for task in metric},
-      'adapted': {task: value(task, 'adapted') for task in metric},
+      'trainable': run.num_params_trainable,
+      'total': run.num_params_total,
+      'steps': run.steps,
+      'device': run.device,
+      'seconds': run.seconds,
+      'seconds_per_step': _seconds_per_step(run_dir / metrics_files.TRAIN),
+      'peak_memory_bytes': run.peak_memory_bytes,
+      'split': results.split,
+      'held_out': list(run.held_out_tasks),
+      **({'constant': measured} if measured else {}),
+      **({'lower_is_better': lower} if lower else {}),
+      'base': {task: results.base[task][metric[task]] for task in metric},
+      'adapted': {task: results.adapted[task][metric[task]] for task in metric},
   }
 
 
 def score(row: Row) -> float:
-  """Mean over the tasks that were trained on; held-out ones do not tune."""
+  """How good a run is: higher is better.
+
+  The mean over the tasks that were trained on, since held-out ones do not tune.
+  Of a metric of which less is better, it is the negative.
+  """
+  lower = row.get('lower_is_better', ())
   return statistics.fmean(
-      value
+      -value if task in lower else value
       for task, value in row['adapted'].items()
       if task not in row['held_out']
   )
 
 
-def _seconds_per_step(run_dir: Path) -> float:
+def _seconds_per_step(path: Path) -> float:
   """Median over the logged periods, so that compilation does not count."""
-  lines = (run_dir / 'metrics' / 'train.jsonl').read_text(encoding='utf-8')
-  rows = [json.loads(line) for line in lines.splitlines()]
-  return statistics.median(1 / row['steps_per_second'] for row in rows)
+  return statistics.median(
+      1 / json_file.Fields(path, row).get('steps_per_second', float)
+      for row in metrics_files.read_lines(path)[0]
+  )
+
+
+def _row(fields: json_file.Fields) -> Row:
+  """A row that has what tables are made of; older ones lack `held_out`."""
+  for name, kind in (('name', str), ('seed', int), ('trainable', int)):
+    fields.get(name, kind)
+  fields.get('base', dict)
+  fields.get('adapted', dict)
+  fields.mapping('tuned', str)
+  columns = {
+      name: fields.mapping(name, float)
+      for name in ('base', 'adapted', 'constant')
+      if name in fields.value
+  }
+  return fields.value | {'held_out': list(fields.texts('held_out'))} | columns
+
+
+def _load(path: Path, empty: Any) -> Any:
+  if not path.exists():
+    return empty
+  try:
+    return json.loads(json_file.read_text(path))
+  except (ValueError, RecursionError) as error:
+    raise json_file.damaged(
+        path, f'The file is not valid JSON ({error}).'
+    ) from error
+
+
+def _write(path: Path, content: Any) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  atomic.write(path, json_file.dumps(content, indent=1) + '\n')

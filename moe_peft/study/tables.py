@@ -12,9 +12,7 @@ from moe_peft.study import records
 _COSTS = {'step': 'seconds_per_step', 'memory': 'peak_memory_bytes'}
 
 
-def table(
-    rows: Sequence[records.Row], reference: str | None = None
-) -> str:
+def table(rows: Sequence[records.Row], reference: str | None = None) -> str:
   """One line a method: mean ± standard deviation over seeds.
 
   Args:
@@ -22,56 +20,44 @@ def table(
       `base` and `adapted`, in percent; `tuned` where values were chosen;
       `constant` where always giving the same answer has a score.
     reference: Name of the row with which the others are compared: difference
-      of the mean, in bold where it exceeds the spread (see
-      `spread.exceeds`), and time and memory as ratios: means over the
-      devices that both ran on, empty where there is none.
+      of the mean, in bold where it is significantly different (Welch,
+      p < 0.05), and time and memory as ratios: means over the devices that
+      both ran on, empty where there is none.
   """
   if not rows:
     return ''
-  runs = {
-      name: [row for row in rows if row['name'] == name]
-      for name in dict.fromkeys(row['name'] for row in rows)
-  }
-  if reference not in runs:
-    reference = None
+  runs = collections.defaultdict(list)
+  for row in rows:
+    runs[row['name']].append(row)
+  compared = runs.get(reference)
   tuned = any('tuned' in row for row in rows)
-  tasks = list(rows[0]['adapted'])
-  held_out = rows[0]['held_out']
-  averages = list(means(rows[0]['adapted'], held_out))
-  costs = [f'mean - {reference}', *_COSTS] if reference else []
-  headings = ['method', 'trainable', *(['tuned'] if tuned else []), 'seeds']
+  tasks, held_out = list(rows[0]['adapted']), rows[0]['held_out']
+  costs = [f'mean - {reference}', *_COSTS] if compared else []
+  head = ['method', 'trainable', *(['tuned'] if tuned else []), 'seeds']
+  lines = [[*head, *tasks, *means(rows[0]['adapted'], held_out), *costs]]
+  lines.append(['---', *['--:'] * (len(lines[0]) - 1)])
   fixed = {'base': rows[0]['base']}
   if 'constant' in rows[0]:
     fixed['always the same answer'] = rows[0]['constant']
-  lines = [
-      [*headings, *tasks, *averages, *costs],
-      ['---', *['--:'] * (len(headings + tasks + averages + costs) - 1)],
-  ]
   for name, values in fixed.items():
     lines.append([
-        name, '0', *[''] * (len(headings) - 2),
+        name, '0', *[''] * (len(head) - 2),
         *(f'{values[task]:.1f}' if task in values else '' for task in tasks),
         *(f'{value:.1f}' for value in means(values, held_out).values()),
         *[''] * len(costs),
     ])
   for name, seeds in runs.items():
+    averages = [means(row['adapted'], held_out).values() for row in seeds]
     lines.append([
         name,
         f'{seeds[0]["trainable"]:,}',
-        *([text(seeds[0].get('tuned', {}))] if tuned else []),
+        *([records.text(seeds[0].get('tuned', {}))] if tuned else []),
         str(len(seeds)),
         *(_cell([row['adapted'][task] for row in seeds]) for task in tasks),
-        *(_cell(list(values)) for values in zip(
-            *(means(row['adapted'], held_out).values() for row in seeds),
-            strict=True)),
-        *(_compared(seeds, runs[reference]) if reference else []),
+        *(_cell(values) for values in zip(*averages, strict=True)),
+        *(_comparison(seeds, compared) if compared else []),
     ])
   return ''.join(f'| {" | ".join(cells)} |\n' for cells in lines)
-
-
-def text(values: records.Values) -> str:
-  """Chosen values in one line."""
-  return ','.join(f'{name}={value}' for name, value in values.items())
 
 
 def means(
@@ -90,9 +76,14 @@ def means(
   return {k: statistics.fmean(group) for k, group in groups.items() if group}
 
 
-def _compared(rows, reference) -> list[str]:
-  scores, others = ([records.score(row) for row in side]
-                    for side in (rows, reference))
+def _comparison(
+    rows: Sequence[records.Row], reference: Sequence[records.Row]
+) -> list[str]:
+  """Cells of the columns that compare a method with the reference."""
+  scores, others = (
+      [means(row['adapted'], row['held_out'])['mean'] for row in side]
+      for side in (rows, reference)
+  )
   delta = statistics.fmean(scores) - statistics.fmean(others)
   mark = '**' if spread.exceeds(scores, others) else ''
   return [
@@ -103,7 +94,8 @@ def _compared(rows, reference) -> list[str]:
 
 def _ratio(rows, reference, key: str) -> str:
   sides = _by_device(rows, key), _by_device(reference, key)
-  shared = set(sides[0]) & set(sides[1])  # A GPU's second is not a CPU's.
+  # A GPU's second is not a CPU's.
+  shared = [device for device in sides[0] if device in sides[1]]
   ratios = [
       statistics.median(sides[0][device]) / statistics.median(sides[1][device])
       for device in shared
@@ -114,9 +106,11 @@ def _ratio(rows, reference, key: str) -> str:
 def _by_device(
     rows: Sequence[records.Row], key: str
 ) -> dict[str | None, list[float]]:
+  """Measured costs; older rows name no device, or lack the cost."""
   values = collections.defaultdict(list)
   for row in rows:
-    values[row.get('device')].append(row[key])  # Older rows do not name it.
+    if row.get(key) is not None:
+      values[row.get('device')].append(row[key])
   return values
 
 

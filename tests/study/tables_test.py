@@ -72,7 +72,7 @@ def test_held_out_tasks_have_a_mean_of_their_own():
   assert lines[4] == '| a | 10 | 1 | 2.0 | 7.0 | 2.0 | 7.0 |'
 
 
-def test_a_difference_beyond_the_spread_is_bold():
+def test_a_significant_difference_is_bold():
   costs = {'seconds_per_step': 1.0, 'peak_memory_bytes': 1}
   lines = tables.table(
       [
