@@ -8,8 +8,6 @@ choices (rank classification). The same tasks give the same numbers under T5X.
 
 from collections.abc import Callable, Iterator, Mapping
 import functools
-import json
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -342,29 +340,3 @@ def primary_metrics(results: Results) -> dict[str, str]:
       task: names[task] if names[task] in values else next(iter(values))
       for task, values in results.items()
   }
-
-
-def write_results(
-    path: Path,
-    split: str,
-    evaluator: Evaluator,
-    base: Results,
-    adapted: Results,
-    primary_metric: Mapping[str, str],
-) -> None:
-  """Writes `results.json`: every metric before and after, and of no model."""
-  results = {
-      'split': split,
-      'num_examples': evaluator.num_examples,
-      'questions_cut': evaluator.questions_cut,
-      'tasks': {
-          task: {
-              name: {'base': base[task][name], 'adapted': value}
-              for name, value in values.items()
-          }
-          for task, values in adapted.items()
-      },
-      'primary_metric': dict(primary_metric),
-      'constant_answer': evaluator.constant_answer,
-  }
-  path.write_text(json.dumps(results, indent=2) + '\n', encoding='utf-8')

@@ -22,7 +22,7 @@ from moe_peft.core import inject
 from moe_peft.core import partitioning
 from moe_peft.core import routing
 from moe_peft.core import trainable
-from moe_peft.routers import usage
+from moe_peft.runs import site_names
 
 Params = Mapping[str, Any]
 Batches = Mapping[str, Mapping[str, np.ndarray]]
@@ -88,7 +88,7 @@ def routers(model: Any, params: Params, batch: Any) -> dict[str, nn.Module]:
         'The run has no router: every site has one expert, and none can be '
         'taken away.'
     )
-  return {site: found[site] for site in sorted(found, key=usage.natural)}
+  return {site: found[site] for site in sorted(found, key=site_names.order)}
 
 
 def loss_fn(model: Any, mesh: jax.sharding.Mesh) -> Callable[..., jax.Array]:
@@ -116,7 +116,7 @@ def leave_one_out(
     batches: Batches,
     mesh: jax.sharding.Mesh,
     on_site: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
   """Losses of every task without each expert of each site.
 
   Args:
@@ -127,8 +127,8 @@ def leave_one_out(
     on_site: Called after each site.
 
   Returns:
-    `tasks`; `sites`, as `usage.describe` names them; `loss` [task], nothing
-    taken away; `without` [site][expert][task]. Nats per target token.
+    The losses with nothing taken away, <float>[num_tasks], and without each
+    expert, <float>[num_experts, num_tasks] by site. Nats per target token.
   """
   sizes = {
       site: router.num_experts
@@ -146,16 +146,11 @@ def leave_one_out(
   ])  # [task, most]
   with partitioning.use_mesh(mesh):
     loss = evaluate(everything)[:, 0]
-    without = []
+    without = {}
     for site, num_experts in sizes.items():
       mask = np.ones((most, num_experts), bool)
       mask[:num_experts] = ~np.eye(num_experts, dtype=bool)
       losses = evaluate({**everything, site: mask})
-      without.append(losses[:, :num_experts].T)
+      without[site] = losses[:, :num_experts].T
       on_site()
-  return {
-      'tasks': list(batches),
-      'sites': [usage.describe(site, e) for site, e in sizes.items()],
-      'loss': loss.tolist(),
-      'without': [x.tolist() for x in without],
-  }
+  return loss, without

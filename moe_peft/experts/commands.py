@@ -4,7 +4,6 @@
 
 import contextlib
 import dataclasses
-import json
 from pathlib import Path
 
 import rich.console
@@ -13,7 +12,8 @@ import rich.table
 from moe_peft import errors
 from moe_peft.experts import ablation
 from moe_peft.experts import pruning
-from moe_peft.runs import ablation_records
+from moe_peft.runs import ablation_file
+from moe_peft.runs import run_file
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
 from moe_peft.training import metrics
@@ -68,11 +68,8 @@ def prune(keep: int, out: Path, split: str, rows: int) -> None:
   pruned = pruning.write(
       setup, params, step, measured.scores(), batches, keep, out, run.build
   )
-  info = source / 'run.json'
-  info = json.loads(info.read_text(encoding='utf-8')) if info.exists() else {}
-  (out / 'run.json').write_text(
-      pruning.summary(info, pruned, source), encoding='utf-8'
-  )
+  info = run_file.read(source) or run_file.RunInfo()
+  pruning.summary(info, pruned, source).write(out)
   rich.console.Console().print(_table(pruned))
   run.console.print(
       f'{keep} of {num_experts} experts at {len(pruned.kept)} sites; '
@@ -98,13 +95,13 @@ def _open(split: str, rows: int):
 
 def _known(
     run_dir, step, batches, split
-) -> ablation_records.Ablation | None:
+) -> ablation_file.Ablation | None:
   """What was measured before, if it is of this step and these rows."""
-  known = ablation_records.read(run_dir)
+  known = ablation_file.read(run_dir)
   if known is None or known.is_of(step, split, _num_rows(batches)):
     return known
   run.console.print(
-      f'{ablation_records.FILE} is of step {known.step}, split {known.split!r} '
+      f'{ablation_file.FILE} is of step {known.step}, split {known.split!r} '
       f'and rows {dict(known.rows)}, not of step {step}, split {split!r} and '
       f'rows {_num_rows(batches)}: the experts are scored anew.'
   )
@@ -113,21 +110,20 @@ def _known(
 
 def _measure(
     setup, params, step, batches, split
-) -> ablation_records.Ablation:
+) -> ablation_file.Ablation:
   """Scores the experts, and writes `ablation.json`."""
   model = setup.experiment.model
   routers = ablation.routers(model, params, next(iter(batches.values())))
   progress = metrics.Progress('sites', len(routers))
   with contextlib.closing(progress):
-    measured = ablation.leave_one_out(
+    loss, without = ablation.leave_one_out(
         model, params, batches, setup.mesh, progress.advance
     )
-  measured |= {'step': step, 'split': split, 'rows': _num_rows(batches)}
-  folder = setup.experiment.run_dir
-  partial = folder / f'{ablation_records.FILE}.partial'
-  partial.write_text(json.dumps(measured), encoding='utf-8')
-  partial.replace(folder / ablation_records.FILE)
-  return ablation_records.read(folder)
+  measured = ablation_file.Ablation(
+      tuple(batches), loss, without, step, split, _num_rows(batches)
+  )
+  measured.write(setup.experiment.run_dir)
+  return measured
 
 
 def _num_rows(batches) -> dict[str, int]:

@@ -5,7 +5,6 @@
 from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from moe_peft import gin_files
 from moe_peft.core import inject
 from moe_peft.core import partitioning
 from moe_peft.experts import ablation
+from moe_peft.runs import run_file
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
 from moe_peft.training import train_step
@@ -242,19 +242,16 @@ def _save(setup, params, step, out) -> None:
   (out / 'config.gin').write_text(config, encoding='utf-8')
 
 
-def summary(info: Mapping[str, Any], pruned: Pruned, source: Path) -> str:
+def summary(
+    info: run_file.RunInfo, pruned: Pruned, source: Path
+) -> run_file.RunInfo:
   """run.json of a pruned run: that of the whole one, and what was done."""
-  trained = info.get('num_params_trainable', 0)
-  return json.dumps({
-      **info,
-      'num_params_trainable': pruned.num_params,
-      'num_params_total': (
-          info.get('num_params_total', 0) - trained + pruned.num_params
+  frozen = (info.num_params_total or 0) - (info.num_params_trainable or 0)
+  return dataclasses.replace(
+      info,
+      num_params_trainable=pruned.num_params,
+      num_params_total=frozen + pruned.num_params,
+      pruned=run_file.Pruned(
+          str(source), pruned.kept, pruned.before, pruned.after
       ),
-      'pruned': {
-          'from': str(source),
-          'kept': {site: x.tolist() for site, x in pruned.kept.items()},
-          'loss_before': pruned.before,
-          'loss_after': pruned.after,
-      },
-  }, indent=2) + '\n'
+  )

@@ -4,8 +4,6 @@
 
 from collections.abc import Mapping
 import functools
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,32 +11,11 @@ import numpy as np
 from moe_peft.core import inject
 from moe_peft.core import trainable
 from moe_peft.models import stack
-from moe_peft.routers import usage
 
 _by_layer = functools.partial(trainable.by_layer, axis=stack.PARAM_SCAN_AXIS)
 # The low-rank halves of an expert's update; MixLoRA has a pair for each matrix.
 # Of a bottleneck these are the linear parts: its activation is left out.
 _HALVES = {'lora_a': 'lora_b', 'down': 'up'}
-
-
-def write(path: Path, params: Mapping[str, Any]) -> None:
-  """Writes `similarity.json`; nothing if no site has several experts.
-
-  Args:
-    path: The file.
-    params: Flat parameters.
-  """
-  cosines = by_site(params)
-  if not cosines:
-    return
-  sites = sorted(cosines, key=usage.natural)
-  value = {
-      'sites': [usage.describe(s, len(cosines[s])) for s in sites],
-      'cosine': [np.round(cosines[s], 5).tolist() for s in sites],
-  }
-  # JSON has no NaN: experts that add nothing have no direction.
-  text = json.dumps(value).replace('NaN', 'null')
-  path.write_text(text, encoding='utf-8')
 
 
 def by_site(params: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -2,16 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Snapshots of the routing of a few held-out rows, while training goes on.
 
-A run keeps `routing/rows.json`, the tokens of the rows, and for each snapshot
-`routing/step_N.npz`, the combine weights of every site as
-<float16>[rows, length, num_experts]. The rows stay the same, so differences
-between snapshots are the router's own: no data, dropout or capacity is in
-them.
+The rows stay the same, so differences between snapshots are the router's own:
+no data, dropout or capacity is in them.
 """
 
 from collections.abc import Mapping, Sequence
-import json
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,7 +26,6 @@ class Snapshots:
 
   def __init__(
       self,
-      folder: Path,
       model: Any,
       batches: Mapping[str, Mapping[str, np.ndarray]],
       mesh: jax.sharding.Mesh,
@@ -39,12 +33,11 @@ class Snapshots:
     """Chooses the rows.
 
     Args:
-      folder: Where the files lie.
       model: A `LanguageModel`.
       batches: Model features of a few rows, by task.
       mesh: Where the model runs.
     """
-    self._folder, self._model, self._mesh = folder, model, mesh
+    self._model, self._mesh = model, mesh
     tasks = list(batches)[:MAX_TASKS]
     self._tasks = np.repeat(tasks, [_num_rows(batches[t]) for t in tasks])
     self._batch = jax.tree.map(
@@ -52,10 +45,10 @@ class Snapshots:
         *(dict(batches[task]) for task in tasks),
     )
     self._compiled = jax.jit(
-        self._weights, in_shardings=(None, partitioning.batch_sharding(mesh))
+        self._sown, in_shardings=(None, partitioning.batch_sharding(mesh))
     )
 
-  def _weights(self, params, batch):
+  def _sown(self, params, batch):
     _, collections = self._model.apply(
         trainable.unflatten(params), batch, mutable=(observe.COLLECTION,)
     )
@@ -64,26 +57,23 @@ class Snapshots:
     )
     return {site: weights for site, (weights, _) in sown.items()}
 
-  def write(self, step: int, params: Mapping[str, Any]) -> None:
-    """Writes a snapshot; nothing if no adapter has a router."""
-    with partitioning.use_mesh(self._mesh):
-      if not jax.eval_shape(self._weights, params, self._batch):
-        return
-      weights = jax.device_get(self._compiled(params, self._batch))
-    self._folder.mkdir(parents=True, exist_ok=True)
-    rows = self._folder / 'rows.json'
-    if not rows.exists():
-      rows.write_text(json.dumps({'rows': self._rows()}), encoding='utf-8')
-    count = len(self._tasks)
-    np.savez_compressed(
-        self._folder / f'step_{step}.npz',
-        **{
-            site: x[:count].astype(np.float16) for site, x in weights.items()
-        },
-    )
+  def weights(self, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Combine weights of the rows, empty if no adapter has a router.
 
-  def _rows(self) -> list[dict[str, Any]]:
-    """Task and pieces of text of each row, padding left out.
+    Args:
+      params: Flat parameters.
+
+    Returns:
+      <float>[rows, length, num_experts] by site.
+    """
+    with partitioning.use_mesh(self._mesh):
+      if not jax.eval_shape(self._sown, params, self._batch):
+        return {}
+      weights = jax.device_get(self._compiled(params, self._batch))
+    return {site: x[: len(self._tasks)] for site, x in weights.items()}
+
+  def rows(self) -> list[tuple[str, dict[str, list[str]]]]:
+    """Task and, by stack, pieces of text of each row, padding left out.
 
     A position of a decoder is named by the token that it reads, not by the
     one that it predicts.
@@ -91,14 +81,14 @@ class Snapshots:
     model, batch = self._model, self._batch
     rows = []
     for index, task in enumerate(self._tasks):
-      row = {'task': str(task)}
+      row = {}
       if 'encoder_input_tokens' in batch:
         tokens = batch['encoder_input_tokens'][index]
         row['encoder'] = pieces(model.input_vocabulary, tokens[tokens > 0])
       valid = batch['decoder_target_tokens'][index] > 0
       tokens = batch['decoder_input_tokens'][index][valid]
       row['decoder'] = pieces(model.output_vocabulary, tokens)
-      rows.append(row)
+      rows.append((str(task), row))
     return rows
 
 

@@ -4,9 +4,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
-import json
-from pathlib import Path
-import re
+import math
 from typing import Any
 
 import jax
@@ -26,30 +24,33 @@ def has_routers(
     batch: Mapping[str, Any],
     mesh: jax.sharding.Mesh,
 ) -> bool:
-  """Whether any adapter has a router; arguments as of `write_routing`."""
+  """Whether any adapter has a router; arguments as of `measure`."""
   with partitioning.use_mesh(mesh):
     return bool(
         jax.eval_shape(functools.partial(_by_row, model), params, batch)
     )
 
 
-def write_routing(
-    path: Path,
+def measure(
     model: Any,
     params: Mapping[str, Any],
     batches: Sequence[tuple[str, Mapping[str, Any]]],
     mesh: jax.sharding.Mesh,
     on_batch: Callable[[], None],
-) -> None:
-  """Writes `routing.json` of a model that has routers.
+) -> tuple[list[str], dict[str, dict[str, Any]]]:
+  """Measures what the routers of a model do with each task.
 
   Args:
-    path: The file.
     model: A `LanguageModel`.
     params: Flat parameters.
     batches: (task, model features), teacher-forced.
     mesh: Where the model runs.
     on_batch: Called after each batch.
+
+  Returns:
+    The tasks, and by site: `load`, the mean combine weights,
+    <float>[num_tasks, num_experts]; `entropy` and `left_behind`,
+    <float>[num_tasks]; `chance`, see `_chance`.
   """
   rows: dict[str, list[Mapping[str, Any]]] = {}
   with partitioning.use_mesh(mesh):
@@ -66,27 +67,18 @@ def write_routing(
       task: jax.tree.map(lambda *x: np.concatenate(x), *parts)
       for task, parts in rows.items()
   }
-  sites = sorted(sums[tasks[0]], key=natural)
 
-  def means(task, site, name):
-    of_site = sums[task][site]
-    total = of_site[name].sum(0) / max(of_site['tokens'].sum(), 1)
-    return total.tolist()
+  def means(site, name):
+    parts = [sums[task][site] for task in tasks]
+    return np.array([x[name].sum(0) / max(x['tokens'].sum(), 1) for x in parts])
 
-  value = {
-      'tasks': tasks,
-      'sites': [
-          describe(site, sums[tasks[0]][site]['load'].shape[-1])
-          for site in sites
-      ],
-      'load': [[means(t, s, 'load') for s in sites] for t in tasks],
-      'entropy': [[means(t, s, 'entropy') for s in sites] for t in tasks],
-      'left_behind': [
-          [means(t, s, 'left_behind') for s in sites] for t in tasks
-      ],
-      'chance': [_chance([sums[t][site] for t in tasks]) for site in sites],
+  return tasks, {
+      site: {
+          **{n: means(site, n) for n in ('load', 'entropy', 'left_behind')},
+          'chance': _chance([sums[task][site] for task in tasks]),
+      }
+      for site in sums[tasks[0]]
   }
-  path.write_text(json.dumps(value), encoding='utf-8')
 
 
 def _by_row(model, params, batch):
@@ -100,13 +92,13 @@ def _by_row(model, params, batch):
   return {site: observe.row_sums(*values) for site, values in sown.items()}
 
 
-def _chance(by_task) -> float | None:
+def _chance(by_task) -> float:
   """95th percentile of the information that random tasks would show.
 
-  Rows count by their tokens, padding rows not at all; None for one task.
+  Rows count by their tokens, padding rows not at all; NaN for one task.
   """
   if len(by_task) < 2:
-    return None
+    return math.nan
   loads = np.concatenate([x['load'] for x in by_task])
   tasks = np.repeat(np.arange(len(by_task)), [len(x['load']) for x in by_task])
   real = np.concatenate([x['tokens'] for x in by_task]) > 0
@@ -114,20 +106,3 @@ def _chance(by_task) -> float | None:
       loads[real], tasks[real], _PERMUTATIONS
   )
   return float(np.quantile(chance, 0.95))
-
-
-def natural(site: str) -> list[Any]:
-  """Sorts `layers_2` before `layers_10`."""
-  return [int(x) if x.isdigit() else x for x in re.split(r'(\d+)', site)]
-
-
-def describe(site: str, num_experts: int) -> dict[str, Any]:
-  """A site as the files of a run name it."""
-  stack, layer, name = site.split('/', maxsplit=2)
-  return {
-      'path': site,
-      'stack': stack,
-      'layer': int(layer.removeprefix('layers_')),
-      'name': name,
-      'num_experts': num_experts,
-  }

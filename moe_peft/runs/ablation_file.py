@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from moe_peft.runs import json_file
-from moe_peft.runs import sites
+from moe_peft.runs import site_names
 
 FILE = 'ablation.json'
 
@@ -52,7 +52,10 @@ class Ablation:
   def write(self, folder: Path) -> None:
     json_file.write(folder / FILE, {
         'tasks': self.tasks,
-        'sites': [sites.describe(s, len(x)) for s, x in self.without.items()],
+        'sites': [
+            site_names.describe(site, len(losses))
+            for site, losses in self.without.items()
+        ],
         'loss': self.loss,
         'without': list(self.without.values()),
         'step': self.step,

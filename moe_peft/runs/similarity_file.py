@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from moe_peft.runs import json_file
-from moe_peft.runs import sites
+from moe_peft.runs import site_names
 
 FILE = 'similarity.json'
 
@@ -26,9 +26,9 @@ class Similarity:
   cosine: Mapping[str, np.ndarray]
 
   def write(self, folder: Path) -> None:
-    ordered = sorted(self.cosine, key=sites.order)
+    ordered = sorted(self.cosine, key=site_names.order)
     json_file.write(folder / FILE, {
-        'sites': [sites.describe(s, len(self.cosine[s])) for s in ordered],
+        'sites': [site_names.describe(s, len(self.cosine[s])) for s in ordered],
         'cosine': [np.round(self.cosine[s], 5) for s in ordered],
     })
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from moe_peft.runs import json_file
-from moe_peft.runs import sites as sites_lib
+from moe_peft.runs import site_names
 
 FILE = 'routing.json'
 
@@ -67,8 +67,8 @@ class Usage:
         and the number `chance`, as the attributes of `Site`.
     """
     sites = []
-    for path in sorted(measured, key=sites_lib.order):
-      stack, layer, name = sites_lib.split(path)
+    for path in sorted(measured, key=site_names.order):
+      stack, layer, name = site_names.split(path)
       arrays = {k: np.asarray(x) for k, x in measured[path].items()}
       sites.append(Site(path, stack, name, layer, **arrays))
     return cls(tuple(tasks), tuple(sites))

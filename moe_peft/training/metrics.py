@@ -5,7 +5,6 @@
 from collections.abc import Callable, Iterator, Mapping
 import concurrent.futures
 import contextlib
-import json
 from pathlib import Path
 import resource
 import sys
@@ -20,52 +19,9 @@ import rich.progress
 
 from moe_peft import errors
 from moe_peft.routers import router_log
+from moe_peft.runs import metrics_files
 
 Scalars = Mapping[str, Any]
-
-
-class JsonLines:
-  """Appends rows to a `.jsonl` file; a resumed run drops what it repeats."""
-
-  def __init__(self, path: Path, first_step: int):
-    """Opens a file.
-
-    Args:
-      path: The file.
-      first_step: Rows of later steps are removed: this run writes them anew.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-      rows = [r for r in read_json_lines(path) if r['step'] <= first_step]
-      kept = ''.join(json.dumps(row) + '\n' for row in rows)
-      if kept != path.read_text(encoding='utf-8'):
-        # Whole or not at all: the disk may be full.
-        partial = path.with_suffix('.partial')
-        partial.write_text(kept, encoding='utf-8')
-        partial.replace(path)
-    self._file = path.open('a', encoding='utf-8')
-
-  def is_empty(self) -> bool:
-    return self._file.tell() == 0  # It is open for appending.
-
-  def write(self, row: Scalars) -> None:
-    self._file.write(json.dumps(row) + '\n')
-    self._file.flush()
-
-  def close(self) -> None:
-    with contextlib.suppress(OSError):  # `write` has raised it before.
-      self._file.close()
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-  """Reads rows; a last line cut off by a crash is left out."""
-  rows = []
-  for line in path.read_text(encoding='utf-8').splitlines():
-    try:
-      rows.append(json.loads(line))
-    except json.JSONDecodeError:
-      break
-  return rows
 
 
 class Progress:
@@ -135,8 +91,12 @@ class TrainMetrics:
                learning_rate: Callable[[int], Any]):
     self._folder = run_dir / 'metrics'
     with _disk_errors(self._folder):
-      self._rows = JsonLines(self._folder / 'train.jsonl', first_step)
-      self._routers = JsonLines(self._folder / 'routers.jsonl', first_step)
+      self._rows = metrics_files.JsonLines(
+          run_dir / metrics_files.TRAIN, first_step
+      )
+      self._routers = metrics_files.JsonLines(
+          run_dir / metrics_files.ROUTERS, first_step
+      )
     self._board = metric_writers.SummaryWriter(str(run_dir / 'tensorboard'))
     self._router_log = router_log.RouterLog(
         self._routers.write, self._board, progress.note

@@ -43,13 +43,9 @@ def evaluate_run(split: str) -> None:
   ):
     results[title] = run.evaluate_with_progress(evaluator, title, model, values)
   primary = evaluator_lib.primary_metrics(results['base'])
-  evaluator_lib.write_results(
-      experiment.run_dir / f'results_{split}.json',
-      split,
-      evaluator,
-      results['base'],
-      results['adapted'],
-      primary,
+  run.write_results(
+      experiment.run_dir, split, evaluator, **results,
+      name=f'results_{split}.json',
   )
   rich.console.Console().print(
       run.results_table(

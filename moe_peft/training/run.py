@@ -25,14 +25,18 @@ from moe_peft.evaluation import evaluator as evaluator_lib
 from moe_peft.routers import similarity
 from moe_peft.routers import snapshots
 from moe_peft.routers import usage
-from moe_peft.runs import expert_records
+from moe_peft.runs import metrics_files
+from moe_peft.runs import results_file
+from moe_peft.runs import run_file
+from moe_peft.runs import similarity_file
+from moe_peft.runs import snapshot_files
+from moe_peft.runs import usage_file
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
 from moe_peft.training import metrics
 
 console = rich.console.Console(stderr=True, highlight=False)
 
-_PROCESSES = 'metrics/processes.jsonl'
 # Of each task: a share of an expert is a mean over thousands of tokens by then,
 # and as many rows as are scored would take as long again.
 _ROUTED_ROWS = 256
@@ -97,11 +101,14 @@ class _Run:
     self._checkpointer = loop.open_checkpoints(self._setup)
     self._evaluator = make_evaluator(self._setup)
     step = self._checkpointer.latest_step() or 0
-    self._evals = metrics.JsonLines(self._dir / 'metrics' / 'eval.jsonl', step)
+    self._evals = metrics_files.JsonLines(
+        self._dir / metrics_files.EVALUATION, step
+    )
     # What each process that worked on this run has cost.
-    self._processes = metrics.JsonLines(self._dir / _PROCESSES, step)
+    self._processes = metrics_files.JsonLines(
+        self._dir / metrics_files.PROCESSES, step
+    )
     self._snapshots = snapshots.Snapshots(
-        self._dir / expert_records.SNAPSHOTS,
         experiment.model,
         self._evaluator.first_rows(snapshots.ROWS_PER_TASK),
         self._setup.mesh,
@@ -119,7 +126,7 @@ class _Run:
     base = self._base_results()
     if self._evals.is_empty():
       self._log_results(0, base)
-      self._snapshots.write(0, {**self._setup.frozen, **self._setup.trainable})
+      self._snapshot(0, {**self._setup.frozen, **self._setup.trainable})
     state = loop.train(self._setup, self._checkpointer, self._evaluate)
     if state is None:
       self._log_process()
@@ -148,17 +155,15 @@ class _Run:
   def _base_results(self) -> evaluator_lib.Results:
     """Results of the bare base, kept for the runs that continue this one."""
     path = self._base_results_path()
-    if path.exists():
-      return json.loads(path.read_text(encoding='utf-8'))
+    if (known := results_file.read_base(path)) is not None:
+      return known
     results = evaluate_with_progress(
         self._evaluator,
         'base',
         self._experiment.model.without_adapters(),
         base_params({**self._setup.trainable, **self._setup.frozen}),
     )
-    partial = path.with_suffix(f'.{os.getpid()}.partial')
-    partial.write_text(json.dumps(results), encoding='utf-8')
-    partial.replace(path)  # Runs beside this one may do the same.
+    results_file.write_base(path, results)
     return results
 
   def _base_results_path(self) -> Path:
@@ -186,8 +191,13 @@ class _Run:
         self._evaluator, f'step {step}', self._experiment.model, params, step
     )
     self._log_results(step, results)
-    self._snapshots.write(step, params)
+    self._snapshot(step, params)
     return results
+
+  def _snapshot(self, step: int, params: Mapping[str, Any]) -> None:
+    if weights := self._snapshots.weights(params):
+      rows = [snapshot_files.Row(*row) for row in self._snapshots.rows()]
+      snapshot_files.write(self._dir, step, weights, rows)
 
   def _log_results(self, step: int, results: evaluator_lib.Results) -> None:
     for task, values in results.items():
@@ -209,65 +219,74 @@ class _Run:
       return
     progress = metrics.Progress('observe routers', len(sample))
     with contextlib.closing(progress):
-      usage.write_routing(
-          self._dir / 'routing.json',
-          model, params, sample, mesh, progress.advance,
-      )
+      measured = usage.measure(model, params, sample, mesh, progress.advance)
+    usage_file.Usage.of(*measured).write(self._dir)
 
   def _finish(self, base, adapted, params) -> None:
     """Writes results, router statistics and the summary."""
     experiment = self._experiment
     primary = evaluator_lib.primary_metrics(adapted)
-    evaluator_lib.write_results(
-        self._dir / 'results.json',
-        experiment.eval_split,
-        self._evaluator,
-        base,
-        adapted,
-        primary,
+    write_results(
+        self._dir, experiment.eval_split, self._evaluator, base, adapted
     )
     self._observe_routers(params)
-    similarity.write(self._dir / 'similarity.json', params)
+    if cosine := similarity.by_site(params):
+      similarity_file.Similarity(cosine).write(self._dir)
     trained, total = loop.count_params(self._setup)
     self._log_process()
-    processes = metrics.read_json_lines(self._dir / _PROCESSES)
-    summary = {
-        'method': _method_names(experiment.model.module.rules),
-        'mixture_or_task_name': experiment.mixture_or_task_name,
-        'held_out_tasks': sorted(
+    processes = metrics_files.processes(self._dir)
+    run_file.RunInfo(
+        method=_method_names(experiment.model.module.rules),
+        mixture_or_task_name=experiment.mixture_or_task_name,
+        held_out_tasks=tuple(sorted(
             set(adapted)
             - set(catalog.task_names(experiment.mixture_or_task_name))
-        ),
-        'num_params_total': total,
-        'num_params_trainable': trained,
-        'base': self._setup.base,
-        'steps': experiment.train_steps,
-        'batch_size': experiment.batch_size,
-        'seed': experiment.seed,
-        'device': ', '.join(dict.fromkeys(
-            # Older versions did not note it.
-            row['device'] for row in processes if 'device' in row
         )),
-        'seconds': round(sum(row['seconds'] for row in processes), 1),
-        'peak_memory_bytes': max(row['peak_memory_bytes'] for row in processes),
-        'versions': {
+        num_params_total=total,
+        num_params_trainable=trained,
+        base=self._setup.base,
+        steps=experiment.train_steps,
+        batch_size=experiment.batch_size,
+        seed=experiment.seed,
+        device=', '.join(
+            dict.fromkeys(x.device for x in processes if x.device)
+        ),
+        seconds=round(sum(x.seconds for x in processes), 1),
+        peak_memory_bytes=max(x.peak_memory_bytes for x in processes),
+        versions={
             name: importlib.metadata.version(name)
             for name in ('jax', 'flax', 'optax', 'orbax-checkpoint', 'seqio')
         },
-    }
-    # Last: who finds it knows that the run is finished.
-    (self._dir / 'run.json').write_text(
-        json.dumps(summary, indent=2) + '\n', encoding='utf-8'
-    )
+    ).write(self._dir)
     rich.console.Console().print(
         results_table(base, adapted, primary, self._evaluator.constant_answer)
     )
 
 
-def _method_names(rules: Sequence[inject.AdapterRule]) -> list[str]:
+def _method_names(rules: Sequence[inject.AdapterRule]) -> tuple[str, ...]:
   """Names of the adapters' classes; none for full fine-tuning."""
   names = [rule.adapter_factory.__name__ for rule in rules]
-  return list(dict.fromkeys(names)) or ['full fine-tuning']
+  return tuple(dict.fromkeys(names)) or ('full fine-tuning',)
+
+
+def write_results(
+    folder: Path,
+    split: str,
+    evaluator: evaluator_lib.Evaluator,
+    base: evaluator_lib.Results,
+    adapted: evaluator_lib.Results,
+    name: str = results_file.FILE,
+) -> None:
+  """Writes an evaluation of a run and its base into the run's folder."""
+  results_file.Results(
+      split=split,
+      num_examples=evaluator.num_examples,
+      base=base,
+      adapted=adapted,
+      primary_metric=evaluator_lib.primary_metrics(adapted),
+      constant_answer=evaluator.constant_answer,
+      questions_cut=evaluator.questions_cut,
+  ).write(folder, name)
 
 
 def make_evaluator(setup: experiment_lib.Setup) -> evaluator_lib.Evaluator:

@@ -15,7 +15,7 @@ from moe_peft import train
 from moe_peft.cli import flags
 from moe_peft.cli import report
 from moe_peft.cli import save_base
-from moe_peft.training import metrics
+from moe_peft.runs import metrics_files
 from tests.training import tiny
 
 FILES = (
@@ -49,10 +49,10 @@ def test_a_run_leaves_all_it_promises(run_dir):
   assert results['num_examples'] == {'past_tense': 8}
   cell = results['tasks']['past_tense']['exact_match']
   assert set(cell) == {'base', 'adapted'}
-  rows = metrics.read_json_lines(run_dir / 'metrics' / 'train.jsonl')
+  rows, _ = metrics_files.read_lines(run_dir / metrics_files.TRAIN)
   assert [row['step'] for row in rows] == [1, 2]
   assert {'loss', 'learning_rate', 'router_entropy'} <= rows[0].keys()
-  evals = metrics.read_json_lines(run_dir / 'metrics' / 'eval.jsonl')
+  evals, _ = metrics_files.read_lines(run_dir / metrics_files.EVALUATION)
   assert [row['step'] for row in evals] == [0, 2]
   assert list(run_dir.glob('tensorboard/events*'))
   page = (run_dir / 'report.html').read_text()
@@ -72,7 +72,7 @@ def test_expert_usage_sums_to_one(run_dir):
 def test_a_finished_run_is_not_trained_again(run_dir, capsys):
   assert train.main(arguments(MODEL_DIR=str(run_dir))) is None
   assert 'Continuing from step 2' in capsys.readouterr().err
-  rows = metrics.read_json_lines(run_dir / 'metrics' / 'train.jsonl')
+  rows, _ = metrics_files.read_lines(run_dir / metrics_files.TRAIN)
   assert [row['step'] for row in rows] == [1, 2]
 
 

@@ -25,7 +25,7 @@ from moe_peft.experts import ablation
 from moe_peft.experts import commands
 from moe_peft.experts import pruning
 from moe_peft.report import page
-from moe_peft.runs import ablation_records
+from moe_peft.runs import ablation_file
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
 from moe_peft.training import restored
@@ -85,13 +85,12 @@ def test_the_loss_without_an_expert_is_that_of_a_model_without_it(
   setup, params, batches = _setup(
       tmp_path, method, SITES=f'.*{site}', NUM_EXPERTS=4
   )
-  measured = ablation.leave_one_out(
+  loss, without = ablation.leave_one_out(
       setup.experiment.model, params, batches, setup.mesh
   )
-  assert measured['tasks'] == ['past_tense']
-  assert [s['path'] for s in measured['sites']] == [site]
+  assert list(without) == [site]
   batch = batches['past_tense']
-  assert measured['loss'][0] == pytest.approx(
+  assert loss[0] == pytest.approx(
       _loss(setup, params, batch), rel=1e-5
   )
   smaller, *_ = _setup(
@@ -99,9 +98,9 @@ def test_the_loss_without_an_expert_is_that_of_a_model_without_it(
   )
   for expert in range(4):
     expected = _loss(smaller, _without(params, site, expert), batch)
-    (found,) = measured['without'][0][expert]
+    (found,) = without[site][expert]
     assert found == pytest.approx(expected, rel=1e-5)
-    assert abs(found - measured['loss'][0]) > 1e-4  # It was there before.
+    assert abs(found - loss[0]) > 1e-4  # It was there before.
 
 
 @pytest.mark.slow
@@ -114,11 +113,11 @@ def test_an_expert_that_no_token_takes_is_worth_nothing(tmp_path):
   for name in params:
     if name.endswith('router/bias'):
       params[name] = np.array([0.5, 0.5, 0.5, -50], 'float32')
-  measured = ablation.leave_one_out(
+  loss, without = ablation.leave_one_out(
       setup.experiment.model, params, batches, setup.mesh
   )
-  for without in measured['without']:
-    scores = np.array(without)[:, 0] - measured['loss'][0]
+  for losses in without.values():
+    scores = losses[:, 0] - loss[0]
     assert scores[3] == pytest.approx(0, abs=1e-5)
     assert np.abs(scores[:3]).max() > 1e-3
 
@@ -205,7 +204,7 @@ def test_a_pruned_run_is_the_masked_one(tmp_path, method, bindings, capsys):
   assert 'past_tense' in capsys.readouterr().out
 
   info = json.loads((out / 'run.json').read_text())['pruned']
-  scores = ablation_records.read(source).scores()
+  scores = ablation_file.read(source).scores()
   masks = {}
   for site, kept in info['kept'].items():
     assert len(kept) == keep
@@ -228,7 +227,7 @@ def test_scores_of_another_step_are_measured_anew(
     tmp_path, monkeypatch, capsys
 ):
   source = tmp_path / 'run'
-  file = source / ablation_records.FILE
+  file = source / ablation_file.FILE
   sites = '.*encoder/layers_0/mlp/wo'
   setup, params, _ = _setup(source, SITES=sites)
   _save(setup, params)
@@ -240,7 +239,7 @@ def test_scores_of_another_step_are_measured_anew(
     return 'scored anew' in said
 
   assert ablate.main([str(source), '--rows=8']) is None
-  first = ablation_records.read(source)
+  first = ablation_file.read(source)
   rows = {'past_tense': 8}
   assert first.is_of(3, 'validation', rows)
   assert not first.is_of(4, 'validation', rows)
@@ -259,7 +258,7 @@ def test_scores_of_another_step_are_measured_anew(
   setup, params, _ = _setup(source, SITES=sites)  # Pruning has changed gin.
   _save(setup, params, step=4)
   assert prune_to('trained')
-  second = ablation_records.read(source)
+  second = ablation_file.read(source)
   assert second.is_of(4, 'validation', rows)
   assert not list(source.glob('*.partial'))
   # The parameters are the same ones, and so are their scores.
@@ -267,7 +266,7 @@ def test_scores_of_another_step_are_measured_anew(
     np.testing.assert_allclose(second.scores()[site], scores, atol=1e-5)
 
   file.write_text('{"tasks": ["past_tense"], "loss": [')
-  with pytest.raises(errors.UserError, match=ablation_records.FILE):
+  with pytest.raises(errors.UserError, match=ablation_file.FILE):
     prune_to('corrupt')
 
 

@@ -14,10 +14,10 @@ import pytest
 
 from moe_peft import errors
 from moe_peft.core import trainable
+from moe_peft.runs import metrics_files
 from moe_peft.training import checkpoints
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
-from moe_peft.training import metrics
 from moe_peft.training import train_step
 from tests.training import tiny
 
@@ -29,8 +29,8 @@ def train(experiment, evaluate=lambda step, params: None):
   fresh = {name: np.array(value) for name, value in setup.trainable.items()}
   with contextlib.closing(loop.open_checkpoints(setup)) as checkpointer:
     state = loop.train(setup, checkpointer, evaluate)
-  rows = metrics.read_json_lines(
-      experiment.run_dir / 'metrics' / 'train.jsonl'
+  rows, _ = metrics_files.read_lines(
+      experiment.run_dir / metrics_files.TRAIN
   )
   return dataclasses.replace(setup, trainable=fresh), state, rows
 
