@@ -51,6 +51,16 @@ CHIPS = {
     'v6e': Chip('v6e', 'TPU v6 lite', 31.25 * 2**30, 918e12, 1640e9, 448e9),
 }
 
+_ENVIRONMENT = {
+    # Without these, libtpu asks the metadata server of a cloud, and warns.
+    'TPU_SKIP_MDS_QUERY': '1',
+    'TPU_ACCELERATOR_TYPE': 'v5litepod-8',
+    'TPU_WORKER_HOSTNAMES': 'localhost',
+    'TPU_WORKER_ID': '0',
+    # Two processes may compile at the same time.
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+}
+
 # Shapes of slices, in chips.
 _FLAT = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 _CUBES = (
@@ -88,19 +98,11 @@ class Topology:
     """
     if importlib.util.find_spec('libtpu') is None:
       raise errors.UserError(
-          'Compiling for TPUs needs their compiler, libtpu (700 MB): '
-          "pip install -e '.[tpu]'"
+          'The compiler of TPUs is not installed (700 MB).',
+          'libtpu',
+          "Run pip install -e '.[tpu]'.",
       )
-    # Nothing of this is needed to succeed but the last; it avoids questions to
-    # the metadata server of a cloud, and warnings.
-    for variable, value in (
-        ('TPU_SKIP_MDS_QUERY', '1'),
-        ('TPU_ACCELERATOR_TYPE', 'v5litepod-8'),
-        ('TPU_WORKER_HOSTNAMES', 'localhost'),
-        ('TPU_WORKER_ID', '0'),
-        # Two processes may compile at the same time.
-        ('ALLOW_MULTIPLE_LIBTPU_LOAD', '1'),
-    ):
+    for variable, value in _ENVIRONMENT.items():
       os.environ.setdefault(variable, value)
     sides = self._sides()
     if len(sides) == 3:
@@ -145,6 +147,9 @@ def find(name: str) -> Topology:
     return TOPOLOGIES[name]
   near = difflib.get_close_matches(name, TOPOLOGIES, n=3, cutoff=0.3)
   raise errors.UserError(
-      f'--topology={name} is none of the slices known here; near are '
-      f'{", ".join(near or TOPOLOGIES)}.'
+      f'{name} is none of the slices that are known.',
+      '--topology',
+      f'Near ones are {", ".join(near)}.'
+      if near
+      else f'Known are {", ".join(TOPOLOGIES)}.',
   )

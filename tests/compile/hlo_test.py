@@ -8,7 +8,9 @@ from jax.sharding import PartitionSpec
 import pytest
 from tensorflow.compiler.xla.service import hlo_pb2
 
+from moe_peft.compile import collectives
 from moe_peft.compile import hlo
+from moe_peft.compile import products
 from moe_peft.core import partitioning
 
 TRIPS, M, K = 5, 8, 16
@@ -28,31 +30,35 @@ def program(function, *shapes, trips_are_said=True):
   return hlo.Program(serialized)
 
 
-def products(x, kernels):
+def flops(read):
+  return hlo.total(products.find(read), 'flops')
+
+
+def chain(x, kernels):
   return jax.lax.scan(lambda x, kernel: (jnp.tanh(x @ kernel), None), x,
                       kernels)[0]
 
 
 def test_a_scan_counts_every_trip():
-  read = program(products, (M, K), (TRIPS, K, K))
-  assert hlo.total(read.products(), 'flops') == TRIPS * 2 * M * K * K
+  read = program(chain, (M, K), (TRIPS, K, K))
+  assert flops(read) == TRIPS * 2 * M * K * K
   assert not read.unknown_loops
 
 
 def test_scans_within_scans_multiply():
   def outer(x, kernels):
-    step = lambda x, _: (products(x, kernels), None)
+    step = lambda x, _: (chain(x, kernels), None)
     return jax.lax.scan(step, x, length=3)[0]
 
   read = program(outer, (M, K), (TRIPS, K, K))
-  assert hlo.total(read.products(), 'flops') == 3 * TRIPS * 2 * M * K * K
+  assert flops(read) == 3 * TRIPS * 2 * M * K * K
 
 
 def test_gradients_of_a_scan():
   # Forward, and two products for each of them in the backward pass.
-  grad = jax.grad(lambda x, kernels: products(x, kernels).sum(), (0, 1))
+  grad = jax.grad(lambda x, kernels: chain(x, kernels).sum(), (0, 1))
   read = program(grad, (M, K), (TRIPS, K, K))
-  assert hlo.total(read.products(), 'flops') == 3 * TRIPS * 2 * M * K * K
+  assert flops(read) == 3 * TRIPS * 2 * M * K * K
 
 
 def test_a_loop_of_unknown_length_is_named():
@@ -61,7 +67,7 @@ def test_a_loop_of_unknown_length_is_named():
 
   read = program(until_large, (K, K))
   assert len(read.unknown_loops) == 1
-  assert hlo.total(read.products(), 'flops') == 2 * K**3
+  assert flops(read) == 2 * K**3
 
 
 @pytest.mark.parametrize('lower', [0, 3])
@@ -74,7 +80,7 @@ def test_a_loop_is_counted_from_where_it_starts(lower, said):
     return jax.lax.while_loop(lambda carry: carry[0] < 10, step, (lower, x))[1]
 
   read = program(count_to_ten, (K, K), trips_are_said=said)
-  assert hlo.total(read.products(), 'flops') == (10 - lower) * 2 * K**3
+  assert flops(read) == (10 - lower) * 2 * K**3
   assert not read.unknown_loops
 
 
@@ -89,7 +95,7 @@ def test_a_loop_that_does_not_just_count_is_named(goes_on):
 
   read = program(loop, (K, K), trips_are_said=False)
   assert len(read.unknown_loops) == 1
-  assert hlo.total(read.products(), 'flops') == 2 * K**3
+  assert flops(read) == 2 * K**3
 
 
 def test_all_branches_of_a_conditional_count():
@@ -98,13 +104,13 @@ def test_all_branches_of_a_conditional_count():
     return jax.lax.cond(x[0, 0] > 0, twice, lambda x: x @ x, x)
 
   read = program(either, (K, K))
-  assert hlo.total(read.products(), 'flops') == (2 + 1) * 2 * K**3
+  assert flops(read) == (2 + 1) * 2 * K**3
 
 
 def test_batched_products():
   read = program(lambda x, y: jnp.einsum('bij,bjk->bik', x, y), (3, M, K),
                  (3, K, 4))
-  assert hlo.total(read.products(), 'flops') == 2 * 3 * M * K * 4
+  assert flops(read) == 2 * 3 * M * K * 4
 
 
 @pytest.mark.parametrize(
@@ -125,7 +131,7 @@ def test_a_convolution_costs_what_meets_numbers(options, pairs):
       lambda x, kernel: jax.lax.conv_general_dilated(x, kernel, **options),
       (2, 4, 8), (5, 4, 3),
   )
-  assert hlo.total(read.products(), 'flops') == 2 * pairs * 2 * 4 * 5
+  assert flops(read) == 2 * pairs * 2 * 4 * 5
 
 
 def test_an_all_reduce_in_a_scan():
@@ -139,7 +145,7 @@ def test_an_all_reduce_in_a_scan():
       reduce, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(),
       check_vma=False,
   )
-  (found,) = program(sharded, (TRIPS, M, K)).collectives()
+  (found,) = collectives.find(program(sharded, (TRIPS, M, K)))
   assert (found.kind, found.dtype, found.shape) == ('all-reduce', 'f32', (M, K))
   assert found.times == TRIPS and found.bytes == TRIPS * M * K * 4
   # A ring of four sends each number 2 * 3 / 4 times.
@@ -155,7 +161,7 @@ def test_a_gather_counts_the_whole_array_and_a_scatter_too():
 
   spec = PartitionSpec('data')
   sharded = jax.shard_map(both, mesh=mesh, in_specs=spec, out_specs=spec)
-  found = program(sharded, (64, K)).collectives()
+  found = collectives.find(program(sharded, (64, K)))
   assert {x.kind for x in found} == {'all-gather', 'reduce-scatter'}
   for x in found:
     assert x.bytes == 64 * K * 4
@@ -169,7 +175,7 @@ def test_products_know_their_scope():
       with jax.named_scope('adapter'):
         return y + x @ lora_a
 
-  found = program(layer, (M, K), (K, K), (K, K)).products()
+  found = products.find(program(layer, (M, K), (K, K), (K, K)))
   adapter = [x.flops for x in found if '/adapter/' in x.op_name]
   assert adapter == [2 * M * K * K] and len(found) == 2
 
@@ -188,6 +194,6 @@ def test_combined_collectives_keep_their_names():
       sums, mesh=mesh, in_specs=PartitionSpec('data'),
       out_specs=PartitionSpec(),
   )
-  found = program(sharded, (8, K), (8, 2 * K)).collectives()
+  found = collectives.find(program(sharded, (8, K), (8, 2 * K)))
   sizes = {('/adapter/' in x.op_name): x.bytes for x in found}
   assert sizes == {False: K * 4, True: 2 * K * 4}
