@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 import re
 import sys
+from typing import Any
 
 from moe_peft import errors
 
@@ -21,6 +22,8 @@ PACKAGE_DIR = Path(__file__).resolve().parent
 # In a wheel `gin/` and `configs/` lie inside the package, in a checkout
 # beside it.
 RESOURCE_DIRS = (PACKAGE_DIR, PACKAGE_DIR.parent)
+# The arguments of the last `load_gin`.
+_loaded: dict[str, Any] = {}
 
 
 def resource(name: str) -> Path:
@@ -59,6 +62,10 @@ def load_gin(
   """
   import gin
 
+  _loaded.clear()
+  _loaded.update(
+      gin_files=gin_files, bindings=bindings, search_paths=search_paths
+  )
   import_tensorflow()
   gin.clear_config()
   folders = [p for p in search_paths.split(',') if p]
@@ -82,6 +89,20 @@ def load_gin(
   check_macros()
   with _gin_errors():
     gin.finalize()
+
+
+def load_again(*bindings: str) -> None:
+  """Parses what `load_gin` has parsed last, with more bindings after its own.
+
+  A configuration that is locked is never changed; it is made anew.
+
+  Args:
+    *bindings: `NAME=VALUE`.
+
+  Raises:
+    errors.UserError: As `load_gin`.
+  """
+  load_gin(**_loaded | {'bindings': [*_loaded['bindings'], *bindings]})
 
 
 def import_tensorflow() -> None:
@@ -152,13 +173,14 @@ def macros(required: bool = False) -> list[str]:
 def _quoted(value: str) -> str:
   """The value as gin source: strings need no quotes on the command line."""
   value = value.strip()
-  if re.search(r'[@%]', value):  # References make it gin's to judge.
-    return value
   try:
     ast.literal_eval(value)
     return value
   except (SyntaxError, ValueError):
-    return repr(value)
+    # References, alone or in a structure, are gin's to judge. In the middle of
+    # other text, as in the path /x/50%, the signs mean nothing.
+    is_reference = re.match(r'([\[({](.*[\[({,:\s])?)?[@%]\w', value, re.DOTALL)
+    return value if is_reference else repr(value)
 
 
 def _find(name: str, folders: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any, ClassVar
 
+from clu import metrics as clu_metrics
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -168,7 +169,7 @@ class LanguageModel(abc.ABC):
       normalizer: Array | None = None,
       share: float = 1.0,
       step: Array | None = None,
-  ) -> tuple[Array, Mapping[str, Array]]:
+  ) -> tuple[Array, dict[str, Any]]:
     """Mean loss per target token, and what to log.
 
     Args:
@@ -178,13 +179,14 @@ class LanguageModel(abc.ABC):
       normalizer: Divides the summed token losses; by default the number of
         target tokens of this batch.
       share: Share of this batch in the step, the weight of what is not a sum
-        over tokens: the losses and statistics of the adapters.
+        over tokens: the losses of the adapters.
       step: `<int32>[]`, the training step, for routers that follow it.
 
     Returns:
-      The loss, a scalar, and metrics. Scalars whose names begin with `sum_`
-      are sums over tokens; the others are means over adapters, times `share`.
-      `routing` holds the sums of `observe.batch_sums`, site by site.
+      The loss, a scalar, and CLU metrics, which are merged over batches:
+      `loss` and `accuracy`, means over target tokens; what adapters sow, means
+      over batches; in `routing`, for each site, means over its tokens of what
+      `observe.batch_sums` adds up.
     """
     logits, targets, weights, collections = self.predict(
         params,
@@ -206,13 +208,16 @@ class LanguageModel(abc.ABC):
     sum_weights = weights.sum()
     adapter_metrics = losses.collect(collections.get('intermediates', {}))
     adapter_loss = losses.total(adapter_metrics, self.loss_factors)
+    average = lambda total: clu_metrics.Average(total, sum_weights)
     metrics = {
-        'sum_loss': jnp.sum((log_z - target_logits) * weights),
-        'sum_correct': jnp.sum(correct * weights),
-        'sum_tokens': sum_weights,
-        **{name: share * value for name, value in adapter_metrics.items()},
-        'routing': observe.batch_sums(
-            collections.get(observe.COLLECTION, {}), batch
+        'loss': average(jnp.sum((log_z - target_logits) * weights)),
+        'accuracy': average(jnp.sum(correct * weights)),
+        **{
+            name: clu_metrics.Average(value, jnp.ones(()))
+            for name, value in adapter_metrics.items()
+        },
+        'routing': _routing_metrics(
+            observe.batch_sums(collections.get(observe.COLLECTION, {}), batch)
         ),
     }
     if normalizer is None:
@@ -260,3 +265,17 @@ class LanguageModel(abc.ABC):
           tokens_to_logits, cache, rng=rng, temperature=temperature, **options
       ).tokens
     return decoding.greedy(tokens_to_logits, cache, **options).tokens
+
+
+def _routing_metrics(
+    sums: Mapping[str, Mapping[str, Array]]
+) -> dict[str, dict[str, clu_metrics.Average]]:
+  """Means over tokens of what `observe.batch_sums` adds up, by site."""
+  return {
+      site: {
+          name: clu_metrics.Average(total, of_site['tokens'])
+          for name, total in of_site.items()
+          if name != 'tokens'
+      }
+      for site, of_site in sums.items()
+  }

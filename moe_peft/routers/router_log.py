@@ -40,15 +40,16 @@ class RouterLog:
     self._periods: dict[str, int] = {}
 
   def log(
-      self, step: int, sums: Mapping[str, Mapping[str, np.ndarray]]
+      self, step: int, means: Mapping[str, Mapping[str, np.ndarray]]
   ) -> None:
     """Logs a period.
 
     Args:
       step: Its last step.
-      sums: By site, the sums of `observe.batch_sums` over its steps.
+      means: By site, means over the tokens of its steps of what
+        `observe.batch_sums` adds up.
     """
-    sites = {site: _means(of_site) for site, of_site in sums.items()}
+    sites = {site: _rounded(of_site) for site, of_site in means.items()}
     if not sites:
       return
     self._write({'step': step, 'sites': sites})
@@ -80,12 +81,10 @@ class RouterLog:
       )
 
 
-def _means(sums: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  """Means over tokens; rounded, since the log has a row a site and period."""
-  tokens = max(float(sums['tokens']), 1.0)
-  load = np.asarray(sums['load'], np.float64) / tokens
+def _rounded(means: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  """Numbers for the log, which has a row a site and period."""
   return {
-      'load': [float(f'{x:.5g}') for x in load],
-      'selected': round(float(sums['selected']) / tokens, 4),
-      'left_behind': round(float(sums['left_behind']) / tokens, 5),
+      'load': [float(f'{x:.5g}') for x in np.asarray(means['load'])],
+      'selected': round(float(means['selected']), 4),
+      'left_behind': round(float(means['left_behind']), 5),
   }

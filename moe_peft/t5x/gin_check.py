@@ -1,17 +1,37 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Missing macros are one message under T5X too: gin files import this module.
+"""What is done before T5X locks the configuration: gin files import this.
 
-T5X parses gin itself, and then finalizes the configuration. Gin checks it there
-with functions that anybody may add. Ours has to be the first of them, or gin's
-own would complain before it, about one macro and without a remedy.
+T5X parses gin itself and then finalizes it; there gin calls functions that
+anybody may add. One reports all missing macros in one message. The other
+chooses the size of the method that keeps to PARAM_BUDGET, and binds it.
 """
 
+import importlib
+import sys
 from typing import Any
 
 import gin
+import jax
+import jax.numpy as jnp
 
 from moe_peft import gin_files
+from moe_peft.core import trainable
+from moe_peft.training import budget
+
+# Features whose shapes T5X's models ask for.
+_FEATURES = (
+    'encoder_input_tokens', 'decoder_input_tokens', 'decoder_target_tokens'
+)
+
+
+def macro(name: str, default: Any = None) -> Any:
+  """The value of a macro of the parsed configuration, built if it is one."""
+  if name not in gin_files.macros():
+    return default
+  value = gin.query_parameter(f'%{name}')
+  build = getattr(value, 'scoped_configurable_fn', None)
+  return build() if build else value
 
 
 def _check(config: Any) -> None:
@@ -19,4 +39,41 @@ def _check(config: Any) -> None:
   gin_files.check_macros()
 
 
+def _choose_size(config: Any) -> dict[str, int] | None:
+  """The binding of the chosen size, if PARAM_BUDGET asks for one."""
+  del config
+  if macro('PARAM_BUDGET') is None or not _is_of_t5x(macro('MODEL')):
+    return None
+  choice = budget.choose(
+      macro('PARAM_BUDGET'),
+      _shapes,
+      macro('TRAINABLE_REGEX'),
+      macro('BUDGET_MACRO'),
+  )
+  print(choice, file=sys.stderr)
+  return {f'{choice.macro}/gin.macro.value': choice.value}
+
+
+def _is_of_t5x(model: Any) -> bool:
+  # Not at the top: T5X imports what imports this module.
+  t5x_models = importlib.import_module('t5x.models')
+  return isinstance(model, t5x_models.BaseTransformerModel)
+
+
+def _shapes(name: str, size: int) -> dict[str, Any]:
+  """Shapes of the parameters if the macro `name` is `size`."""
+  gin.bind_parameter(f'{name}/gin.macro.value', size)  # It is not locked yet.
+  variables = jax.eval_shape(
+      lambda: macro('MODEL').get_initial_variables(
+          jax.random.key(0),
+          dict.fromkeys(_FEATURES, (1, 1)),
+          dict.fromkeys(_FEATURES, jnp.int32),
+      )
+  )
+  return trainable.flatten(variables['params'])
+
+
+# The first of all, or gin's own would complain before it, about one macro and
+# without a remedy.
 gin.config._FINALIZE_HOOKS.insert(0, _check)  # pylint: disable=protected-access
+gin.config.register_finalize_hook(_choose_size)

@@ -4,17 +4,19 @@
 
 Equal-parameter comparisons are one flag: `--gin.PARAM_BUDGET=0.005` (a share of
 the base) or `--gin.PARAM_BUDGET=500000`. The rank is chosen, or, where a method
-has none, the number of experts.
+has none, the number of experts. The choice is a binding like any other: it is
+printed as the flag it stands for, and `config.gin` of the run has it.
 """
 
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
+from typing import Any
 
 import gin
-import jax
 
 from moe_peft import errors
+from moe_peft import gin_files
 from moe_peft.core import trainable
 
 # Tried in this order.
@@ -26,7 +28,7 @@ class Choice:
   """What was chosen.
 
   Attributes:
-    macro: Name of the gin macro that was set.
+    macro: Name of the gin macro of the size.
     value: Its value.
     num_params: Trainable parameters.
     allowed: Trainable parameters that the budget allows.
@@ -39,28 +41,26 @@ class Choice:
 
   def __str__(self) -> str:
     return (
-        f'PARAM_BUDGET allows {self.allowed:,} trainable parameters: '
-        f'{self.macro} = {self.value} trains {self.num_params:,}'
+        f'PARAM_BUDGET allows {self.allowed:,} trainable parameters; '
+        f'--gin.{self.macro}={self.value} trains {self.num_params:,}.'
     )
 
 
-def apply(
+def choose(
     param_budget: float,
-    init: Callable[[], Mapping[str, jax.Array]],
+    shapes: Callable[[str, int], Mapping[str, Any]],
     trainable_regex: str = trainable.ADAPTER_REGEX,
     macro: str | None = None,
 ) -> Choice:
-  """Sets the macro of the method's size to the largest within the budget.
+  """Finds the largest size of the configured method within a budget.
 
   Args:
     param_budget: A number of parameters, or, below 1, a share of the base.
-    init: Makes the nested parameters of a fresh model; is only traced.
+    shapes: Flat parameters, or their shapes, of a model in which a macro has a
+      value: `shapes('RANK', 3)`.
     trainable_regex: Which parameters train.
-    macro: Name of the macro to set; by default the first of `SIZE_MACROS` that
-      the configuration has.
-
-  Returns:
-    The choice; the gin configuration holds it.
+    macro: Name of the macro to choose; by default the first of `SIZE_MACROS`
+      that the configuration has.
 
   Raises:
     errors.UserError: If there is no such macro, or the smallest size is too
@@ -68,19 +68,15 @@ def apply(
   """
   if param_budget <= 0:
     raise errors.UserError(
-        f'PARAM_BUDGET = {param_budget} must be positive: a share of the base '
-        'below 1, or a number of parameters.'
+        f'{param_budget} is not positive.',
+        where='PARAM_BUDGET',
+        remedy='Give a share of the base below 1, or a number of parameters.',
     )
   macro = _find_macro(macro)
-
-  @functools.cache
-  def shapes(size: int):
-    _bind(macro, size)
-    # A function of its own each time: JAX remembers what it has traced.
-    return trainable.flatten(jax.eval_shape(lambda: init()))
+  of_size = functools.cache(functools.partial(shapes, macro))
 
   def count(size: int) -> int:
-    trained, _ = trainable.split(shapes(size), trainable_regex)
+    trained, _ = trainable.split(of_size(size), trainable_regex)
     return trainable.num_params(trained)
 
   smallest = _smallest(macro)
@@ -88,12 +84,11 @@ def apply(
   if param_budget < 1:
     base = {
         path: shape
-        for path, shape in shapes(smallest).items()
+        for path, shape in of_size(smallest).items()
         if not trainable.is_adapter(path)
     }
     allowed = int(param_budget * trainable.num_params(base))
   size = solve(count, allowed, smallest, macro)
-  _bind(macro, size)
   return Choice(macro, size, count(size), allowed)
 
 
@@ -114,15 +109,17 @@ def solve(
   least = count(smallest)
   if least > allowed:
     raise errors.UserError(
-        f'PARAM_BUDGET allows {allowed:,} trainable parameters, but already '
-        f'{name} = {smallest} trains {least:,}. Allow more, or choose fewer '
-        'SITES or experts.'
+        f'{allowed:,} trainable parameters are allowed, but {name} = '
+        f'{smallest} already trains {least:,}.',
+        where='PARAM_BUDGET',
+        remedy='Allow more, or choose fewer SITES or experts.',
     )
   slope = count(smallest + 1) - least
   if slope <= 0:
     raise errors.UserError(
-        f'PARAM_BUDGET: {name} does not change how many parameters train. '
-        'Name another macro with BUDGET_MACRO.'
+        f'{name} does not change how many parameters train.',
+        where='PARAM_BUDGET',
+        remedy='Name another macro with BUDGET_MACRO.',
     )
   steps = (allowed - least) // slope
   if count(smallest + steps) == least + steps * slope:
@@ -141,24 +138,18 @@ def _find_macro(name: str | None) -> str:
     if _value(candidate) is not None:
       return candidate
   raise errors.UserError(
-      f'PARAM_BUDGET has nothing to choose: the configuration has no macro '
-      f'{" or ".join(names)}. Set the size by hand, or name a macro that is a '
-      'whole number with BUDGET_MACRO.'
+      f'The configuration has no macro {" or ".join(names)} that is a whole '
+      'number.',
+      where='BUDGET_MACRO' if name else 'PARAM_BUDGET',
+      remedy='Set the size by hand, or name another macro with BUDGET_MACRO.',
   )
 
 
 def _value(macro: str) -> int | None:
-  value = gin.query_parameter(f'%{macro}') if _is_bound(macro) else None
+  if macro not in gin_files.macros():
+    return None
+  value = gin.query_parameter(f'%{macro}')
   return value if isinstance(value, int) else None
-
-
-def _is_bound(macro: str) -> bool:
-  return (macro, 'gin.macro') in gin.config._CONFIG
-
-
-def _bind(macro: str, value: int) -> None:
-  with gin.unlock_config():
-    gin.bind_parameter(f'{macro}/gin.macro.value', value)
 
 
 def _smallest(macro: str) -> int:

@@ -15,7 +15,6 @@ from moe_peft import errors
 from moe_peft.core import partitioning
 from moe_peft.core import trainable
 from moe_peft.models import language_model
-from moe_peft.training import budget
 from moe_peft.training import checkpoints
 
 Params = Mapping[str, Any]
@@ -147,23 +146,6 @@ class Setup:
   def context(self):
     """Context of every computation: the mesh and the axis rules."""
     return partitioning.use_mesh(self.mesh)
-
-
-def apply_budget(experiment: Experiment) -> budget.Choice:
-  """Sets the size of the method so that it keeps to `param_budget`.
-
-  The adapters are made by gin when the network is called, so the experiment
-  itself stays as it is.
-
-  Raises:
-    errors.UserError: If no size does.
-  """
-  return budget.apply(
-      experiment.param_budget,
-      lambda: experiment.init(jax.random.key(0))['params'],
-      experiment.trainable_regex,
-      experiment.budget_macro,
-  )
 
 
 def lay_out(

@@ -89,43 +89,43 @@ def train(
         first_step, checkpoints.abstract_state(state), data
     )
   progress = metrics_lib.Progress('train', experiment.train_steps, first_step)
-  logs = metrics_lib.TrainMetrics(
+  log = metrics_lib.TrainLog(
       experiment.run_dir, first_step, progress, experiment.learning_rate
   )
-  with _stop_signals() as stopped, setup.context(), contextlib.closing(logs):
+  with _stop_signals() as stopped, setup.context(), contextlib.closing(log):
     state = _run_steps(
-        setup, state, first_step, data, checkpointer, evaluate, logs, stopped
+        setup, state, first_step, data, checkpointer, evaluate, log, stopped
     )
   checkpointer.wait()
   return None if stopped() else state
 
 
-def _run_steps(setup, state, first_step, data, checkpointer, evaluate, logs,
+def _run_steps(setup, state, first_step, data, checkpointer, evaluate, log,
                stopped):
   """Runs the steps that are left."""
   experiment = setup.experiment
   step_fn = train_step.make_train_step(setup)
   sharding = partitioning.batch_sharding(setup.mesh)
-  sums = None
+  since_log = None
   for step in range(first_step + 1, experiment.train_steps + 1):
     batch = jax.device_put(next(data), sharding)
     if step == first_step + 1:
       step_fn = step_fn.lower(state, setup.frozen, batch).compile()
-      logs.start_clock()
+      log.start_clock()
     state, metrics = step_fn(state, setup.frozen, batch)
-    sums = train_step.add_metrics(sums, metrics) if sums else metrics
+    since_log = metrics_lib.merge(since_log, metrics) if since_log else metrics
     last = step == experiment.train_steps or stopped()
     if step % experiment.log_period == 0 or last:
-      logs.submit(step, sums)
-      sums = None
+      log.submit(step, since_log)
+      since_log = None
     if step % experiment.checkpoint_period == 0 or last:
-      logs.wait()
+      log.wait()
       checkpointer.save(step, state, data)
     if last:
       break
     if experiment.eval_period and step % experiment.eval_period == 0:
       evaluate(step, {**setup.frozen, **state.params})
-      logs.start_clock()
+      log.start_clock()
   return state
 
 

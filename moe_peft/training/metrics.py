@@ -5,6 +5,7 @@
 from collections.abc import Callable, Iterator, Mapping
 import concurrent.futures
 import contextlib
+import functools
 from pathlib import Path
 import resource
 import sys
@@ -12,6 +13,7 @@ import time
 from typing import Any
 
 from clu import metric_writers
+from clu import metrics as clu_metrics
 import jax
 import numpy as np
 import rich.console
@@ -21,7 +23,8 @@ from moe_peft import errors
 from moe_peft.routers import router_log
 from moe_peft.runs import metrics_files
 
-Scalars = Mapping[str, Any]
+# A nested dictionary of CLU metrics; `routing` has those of each router.
+Metrics = Mapping[str, Any]
 
 
 class Progress:
@@ -80,10 +83,44 @@ def _duration(seconds: float) -> str:
   return f'{int(seconds) // 60}:{int(seconds) % 60:02d}'
 
 
-class TrainMetrics:
-  """Turns running sums on the device into rows, without stopping the loop.
+class _RowWriter(metric_writers.MultiWriter):
+  """Writes scalars to a `.jsonl` file; without parts, it ignores the rest."""
 
-  The sums are fetched in a thread. The loop waits only if it is a whole
+  def __init__(self, rows: metrics_files.JsonLines):
+    super().__init__([])
+    self._rows = rows
+
+  def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+    self._rows.write({'step': step, **scalars})
+
+  def close(self) -> None:
+    self._rows.close()
+
+
+class _ProgressWriter(metric_writers.MultiWriter):
+  """Shows a few scalars in the progress line; it ignores the rest."""
+
+  def __init__(self, progress: Progress):
+    super().__init__([])
+    self._progress = progress
+
+  def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+    entropy = scalars.get('router_entropy')
+    self._progress.update(
+        step,
+        f'loss {scalars["loss"]:.3f}  '
+        f'{scalars["tokens_per_second"]:,.0f} tokens/s'
+        + ('' if entropy is None else f'  router entropy {entropy:.3f}'),
+    )
+
+  def close(self) -> None:
+    self._progress.close()
+
+
+class TrainLog:
+  """Turns metrics on the device into rows, without stopping the loop.
+
+  The metrics are fetched in a thread. The loop waits only if it is a whole
   logging period ahead of the device.
   """
 
@@ -91,19 +128,20 @@ class TrainMetrics:
                learning_rate: Callable[[int], Any]):
     self._folder = run_dir / 'metrics'
     with _disk_errors(self._folder):
-      self._rows = metrics_files.JsonLines(
-          run_dir / metrics_files.TRAIN, first_step
+      rows, self._routers = (
+          metrics_files.JsonLines(run_dir / name, first_step)
+          for name in (metrics_files.TRAIN, metrics_files.ROUTERS)
       )
-      self._routers = metrics_files.JsonLines(
-          run_dir / metrics_files.ROUTERS, first_step
-      )
-    self._board = metric_writers.SummaryWriter(str(run_dir / 'tensorboard'))
-    self._router_log = router_log.RouterLog(
-        self._routers.write, self._board, progress.note
+    board = metric_writers.SummaryWriter(str(run_dir / 'tensorboard'))
+    self._writer = metric_writers.MultiWriter(
+        [_RowWriter(rows), board, _ProgressWriter(progress)]
     )
+    self._router_log = router_log.RouterLog(
+        self._routers.write, board, progress.note
+    )
+    self._learning_rate = learning_rate
     self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
     self._pending: concurrent.futures.Future | None = None
-    self._progress, self._learning_rate = progress, learning_rate
     self._time = time.monotonic()
 
   def start_clock(self) -> None:
@@ -111,10 +149,10 @@ class TrainMetrics:
     self.wait()
     self._time = time.monotonic()
 
-  def submit(self, step: int, sums: Mapping[str, Any]) -> None:
+  def submit(self, step: int, metrics: Metrics) -> None:
     """Writes the metrics of the steps since the last call."""
     self.wait()
-    self._pending = self._thread.submit(self._write, step, sums)
+    self._pending = self._thread.submit(self._write, step, metrics)
 
   def wait(self) -> None:
     """Waits for what was submitted, and raises its error if it failed."""
@@ -124,33 +162,39 @@ class TrainMetrics:
     with _disk_errors(self._folder):
       pending.result()
 
-  def _write(self, step: int, sums: Mapping[str, Any]) -> None:
-    fetched = jax.device_get(dict(sums))
-    routing = fetched.pop('routing', {})
-    sums = {name: float(x) for name, x in fetched.items()}
+  def _write(self, step: int, metrics: Metrics) -> None:
+    metrics = jax.device_get(metrics)
     now = time.monotonic()
     seconds, self._time = now - self._time, now
-    row = summarize(sums)
-    row['learning_rate'] = float(np.asarray(self._learning_rate(step - 1)))
-    row['tokens_per_second'] = sums['sum_tokens'] / seconds
-    row['steps_per_second'] = sums['steps'] / seconds
-    self._rows.write({'step': step, **row})
-    self._board.write_scalars(step, row)
-    self._router_log.log(step, routing)
-    entropy = row.get('router_entropy')
-    self._progress.update(
-        step,
-        f'loss {row["loss"]:.3f}  {row["tokens_per_second"]:,.0f} tokens/s'
-        + ('' if entropy is None else f'  router entropy {entropy:.3f}'),
+    means = jax.tree.map(
+        lambda metric: metric.compute(), metrics, is_leaf=_is_metric
     )
+    routing = means.pop('routing')
+    self._writer.write_scalars(step, {
+        **{name: float(x) for name, x in means.items()},
+        'learning_rate': float(np.asarray(self._learning_rate(step - 1))),
+        'tokens_per_second': float(metrics['loss'].count) / seconds,
+        'steps_per_second': float(metrics['grad_norm'].count) / seconds,
+    })
+    self._router_log.log(step, routing)
 
   def close(self) -> None:
     self.wait()
     self._thread.shutdown()
-    self._rows.close()
     self._routers.close()
-    self._board.close()
-    self._progress.close()
+    self._writer.close()
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def merge(metrics: Metrics, more: Metrics) -> Metrics:
+  """The metrics of all steps of both, merged on the device."""
+  return jax.tree.map(
+      lambda one, other: one.merge(other), metrics, more, is_leaf=_is_metric
+  )
+
+
+def _is_metric(x: Any) -> bool:
+  return isinstance(x, clu_metrics.Metric)
 
 
 @contextlib.contextmanager
@@ -159,9 +203,10 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     yield
   except OSError as error:
     raise errors.UserError(
-        f'The metrics could not be saved in {folder}: {error.strerror}. Free '
-        'some space and run the same command again; it continues from the '
-        'last checkpoint.'
+        f'The metrics cannot be saved: {error.strerror}.',
+        where=folder,
+        remedy='Free some space and run the same command again; it continues '
+        'from the last checkpoint.',
     ) from error
 
 
@@ -172,24 +217,3 @@ def peak_memory_bytes() -> int:
     return stats['peak_bytes_in_use']
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return peak if sys.platform == 'darwin' else 1024 * peak
-
-
-def summarize(sums: Mapping[str, float]) -> dict[str, float]:
-  """Means from sums over steps.
-
-  Args:
-    sums: `sum_*` are sums over tokens, the others sums over `steps`.
-
-  Returns:
-    `loss` (nats per target token), `accuracy` (of tokens, teacher-forced),
-    and the mean of everything else.
-  """
-  tokens, steps = max(sums['sum_tokens'], 1.0), max(sums['steps'], 1.0)
-  row = {
-      'loss': sums['sum_loss'] / tokens,
-      'accuracy': sums['sum_correct'] / tokens,
-  }
-  for name, value in sums.items():
-    if not name.startswith('sum_') and name != 'steps':
-      row[name] = value / steps
-  return row

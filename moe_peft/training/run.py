@@ -18,7 +18,7 @@ import rich.console
 import rich.table
 
 from moe_peft import errors
-from moe_peft.core import inject
+from moe_peft import gin_files
 from moe_peft.core import trainable
 from moe_peft.data import catalog
 from moe_peft.evaluation import evaluator as evaluator_lib
@@ -31,6 +31,7 @@ from moe_peft.runs import run_file
 from moe_peft.runs import similarity_file
 from moe_peft.runs import snapshot_files
 from moe_peft.runs import usage_file
+from moe_peft.training import budget
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
 from moe_peft.training import metrics
@@ -60,25 +61,49 @@ def run_experiment() -> Path | None:
 def build() -> experiment_lib.Experiment:
   """The experiment that gin describes, its task checked.
 
+  If it has a budget of parameters, the configuration is parsed anew with the
+  size that keeps to it.
+
   Raises:
-    errors.UserError: For an unknown task or lengths that are too short, or
-      if no run file configures an Experiment.
+    errors.UserError: For an unknown task or lengths that are too short, if no
+      run file configures an Experiment, or if no size keeps to the budget.
   """
+  experiment = _configured()
+  for name in {experiment.mixture_or_task_name, experiment.eval_name}:
+    catalog.check_feature_lengths(name, experiment.task_feature_lengths)
+  if experiment.param_budget is None:
+    return experiment
+  choice = budget.choose(
+      experiment.param_budget,
+      _shapes,
+      experiment.trainable_regex,
+      experiment.budget_macro,
+  )
+  console.print(str(choice))
+  gin_files.load_again(f'{choice.macro}={choice.value}')
+  return _configured()
+
+
+def _configured() -> experiment_lib.Experiment:
   try:
-    experiment = gin.get_configurable(experiment_lib.Experiment)()
+    return gin.get_configurable(experiment_lib.Experiment)()
   except errors.UserError:
     raise
   except (TypeError, RuntimeError, ValueError) as error:
     raise errors.UserError(
-        f'The gin files describe no experiment that can be built: {error}\n'
-        'Give a model, a method and a run file, in this order, as '
-        'configs/quickstart.gin does.'
+        f'The gin files describe no experiment that can be built: {error}',
+        where='--gin_file',
+        remedy='Give a model, a method and a run file, in this order, as '
+        'configs/quickstart.gin does.',
     ) from error
-  for name in {experiment.mixture_or_task_name, experiment.eval_name}:
-    catalog.check_feature_lengths(name, experiment.task_feature_lengths)
-  if experiment.param_budget is not None:
-    console.print(str(experiment_lib.apply_budget(experiment)))
-  return experiment
+
+
+def _shapes(macro: str, size: int) -> Mapping[str, Any]:
+  """Shapes of the parameters if a macro of the configuration is `size`."""
+  gin_files.load_again(f'{macro}={size}')
+  experiment = _configured()
+  variables = jax.eval_shape(lambda: experiment.init(jax.random.key(0)))
+  return trainable.flatten(variables['params'])
 
 
 def use_compilation_cache() -> None:
@@ -263,7 +288,7 @@ class _Run:
     )
 
 
-def _method_names(rules: Sequence[inject.AdapterRule]) -> tuple[str, ...]:
+def _method_names(rules: Sequence[Any]) -> tuple[str, ...]:
   """Names of the adapters' classes; none for full fine-tuning."""
   names = [rule.adapter_factory.__name__ for rule in rules]
   return tuple(dict.fromkeys(names)) or ('full fine-tuning',)

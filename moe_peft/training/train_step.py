@@ -3,9 +3,9 @@
 """The training step: gradients of the trainable parameters only."""
 
 from collections.abc import Callable, Mapping
-import functools
 from typing import Any
 
+from clu import metrics as clu_metrics
 import flax
 import jax
 import jax.numpy as jnp
@@ -122,12 +122,6 @@ def make_train_step(setup: experiment_lib.Setup) -> TrainStep:
   )
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def add_metrics(sums: Params, metrics: Params) -> Params:
-  """Adds up the metrics of steps on the device."""
-  return jax.tree.map(jnp.add, sums, metrics)
-
-
 def _step_fn(experiment: experiment_lib.Experiment) -> TrainStep:
   """One step as a pure function."""
   model, optimizer = experiment.model, experiment.optimizer
@@ -140,10 +134,9 @@ def _step_fn(experiment: experiment_lib.Experiment) -> TrainStep:
     updates, opt_state = optimizer.update(
         grads, state.opt_state, state.params
     )
-    metrics |= {
-        'grad_norm': optax.global_norm(grads),
-        'steps': jnp.ones(()),
-    }
+    metrics['grad_norm'] = clu_metrics.Average(
+        optax.global_norm(grads), jnp.ones(())
+    )
     state = state.replace(
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
@@ -161,7 +154,7 @@ def _accumulate(
     batch: Batch,
     rng: Array,
     num_microbatches: int,
-) -> tuple[Params, dict[str, Array]]:
+) -> tuple[Params, dict[str, Any]]:
   """Gradients and metrics of a batch, in `num_microbatches` parts.
 
   The loss of every part is divided by the target tokens of the whole batch,

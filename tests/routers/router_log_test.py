@@ -21,19 +21,18 @@ from tests.training import tiny
 SITE = 'encoder/layers_0/mlp/wo'
 
 
-def _sums(load, selected, left_behind=0.0, tokens=100.0):
+def _means(load, selected, left_behind=0.0):
   return {
       SITE: {
-          'load': np.array(load) * tokens,
-          'selected': np.array(selected * tokens),
-          'left_behind': np.array(left_behind * tokens),
-          'tokens': np.array(tokens),
+          'load': np.array(load),
+          'selected': np.array(selected),
+          'left_behind': np.array(left_behind),
       }
   }
 
 
-COLLAPSED = _sums([0.98, 0.01, 0.005, 0.005], 4)
-HEALTHY = _sums([0.4, 0.3, 0.2, 0.1], 4, left_behind=0.25)
+COLLAPSED = _means([0.98, 0.01, 0.005, 0.005], 4)
+HEALTHY = _means([0.4, 0.3, 0.2, 0.1], 4, left_behind=0.25)
 
 
 @pytest.fixture
@@ -69,8 +68,8 @@ def test_what_a_period_leaves(log):
 
 def test_a_collapse_is_told_once_when_it_lasts(log):
   log, _, words, *_ = log
-  for step, sums in enumerate([COLLAPSED] * 6, start=1):
-    log.log(step, sums)
+  for step, means in enumerate([COLLAPSED] * 6, start=1):
+    log.log(step, means)
     assert len(words) == (step >= router_log.PATIENCE)
   assert SITE in words[0] and 'has collapsed' in words[0]
   assert '1.1 of 4 experts' in words[0] and 'AUX_LOSS_FACTOR' in words[0]
@@ -78,15 +77,15 @@ def test_a_collapse_is_told_once_when_it_lasts(log):
 
 def test_a_healthy_router_and_a_short_collapse_are_not_told(log):
   log, _, words, *_ = log
-  for sums in [HEALTHY, COLLAPSED, COLLAPSED, HEALTHY] * 3:
-    log.log(1, sums)
+  for means in [HEALTHY, COLLAPSED, COLLAPSED, HEALTHY] * 3:
+    log.log(1, means)
   assert not words
 
 
 def test_after_a_recovery_it_is_told_again(log):
   log, _, words, *_ = log
-  for sums in [COLLAPSED] * 4 + [HEALTHY] + [COLLAPSED] * 4:
-    log.log(1, sums)
+  for means in [COLLAPSED] * 4 + [HEALTHY] + [COLLAPSED] * 4:
+    log.log(1, means)
   assert len(words) == 2
 
 

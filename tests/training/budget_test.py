@@ -2,14 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """A budget of parameters decides the rank or the number of experts."""
 
+import re
+
+import gin
+import jax
 import pytest
 
-from moe_peft import errors
 from moe_peft import gin_files
 from moe_peft.core import trainable
 from moe_peft.training import budget
-from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import run
+from tests import refusals
 
 METHODS = sorted(
     path.stem
@@ -42,10 +45,15 @@ def load(method, model='tiny_t5', **bindings):
   )
 
 
+def chosen():
+  """Name and value of the macro that the budget decided."""
+  for macro in (gin.query_parameter('%BUDGET_MACRO'), *budget.SIZE_MACROS):
+    if macro in gin_files.macros():
+      return macro, gin.query_parameter(f'%{macro}')
+
+
 def trained(experiment):
   """Trainable parameters of the configuration as it stands."""
-  import jax
-
   shapes = jax.eval_shape(
       lambda: experiment.model.init(
           jax.random.key(0), experiment.task_feature_lengths
@@ -68,12 +76,10 @@ def test_every_method_keeps_to_a_budget_and_uses_it(method):
   allowed = 400_000
   depths = {'EXPERTS_BY_DEPTH': (8,)} if method in ('mola', 'mosld') else {}
   load(method, PARAM_BUDGET=allowed, **ONE_LAYER, **depths)
-  experiment = run.build()
-  number = trained(experiment)
-  choice = experiment_lib.apply_budget(experiment)
-  assert choice.num_params == number <= allowed
-  budget._bind(choice.macro, choice.value + 1)
-  assert trained(experiment) > allowed
+  assert trained(run.build()) <= allowed
+  macro, value = chosen()
+  load(method, **{macro: value + 1}, **ONE_LAYER, **depths)
+  assert trained(run.build()) > allowed
 
 
 @pytest.mark.parametrize(
@@ -89,27 +95,30 @@ def test_a_published_count_gives_the_published_size(
 ):
   scan = {'t5.T5Config.scan_layers': True}
   load(method, model='t5_1_1_large', PARAM_BUDGET=number, **scan)
-  choice = experiment_lib.apply_budget(run.build())
-  assert choice == budget.Choice(macro, value, number, number)
+  assert trained(run.build()) == number
+  assert chosen() == (macro, value)
 
 
-def test_a_share_is_of_the_base():
+def test_a_share_is_of_the_base(capsys):
   load('lora', PARAM_BUDGET=0.05)
-  choice = experiment_lib.apply_budget(run.build())
-  assert choice.allowed == int(0.05 * 1_575_296)
   # Rank 1 trains 15,360 parameters (61,440 at rank 4).
-  assert (choice.value, choice.num_params) == (5, 76_800)
-  assert str(choice) == (
-      'PARAM_BUDGET allows 78,764 trainable parameters: RANK = 5 trains 76,800'
-  )
+  assert trained(run.build()) == 76_800
+  said = ' '.join(capsys.readouterr().err.split())
+  # 5 % of 1,575,296, and the flag that does without the budget.
+  for words in ('78,764', '--gin.RANK=5', '76,800'):
+    assert words in said
+  # The configuration is locked, and holds the choice as it holds the rest.
+  assert gin.config_is_locked()
+  assert re.search('^RANK = 5$', gin.config_str(), re.M)
 
 
 def test_another_macro_may_be_named():
   load(
       'molora', PARAM_BUDGET=400_000, BUDGET_MACRO='NUM_EXPERTS', **ONE_LAYER
   )
-  choice = experiment_lib.apply_budget(run.build())
-  assert choice.macro == 'NUM_EXPERTS' and choice.value > 2
+  run.build()
+  macro, value = chosen()
+  assert macro == 'NUM_EXPERTS' and value > 2
 
 
 def test_counts_need_not_be_on_a_line():
@@ -119,26 +128,29 @@ def test_counts_need_not_be_on_a_line():
 
 
 @pytest.mark.parametrize(
-    'method,bindings,message',
+    ('method', 'bindings', 'where', 'names'),
     [
-        ('molora', {'PARAM_BUDGET': 1000}, 'already RANK = 1 trains'),
-        ('ia3', {'PARAM_BUDGET': 0.01}, 'no macro RANK or NUM_EXPERTS'),
-        ('lora', {'PARAM_BUDGET': -1}, 'must be positive'),
+        ('molora', {'PARAM_BUDGET': 1000}, 'PARAM_BUDGET', ('RANK = 1', 1000)),
+        ('ia3', {'PARAM_BUDGET': 0.01}, 'PARAM_BUDGET', budget.SIZE_MACROS),
+        ('lora', {'PARAM_BUDGET': -1}, 'PARAM_BUDGET', (-1,)),
         (
             'lora',
             {'PARAM_BUDGET': 0.01, 'BUDGET_MACRO': 'RANKS'},
-            'no macro RANKS',
+            'BUDGET_MACRO',
+            ('RANKS',),
         ),
         (
             'molora',
-            {'PARAM_BUDGET': 0.9, 'BUDGET_MACRO': 'TRAIN_STEPS'},
-            'TRAIN_STEPS does not change',
+            {'PARAM_BUDGET': 0.9, 'BUDGET_MACRO': 'SEED'},
+            'PARAM_BUDGET',
+            ('SEED', 'BUDGET_MACRO'),
         ),
     ],
 )
-def test_impossible_budgets_are_refused(method, bindings, message):
+def test_impossible_budgets_are_refused(method, bindings, where, names):
   load(method, **ONE_LAYER, **bindings)
-  with pytest.raises(errors.UserError, match=message):
+  names = [f'{x:,}' if isinstance(x, int) else x for x in names]
+  with refusals.refused(where, *names):
     run.build()
 
 

@@ -1,0 +1,53 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a plan needs to know of a run, from either engine."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any
+
+from moe_peft.core import inject
+from moe_peft.core import trainable
+from moe_peft.training import experiment as experiment_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """A run that is planned.
+
+  Attributes:
+    module: The adapted network.
+    feature_lengths: Padded lengths, `{'inputs': n, 'targets': m}`.
+    batch_size: Rows of a microbatch.
+    trainable_regex: Which parameters train.
+    init_optimizer: Makes the optimizer's state of the model's variables.
+    base_dtype: Type of the frozen parameters.
+    partitions: Sizes of the mesh axes `expert` and `model`.
+  """
+
+  module: inject.AdaptedModule
+  feature_lengths: Mapping[str, int]
+  batch_size: int
+  trainable_regex: str
+  init_optimizer: Callable[[Mapping[str, Any]], Any]
+  base_dtype: Any
+  partitions: tuple[int, int]
+
+
+def of_experiment(experiment: experiment_lib.Experiment) -> Subject:
+  """A run of the embedded engine."""
+
+  def init_optimizer(variables):
+    params = trainable.flatten(variables['params'])
+    trained, _ = trainable.split(params, experiment.trainable_regex)
+    return experiment.optimizer.init(trained)
+
+  return Subject(
+      experiment.model.module,
+      experiment.task_feature_lengths,
+      experiment.batch_size // experiment.num_microbatches,
+      experiment.trainable_regex,
+      init_optimizer,
+      experiment.base_dtype,
+      (experiment.num_expert_partitions, experiment.num_model_partitions),
+  )
