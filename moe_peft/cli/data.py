@@ -109,23 +109,29 @@ def _add_promptsource(parser, **options) -> None:
 
 def _prepare(packages: Path | None, **arguments) -> None:
   gin_files.import_tensorflow()  # Not for --help.
-  for name in ('tasks', 'num_shards'):
-    if arguments[name] is None:
-      del arguments[name]
+  for name in ('max_rows', 'num_shards'):
+    if arguments[name] is not None and arguments[name] < 1:
+      raise errors.UserError(
+          f'It must be 1 or more, not {arguments[name]}.', f'--{name}'
+      )
+  given = {k: v for k, v in arguments.items() if v not in (None, '', [])}
   if packages is not None:
     from moe_peft.data.sets import prepare_commonsense
 
-    known = {k: arguments.pop(k) for k in ('out', 'tasks') if k in arguments}
-    arguments.pop('promptsource')
-    if any(value not in (None, '', []) for value in arguments.values()):
-      raise errors.UserError('--packages goes with --out and --task only.')
-    prepare_commonsense.prepare(packages, **known)
+    if extra := given.keys() - {'out', 'tasks'}:
+      raise errors.UserError(
+          f'--packages goes with --out and --task only, not with '
+          f'{", ".join(sorted(extra))}.', '--packages',
+      )
+    prepare_commonsense.prepare(packages, **given)
     return
   from moe_peft.data.sets import prepare_p3
 
-  if not arguments['data_dirs']:
-    raise errors.UserError('--promptsource needs rows too: give --data_dir.')
-  prepare_p3.prepare(**arguments)
+  if 'data_dirs' not in given:
+    raise errors.UserError(
+        '--promptsource needs rows too.', '--data_dir', 'Give it.'
+    )
+  prepare_p3.prepare(**given)
 
 
 def _prompts(promptsource: Path) -> None:

@@ -8,7 +8,7 @@ the cache was made, and the checksums of its files.
 """
 
 import collections
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import json
 from pathlib import Path
@@ -16,11 +16,14 @@ import shutil
 from typing import Any
 
 import numpy as np
+import rich.console
+import rich.progress
 import seqio
 import tensorflow as tf
 
+from moe_peft import errors
+from moe_peft.data import packages
 from moe_peft.data import rows as rows_lib
-from moe_peft.data import source_rows
 
 _RECORD = 'prepared.json'
 
@@ -29,14 +32,42 @@ def read_record(folder: Path) -> dict[str, Any] | None:
   """Returns `prepared.json` of a whole cache, else None."""
   try:
     record = json.loads((folder / _RECORD).read_text(encoding='utf-8'))
-  except (OSError, json.JSONDecodeError):
+    files = record['sha256'].items()
+    whole = (
+        files
+        and {'recipe', 'rows'} <= record.keys()
+        and (folder / 'COMPLETED').exists()
+        and all(packages.sha256(folder / file) == sha for file, sha in files)
+    )
+  except (OSError, ValueError, KeyError, TypeError, AttributeError):
     return None
-  whole = (folder / 'COMPLETED').exists() and all(
-      (folder / name).is_file()
-      and source_rows.sha256(folder / name) == checksum
-      for name, checksum in record['sha256'].items()
-  )
   return record if whole else None
+
+
+def reuse(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
+  """Returns `prepared.json` of a cache that is finished, else None.
+
+  Args:
+    folder: the cache.
+    recipe: from what it is to be made.
+
+  Raises:
+    errors.UserError: it was made from something else.
+  """
+  record = read_record(folder)
+  if record is not None and record['recipe'] != recipe:
+    raise errors.UserError(
+        'The cache was made from other rows, or in another way.', folder,
+        'Give another --out, or remove that folder.',
+    )
+  return record
+
+
+def track(items: Sequence[Any], console: rich.console.Console) -> Iterable[Any]:
+  """Yields tasks to prepare; shows a bar of progress in a terminal."""
+  return rich.progress.track(
+      items, 'tasks', console=console, disable=not console.is_terminal
+  )
 
 
 def write(
@@ -57,7 +88,7 @@ def write(
     splits: functions that return the rows of each split.
     recipe: from what it is made, for `prepared.json`.
     num_shards: files of a split.
-    scored: the task expands answer choices (preprocessors.rank_classification).
+    scored: the task expands answer choices (ranking.rank_classification).
     training: splits of a scored task that have the right choices only.
     notes: more for `prepared.json`, which does not decide what is made.
 
@@ -67,61 +98,53 @@ def write(
   partial = folder.with_name(folder.name + '.partial')
   shutil.rmtree(partial, ignore_errors=True)
   partial.mkdir(parents=True)
-  rows, answers = {}, {}
+  rows, constant = {}, {}
   for split, read in splits.items():
-    raised: list[Exception] = []
-    answers[split] = collections.Counter()
-    dataset = _dataset(
-        read, scored, split in training, raised, answers[split]
-    )
-    try:
+    answers = collections.Counter()
+    convert = _with_choices if scored else _with_targets
+    examples = convert(read, answers, split in training)
+    with _dataset(examples, _CHOICES if scored else _TARGETS) as dataset:
       rows[split] = _write_split(task, partial, split, dataset, num_shards)
-    except tf.errors.OpError:
-      if raised:  # TensorFlow hides what a generator raises.
-        raise raised[0] from None
-      raise
+    most = max(answers.values(), default=0)
+    constant[split] = 100 * most / max(answers.total(), 1)
   record = {
       'recipe': dict(recipe),
       **(notes or {}),
       'rows': rows,
-      # Percent right of who always gives the most frequent answer; where the
-      # choices are scored, the most frequent place among them.
-      'constant_answer': {
-          split: 100 * max(counts.values(), default=0) / max(counts.total(), 1)
-          for split, counts in answers.items()
-      },
+      # Percent right of a model that always gives the most frequent answer;
+      # where the choices are scored, the most frequent place among them.
+      'constant_answer': constant,
       'sha256': {
-          path.name: source_rows.sha256(path)
-          for path in sorted(partial.iterdir())
+          path.name: packages.sha256(path) for path in sorted(partial.iterdir())
       },
   }
-  (partial / _RECORD).write_text(
-      json.dumps(record, indent=1) + '\n', encoding='utf-8'
-  )
+  _write_json(partial / _RECORD, record)
   (partial / 'COMPLETED').touch()
   shutil.rmtree(folder, ignore_errors=True)
   partial.rename(folder)
   return record
 
 
-def _write_split(task, folder: Path, split: str, rows, num_shards: int) -> int:
+def _write_json(path: Path, content: Any) -> None:
+  path.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
+
+
+def _write_split(
+    task: seqio.Task,
+    folder: Path,
+    split: str,
+    rows: tf.data.Dataset,
+    num_shards: int,
+) -> int:
   """Writes the files of one split and returns the number of examples."""
   dataset = task.preprocess_precache(rows, seed=0)
-  names = list(task.output_features)
-  total, longest = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+  lengths = {name: [] for name in task.output_features}
   count = 0
   with contextlib.ExitStack() as stack:
-    writers = [
-        stack.enter_context(
-            tf.io.TFRecordWriter(
-                str(
-                    folder
-                    / f'{split}.tfrecord-{i:05d}-of-{num_shards:05d}'
-                )
-            )
-        )
-        for i in range(num_shards)
-    ]
+    writers = []
+    for i in range(num_shards):
+      file = folder / f'{split}.tfrecord-{i:05d}-of-{num_shards:05d}'
+      writers.append(stack.enter_context(tf.io.TFRecordWriter(str(file))))
     for example in dataset.as_numpy_iterator():
       # SeqIO stores integers only.
       stored = {
@@ -131,68 +154,74 @@ def _write_split(task, folder: Path, split: str, rows, num_shards: int) -> int:
       record = seqio.dict_to_tfexample(stored).SerializeToString()
       writers[count % num_shards].write(record)
       count += 1
-      for name in names:
-        total[name] += len(example[name])
-        longest[name] = max(longest[name], len(example[name]))
-  info = {
-      'num_shards': num_shards,
-      'features': {
-          name: {'shape': spec.shape.as_list(), 'dtype': spec.dtype.name}
-          for name, spec in dataset.element_spec.items()
+      for name, of_feature in lengths.items():
+        of_feature.append(len(example[name]))
+  _write_json(
+      folder / f'info.{split}.json',
+      {
+          'num_shards': num_shards,
+          'features': {
+              name: {'shape': spec.shape.as_list(), 'dtype': spec.dtype.name}
+              for name, spec in dataset.element_spec.items()
+          },
+          'seqio_version': seqio.__version__,
       },
-      'seqio_version': seqio.__version__,
-  }
+  )
   stats = {'examples': count}
-  stats |= {f'{name}_tokens': total[name] for name in names}
-  stats |= {f'{name}_max_tokens': longest[name] for name in names}
-  for name, content in (('info', info), ('stats', stats)):
-    (folder / f'{name}.{split}.json').write_text(
-        json.dumps(content, indent=1) + '\n', encoding='utf-8'
-    )
+  for name, of_feature in lengths.items():
+    stats[f'{name}_tokens'] = sum(of_feature)
+    stats[f'{name}_max_tokens'] = max(of_feature, default=0)
+  _write_json(folder / f'stats.{split}.json', stats)
   return count
 
 
-def _dataset(
-    read,
-    scored: bool,
-    training: bool,
-    raised: list[Exception],
-    answers: collections.Counter,
-) -> tf.data.Dataset:
-  """The rows as the task's first preprocessor expects them.
+_TEXT = tf.TensorSpec((), tf.string)
+# What the first preprocessors of tasks expect.
+_TARGETS = {'inputs': _TEXT, 'targets': _TEXT}
+_CHOICES = {
+    'inputs': _TEXT,
+    'choices': tf.TensorSpec((None,), tf.string),
+    'label': tf.TensorSpec((), tf.int32),
+    'training': tf.TensorSpec((), tf.bool),
+}
 
-  What `read` raises is added to `raised`, and the answers are counted.
-  """
-  text = tf.TensorSpec((), tf.string)
-  signature = {'inputs': text, 'targets': text}
-  if scored:
-    signature = {
-        'inputs': text,
-        'choices': tf.TensorSpec((None,), tf.string),
-        'label': tf.TensorSpec((), tf.int32),
-        'training': tf.TensorSpec((), tf.bool),
+
+def _with_targets(read, answers: collections.Counter, training: bool):
+  del training
+  for row in read():
+    answers[row.targets] += 1
+    yield {'inputs': row.inputs, 'targets': row.targets}
+
+
+def _with_choices(read, answers: collections.Counter, training: bool):
+  for row in read():
+    label = row.choices.index(row.targets)
+    answers[label] += 1
+    yield {
+        'inputs': row.inputs,
+        'choices': np.array(row.choices, object),
+        'label': label,
+        'training': training,
     }
 
-  def rows():
+
+@contextlib.contextmanager
+def _dataset(
+    examples: Iterator[Mapping[str, Any]], signature: Mapping[str, Any]
+) -> Iterator[tf.data.Dataset]:
+  """A dataset of examples; what they raise comes through as it is."""
+  raised: list[Exception] = []
+
+  def generate():
     try:
-      yield from read()
+      yield from examples
     except Exception as error:
       raised.append(error)
       raise
 
-  def generate():
-    for row in rows():
-      if scored:
-        label = row.choices.index(row.targets)
-        answers[label] += 1
-        yield {
-            'inputs': row.inputs,
-            'choices': np.array(row.choices, object),
-            'label': label,
-            'training': training,
-        }
-      else:
-        answers[row.targets] += 1
-        yield {'inputs': row.inputs, 'targets': row.targets}
-
-  return tf.data.Dataset.from_generator(generate, output_signature=signature)
+  try:
+    yield tf.data.Dataset.from_generator(generate, output_signature=signature)
+  except tf.errors.OpError:
+    if raised:  # TensorFlow hides what a generator raises.
+      raise raised[0] from None
+    raise

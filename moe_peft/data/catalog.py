@@ -8,18 +8,8 @@ import difflib
 import seqio
 
 from moe_peft import errors
+from moe_peft.data import metrics
 from moe_peft.data import registration
-from moe_peft.data.sets import words as _tasks  # noqa: F401 (registers them)
-
-# Metric functions of other tasks whose value is not named like the function.
-_MAIN_VALUE = {
-    'rank_accuracy': 'accuracy',
-    'rank_accuracy_per_token': 'accuracy_per_token',
-    'rank_classification': 'accuracy',
-    'rouge': 'rougeL',
-    'squad': 'f1',
-    'trivia_qa': 'f1',
-}
 
 
 def get_task_or_mixture(name: str) -> seqio.Task | seqio.Mixture:
@@ -28,16 +18,18 @@ def get_task_or_mixture(name: str) -> seqio.Task | seqio.Mixture:
   Raises:
     errors.UserError: there is none of that name; the message has the nearest.
   """
-  known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
-  if name not in known:
-    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
-    hint = f'Nearest names: {", ".join(near)}.' if near else (
-        f'Mixtures: {", ".join(sorted(seqio.MixtureRegistry.names()))}.'
+  names = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
+  if name not in names:
+    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
+    hint = f'The nearest names are {", ".join(near)}.' if near else (
+        f'Mixtures are {", ".join(sorted(seqio.MixtureRegistry.names()))}.'
     )
     raise errors.UserError(
-        f'Unknown task or mixture {name!r} (MIXTURE_OR_TASK_NAME). {hint} '
-        'Tasks of your own: import their module in a gin file, or use '
-        'moe_peft.data.local.register_task.'
+        f'There is no task or mixture {name!r}. {hint}',
+        'MIXTURE_OR_TASK_NAME',
+        'Import the module that registers it in a gin file, as in '
+        '`import moe_peft.data.sets.words`; local.register_task makes a task '
+        'of your own files.',
     )
   return seqio.get_mixture_or_task(name)
 
@@ -72,17 +64,18 @@ def reads_cache(name: str) -> bool:
   cached = [task for task in tasks if task.requires_caching]
   for task in cached:
     if task.cache_dir is None:
+      folders = sorted(seqio.get_global_cache_dirs()) or 'any folder'
       raise errors.UserError(
-          f'The task {task.name} has no cache in '
-          f'{sorted(seqio.get_global_cache_dirs()) or "any folder"}. Name the '
-          'folder of caches with the cache_dir of p3.register or '
-          'commonsense.register; `python -m moe_peft data prepare` makes one.'
+          f'The task {task.name} has no cache in {folders}.', task.name,
+          'Name the folder of caches with the cache_dir of p3.register or '
+          'commonsense.register; `python -m moe_peft data prepare` makes one.',
       )
   if cached and len(cached) < len(tasks):
     other = next(task for task in tasks if not task.requires_caching)
     raise errors.UserError(
         f'{name!r} mixes {cached[0].name}, which is read from a cache, with '
-        f'{other.name}, which is not. Train them in two runs.'
+        f'{other.name}, which is not.', 'MIXTURE_OR_TASK_NAME',
+        'Train them in two runs.',
     )
   return bool(cached)
 
@@ -121,9 +114,9 @@ def check_feature_lengths(name: str, lengths: Mapping[str, int]) -> None:
     length = lengths.get(feature)
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
       raise errors.UserError(
-          'TASK_FEATURE_LENGTHS needs a positive whole number for '
-          f'{feature!r}; it is {dict(lengths)}. Write for example '
-          "{'inputs': 32, 'targets': 24}."
+          f'The length of {feature!r} must be a positive whole number; the '
+          f'lengths are {dict(lengths)}.', 'TASK_FEATURE_LENGTHS',
+          "Write for example {'inputs': 32, 'targets': 24}.",
       )
   reads_cache(name)
   needed = max_lengths(name)
@@ -134,20 +127,9 @@ def check_feature_lengths(name: str, lengths: Mapping[str, int]) -> None:
         f'{f} of up to {needed[f]} tokens (given: {lengths[f]})' for f in short
     )
     raise errors.UserError(
-        f'TASK_FEATURE_LENGTHS is too short for {name!r}, which has {what}. '
-        f'Set --gin.TASK_FEATURE_LENGTHS="{enough}".'
+        f'{name!r} has {what}.', 'TASK_FEATURE_LENGTHS',
+        f'Set --gin.TASK_FEATURE_LENGTHS="{enough}".',
     )
-
-
-def kind(task_name: str) -> str:
-  """Returns the kind of a task, 'other' for tasks that say nothing of it.
-
-  Raises:
-    errors.UserError: unknown name.
-  """
-  get_task_or_mixture(task_name)
-  record = registration.RECORDS.get(task_name)
-  return record.kind if record else 'other'
 
 
 def primary_metric(task_name: str) -> str:
@@ -157,11 +139,20 @@ def primary_metric(task_name: str) -> str:
     errors.UserError: unknown name, or the task has no metric.
   """
   task = get_task_or_mixture(task_name)
-  if task_name in registration.RECORDS:
-    return registration.RECORDS[task_name].primary_metric
   if isinstance(task, seqio.Mixture) or not task.metric_fns:
     raise errors.UserError(
-        f'{task_name!r} is not a task with metrics: it has no primary metric.'
+        f'{task_name!r} is not a task with metrics.', task_name,
+        'Give it a metric function.',
     )
-  function = seqio.utils.function_name(task.metric_fns[0])
-  return _MAIN_VALUE.get(function, function)
+  return metrics.main_value(task.metric_fns[0])
+
+
+def lower_is_better(task_name: str) -> list[str]:
+  """Returns the metric values of a task of which less is better.
+
+  Raises:
+    errors.UserError: unknown name.
+  """
+  (task,) = seqio.get_subtasks(get_task_or_mixture(task_name))
+  values = map(metrics.lower_is_better, task.metric_fns)
+  return sorted({value for of_metric in values for value in of_metric})

@@ -19,22 +19,23 @@ does not fit there is better a TFDS data set (tfds_tasks.py) or a SeqIO task of
 your own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import functools
+import logging
 
-from absl import logging
 import seqio
 
 from moe_peft import errors
 from moe_peft.data import catalog
-from moe_peft.data import lexicon
 from moe_peft.data import local_files
 from moe_peft.data import metrics as metrics_lib
+from moe_peft.data import ranking
 from moe_peft.data import registration
 from moe_peft.data import rows as rows_lib
 from moe_peft.data import vocabularies
 
 Paths = str | Sequence[str]
+_Rows = Mapping[str, Sequence[rows_lib.Row]]
 
 # Examples-proportional mixing (arXiv 1910.10683, 3.5.2): artificial limit.
 _RATE_LIMIT = 2**16
@@ -74,61 +75,44 @@ def register_task(
     choices_key: instead of `choices`: key of each row's own list of choices.
     length_normalized: compare the choices by log-likelihood per token.
     vocabulary: of inputs and targets; ours of bytes if not given.
-    metrics: metrics of tasks without choices, out of 'exact_match' (used if
-      none is given), 'accuracy', 'numeric_accuracy' (the last number of a
-      text), 'option_accuracy' (its last letter A to E), 'token_f1', 'rouge',
-      'bleu'. The results table shows the first.
+    metrics: metrics of tasks without choices, see `generation_metrics`.
 
   Raises:
     errors.UserError: bad arguments; a file that is missing, empty or broken
       (the message has the line).
   """
-  settings = {k: v for k, v in locals().items() if k != 'vocabulary'}
   vocabulary = vocabulary or vocabularies.byte_vocabulary()
-  settings['vocabulary'] = vocabulary
-  if registration.is_registered([name], settings):
+  if not registration.is_new([name], dict(locals())):
     return name
-  has_choices = bool(choices) or choices_key is not None
-  metric_fns, primary = metric_functions(
-      metrics, has_choices, length_normalized, name
-  )
   keys = local_files.Keys(
-      inputs=inputs_key,
-      targets=targets_key,
-      choices=choices_key,
-      fixed_choices=_fixed_choices(choices, choices_key, name),
+      inputs_key, targets_key, choices_key, _checked(choices, choices_key)
   )
-  check_target = functools.partial(metrics_lib.check_target, metric_fns)
+  ranked = bool(choices) or choices_key is not None
+  if ranked:
+    metric_fns = [_rank_accuracy(length_normalized, metrics)]
+  else:
+    metric_fns = generation_metrics(metrics)
+  read = functools.partial(
+      local_files.read,
+      keys=keys,
+      check_target=functools.partial(metrics_lib.check_target, metric_fns),
+  )
   files = {'train': train, 'validation': validation, 'test': test}
   files = {split: paths for split, paths in files.items() if paths}
   if bool(files) == bool(data):
     raise errors.UserError(
-        f'register_task {name!r}: give either train, validation and test files '
-        'or data, which is then split by split_fractions.'
+        f'The task {name!r} needs either train, validation and test files or '
+        'data, which is then split by split_fractions.', _argument('data'),
     )
-
-  def read(paths):
-    return local_files.read(paths, keys, check_target)
-
   if data:
-    fractions = _fractions(split_fractions, name)
-    split_rows = _split(read(data), fractions, name)
+    splits = _split(read, data, split_fractions)
   else:
-    split_rows = {split: read(paths) for split, paths in files.items()}
-    _warn_of_leaks(split_rows, name)
-  registration.add_task(
-      registration.TaskRecord(
-          name=name,
-          kind='local',
-          primary_metric=primary,
-          rows_fn=lambda: split_rows,
-          vocabulary=vocabulary,
-      ),
-      splits=tuple(split_rows),
-      metric_fns=metric_fns,
-      has_choices=has_choices,
+    splits = {split: read(paths) for split, paths in files.items()}
+    _warn_of_leaks(splits, name)
+  record = registration.TaskRecord(name, lambda: splits, vocabulary)
+  registration.add_rows(
+      record, tuple(splits), metric_fns=metric_fns, ranked=ranked
   )
-  registration.remember([name], settings)
   return name
 
 
@@ -150,122 +134,136 @@ def register_mixture(
     errors.UserError: unknown task, or rates that do not fit.
   """
   settings = {'tasks': list(tasks), 'rates': rates and list(rates)}
-  if registration.is_registered([name], settings):
+  if not registration.is_new([name], settings):
     return name
   if not tasks:
-    raise errors.UserError(f'register_mixture {name!r}: give some tasks.')
+    raise errors.UserError(
+        f'The mixture {name!r} has no tasks.', 'local.register_mixture.tasks',
+        'Give some.',
+    )
   for task in tasks:
     catalog.get_task_or_mixture(task)
   if rates is None:
-    rates = [_num_train_rows(task, name) for task in tasks]
+    rates = [_num_train_rows(task) for task in tasks]
   if len(rates) != len(tasks) or min(rates) <= 0:
     raise errors.UserError(
-        f'register_mixture {name!r}: {len(tasks)} tasks need as many rates, '
-        f'all above 0; got {list(rates)}.'
+        f'The {len(tasks)} tasks of {name!r} need as many rates, all above 0, '
+        f'not {list(rates)}.', 'local.register_mixture.rates',
     )
   seqio.MixtureRegistry.add(name, list(zip(tasks, rates, strict=True)))
-  registration.remember([name], settings)
   return name
 
 
-def _num_train_rows(task: str, mixture: str) -> int:
+def _num_train_rows(task: str) -> int:
   record = registration.RECORDS.get(task)
   count = len(record.rows_fn().get('train', ())) if record else 0
   if not count:
     raise errors.UserError(
-        f'register_mixture {mixture!r}: the number of training rows of '
-        f'{task!r} is not known; set rates.'
+        f'The number of training rows of {task!r} is not known.',
+        'local.register_mixture.rates', 'Set them.',
     )
   return min(count, _RATE_LIMIT)
 
 
-def metric_functions(
-    names: Sequence[str], has_choices: bool, length_normalized: bool, task: str
-):
-  """Returns the metric functions and the name of the primary value.
+def generation_metrics(
+    names: str | Sequence[str],
+) -> list[metrics_lib.MetricFn]:
+  """Returns the metric functions of a task that generates text.
+
+  Args:
+    names: 'exact_match' (used if none is given), 'accuracy',
+      'numeric_accuracy' (the last number of a text), 'option_accuracy' (its
+      last letter A to E), 'token_f1', 'rouge', 'bleu'. The results table shows
+      the first.
 
   Raises:
-    errors.UserError: unknown metrics, or metrics for choices.
+    errors.UserError: an unknown metric, or its library is not installed.
   """
-  if has_choices:
-    if names:
-      raise errors.UserError(
-          f'register_task {task!r}: choices are scored by rank classification '
-          '(accuracy); leave metrics out.'
-      )
-
-    def rank_accuracy(targets, scores):
-      return metrics_lib.rank_accuracy(targets, scores, length_normalized)
-
-    return [rank_accuracy], 'accuracy'
   if isinstance(names, str):
     names = [names]
-  found = [metrics_lib.by_name(name) for name in names or ('exact_match',)]
-  return [function for function, _ in found], found[0][1]
+  return [metrics_lib.by_name(name) for name in names or ('exact_match',)]
 
 
-def _fixed_choices(choices, choices_key, task: str) -> tuple[str, ...]:
-  if not choices:
-    return ()
-  if choices_key is not None:
+def _rank_accuracy(
+    length_normalized: bool, names: Sequence[str]
+) -> metrics_lib.MetricFn:
+  if names:
     raise errors.UserError(
-        f'register_task {task!r}: give choices or choices_key, not both.'
+        'Choices are scored by rank classification (accuracy).',
+        _argument('metrics'), 'Leave metrics out.',
     )
-  if (
-      isinstance(choices, str)
-      or not all(isinstance(c, str) and c.strip() for c in choices)
-      or len(set(choices)) < max(2, len(choices))
-  ):
+
+  def rank_accuracy(targets, scores):
+    return ranking.rank_accuracy(targets, scores, length_normalized)
+
+  return rank_accuracy
+
+
+def _argument(name: str) -> str:
+  return f'local.register_task.{name}'
+
+
+def _checked(
+    choices: Sequence[str], choices_key: str | None
+) -> tuple[str, ...]:
+  """Returns the choices of all rows."""
+  if choices and choices_key is not None:
     raise errors.UserError(
-        f'register_task {task!r}: choices must be two or more different '
-        f'strings, not {choices!r}.'
+        f'Both choices = {choices!r} and choices_key = {choices_key!r} are '
+        'given.', _argument('choices'), 'Give one of them.',
+    )
+  if choices and not local_files.are_choices(choices):
+    raise errors.UserError(
+        'Choices must be two or more different strings, not '
+        f'{choices!r}.', _argument('choices'),
     )
   return tuple(choices)
 
 
-def _fractions(fractions: Sequence[float], task: str) -> dict[str, float]:
+def _split(
+    read: Callable[[Paths], list[rows_lib.Row]],
+    data: Paths,
+    fractions: Sequence[float],
+) -> _Rows:
+  """Reads rows and splits them by a stable hash of their inputs."""
+  where = _argument('split_fractions')
   if (
-      len(fractions) != len(lexicon.SPLITS)
+      len(fractions) != len(rows_lib.SPLITS)
       or min(fractions) < 0
       or abs(sum(fractions) - 1) > 1e-6
   ):
     raise errors.UserError(
-        f'register_task {task!r}: split_fractions must be three shares (train, '
-        f'validation, test) with sum 1, not {fractions!r}.'
+        'The fractions must be three shares (train, validation, test) with '
+        f'sum 1, not {fractions!r}.', where,
     )
-  return dict(zip(lexicon.SPLITS, fractions, strict=True))
-
-
-def _split(
-    all_rows: Sequence[rows_lib.Row], fractions: Mapping[str, float], task: str
-) -> dict[str, list[rows_lib.Row]]:
-  """Splits rows by a stable hash of their inputs."""
-  splits = {split: [] for split, share in fractions.items() if share > 0}
+  shares = dict(zip(rows_lib.SPLITS, fractions, strict=True))
+  splits = {split: [] for split, share in shares.items() if share > 0}
+  all_rows = read(data)
   for row in all_rows:
     # Uniform in [0, 1).
-    point = lexicon.stable_hash(f'split/{row.inputs}') / 2**64
+    point = rows_lib.stable_hash(f'split/{row.inputs}') / 2**64
     for split in splits:
       chosen = split
-      point -= fractions[split]
+      point -= shares[split]
       if point < 0:
         break
     splits[chosen].append(row)
   for split, rows in splits.items():
     if not rows:
       raise errors.UserError(
-          f'register_task {task!r}: {len(all_rows)} rows are too few for a '
-          f'{split} split of {fractions[split]:.0%}. Give more rows, other '
-          'split_fractions, or a file for each split.'
+          f'{len(all_rows)} rows are too few for a {split} split of '
+          f'{shares[split]:.0%}.', where,
+          'Give more rows, other split_fractions, or a file for each split.',
       )
   return splits
 
 
-def _warn_of_leaks(split_rows: Mapping[str, Sequence[rows_lib.Row]], task: str):
-  trained = {row.inputs for row in split_rows.get('train', ())}
-  for split, rows in split_rows.items():
+def _warn_of_leaks(splits: _Rows, task: str) -> None:
+  trained = {row.inputs for row in splits.get('train', ())}
+  for split, rows in splits.items():
     shared = sum(row.inputs in trained for row in rows)
     if split != 'train' and shared:
-      logging.warning(
+      logging.getLogger(__name__).warning(
           'Task %s: %d of %d inputs of %s are also in train.',
           task, shared, len(rows), split,
       )

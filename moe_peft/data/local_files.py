@@ -1,13 +1,10 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Reads JSON Lines and TFRecord files into rows; complains with a place."""
+"""Reads JSON Lines and TFRecord files into rows; messages name the place."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import difflib
-import gzip
-import io
-import json
 import re
 from typing import Any
 
@@ -15,9 +12,10 @@ import tensorflow as tf
 
 from moe_peft import errors
 from moe_peft.data import rows
+from moe_peft.data import text_files
 
 _JSON_LINES = re.compile(r'\.jsonl?(\.gz)?$')
-# Also the shards that Beam and TFDS write: x.tfrecord-00000-of-00008.
+# Beam and TFDS write shards with names such as x.tfrecord-00000-of-00008.
 _TFRECORD = re.compile(r'\.tfrecords?(-\d+-of-\d+)?(\.gz)?$')
 
 
@@ -49,19 +47,20 @@ def find(paths: str | Sequence[str]) -> list[str]:
     try:
       files = sorted(tf.io.gfile.glob(str(pattern)))
     except tf.errors.OpError as error:
-      raise errors.UserError(f'Cannot look for {pattern}: {error}') from error
+      raise errors.UserError(f'It cannot be read: {error}', pattern) from error
     files = [file for file in files if not tf.io.gfile.isdir(file)]
     if not files:
       raise errors.UserError(
-          f'Data file not found: {pattern}. Give an existing .jsonl or '
-          '.tfrecord file, or a pattern that matches some.'
+          'There is no such data file.', pattern,
+          'Give an existing .jsonl or .tfrecord file, or a pattern that '
+          'matches some.',
       )
     found.extend(files)
   for file in found:
     if not _JSON_LINES.search(file) and not _TFRECORD.search(file):
       raise errors.UserError(
-          f'Data file {file}: unknown format. Its name must end in .jsonl or '
-          '.tfrecord (.gz may follow).'
+          'The data file has an unknown format.', file,
+          'Its name must end in .jsonl or .tfrecord (.gz may follow).',
       )
   return found
 
@@ -92,47 +91,26 @@ def read(
         try:
           check_target(row.targets)
         except errors.UserError as error:
-          raise errors.UserError(f'{place}: {error}') from error
+          raise errors.UserError(error.what, place, error.remedy) from error
         result.append(row)
-    except (tf.errors.OpError, OSError, EOFError) as error:
-      raise errors.UserError(
-          f'Data file {file} cannot be read: {error}'
-      ) from error
+    except (tf.errors.OpError, OSError) as error:
+      raise errors.UserError(f'It cannot be read: {error}', file) from error
     if len(result) == count:
-      raise errors.UserError(f'Data file {file} is empty.')
+      raise errors.UserError('The data file is empty.', file)
   return result
 
 
-def json_lines(file: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def json_lines(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields (place, object) of a JSON Lines file, .gz or not.
 
   Raises:
-    errors.UserError: a line is not one JSON object; the message has the line.
+    errors.UserError: as `text_files.json_lines`, or the .gz file is broken.
   """
   with tf.io.gfile.GFile(file, 'rb') as raw:
     content = raw.read()
   if file.endswith('.gz'):
-    content = gzip.decompress(content)
-  for number, line in enumerate(io.BytesIO(content), start=1):
-    place = f'{file}, line {number}'
-    try:
-      text = line.decode('utf-8-sig' if number == 1 else 'utf-8').strip()
-      if not text:
-        continue
-      example = json.loads(text)
-    except UnicodeDecodeError as error:
-      raise errors.UserError(f'{place}: not UTF-8 text.') from error
-    except json.JSONDecodeError as error:
-      raise errors.UserError(
-          f'{place}: broken JSON at column {error.colno} ({error.msg}). Each '
-          'line must be one JSON object.'
-      ) from error
-    if not isinstance(example, dict):
-      raise errors.UserError(
-          f'{place}: each line must be one JSON object, such as '
-          '{"inputs": "...", "targets": "..."}.'
-      )
-    yield place, example
+    content = text_files.unzip(content, file)
+  yield from text_files.json_lines(content, file)
 
 
 def _records(file: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -145,14 +123,14 @@ def _records(file: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
       example.ParseFromString(record)
     except Exception as error:
       # The class of protobuf's error differs between its implementations.
-      raise errors.UserError(f'{place}: not a tf.train.Example.') from error
+      raise errors.UserError('It is no tf.train.Example.', place) from error
     yield place, {
-        key: _feature_value(feature, place)
+        key: _feature_value(feature)
         for key, feature in example.features.feature.items()
     }
 
 
-def _feature_value(feature: tf.train.Feature, place: str) -> Any:
+def _feature_value(feature: tf.train.Feature) -> Any:
   field = feature.WhichOneof('kind')
   if field is None:
     return []
@@ -161,17 +139,18 @@ def _feature_value(feature: tf.train.Feature, place: str) -> Any:
     try:
       values = [value.decode('utf-8') for value in values]
     except UnicodeDecodeError:
-      return values  # A picture, say; wrong only if it is asked for.
+      # Pictures and the like are wrong only where a text is asked for.
+      return values
   return values[0] if len(values) == 1 else values
 
 
 def _get(example: Mapping[str, Any], key: str, place: str) -> Any:
   if key not in example:
     near = difflib.get_close_matches(key, example, n=1)
-    hint = f' Did you mean {near[0]!r}?' if near else ''
+    hint = f'Did you mean {near[0]!r}? ' if near else ''
     raise errors.UserError(
-        f'{place}: no key {key!r}; it has {sorted(example)}.{hint} Set '
-        'inputs_key, targets_key or choices_key of register_task.'
+        f'There is no key {key!r}, but {sorted(example)}.', place,
+        f'{hint}Set inputs_key, targets_key or choices_key of register_task.',
     )
   return example[key]
 
@@ -179,9 +158,18 @@ def _get(example: Mapping[str, Any], key: str, place: str) -> Any:
 def _text(value: Any, key: str, place: str) -> str:
   if not isinstance(value, str) or not value.strip():
     raise errors.UserError(
-        f'{place}: {key!r} must be a nonempty string, not {value!r:.60}.'
+        f'{key!r} must be a nonempty string, not {value!r:.60}.', place
     )
   return value
+
+
+def are_choices(choices: Any) -> bool:
+  """Whether it is a list of two or more different texts."""
+  return (
+      isinstance(choices, (list, tuple))
+      and all(isinstance(c, str) and c.strip() for c in choices)
+      and len(set(choices)) == len(choices) > 1
+  )
 
 
 def _row(example: Mapping[str, Any], keys: Keys, place: str) -> rows.Row:
@@ -189,18 +177,15 @@ def _row(example: Mapping[str, Any], keys: Keys, place: str) -> rows.Row:
   targets = _text(_get(example, keys.targets, place), keys.targets, place)
   choices = keys.fixed_choices
   if keys.choices is not None:
-    listed = _get(example, keys.choices, place)
-    if not isinstance(listed, list):
-      raise errors.UserError(f'{place}: {keys.choices!r} must be a list.')
-    choices = tuple(_text(c, keys.choices, place) for c in listed)
-    if len(set(choices)) < max(2, len(choices)):
+    choices = _get(example, keys.choices, place)
+    if not are_choices(choices):
       raise errors.UserError(
-          f'{place}: {keys.choices!r} needs two or more different choices, '
-          f'not {list(choices)}.'
+          f'{keys.choices!r} must be a list of two or more different nonempty '
+          f'strings, not {choices!r:.60}.', place,
       )
   if choices and targets not in choices:
     raise errors.UserError(
-        f'{place}: {keys.targets!r} is {targets!r}, which is none of the '
-        f'choices {list(choices)}.'
+        f'{keys.targets!r} is {targets!r}, which is none of the choices '
+        f'{list(choices)}.', place,
     )
-  return rows.Row(inputs=inputs, targets=targets, choices=choices)
+  return rows.Row(inputs=inputs, targets=targets, choices=tuple(choices))

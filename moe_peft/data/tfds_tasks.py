@@ -51,76 +51,85 @@ def register_task(
     inputs_key: text feature of the inputs.
     targets_key: text feature of the targets.
     vocabulary: of inputs and targets; ours of bytes if not given.
-    metrics: as in `local.register_task`.
+    metrics: as in `local.generation_metrics`.
 
   Raises:
     errors.UserError: bad arguments; a data set that was not prepared, or has no
       such split or text feature.
   """
   vocabulary = vocabulary or vocabularies.byte_vocabulary()
-  settings = dict(locals())
-  if registration.is_registered([name], settings):
+  if not registration.is_new([name], dict(locals())):
     return name
-  metric_fns, _ = local.metric_functions(metrics, False, False, name)
-  _check(name, tfds_name, data_dir, splits, (inputs_key, targets_key))
-  feature = seqio.Feature(vocabulary=vocabulary, add_eos=True)
-  seqio.TaskRegistry.add(
-      name,
-      source=seqio.TfdsDataSource(
-          tfds_name=tfds_name,
-          tfds_data_dir=data_dir,
-          splits=splits and dict(splits),
-          read_only=True,
-      ),
-      preprocessors=[
-          seqio.map_over_dataset(
-              lambda row: {'inputs': row[inputs_key],
-                           'targets': row[targets_key]}
-          ),
-          seqio.preprocessors.tokenize,
-          seqio.preprocessors.append_eos_after_trim,
-      ],
-      output_features={'inputs': feature, 'targets': feature},
-      metric_fns=metric_fns,
+  metric_fns = local.generation_metrics(metrics)
+  info = _find(tfds_name, data_dir)
+  _check_splits(info, splits or {}, tfds_name)
+  _check_texts(info, {'inputs_key': inputs_key, 'targets_key': targets_key})
+  source = seqio.TfdsDataSource(
+      tfds_name=tfds_name,
+      tfds_data_dir=data_dir,
+      splits=splits and dict(splits),
+      read_only=True,
   )
-  registration.remember([name], settings)
+  texts = seqio.map_over_dataset(
+      lambda row: {'inputs': row[inputs_key], 'targets': row[targets_key]}
+  )
+  registration.add_task(
+      name, source, vocabulary=vocabulary, metric_fns=metric_fns, before=[texts]
+  )
   return name
 
 
-def _check(name, tfds_name, data_dir, splits, keys) -> None:
+def _argument(name: str) -> str:
+  return f'tfds_tasks.register_task.{name}'
+
+
+def _find(tfds_name: str, data_dir: str | None) -> tfds.core.DatasetInfo:
   """Raises errors.UserError for what TFDS would only say while reading."""
-  where = f'register_task {name!r}: the TFDS data set {tfds_name!r}'
   try:
     info = tfds.builder(tfds_name, data_dir=data_dir, try_gcs=False).info
   except (tfds.core.DatasetNotFoundError, AssertionError, ValueError) as error:
+    first_line = str(error).split('\n', 1)[0]
     raise errors.UserError(
-        f'{where} is not in {data_dir or tfds.core.constants.DATA_DIR}: '
-        f'{str(error).splitlines()[0]} Prepare it there, with `tfds build` or '
-        'download_and_prepare(), or name another folder with data_dir.'
+        f'The TFDS data set {tfds_name!r} is not in '
+        f'{data_dir or tfds.core.constants.DATA_DIR}: {first_line}',
+        _argument('tfds_name'),
+        'Prepare it there, with `tfds build` or download_and_prepare(), or '
+        'name another folder with data_dir.',
     ) from error
   if not info.splits:
     raise errors.UserError(
-        f'{where} was not prepared in {info.data_dir}: it has no splits there.'
+        f'The TFDS data set {tfds_name!r} has no splits in {info.data_dir}.',
+        _argument('tfds_name'), 'Prepare it with download_and_prepare().',
     )
-  for split in (splits or {}).values():
+  return info
+
+
+def _check_splits(info, splits: Mapping[str, str], tfds_name: str) -> None:
+  where = _argument('splits')
+  for split in splits.values():
     try:
       empty = not info.splits[split].num_examples
     except (AssertionError, KeyError, ValueError) as error:
       raise errors.UserError(
-          f'{where} has no split {split!r}; it has {sorted(info.splits)}; '
-          'slices and sums of them are written as train[:90%]+test.'
+          f'{tfds_name!r} has no split {split!r}; it has '
+          f'{sorted(info.splits)}.', where,
+          'Slices and sums of them are written as train[:90%]+test.',
       ) from error
     if empty:
-      raise errors.UserError(f'{where} has no rows in its split {split!r}.')
+      raise errors.UserError(
+          f'{tfds_name!r} has no rows in its split {split!r}.', where
+      )
+
+
+def _check_texts(info, keys: Mapping[str, str]) -> None:
   texts = [
       key for key, feature in info.features.items()
       if isinstance(feature, tfds.features.Text)
   ]
-  for key in keys:
+  for argument, key in keys.items():
     if key not in texts:
       near = difflib.get_close_matches(key, texts, n=1)
-      hint = f' Did you mean {near[0]!r}?' if near else ''
       raise errors.UserError(
-          f'{where} has no text {key!r}; its texts are {texts}.{hint} Set '
-          'inputs_key and targets_key.'
+          f'{info.full_name!r} has no text {key!r}; its texts are {texts}.',
+          _argument(argument), f'Did you mean {near[0]!r}?' if near else '',
       )

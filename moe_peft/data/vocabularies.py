@@ -12,6 +12,7 @@ import seqio
 import tensorflow as tf
 
 from moe_peft import errors
+from moe_peft.data import packages
 
 
 @functools.lru_cache(maxsize=1)
@@ -51,27 +52,22 @@ class TokenizerVocabulary(seqio.Vocabulary):
       errors.UserError: If the package or the file is missing, or if id 0,
         with which SeqIO pads, is an ordinary token.
     """
-    try:
-      import tokenizers
-    except ImportError as error:
-      raise errors.UserError(
-          f'{self.tokenizer_file} is read by the package tokenizers, which is '
-          'not installed: pip install tokenizers'
-      ) from error
+    tokenizers = packages.import_optional('tokenizers', 'gguf')
+    where = 'VOCABULARY_FILE'
     try:
       file = os.path.expanduser(self.tokenizer_file)
       tokenizer = tokenizers.Tokenizer.from_file(file)
     except Exception as error:  # The library raises nothing more exact.
       raise errors.UserError(
-          f'VOCABULARY_FILE = {self.tokenizer_file} is no tokenizer.json that '
-          f'can be read: {error}'
+          f'{self.tokenizer_file} is no tokenizer.json that can be read: '
+          f'{error}.', where,
       ) from error
     first = tokenizer.get_added_tokens_decoder().get(0)
     if first is None or not first.special:
       raise errors.UserError(
-          f'{self.tokenizer_file}: the token with id 0, '
+          f'In {self.tokenizer_file} the token with id 0, '
           f'{tokenizer.id_to_token(0)!r}, is an ordinary one, but SeqIO pads '
-          'with 0. Such a vocabulary cannot be used.'
+          'with 0.', where, 'Use another vocabulary.',
       )
     return tokenizer
 

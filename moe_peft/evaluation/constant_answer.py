@@ -22,7 +22,7 @@ def measure(
 
   What no answer alone decides has none: metrics that take auxiliary values of
   the model, and metrics of scores whose examples do not say which choice they
-  are (`idx`, as `preprocessors.rank_classification` adds it).
+  are (`idx`, as `ranking.rank_classification` adds it).
 
   Args:
     task: the task.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import seqio
 
-from moe_peft.data import preprocessors
+from moe_peft.data import ranking
 
 # Answer choices that are looked at, at most.
 _LOOKED_AT = 4_000
@@ -27,7 +27,7 @@ def questions_cut(
     `targets`, and of the others those that lose the beginning of their
     `inputs`; None for tasks that leave out nothing.
   """
-  if preprocessors.leave_out_long_choices not in task.preprocessors:
+  if ranking.leave_out_long_choices not in task.preprocessors:
     return None
   whole = task.get_dataset(None, split, use_cached=True, shuffle=False)
   longest: dict[int, dict[str, int]] = {}

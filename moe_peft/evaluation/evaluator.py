@@ -340,3 +340,13 @@ def primary_metrics(results: Results) -> dict[str, str]:
       task: names[task] if names[task] in values else next(iter(values))
       for task, values in results.items()
   }
+
+
+def lower_is_better(results: Results) -> tuple[str, ...]:
+  """The values of which less is better: the loss, and what metrics say.
+
+  Args:
+    results: Values of tasks by metric.
+  """
+  said = {name for task in results for name in catalog.lower_is_better(task)}
+  return ('loss', *sorted(said))

@@ -311,6 +311,7 @@ def write_results(
       primary_metric=evaluator_lib.primary_metrics(adapted),
       constant_answer=evaluator.constant_answer,
       questions_cut=evaluator.questions_cut,
+      lower_is_better=evaluator_lib.lower_is_better(adapted),
   ).write(folder, name)
 
 

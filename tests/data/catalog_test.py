@@ -5,15 +5,16 @@
 import pytest
 import seqio
 
-from moe_peft import errors
 from moe_peft.data import catalog
 from moe_peft.data import vocabularies
+from moe_peft.data.sets import words as _words  # noqa: F401 (registers tasks)
+from tests import refusals
 
 
 def test_unknown_task_names_the_nearest():
-  with pytest.raises(errors.UserError, match="'quikstart'.*quickstart"):
+  with refusals.refused('MIXTURE_OR_TASK_NAME', "'quikstart'", 'quickstart'):
     catalog.get_task_or_mixture('quikstart')
-  with pytest.raises(errors.UserError, match='tiny_pretrain'):
+  with refusals.refused('MIXTURE_OR_TASK_NAME', 'zzzzzz', 'tiny_pretrain'):
     catalog.get_task_or_mixture('zzzzzz')
   assert catalog.get_task_or_mixture('past_tense').name == 'past_tense'
 
@@ -25,13 +26,12 @@ def test_lengths_that_are_just_enough():
   catalog.check_feature_lengths('past_tense', lengths)
   for feature in lengths:
     short = {**lengths, feature: lengths[feature] - 1}
-    with pytest.raises(errors.UserError) as error:
+    with refusals.refused(
+        'TASK_FEATURE_LENGTHS',
+        f'{feature} of up to {lengths[feature]} tokens',
+        '--gin.TASK_FEATURE_LENGTHS="{\'inputs\': 26, \'targets\': 15}"',
+    ):
       catalog.check_feature_lengths('past_tense', short)
-    assert f'{feature} of up to {lengths[feature]} tokens' in str(error.value)
-    assert (
-        '--gin.TASK_FEATURE_LENGTHS="{\'inputs\': 26, \'targets\': 15}"'
-        in str(error.value)
-    )
 
 
 def test_a_mixture_needs_what_its_longest_task_needs():
@@ -48,43 +48,58 @@ def test_a_mixture_needs_what_its_longest_task_needs():
      {'inputs': 3.5, 'targets': 9}, {'inputs': True, 'targets': 9}],
 )
 def test_bad_lengths(lengths):
-  with pytest.raises(errors.UserError, match='positive whole number'):
+  with refusals.refused('TASK_FEATURE_LENGTHS', lengths):
     catalog.check_feature_lengths('past_tense', lengths)
 
 
 def test_unknown_task_is_found_before_lengths():
-  with pytest.raises(errors.UserError, match='Unknown task'):
+  with refusals.refused('MIXTURE_OR_TASK_NAME', 'past_tence'):
     catalog.check_feature_lengths('past_tence', {})
 
 
-def test_primary_metrics_and_kinds():
+def test_primary_metrics():
   assert catalog.primary_metric('past_tense') == 'exact_match'
   assert catalog.primary_metric('syllables') == 'accuracy'
-  assert catalog.kind('syllables') == 'phonology'
-  with pytest.raises(errors.UserError, match='not a task'):
+  with refusals.refused('quickstart'):
     catalog.primary_metric('quickstart')
-  with pytest.raises(errors.UserError, match='Unknown task'):
+  with refusals.refused('MIXTURE_OR_TASK_NAME', 'syllable'):
     catalog.primary_metric('syllable')
 
 
-def test_tasks_of_others_have_a_primary_metric_but_no_length():
-  def bleu(targets, predictions):
-    del targets, predictions
-    return {'bleu': 0.0}
+def _answer_accuracy(targets, predictions):
+  del targets, predictions
+  return {'answer_accuracy': 0.0}
 
+
+def _word_errors(targets, predictions):
+  del targets, predictions
+  return {'wer': 0.0, 'words': 1.0}
+
+
+_word_errors.lower_is_better = ('wer',)
+
+
+@pytest.fixture(name='others_task')
+def _others_task():
+  name = 'catalog_test_other'
   feature = seqio.Feature(vocabularies.byte_vocabulary())
   seqio.TaskRegistry.add(
-      'catalog_test_other',
+      name,
       source=seqio.TextLineDataSource({'train': '/nowhere.txt'}),
       preprocessors=[],
       output_features={'inputs': feature, 'targets': feature},
-      metric_fns=[bleu],
+      metric_fns=[_answer_accuracy, _word_errors],
   )
-  try:
-    assert catalog.primary_metric('catalog_test_other') == 'bleu'
-    assert catalog.kind('catalog_test_other') == 'other'
-    catalog.check_feature_lengths(
-        'catalog_test_other', {'inputs': 1, 'targets': 1}
-    )
-  finally:
-    seqio.TaskRegistry.remove('catalog_test_other')
+  yield name
+  seqio.TaskRegistry.remove(name)
+
+
+def test_tasks_of_others_have_a_primary_metric_but_no_length(others_task):
+  assert catalog.primary_metric(others_task) == '_answer_accuracy'
+  catalog.check_feature_lengths(others_task, {'inputs': 1, 'targets': 1})
+
+
+def test_a_metric_says_of_which_values_less_is_better(others_task):
+  """The letters "wer" in the name of a value say nothing."""
+  assert catalog.lower_is_better(others_task) == ['wer']
+  assert catalog.lower_is_better('past_tense') == []

@@ -4,11 +4,11 @@
 
 import importlib.util
 
-import numpy as np
 import pytest
 
-from moe_peft import errors
 from moe_peft.data import metrics
+from moe_peft.data import ranking
+from tests import refusals
 
 
 def test_exact_match():
@@ -69,99 +69,26 @@ def test_bleu():
 )
 def test_a_target_without_an_answer_is_named(metric, what):
   """It would be right exactly if the model had none either."""
-  with pytest.raises(errors.UserError, match=f"'none' has no {what}"):
+  with refusals.refused(metric.__name__, "'none'", what):
     metric(['7 A', 'none'], ['7 A', 'nothing'])
   assert set(metric([['none', '7 A']] * 2, ['7 A', '']).values()) == {50.0}
-
-
-def _ranking(answers, num_choices=3):
-  return [
-      metrics.RankTarget(question, choice, choice == answer, num_choices, 1)
-      for question, answer in enumerate(answers)
-      for choice in range(num_choices)
-  ]
-
-
-def test_rank_accuracy_takes_the_best_choice():
-  targets = _ranking([0, 2])
-  scores = [-1.0, -2.0, -3.0, -1.0, -2.0, -3.0]
-  assert metrics.rank_accuracy(targets, scores) == {'accuracy': 50.0}
-  assert metrics.rank_accuracy(targets, (scores, {'aux': 1})) == {
-      'accuracy': 50.0
-  }
-
-
-def test_rank_accuracy_is_independent_of_the_order():
-  rng = np.random.default_rng(0)
-  targets = _ranking(rng.integers(3, size=50))
-  scores = rng.normal(size=150)
-  expected = metrics.rank_accuracy(targets, scores)
-  assert 0 < expected['accuracy'] < 100
-  order = rng.permutation(150)
-  assert metrics.rank_accuracy(
-      [targets[i] for i in order], scores[order]
-  ) == expected
-
-
-def test_rank_accuracy_of_equal_scores_is_that_of_the_first_choice():
-  assert metrics.rank_accuracy(_ranking([0, 1, 2, 1]), np.zeros(12)) == {
-      'accuracy': 25.0
-  }
-
-
-def test_rank_accuracy_normalised_by_length():
-  targets = [
-      metrics.RankTarget(0, 0, True, 2, 4),
-      metrics.RankTarget(0, 1, False, 2, 1),
-  ]
-  scores = [-4.0, -2.0]
-  assert metrics.rank_accuracy(targets, scores) == {'accuracy': 0.0}
-  assert metrics.rank_accuracy(targets, scores, length_normalized=True) == {
-      'accuracy': 100.0
-  }
-
-
-def test_rank_accuracy_leaves_cut_questions_out():
-  targets = _ranking([0, 2])[:5]
-  assert metrics.rank_accuracy(targets, [0.0, -1, -2, 5, 6]) == {
-      'accuracy': 100.0
-  }
-  with pytest.raises(ValueError, match='all of its choices'):
-    metrics.rank_accuracy(targets[:2], [0.0, 1.0])
-
-
-@pytest.mark.parametrize(
-    'scores', [[0.0] * 5, [0.0] * 5 + [float('nan')]]
-)
-def test_rank_accuracy_refuses_bad_scores(scores):
-  with pytest.raises(ValueError, match='outputs|NaN'):
-    metrics.rank_accuracy(_ranking([0, 1]), scores)
 
 
 @pytest.mark.parametrize(
     'function',
     [metrics.exact_match, metrics.accuracy, metrics.token_f1, metrics.rouge,
-     metrics.bleu, metrics.rank_accuracy],
+     metrics.bleu, ranking.rank_accuracy],
 )
 def test_nothing_to_measure_is_an_error(function):
   with pytest.raises(ValueError, match='0 targets'):
     function([], [])
 
 
-def test_rank_target():
-  example = {
-      'idx': np.array([3, 1]), 'is_correct': np.True_,
-      'num_choices': np.int32(4), 'targets': np.array([5, 6, 1]),
-  }
-  assert metrics.rank_target('x', example, is_target=True) == (
-      metrics.RankTarget(3, 1, True, 4, 3)
-  )
-  assert metrics.rank_target('x', example, is_target=False) == 'x'
-
-
 def test_by_name():
-  assert metrics.by_name('rouge') == (metrics.rouge, 'rougeL')
-  with pytest.raises(errors.UserError, match='nearest names: exact_match'):
+  assert metrics.by_name('rouge') is metrics.rouge
+  assert metrics.main_value(metrics.rouge) == 'rougeL'
+  assert metrics.main_value(metrics.exact_match) == 'exact_match'
+  with refusals.refused('metrics', "'exactmatch'", 'exact_match'):
     metrics.by_name('exactmatch')
 
 
@@ -179,7 +106,7 @@ def test_missing_library_names_the_command(monkeypatch, name, module, command):
     return None if wanted == module else find_spec(wanted, *args)
 
   monkeypatch.setattr(importlib.util, 'find_spec', hide)
-  with pytest.raises(errors.UserError, match=command):
+  with refusals.refused(name, command):
     metrics.by_name(name)
-  with pytest.raises(errors.UserError, match=command):
-    metrics.by_name(name)[0](['a'], ['a'])
+  with refusals.refused(name, command):
+    getattr(metrics, name)(['a'], ['a'])

@@ -6,8 +6,8 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from moe_peft import errors
 from moe_peft.data import vocabularies
+from tests import refusals
 
 tokenizers = pytest.importorskip('tokenizers')
 
@@ -75,11 +75,11 @@ def test_equal_files_are_equal_vocabularies(vocabulary):
 
 def test_no_file(tmp_path):
   vocabulary = vocabularies.TokenizerVocabulary(str(tmp_path / 'no'), EOS_ID)
-  with pytest.raises(errors.UserError, match='VOCABULARY_FILE = .*no is no'):
+  with refusals.refused('VOCABULARY_FILE', tmp_path / 'no'):
     vocabulary.encode('a')
 
 
 def test_an_ordinary_token_cannot_be_padding(tmp_path):
   file = write_tokenizer(tmp_path, special=())
-  with pytest.raises(errors.UserError, match="id 0, '!', is an ordinary one"):
+  with refusals.refused('VOCABULARY_FILE', file, "'!'"):
     vocabularies.TokenizerVocabulary(file, EOS_ID).encode('a')

@@ -10,7 +10,7 @@ import seqio
 import tensorflow as tf
 
 from moe_peft.data import local
-from moe_peft.data import preprocessors
+from moe_peft.data import ranking
 from moe_peft.data import vocabularies
 from moe_peft.evaluation import constant_answer
 from moe_peft.training import run
@@ -98,7 +98,7 @@ def test_scored_choices_need_no_target_of_ours():
       'inputs': ['?'] * 4, 'choices': [['a', 'b']] * 4, 'label': [1, 0, 1, 1],
       'training': [False] * 4,
   }
-  steps = [preprocessors.rank_classification]
+  steps = [ranking.rank_classification]
   assert _foreign('constant_places', rows, [right], as_tuple, steps) == {
       'right': pytest.approx(75.0)
   }

@@ -112,3 +112,17 @@ def test_a_metric_that_names_its_value_otherwise(evaluator):
   }
   named = {'evaluator_test': {'largest': 3.0, 'distance': 2.0}}
   assert evaluator_lib.primary_metrics(named) == {'evaluator_test': 'distance'}
+
+
+def test_less_is_better_of_the_loss_and_of_what_a_metric_says(evaluator):
+  """The letters "wer" in a name say nothing."""
+
+  def answer_accuracy(targets, predictions):
+    del targets, predictions
+    return {'answer_accuracy': 50.0, 'errors': 3.0}
+
+  evaluator(['a'], answer_accuracy)
+  results = {'evaluator_test': {'answer_accuracy': 50.0, 'errors': 3.0}}
+  assert evaluator_lib.lower_is_better(results) == ('loss',)
+  answer_accuracy.lower_is_better = ('errors',)
+  assert evaluator_lib.lower_is_better(results) == ('loss', 'errors')

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.t5x, pytest.mark.slow]
         (
             {'MIXTURE_OR_TASK_NAME': 'past_tens'},
             '',
-            'Unknown task or mixture .past_tens.*Nearest names: past_tense',
+            'no task or mixture .past_tens.*nearest names are past_tense',
         ),
         ({'SITES': '.*/atention/.*'}, '', 'no layer'),
         # On eight devices.

@@ -19,7 +19,7 @@ import tensorflow as tf
 from moe_peft import gin_files
 from moe_peft.core import trainable
 from moe_peft.data import metrics
-from moe_peft.data import preprocessors
+from moe_peft.data import ranking
 from moe_peft.data import vocabularies
 
 TASK = 't5x_test_reverse'
@@ -84,9 +84,9 @@ def add_task():
   )
   seqio.TaskRegistry.add(
       CHOICES_TASK,
-      preprocessors=[_choices, preprocessors.rank_classification, *tokenized],
-      postprocess_fn=metrics.rank_target,
-      metric_fns=[metrics.rank_accuracy],
+      preprocessors=[_choices, ranking.rank_classification, *tokenized],
+      postprocess_fn=ranking.rank_target,
+      metric_fns=[ranking.rank_accuracy],
       **common,
   )
   seqio.MixtureRegistry.add(MIXTURE, [TASK, CHOICES_TASK], default_rate=1.0)

@@ -10,6 +10,7 @@ import pytest
 from moe_peft import errors
 from moe_peft import gin_files
 from moe_peft.data import local
+from moe_peft.data.sets import words as _words  # noqa: F401 (registers tasks)
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
 from moe_peft.training import restored

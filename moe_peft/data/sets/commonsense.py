@@ -21,15 +21,15 @@ The cache holds text, so that one serves all vocabularies. Its splits:
 All are in an order by hash, so that the first rows are a fair sample.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
+from typing import Any
 
 import seqio
 
 from moe_peft import errors
-from moe_peft.data import metrics
 from moe_peft.data import packages
-from moe_peft.data import preprocessors
+from moe_peft.data import ranking
 from moe_peft.data import registration
 from moe_peft.data import vocabularies
 from moe_peft.data.sets import commonsense_rows
@@ -180,84 +180,80 @@ def register(
   Raises:
     errors.UserError: unknown name, or other arguments than in an earlier call.
   """
+  _check(mixture, max_eval_rows, rate_limit)
+  vocabulary = vocabulary or vocabularies.byte_vocabulary()
   settings = {
-      'vocabulary': vocabulary or vocabularies.byte_vocabulary(),
-      'add_eos': add_eos,
-      'length_normalized': length_normalized,
-      'max_eval_rows': max_eval_rows,
+      'vocabulary': vocabulary, 'add_eos': add_eos,
+      'length_normalized': length_normalized, 'max_eval_rows': max_eval_rows,
       'rate_limit': rate_limit,
   }
-  if mixture not in MIXTURES and mixture not in DATASETS:
-    raise errors.UserError(
-        f'commonsense.register: no mixture or task {mixture!r}. Mixtures: '
-        f'{", ".join(MIXTURES)}; tasks: {", ".join(DATASETS)}.'
-    )
-  for name, value in {
-      'max_eval_rows': max_eval_rows, 'rate_limit': rate_limit
-  }.items():
-    if value is not None and value < 1:
-      raise errors.UserError(
-          f'commonsense.register: {name} must be 1 or more, not {value}.'
-      )
   if cache_dir is not None:
     seqio.add_global_cache_dirs([cache_dir])
-  names = [*DATASETS, *MIXTURES]
-  if not registration.is_registered(names, settings):
+  if registration.is_new([*DATASETS, *MIXTURES], settings):
+    metric_fns = [ranking.rank_accuracy, ranking.rank_accuracy_per_token]
+    if length_normalized:
+      metric_fns.reverse()
     for name, dataset in DATASETS.items():
-      _add_task(name, dataset, settings)
+      registration.add_task(
+          name,
+          source(dataset),
+          vocabulary=vocabulary,
+          metric_fns=metric_fns,
+          before=_before(max_eval_rows),
+          ranked=True,
+          after=[
+              ranking.keep_end_of_inputs,
+              seqio.preprocessors.append_eos_after_trim,
+          ],
+          # As in P3: no end of sequence between question and answer.
+          inputs_eos=False,
+          targets_eos=add_eos,
+      )
     for name, (trained, evaluated) in MIXTURES.items():
-      rates = {
-          task: float(min(DATASETS[task].train_rows, rate_limit))
-          for task in trained
-      }
-      # SeqIO never draws from what has the rate 0.
-      rates |= dict.fromkeys(evaluated, 0.0 if trained else 1.0)
-      seqio.MixtureRegistry.add(name, list(rates.items()))
-    registration.remember(names, settings)
+      _add_mixture(name, trained, evaluated, rate_limit)
   return mixture
 
 
-def _add_task(name: str, dataset: Dataset, settings: Mapping) -> None:
-  vocabulary = settings['vocabulary']
-  metric_fns = [metrics.rank_accuracy, metrics.rank_accuracy_per_token]
-  if settings['length_normalized']:
-    metric_fns.reverse()
+def _check(mixture: str, max_eval_rows: int | None, rate_limit: int) -> None:
+  if mixture not in MIXTURES and mixture not in DATASETS:
+    raise errors.UserError(
+        f'There is no commonsense mixture or task {mixture!r}.',
+        'commonsense.register.mixture',
+        f'Mixtures are {", ".join(MIXTURES)}; tasks are {", ".join(DATASETS)}.',
+    )
+  limits = {'max_eval_rows': max_eval_rows, 'rate_limit': rate_limit}
+  for name, value in limits.items():
+    if value is not None and value < 1:
+      raise errors.UserError(
+          f'It must be 1 or more, not {value}.', f'commonsense.register.{name}'
+      )
+
+
+def _before(max_eval_rows: int | None) -> list[Callable[..., Any]]:
+  """Preprocessors of the texts."""
 
   def first_questions(rows):
-    return preprocessors.first_questions(rows, limit=settings['max_eval_rows'])
+    return ranking.first_questions(rows, limit=max_eval_rows)
 
-  seqio.TaskRegistry.add(
-      name,
-      source=source(dataset),
-      preprocessors=[
-          seqio.CacheDatasetPlaceholder(required=True),
-          preprocessors.leave_out_long_choices,
-          first_questions,
-          preprocessors.rank_classification,
-          seqio.preprocessors.tokenize,
-          preprocessors.keep_end_of_inputs,
-          seqio.preprocessors.append_eos_after_trim,
-      ],
-      # As in P3: no end of sequence between question and answer.
-      output_features={
-          'inputs': seqio.Feature(vocabulary, add_eos=False),
-          'targets': seqio.Feature(vocabulary, add_eos=settings['add_eos']),
-      },
-      postprocess_fn=metrics.rank_target,
-      metric_fns=metric_fns,
-  )
+  return [
+      seqio.CacheDatasetPlaceholder(required=True),
+      ranking.leave_out_long_choices,
+      first_questions,
+  ]
+
+
+def _add_mixture(name, trained, evaluated, rate_limit: int) -> None:
+  rates = {
+      task: float(min(DATASETS[task].train_rows, rate_limit))
+      for task in trained
+  }
+  # SeqIO never draws from a task with the rate 0.
+  rates |= dict.fromkeys(evaluated, 0.0 if trained else 1.0)
+  seqio.MixtureRegistry.add(name, list(rates.items()))
 
 
 def source(dataset: Dataset) -> seqio.DataSource:
   """The splits of a task; without a cache they cannot be read."""
-  return seqio.FunctionDataSource(_no_rows, splits=tuple(dataset.official))
-
-
-def _no_rows(split: str, shuffle_files: bool, seed: int | None = None):
-  del split, shuffle_files, seed
-  raise errors.UserError(
-      'The commonsense tasks are read from a cache: set USE_CACHED_TASKS = '
-      'True and name the cache, with --seqio_additional_cache_dirs (T5X) or '
-      'commonsense.register.cache_dir (gin). `python -m moe_peft data prepare '
-      '--packages` makes one.'
+  return registration.cached_source(
+      tuple(dataset.official), 'commonsense.register'
   )

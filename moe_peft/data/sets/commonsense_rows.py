@@ -52,9 +52,9 @@ class Source:
         yield self.convert(document)
       except (KeyError, IndexError, TypeError, ValueError) as error:
         raise errors.UserError(
-            f'{found.path}, {self._path}, document {number}: no row can be '
-            f'made ({type(error).__name__}: {error}); its columns are '
-            f'{", ".join(sorted(document))}.'
+            f'Document {number} makes no row ({type(error).__name__}: {error});'
+            f' its columns are {", ".join(sorted(document))}.',
+            f'{found.path}, {self._path}',
         ) from error
 
   @property
@@ -69,13 +69,14 @@ class Source:
         yield from read(stream)
     except errors.UserError:
       raise
-    # What gzip, zipfile, json and pyarrow (ValueErrors) say of broken files.
+    # gzip, zipfile, json and pyarrow (ValueErrors) raise these on broken files.
     except (
         OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error
     ) as error:
       raise errors.UserError(
-          f'{found.path}, {self._path} is broken ({type(error).__name__}: '
-          f'{error}). Download it again: {found.package.command}'
+          f'The file is broken ({type(error).__name__}: {error}).',
+          f'{found.path}, {self._path}',
+          f'Download it again: {found.package.command}',
       ) from error
 
 
@@ -98,12 +99,7 @@ def _requests(stream):
 
 
 def _arrow(stream):
-  try:
-    import pyarrow as pa
-  except ImportError as error:
-    raise errors.UserError(
-        "Arrow files need the extra 'p3': pip install 'moe-peft-jax[p3]'"
-    ) from error
+  pa = packages.import_optional('pyarrow', 'p3')
   yield from enumerate(pa.ipc.open_stream(stream).read_all().to_pylist())
 
 

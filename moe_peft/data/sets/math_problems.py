@@ -27,7 +27,6 @@ from typing import Any
 import seqio
 
 from moe_peft import errors
-from moe_peft.data import lexicon
 from moe_peft.data import metrics
 from moe_peft.data import registration
 from moe_peft.data import rows as rows_lib
@@ -82,42 +81,36 @@ def register(
   Raises:
     errors.UserError: unknown name, or other arguments than in an earlier call.
   """
-  if mixture not in (MIXTURE, TRAINED, *TEST_SETS):
+  names = [TRAINED, *TEST_SETS, MIXTURE]
+  if mixture not in names:
     raise errors.UserError(
-        f'math_problems.register: no mixture or task {mixture!r}. There are '
-        f'{", ".join((MIXTURE, TRAINED, *TEST_SETS))}.'
+        f'There is no mixture or task {mixture!r} of math problems.',
+        'math_problems.register.mixture', f'Choose from {", ".join(names)}.',
     )
   vocabulary = vocabulary or vocabularies.byte_vocabulary()
-  settings = {k: v for k, v in locals().items() if k != 'mixture'}
-  names = [TRAINED, *TEST_SETS, MIXTURE]
-  if not registration.is_registered(names, settings):
-    folder = Path(data_dir)
+  settings = {
+      'vocabulary': vocabulary, 'data_dir': data_dir, 'num_rows': num_rows,
+      'seed': seed, 'rationale': rationale,
+  }
+  if registration.is_new(names, settings):
     made = functools.partial(
         training_rows, num_rows, seed, rationale=rationale
     )
     _add(TRAINED, made, ('train', 'validation'), vocabulary)
     for name in TEST_SETS:
-      _add(name, functools.partial(_test, folder, name), ('test',), vocabulary)
+      read = functools.partial(_test, Path(data_dir), name)
+      _add(name, read, ('test',), vocabulary)
     seqio.MixtureRegistry.add(MIXTURE, [TRAINED, *TEST_SETS], default_rate=1.0)
-    registration.remember(names, settings)
   return mixture
 
 
 def _add(name, rows_fn, splits, vocabulary) -> None:
-  metric = metrics.numeric_accuracy
-  if name == 'aqua':
-    metric = metrics.option_accuracy
-  registration.add_task(
-      registration.TaskRecord(
-          name=name,
-          kind='math',
-          primary_metric=metric.__name__,
-          rows_fn=functools.cache(rows_fn),
-          vocabulary=vocabulary,
-      ),
-      splits=splits,
+  aqua = name == 'aqua'
+  metric = metrics.option_accuracy if aqua else metrics.numeric_accuracy
+  registration.add_rows(
+      registration.TaskRecord(name, functools.cache(rows_fn), vocabulary),
+      splits,
       metric_fns=[metric],
-      has_choices=False,
       inputs_eos=False,
   )
 
@@ -154,15 +147,17 @@ def test_rows(folder: Path, name: str) -> Iterator[rows_lib.Row]:
   path = next((path for path in candidates if path.is_file()), None)
   if path is None:
     raise errors.UserError(
-        f'The test set {name} is not in {folder}: neither {stem}/test.json nor '
-        f'{stem}.json. Set math_problems.register.data_dir to the folder '
-        'dataset of a clone of '
-        'https://github.com/AGI-Edgerunners/LLM-Adapters.'
+        f'The test set {name} is not in {folder}: there is neither '
+        f'{stem}/test.json nor {stem}.json.', 'math_problems.register.data_dir',
+        'Set it to the folder dataset of a clone of '
+        'https://github.com/AGI-Edgerunners/LLM-Adapters.',
     )
   try:
-    content = json.loads(path.read_text(encoding='utf-8'))
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise errors.UserError(f'{path} is no JSON file: {error}') from error
+    content = json.loads(path.read_bytes())
+  except (ValueError, RecursionError) as error:
+    raise errors.UserError(f'It is no JSON file: {error}', path) from error
+  if not isinstance(content, list):
+    raise errors.UserError('It holds no JSON list.', path)
   for number, row in enumerate(content):
     try:
       answer = row['answer']
@@ -170,9 +165,9 @@ def test_rows(folder: Path, name: str) -> Iterator[rows_lib.Row]:
       yield rows_lib.Row(_question(row['instruction']), f' {answer}')
     except (KeyError, TypeError, ValueError, AttributeError) as error:
       raise errors.UserError(
-          f'{path}, row {number}: no question with an answer '
-          f'({type(error).__name__}: {error}); its columns are '
-          f'{", ".join(sorted(row))}.'
+          'There is no question with an answer '
+          f'({type(error).__name__}: {error}) in {row!r:.200}.',
+          f'{path}, row {number}',
       ) from error
 
 
@@ -198,14 +193,11 @@ def clean_templates(
       for name in TEST_SETS
       for row in test_rows(folder, name)
   )
-  templates, leaked = set(), set()
+  clean: dict[int, bool] = {}
   for template, item in _gym(num_rows, seed):
-    templates.add(template)
-    if template not in leaked and (
-        index.find(_asked(item), THRESHOLD) is not None
-    ):
-      leaked.add(template)
-  return frozenset(templates - leaked)
+    if clean.get(template, True):
+      clean[template] = index.find(_asked(item), THRESHOLD) is None
+  return frozenset(template for template, is_clean in clean.items() if is_clean)
 
 
 def training_rows(
@@ -238,12 +230,12 @@ def training_rows(
     steps, _, _ = item['metadata']['answer_cot'].rpartition('####')
     targets = f' {steps.strip()}\nThe answer is {answer}.'
     kept[inputs] = rows_lib.Row(inputs, targets if rationale else f' {answer}')
-  ordered = sorted(kept.values(), key=lambda r: lexicon.stable_hash(r.inputs))
+  ordered = rows_lib.by_hash(kept.values(), key=lambda row: row.inputs)
   size = min(VALIDATION_ROWS, len(ordered) // 10)
   if not size:
     raise errors.UserError(
         f'Of {num_rows} rows of math problems {len(ordered)} stay, too few to '
-        'split: raise math_problems.register.num_rows.'
+        'split.', 'math_problems.register.num_rows', 'Make more rows.',
     )
   return {'train': ordered[size:], 'validation': ordered[:size]}
 
@@ -254,18 +246,19 @@ def _asked(item: Mapping[str, Any]) -> str:
 
 def _gym(num_rows: int, seed: int) -> Iterator[tuple[int, dict]]:
   """Yields (number of the template, row) of reasoning-gym."""
-  remedy = f'pip install reasoning-gym=={GYM_VERSION}'
+  remedy = f'Run pip install reasoning-gym=={GYM_VERSION}.'
   try:
     import reasoning_gym
   except ImportError as error:
     raise errors.UserError(
-        f'Training rows of math problems are made by reasoning-gym: {remedy}'
+        'Training rows of math problems are made by a package that is not '
+        'installed.', 'reasoning-gym', remedy,
     ) from error
   version = importlib.metadata.version('reasoning-gym')
   if version != GYM_VERSION:
     raise errors.UserError(
-        f'reasoning-gym {version} is installed and makes other rows than '
-        f'{GYM_VERSION}: {remedy}'
+        f'Version {version} makes other rows than {GYM_VERSION}.',
+        'reasoning-gym', remedy,
     )
   made = reasoning_gym.create_dataset('gsm_symbolic', size=num_rows, seed=seed)
   for number in range(num_rows):

@@ -14,6 +14,7 @@ Rows are read from a cache only (USE_CACHED_TASKS = True), in SeqIO's TFRecord
 layout: the released P3, or what `python -m moe_peft data prepare` writes.
 """
 
+import collections
 from collections.abc import Mapping
 import statistics
 
@@ -21,7 +22,8 @@ import seqio
 
 from moe_peft import errors
 from moe_peft.data import metrics
-from moe_peft.data import preprocessors
+from moe_peft.data import ranking
+from moe_peft.data import registration
 from moe_peft.data.sets import p3_catalog
 
 T5_VOCABULARY = 'gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model'
@@ -42,16 +44,6 @@ _METRICS = {
     'ROUGE': (metrics.rouge,),
     'Squad': (metrics.token_f1, metrics.exact_match),
 }
-
-
-def _no_rows(split: str, shuffle_files: bool, seed: int | None = None):
-  del split, shuffle_files, seed
-  raise errors.UserError(
-      'Tasks of P3 are read from a cache: set USE_CACHED_TASKS = True and '
-      'name the cache, with --seqio_additional_cache_dirs (T5X) or '
-      'p3.register.cache_dir (gin). `python -m moe_peft data prepare` makes '
-      'one from local data.'
-  )
 
 
 def register(
@@ -84,15 +76,18 @@ def register(
   """
   if vocabulary is not None and not suffix:
     raise errors.UserError(
-        'p3.register: a vocabulary of your own needs a suffix of its own, for '
-        "example p3.register.suffix = '_bytes'."
+        'A vocabulary of your own needs names of its own.',
+        'p3.register.suffix', "Set it, for example to '_bytes'.",
     )
   if cache_dir is not None:
     seqio.add_global_cache_dirs([cache_dir])
   if f'{HELD_OUT_MIXTURE}{suffix}' not in seqio.MixtureRegistry.names():
     vocabulary = vocabulary or seqio.SentencePieceVocabulary(T5_VOCABULARY)
     for info in p3_catalog.tasks().values():
-      _add_tasks(info, vocabulary, suffix)
+      _add_task(info.name + suffix, vocabulary, _metric_fns(info))
+      if info.has_choices:
+        name = info.scored_name + suffix
+        _add_task(name, vocabulary, [ranking.rank_accuracy], ranked=True)
     for name, parts in MIXTURES.items():
       seqio.MixtureRegistry.add(
           name + suffix,
@@ -106,37 +101,21 @@ def register(
   return mixture + suffix
 
 
-def _add_tasks(
-    info: p3_catalog.TaskInfo, vocabulary: seqio.Vocabulary, suffix: str
+def _add_task(
+    name: str, vocabulary: seqio.Vocabulary, metric_fns, ranked: bool = False
 ) -> None:
-  """Registers one prompt, as text and, if it has choices, to be scored."""
-  # As in the released P3: inputs have no end of sequence, targets have one.
-  features = {
-      'inputs': seqio.Feature(vocabulary, add_eos=False),
-      'targets': seqio.Feature(vocabulary, add_eos=True),
-  }
-  steps = [
-      seqio.preprocessors.tokenize,
-      seqio.preprocessors.append_eos,
-      seqio.CacheDatasetPlaceholder(required=True),
-  ]
-  source = seqio.FunctionDataSource(_no_rows, splits=SPLITS)
-  seqio.TaskRegistry.add(
-      info.name + suffix,
-      source=source,
-      preprocessors=steps,
-      output_features=features,
-      metric_fns=_metric_fns(info),
+  registration.add_task(
+      name,
+      registration.cached_source(SPLITS, 'p3.register'),
+      vocabulary=vocabulary,
+      metric_fns=metric_fns,
+      ranked=ranked,
+      after=[
+          seqio.preprocessors.append_eos,
+          seqio.CacheDatasetPlaceholder(required=True),
+      ],
+      inputs_eos=False,  # As in the released P3.
   )
-  if info.has_choices:
-    seqio.TaskRegistry.add(
-        info.scored_name + suffix,
-        source=source,
-        preprocessors=[preprocessors.rank_classification, *steps],
-        output_features=features,
-        postprocess_fn=metrics.rank_target,
-        metric_fns=[metrics.rank_accuracy],
-    )
 
 
 def _metric_fns(info: p3_catalog.TaskInfo):
@@ -162,20 +141,20 @@ def held_out_table(
   Raises:
     errors.UserError: tasks are missing.
   """
-  groups: dict[str, dict[str | None, list[float]]] = {}
-  missing = []
-  for info in p3_catalog.held_out():
-    name = info.scored_name + suffix
-    if name not in accuracies:
-      missing.append(name)
-      continue
-    rounds = groups.setdefault(info.dataset_name, {})
-    rounds.setdefault(info.round, []).append(accuracies[name])
+  held_out = p3_catalog.held_out()
+  missing = [
+      name for info in held_out
+      if (name := info.scored_name + suffix) not in accuracies
+  ]
   if missing:
     raise errors.UserError(
-        f'{len(missing)} tasks of {HELD_OUT_MIXTURE} have no accuracy, for '
-        f'example {missing[0]}. The table needs all of them.'
+        f'{len(missing)} tasks have no accuracy, for example {missing[0]}.',
+        HELD_OUT_MIXTURE, 'The table needs all of them.',
     )
+  groups = collections.defaultdict(lambda: collections.defaultdict(list))
+  for info in held_out:
+    accuracy = accuracies[info.scored_name + suffix]
+    groups[info.dataset_name][info.round].append(accuracy)
   table = {
       dataset: statistics.fmean(map(statistics.median, rounds.values()))
       for dataset, rounds in groups.items()

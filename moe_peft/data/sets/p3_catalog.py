@@ -9,7 +9,7 @@ whether it asks the original task. `python -m moe_peft data prompts` writes the
 prompts from promptsource's own files.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import dataclasses
 import functools
 import json
@@ -17,6 +17,7 @@ from pathlib import Path
 import re
 from typing import Any
 
+from moe_peft import atomic
 from moe_peft.data.sets import prompts
 
 PATH = Path(__file__).with_name('p3_tasks.json')
@@ -70,56 +71,44 @@ class TaskInfo:
     return f'{self.dataset}_{self.subset}' if self.subset else self.dataset
 
 
-def load() -> dict[str, Any]:
-  """Returns the content of `p3_tasks.json`."""
-  return json.loads(PATH.read_text(encoding='utf-8'))
-
-
 @functools.cache
 def tasks() -> dict[str, TaskInfo]:
   """Returns all tasks by name."""
-  found = {}
-  for entry in load()['datasets']:
-    for info in _dataset_tasks(entry):
-      found[info.name] = info
-  return found
+  content = json.loads(PATH.read_text(encoding='utf-8'))
+  return {
+      info.name: info
+      for entry in content['datasets']
+      for info in _dataset_tasks(entry)
+  }
 
 
-def _dataset_tasks(entry: Mapping[str, Any]) -> list[TaskInfo]:
+def _dataset_tasks(entry: Mapping[str, Any]) -> Iterator[TaskInfo]:
   name, subset = entry['name'], entry['subset']
   rate = entry['train_rows']
   if rate > MAX_ROWS_OF_DATASET:
     rate = MAX_ROWS_OF_DATASET // len(entry['prompts'])
-  infos = []
   for prompt in entry['prompts']:
     for ending in _ROUNDS.get((name, subset), (None,)):
-      words = [name, *([subset] if subset else []), prompt['name']]
+      words = filter(None, (name, subset, prompt['name']))
       task = re.sub(r'[^\w.]+', '_', '_'.join(words))
-      infos.append(
-          TaskInfo(
-              name=f'{task}_{ending}' if ending else task,
-              dataset=name,
-              subset=subset,
-              round=ending,
-              prompt=prompt['name'],
-              original_task=prompt['original_task'],
-              has_choices=prompt['choices'],
-              metrics=tuple(prompt['metrics']),
-              trained_from=entry['trained_from'],
-              held_out=entry['held_out'],
-              rate=rate,
-          )
+      yield TaskInfo(
+          name=f'{task}_{ending}' if ending else task,
+          dataset=name,
+          subset=subset,
+          round=ending,
+          prompt=prompt['name'],
+          original_task=prompt['original_task'],
+          has_choices=prompt['choices'],
+          metrics=tuple(prompt['metrics']),
+          trained_from=entry['trained_from'],
+          held_out=entry['held_out'],
+          rate=rate,
       )
-  return infos
 
 
 def trained(mixtures: tuple[str, ...]) -> list[TaskInfo]:
   """Returns the training tasks of data sets in these mixtures."""
-  return [
-      info
-      for info in tasks().values()
-      if info.trained_from in mixtures
-  ]
+  return [info for info in tasks().values() if info.trained_from in mixtures]
 
 
 def held_out() -> list[TaskInfo]:
@@ -129,6 +118,7 @@ def held_out() -> list[TaskInfo]:
       for info in tasks().values()
       if info.held_out and info.original_task and info.has_choices
   ]
+
 
 def update_prompts(promptsource: Path, path: Path = PATH) -> int:
   """Writes the prompts of every data set into `p3_tasks.json`.
@@ -146,33 +136,25 @@ def update_prompts(promptsource: Path, path: Path = PATH) -> int:
   templates = prompts.find_templates(promptsource)
   content = json.loads(path.read_text(encoding='utf-8'))
   count = 0
-  lines = []
+  datasets = []
   for entry in content['datasets']:
     found = prompts.read(templates, entry['name'], entry['subset'])
     count += len(found)
     head = {key: value for key, value in entry.items() if key != 'prompts'}
-    prompt_lines = [
-        json.dumps(
-            {
-                'name': prompt.name,
-                'original_task': prompt.original_task,
-                'choices': bool(prompt.choices_source),
-                'metrics': list(prompt.metrics),
-            },
-            ensure_ascii=False,
-        )
-        for prompt in found.values()
-    ]
-    lines.append(
-        f'{json.dumps(head)[:-1]}, "prompts": [\n'
-        + ',\n'.join(f'  {line}' for line in prompt_lines)
-        + '\n]}'
-    )
-  # One prompt a line, so that changes can be read.
-  path.write_text(
-      f'{{"source": {json.dumps(content["source"])},\n"datasets": [\n'
-      + ',\n'.join(lines)
-      + '\n]}\n',
-      encoding='utf-8',
-  )
+    # One prompt a line, so that changes can be read.
+    lines = ',\n'.join(f'  {_line(prompt)}' for prompt in found.values())
+    datasets.append(f'{json.dumps(head)[:-1]}, "prompts": [\n{lines}\n]}}')
+  listed = ',\n'.join(datasets)
+  source = json.dumps(content['source'])
+  atomic.write(path, f'{{"source": {source},\n"datasets": [\n{listed}\n]}}\n')
   return count
+
+
+def _line(prompt: prompts.Prompt) -> str:
+  facts = {
+      'name': prompt.name,
+      'original_task': prompt.original_task,
+      'choices': bool(prompt.choices_source),
+      'metrics': list(prompt.metrics),
+  }
+  return json.dumps(facts, ensure_ascii=False)

@@ -5,16 +5,14 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import functools
 from pathlib import Path
-import sys
 from typing import Any
 
 import rich.console
-import rich.progress
 import seqio
 
+from moe_peft import atomic
 from moe_peft import errors
 from moe_peft.data import cache
-from moe_peft.data import lexicon
 from moe_peft.data import packages
 from moe_peft.data import rows as rows_lib
 from moe_peft.data.sets import commonsense
@@ -66,14 +64,12 @@ def prepare(
   # Read and indexed only if some task is not finished.
   index = functools.cache(functools.partial(_evaluation_index, found))
   records = {}
-  for name in rich.progress.track(
-      chosen, 'tasks', console=console, disable=not sys.stderr.isatty()
-  ):
+  for name in cache.track(chosen, console):
     records[name] = _prepare(name, found, index, out)
-    if not sys.stderr.isatty():
+    if not console.is_terminal:
       console.print(f'{name}: {_counts(records[name]["rows"])}')
   notes = out / 'LICENCES.md'
-  notes.write_text(_notes(out), encoding='utf-8')
+  atomic.write(notes, _notes(out))
   left_out = sum(sum(r['left_out'].values()) for r in records.values())
   console.print(
       f'{len(records)} tasks in {out}. {left_out:,} training rows are left out '
@@ -94,9 +90,9 @@ def _chosen(names: Sequence[str]) -> list[str]:
       chosen[name] = None
     else:
       raise errors.UserError(
-          f'--task {name}: none of the mixtures '
-          f'{", ".join(commonsense.MIXTURES)} and tasks '
-          f'{", ".join(commonsense.DATASETS)}.'
+          f'There is no mixture or task {name}.', '--task',
+          f'Mixtures are {", ".join(commonsense.MIXTURES)}; tasks are '
+          f'{", ".join(commonsense.DATASETS)}.',
       )
   return list(chosen)
 
@@ -127,7 +123,7 @@ def _read(
 
 
 def _by_hash(rows: Iterable[rows_lib.Row]) -> list[rows_lib.Row]:
-  return sorted(rows, key=lambda row: lexicon.stable_hash(text(row)))
+  return rows_lib.by_hash(rows, text)
 
 
 def _prepare(name: str, found: Found, index, out: Path) -> dict[str, Any]:
@@ -143,14 +139,9 @@ def _prepare(name: str, found: Found, index, out: Path) -> dict[str, Any]:
       'tuning_rows': commonsense.TUNING_ROWS,
   }
   folder = out / name
-  record = cache.read_record(folder)
+  record = cache.reuse(folder, recipe)
   if record is not None:
-    if record['recipe'] == recipe:
-      return record
-    raise errors.UserError(
-        f'{folder} was made from other packages or in another way. Give '
-        'another --out, or remove that folder.'
-    )
+    return record
   splits, left_out = _splits(dataset, found, index)
   return cache.write(
       _text_task(name),
@@ -182,8 +173,7 @@ def _text_task(name: str) -> seqio.Task:
 def _splits(
     dataset: commonsense.Dataset, found: Found, index
 ) -> tuple[dict[str, list[rows_lib.Row]], dict[str, int]]:
-  """Returns the rows of our splits, and how many were left out because of what.
-  """
+  """Returns the rows of our splits, and how many were left out, by cause."""
   official = dataset.official
   splits = {'test': _by_hash(_read(dataset, official['test'], found))}
   if 'train' not in official:

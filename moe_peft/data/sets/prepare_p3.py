@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turns local rows and promptsource's templates into a cache of P3 tasks."""
 
+import collections
 from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
@@ -9,12 +10,12 @@ import functools
 import json
 from pathlib import Path
 import re
-import sys
+from typing import Any
 
 import rich.console
-import rich.progress
 import seqio
 
+from moe_peft import atomic
 from moe_peft import errors
 from moe_peft.data import cache
 from moe_peft.data import packages
@@ -33,6 +34,8 @@ own, which its rows do not name: read its card before you pass on this cache or
 what you train on it.
 
 """
+# Split -> reason why rows make no example -> number of such rows.
+_Skipped = dict[str, collections.Counter]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,27 +47,50 @@ class Job:
     scored: by rank classification.
     sources: split -> files.
     prompt: the template.
+    max_rows: rows of a split at most, before the template applies.
   """
 
   info: p3_catalog.TaskInfo
   scored: bool
   sources: dict[str, source_rows.Source]
   prompt: prompts.Prompt
+  max_rows: int | None
 
   @property
   def name(self) -> str:
+    """Name of the task, without suffix."""
     return self.info.scored_name if self.scored else self.info.name
 
+  def recipe(self, task: seqio.Task) -> dict[str, Any]:
+    """From what the cache of the task is made."""
+    return {
+        'prompt': self.prompt.fingerprint,
+        'rows': {
+            split: {
+                'files': [file.name for file in source.files],
+                'sha256': source.sha256,
+            }
+            for split, source in self.sources.items()
+        },
+        'vocabulary': repr(task.output_features['inputs'].vocabulary),
+        'max_rows': self.max_rows,
+    }
 
-class _Skipped:
-  """Counts rows of a task that make no example, by reason."""
-
-  def __init__(self):
-    self.counts: dict[str, dict[str, int]] = {}
-
-  def add(self, split: str, reason: str) -> None:
-    reasons = self.counts.setdefault(split, {})
-    reasons[reason] = reasons.get(reason, 0) + 1
+  def rows(self, split: str, skipped: _Skipped) -> Iterator[rows_lib.Row]:
+    """Applies the prompt to the rows of a split; counts what it skips."""
+    for number, (place, row) in enumerate(self.sources[split].rows()):
+      if self.max_rows is not None and number >= self.max_rows:
+        return
+      try:
+        rendered = self.prompt.render(row, seed=f'{self.info.name}/{number}')
+      except errors.UserError as error:
+        raise errors.UserError(error.what, f'{place}, {self.name}') from error
+      if rendered is None:
+        skipped[split]['the template does not apply'] += 1
+      elif self.scored and rendered.targets not in rendered.choices:
+        skipped[split]['the target is none of the choices'] += 1
+      else:
+        yield rendered
 
 
 def prepare(
@@ -108,37 +134,22 @@ def prepare(
         stack.enter_context(packages.unpacked(path, '/hf_datasets/'))
         for path in data_dirs
     ]
-    jobs, absent = _jobs(templates, folders, tasks, splits)
-    return _run(jobs, absent, data_dirs, out, suffix, max_rows, num_shards)
-
-
-def _run(
-    jobs: Sequence[Job],
-    absent: Sequence[str],
-    data_dirs: Sequence[Path],
-    out: Path,
-    suffix: str,
-    max_rows: int | None,
-    num_shards: int,
-) -> dict[str, dict]:
-  """Writes the caches and the notes, and prints a summary."""
-  if not jobs:
-    raise errors.UserError(
-        f'No rows for any of the {len(absent)} data sets were found in '
-        f'{", ".join(map(str, data_dirs))}. They are looked for as '
-        'NAME/SUBSET/SPLIT.jsonl (.parquet, .arrow), for example '
-        'super_glue/cb/validation.jsonl; data sets: '
-        f'{", ".join(absent[:5])} ...'
-    )
-  out.mkdir(parents=True, exist_ok=True)
-  console = rich.console.Console(stderr=True, highlight=False)
-  records = {}
-  for job in rich.progress.track(
-      jobs, 'tasks', console=console, disable=not sys.stderr.isatty()
-  ):
-    task = seqio.TaskRegistry.get(job.name + suffix)
-    records[task.name] = _prepare(job, task, out, max_rows, num_shards)
-  _write_notes(jobs, out)
+    jobs, absent = _jobs(templates, folders, tasks, splits, max_rows)
+    if not jobs:
+      raise errors.UserError(
+          f'No rows for any of the {len(absent)} data sets ('
+          f'{", ".join(absent[:5])} ...) were found in '
+          f'{", ".join(map(str, data_dirs))}.', '--data_dir',
+          'They are looked for as NAME/SUBSET/SPLIT.jsonl (.parquet, .arrow), '
+          'for example super_glue/cb/validation.jsonl.',
+      )
+    out.mkdir(parents=True, exist_ok=True)
+    console = rich.console.Console(stderr=True, highlight=False)
+    records = {}
+    for job in cache.track(jobs, console):
+      task = seqio.TaskRegistry.get(job.name + suffix)
+      records[task.name] = _prepare(job, task, out / task.name, num_shards)
+  atomic.write(out / 'LICENCES.md', _NOTES + _cards(jobs))
   console.print(_summary(records, absent), soft_wrap=True)
   return records
 
@@ -150,8 +161,8 @@ def _vocabulary(name: str | None) -> seqio.Vocabulary | None:
     return vocabularies.byte_vocabulary()
   if not Path(name).is_file():
     raise errors.UserError(
-        f"--vocabulary {name}: no such file. Give a SentencePiece model, or "
-        "'bytes'."
+        f'There is no file {name}.', '--vocabulary',
+        "Give a SentencePiece model, or 'bytes'.",
     )
   return seqio.SentencePieceVocabulary(name)
 
@@ -161,6 +172,7 @@ def _jobs(
     data_dirs: Sequence[Path],
     tasks: Sequence[str],
     splits: Sequence[str],
+    max_rows: int | None,
 ) -> tuple[list[Job], list[str]]:
   """Returns what to do, and the names of data sets without rows."""
   templates = prompts.find_templates(promptsource)
@@ -181,9 +193,10 @@ def _jobs(
     if info.prompt not in found:
       raise errors.UserError(
           f'promptsource has no prompt {info.prompt!r} of {info.dataset_name}; '
-          f'{p3_catalog.PATH.name} was made from promptsource 0.2.3.'
+          f'{p3_catalog.PATH.name} was made from promptsource 0.2.3.',
+          '--promptsource', f'Get it: {packages.PROMPTSOURCE.command}',
       )
-    jobs.append(Job(info, scored, sources, found[info.prompt]))
+    jobs.append(Job(info, scored, sources, found[info.prompt], max_rows))
   return jobs, list(absent)
 
 
@@ -211,98 +224,43 @@ def _matching(name: str, every) -> list[str]:
     found = [task for task in every if re.fullmatch(name, task)]
   except re.error as error:
     raise errors.UserError(
-        f'--task {name}: no regular expression ({error}).'
+        f'{name!r} is no regular expression: {error}.', '--task'
     ) from error
   if not found:
     raise errors.UserError(
-        f'--task {name}: no task of P3 and no mixture. Mixtures: '
-        f'{", ".join((*p3.MIXTURES, p3.HELD_OUT_MIXTURE))}; tasks are named '
-        f'like {next(iter(every))}, and .* is allowed.'
+        f'There is no task of P3 and no mixture {name!r}.', '--task',
+        f'Mixtures are {", ".join((*p3.MIXTURES, p3.HELD_OUT_MIXTURE))}; tasks '
+        f'are named like {next(iter(every))}, and .* is allowed.',
     )
   return found
 
 
-def _prepare(
-    job: Job,
-    task: seqio.Task,
-    out: Path,
-    max_rows: int | None,
-    num_shards: int,
-) -> dict:
+def _prepare(job: Job, task: seqio.Task, folder: Path, num_shards: int) -> dict:
   """Writes the cache of one task, unless it is there."""
-  folder = out / task.name
-  recipe = {
-      'prompt': job.prompt.fingerprint,
-      'rows': {
-          split: {
-              'files': [file.name for file in source.files],
-              'sha256': source.sha256,
-          }
-          for split, source in job.sources.items()
-      },
-      'vocabulary': repr(task.output_features['inputs'].vocabulary),
-      'max_rows': max_rows,
-  }
-  record = cache.read_record(folder)
+  recipe = job.recipe(task)
+  record = cache.reuse(folder, recipe)
   if record is not None:
-    if record['recipe'] == recipe:
-      return record
-    raise errors.UserError(
-        f'{folder} was made from other rows, another template or another '
-        'vocabulary. Give another --out, or remove that folder.'
-    )
-  skipped = _Skipped()
-  record = cache.write(
-      task,
-      folder,
-      {
-          split: functools.partial(
-              _render, job, split, source, max_rows, skipped
-          )
-          for split, source in job.sources.items()
-      },
-      recipe,
-      num_shards,
-      job.scored,
-  )
+    return record
+  skipped = collections.defaultdict(collections.Counter)
+  splits = {
+      split: functools.partial(job.rows, split, skipped)
+      for split in job.sources
+  }
+  record = cache.write(task, folder, splits, recipe, num_shards, job.scored)
   for split, count in record['rows'].items():
     if not count:
+      why = dict(skipped[split]) or 'the files are empty'
       raise errors.UserError(
-          f'{task.name}: no row of {split} makes an example: '
-          f'{skipped.counts.get(split, "the files are empty")}.'
+          f'No row of {split} makes an example: {why}.', task.name
       )
-  return record | {'skipped': skipped.counts}
+  return record | {'skipped': skipped}
 
 
-def _render(
-    job: Job,
-    split: str,
-    source: source_rows.Source,
-    max_rows: int | None,
-    skipped: _Skipped,
-) -> Iterator[rows_lib.Row]:
-  """Applies the prompt to the rows of a split."""
-  for number, (place, row) in enumerate(source.rows()):
-    if max_rows is not None and number >= max_rows:
-      return
-    try:
-      rendered = job.prompt.render(row, seed=f'{job.info.name}/{number}')
-    except errors.UserError as error:
-      raise errors.UserError(f'{place}, {job.name}: {error}') from error
-    if rendered is None:
-      skipped.add(split, 'the template does not apply')
-    elif job.scored and rendered.targets not in rendered.choices:
-      skipped.add(split, 'the target is none of the choices')
-    else:
-      yield rendered
-
-
-def _write_notes(jobs: Sequence[Job], out: Path) -> None:
+def _cards(jobs: Sequence[Job]) -> str:
   names = sorted({job.info.dataset for job in jobs})
-  cards = ''.join(
+  return ''.join(
       f'- {name}: https://huggingface.co/datasets/{name}\n' for name in names
   )
-  (out / 'LICENCES.md').write_text(_NOTES + cards, encoding='utf-8')
 
 
 def _summary(records: dict[str, dict], absent: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ import random
 from typing import Any
 
 from moe_peft import errors
+from moe_peft.data import packages
 from moe_peft.data import rows
 
 _SEPARATOR = '|||'
@@ -81,7 +82,7 @@ class Prompt:
     except Exception as error:  # Jinja lets through whatever a filter raises.
       raise errors.UserError(
           f'The template {self.name!r} does not render: {error}. The row has '
-          f'the columns {", ".join(sorted(row))}.'
+          f'the columns {", ".join(sorted(row))}.', self.name,
       ) from error
     if len(parts) != 2 or not all(parts):
       return None
@@ -107,13 +108,8 @@ def _compiled(source: str):
 
 @functools.cache
 def _environment():
-  try:
-    import jinja2
-    from jinja2 import sandbox
-  except ImportError as error:
-    raise errors.UserError(
-        "Prompts need the extra 'p3': pip install 'moe-peft-jax[p3]'"
-    ) from error
+  jinja2 = packages.import_optional('jinja2', 'p3')
+  sandbox = packages.import_optional('jinja2.sandbox', 'p3')
 
   @jinja2.pass_context
   def choice(context, items):
@@ -141,10 +137,8 @@ def find_templates(folder: Path) -> Path:
     if (candidate / 'super_glue').is_dir():
       return candidate
   raise errors.UserError(
-      f'--promptsource {folder}: no folder of templates in it. Unpack '
-      'promptsource 0.2.3: pip download --no-deps --no-binary :all: '
-      '--ignore-requires-python promptsource==0.2.3, then tar xzf '
-      'promptsource-0.2.3.tar.gz.'
+      f'There is no folder of templates in {folder}.', '--promptsource',
+      f'Get promptsource with: {packages.PROMPTSOURCE.command}',
   )
 
 
@@ -161,13 +155,8 @@ def read(templates: Path, name: str, subset: str | None) -> dict[str, Prompt]:
   """
   path = templates / name / (subset or '') / 'templates.yaml'
   if not path.is_file():
-    raise errors.UserError(f'promptsource has no {path}.')
-  try:
-    import yaml
-  except ImportError as error:
-    raise errors.UserError(
-        "Prompts need the extra 'p3': pip install 'moe-peft-jax[p3]'"
-    ) from error
+    raise errors.UserError('promptsource has no such file.', path)
+  yaml = packages.import_optional('yaml', 'p3')
 
   class Loader(yaml.SafeLoader):
     """Reads promptsource's own tags as plain mappings."""
@@ -188,11 +177,7 @@ def read(templates: Path, name: str, subset: str | None) -> dict[str, Prompt]:
         for item in found.values()
     ]
   except (yaml.YAMLError, KeyError, TypeError) as error:
-    raise errors.UserError(
-        f'{path} is no file of templates: {error}'
-    ) from error
-  return {prompt.name: prompt for prompt in sorted(prompts, key=_name)}
-
-
-def _name(prompt: Prompt) -> str:
-  return prompt.name
+    raise errors.UserError(f'It is no file of templates: {error}', path) from (
+        error
+    )
+  return {p.name: p for p in sorted(prompts, key=lambda p: p.name)}

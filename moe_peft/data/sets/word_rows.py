@@ -11,11 +11,10 @@ import collections
 from collections.abc import Callable, Iterable, Iterator
 import functools
 
-from moe_peft.data import lexicon
 from moe_peft.data import rows
+from moe_peft.data.sets import lexicon
 
 MAX_EVAL_ROWS = 400
-
 
 Builder = Callable[[lexicon.Lexicon], Iterable[rows.Row]]
 
@@ -52,7 +51,7 @@ def word_strings(words: lexicon.Lexicon) -> Iterator[rows.Row]:
       by_split[words.split[word]].append(word)
   for split in sorted(by_split):
     for salt in ('a', 'b'):
-      shuffled = _by_hash(by_split[split], key=lambda w, s=salt: f'{s}/{w}')
+      shuffled = rows.by_hash(by_split[split], key=lambda w, s=salt: f'{s}/{w}')
       for triple in zip(*(shuffled[i::3] for i in range(3)), strict=False):
         yield rows.Row(' '.join(triple), ' '.join(triple), triple)
 
@@ -124,8 +123,7 @@ def lemma(words: lexicon.Lexicon) -> Iterator[rows.Row]:
 def stress(words: lexicon.Lexicon) -> Iterator[rows.Row]:
   """One digit per syllable, 1 where the main stress is."""
   for word, phones in _spoken_lemmas(words):
-    pattern = ''.join('1' if p[-1] == '1' else '0' for p in phones
-                      if _is_vowel(p))
+    pattern = ''.join(str(int(p[-1] == '1')) for p in phones if _is_vowel(p))
     if 2 <= len(pattern) <= 5 and pattern.count('1') == 1:
       yield rows.Row(f'stress: {word}', pattern, (word,))
 
@@ -191,7 +189,7 @@ def rhyme(words: lexicon.Lexicon) -> Iterator[rows.Row]:
     if 3 <= len(word) <= 10:
       by_split[words.split[word]].append((word, _rhyme_part(phones)))
   for split in sorted(by_split):
-    shuffled = _by_hash(by_split[split], key=lambda x: f'rhyme/{x[0]}')
+    shuffled = rows.by_hash(by_split[split], key=lambda x: f'rhyme/{x[0]}')
     rhyming = collections.defaultdict(list)
     for word, part in shuffled:
       rhyming[part].append(word)
@@ -199,8 +197,8 @@ def rhyme(words: lexicon.Lexicon) -> Iterator[rows.Row]:
         shuffled, shuffled[1:], strict=False
     ):
       partners = [w for w in rhyming[part] if w != word]
-      if partners and lexicon.stable_hash(f'answer/{word}') % 2:
-        other = partners[lexicon.stable_hash(word) % len(partners)]
+      if partners and rows.stable_hash(f'answer/{word}') % 2:
+        other = partners[rows.stable_hash(word) % len(partners)]
         other_part = part
       yield rows.Row(
           f'rhyme: {word} {other}',
@@ -211,10 +209,6 @@ def rhyme(words: lexicon.Lexicon) -> Iterator[rows.Row]:
 
 
 # Splits
-
-
-def _by_hash(items, key: Callable[[object], str]) -> list:
-  return sorted(items, key=lambda x: (lexicon.stable_hash(key(x)), key(x)))
 
 
 def _balance(ordered: list[rows.Row], limit: int) -> list[rows.Row]:
@@ -242,14 +236,14 @@ def split_rows(builder: Builder) -> dict[str, tuple[rows.Row, ...]]:
     errors.UserError: a data package is missing.
   """
   words = lexicon.load()
-  by_split = {split: {} for split in lexicon.SPLITS}
+  by_split = {split: {} for split in rows.SPLITS}
   for row in builder(words):
     (split,) = {words.split[word] for word in row.words}
     # The first row wins where the table lists a question twice.
     by_split[split].setdefault(row.inputs, row)
   result = {}
   for split, found in by_split.items():
-    ordered = _by_hash(found.values(), key=lambda row: row.inputs)
+    ordered = rows.by_hash(found.values(), key=lambda row: row.inputs)
     limit = len(ordered) if split == 'train' else MAX_EVAL_ROWS
     if ordered[0].choices:
       ordered = _balance(ordered, limit)

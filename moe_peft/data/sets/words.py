@@ -9,14 +9,18 @@ that fit all of them: `{'inputs': 32, 'targets': 24}`; the adaptation tasks
 need only 16 for the targets.
 """
 
+from collections.abc import Callable
 import functools
 
 import seqio
 
-from moe_peft.data import lexicon
 from moe_peft.data import metrics
+from moe_peft.data import ranking
 from moe_peft.data import registration
+from moe_peft.data import rows
+from moe_peft.data import span_corruption
 from moe_peft.data import vocabularies
+from moe_peft.data.sets import lexicon
 from moe_peft.data.sets import word_rows
 
 
@@ -26,101 +30,79 @@ def _inflection(pos: str, tag: str, prefix: str) -> word_rows.Builder:
   )
 
 
-# Name -> (kind, builder).
+def _derivation(
+    pos: str, spell: Callable[[str], str], prefix: str
+) -> word_rows.Builder:
+  return functools.partial(
+      word_rows.derivation, pos=pos, spell=spell, prefix=prefix
+  )
+
+
 PRETRAINING = {
-    'span_words': ('span corruption', word_rows.single_words),
-    'span_strings': ('span corruption', word_rows.word_strings),
-    'spelling': ('spelling', word_rows.spelling),
-    'joining': ('spelling', word_rows.joining),
-    'third_person': ('inflection', _inflection('verb', 'VBZ', 'third person')),
-    'gerund': ('inflection', _inflection('verb', 'VBG', 'gerund')),
-    'plural': ('inflection', _inflection('noun', 'NNS', 'plural')),
-    'superlative': ('inflection', _inflection('adj', 'JJS', 'superlative')),
-    'quality_noun': (
-        'derivation',
-        functools.partial(
-            word_rows.derivation,
-            pos='noun',
-            spell=lexicon.quality_spelling,
-            prefix='quality',
-        ),
-    ),
-    'pronunciation': ('phonology', word_rows.pronunciation),
+    'span_words': word_rows.single_words,
+    'span_strings': word_rows.word_strings,
+    'spelling': word_rows.spelling,
+    'joining': word_rows.joining,
+    'third_person': _inflection('verb', 'VBZ', 'third person'),
+    'gerund': _inflection('verb', 'VBG', 'gerund'),
+    'plural': _inflection('noun', 'NNS', 'plural'),
+    'superlative': _inflection('adj', 'JJS', 'superlative'),
+    'quality_noun': _derivation('noun', lexicon.quality_spelling, 'quality'),
+    'pronunciation': word_rows.pronunciation,
 }
 _SPANS = {
-    'span_words': registration.SpanCorruption(0.3, 2.5),
-    'span_strings': registration.SpanCorruption(0.2, 3.0),
+    'span_words': span_corruption.SpanCorruption(0.3, 2.5),
+    'span_strings': span_corruption.SpanCorruption(0.2, 3.0),
 }
 ADAPTATION = {
-    'past_tense': ('inflection', _inflection('verb', 'VBD', 'past tense')),
-    'comparative': ('inflection', _inflection('adj', 'JJR', 'comparative')),
-    'lemma': ('lemmatisation', word_rows.lemma),
-    'adverb': (
-        'derivation',
-        functools.partial(
-            word_rows.derivation,
-            pos='adv',
-            spell=lexicon.adverb_spelling,
-            prefix='adverb',
-        ),
-    ),
-    'stress': ('phonology', word_rows.stress),
+    'past_tense': _inflection('verb', 'VBD', 'past tense'),
+    'comparative': _inflection('adj', 'JJR', 'comparative'),
+    'lemma': word_rows.lemma,
+    'adverb': _derivation('adv', lexicon.adverb_spelling, 'adverb'),
+    'stress': word_rows.stress,
 }
 RANKED = {
-    'syllables': ('phonology', word_rows.syllables),
-    'article': ('phonology', word_rows.article),
-    'rhyme': ('phonology', word_rows.rhyme),
-    'part_of_speech': ('grammar', word_rows.part_of_speech),
-    'word_form': ('grammar', word_rows.word_form),
+    'syllables': word_rows.syllables,
+    'article': word_rows.article,
+    'rhyme': word_rows.rhyme,
+    'part_of_speech': word_rows.part_of_speech,
+    'word_form': word_rows.word_form,
 }
 
-# Mixing rates. The small tables would be memorised at the common rate.
-_PRETRAIN_RATES = {
+# The small tables would be memorized at the common rate.
+_PRETRAIN_RATES = dict.fromkeys(PRETRAINING, 1.0) | {
     'span_words': 2.0,
     'span_strings': 2.0,
-    'spelling': 1.0,
-    'joining': 1.0,
-    'third_person': 1.0,
-    'gerund': 1.0,
-    'plural': 1.0,
     'superlative': 0.5,
     'quality_noun': 0.5,
     'pronunciation': 2.0,
 }
-_QUICKSTART_RATES = {
-    'past_tense': 1.0,
-    'comparative': 1.0,
-    'lemma': 1.0,
-    'stress': 1.0,
-    'syllables': 1.0,
-    'article': 1.0,
-    'part_of_speech': 1.0,
-}
+_QUICKSTART = (
+    'past_tense', 'comparative', 'lemma', 'stress', 'syllables', 'article',
+    'part_of_speech',
+)  # fmt: skip
 
 
 def _register() -> None:
-  for name, (kind, builder) in {
-      **PRETRAINING, **ADAPTATION, **RANKED
-  }.items():
+  for name, builder in (PRETRAINING | ADAPTATION | RANKED).items():
     ranked = name in RANKED
-    registration.add_task(
+    registration.add_rows(
         registration.TaskRecord(
             name=name,
-            kind=kind,
-            primary_metric='accuracy' if ranked else 'exact_match',
             rows_fn=functools.partial(word_rows.split_rows, builder),
             vocabulary=vocabularies.byte_vocabulary(),
             span_corruption=_SPANS.get(name),
         ),
-        splits=lexicon.SPLITS,
-        metric_fns=[metrics.rank_accuracy if ranked else metrics.exact_match],
-        has_choices=ranked,
+        rows.SPLITS,
+        metric_fns=[ranking.rank_accuracy if ranked else metrics.exact_match],
+        ranked=ranked,
     )
   seqio.MixtureRegistry.add('tiny_pretrain', list(_PRETRAIN_RATES.items()))
-  seqio.MixtureRegistry.add('quickstart', list(_QUICKSTART_RATES.items()))
-  seqio.MixtureRegistry.add(
-      'word_adaptation', [*ADAPTATION, *RANKED], default_rate=1.0
-  )
+  for name, tasks in (
+      ('quickstart', _QUICKSTART),
+      ('word_adaptation', (*ADAPTATION, *RANKED)),
+  ):
+    seqio.MixtureRegistry.add(name, list(tasks), default_rate=1.0)
 
 
 _register()

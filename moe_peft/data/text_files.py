@@ -1,0 +1,94 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Lines of text and of JSON, with the place of each for messages.
+
+A line ends at a line feed or at a carriage return with a line feed, nowhere
+else: `str.splitlines` would also cut at U+0085 and at form feeds, which stand
+inside of texts. A byte order mark at the beginning of a file is skipped.
+"""
+
+from collections.abc import Iterator
+import gzip
+import json
+import os
+from typing import Any
+import zlib
+
+from moe_peft import errors
+
+
+def unzip(content: bytes, file: str | os.PathLike) -> bytes:
+  """Returns the content of a gzip file.
+
+  Raises:
+    errors.UserError: the file is broken or cut short.
+  """
+  try:
+    return gzip.decompress(content)
+  except (OSError, EOFError, zlib.error) as error:
+    raise errors.UserError(
+        f'It is no whole gzip file: {error}.', file, 'Copy it again.'
+    ) from error
+
+
+def lines(
+    content: bytes, file: str | os.PathLike
+) -> Iterator[tuple[str, str]]:
+  """Yields (place, line) of UTF-8 text, the lines without their ends.
+
+  Args:
+    content: the bytes of the file.
+    file: its name, for messages.
+
+  Raises:
+    errors.UserError: a line is no UTF-8; the message has its number.
+  """
+  parts = content.removeprefix(b'\xef\xbb\xbf').split(b'\n')
+  if not parts[-1]:
+    parts.pop()
+  for number, line in enumerate(parts, start=1):
+    place = f'{file}, line {number}'
+    try:
+      yield place, line.removesuffix(b'\r').decode('utf-8')
+    except UnicodeDecodeError as error:
+      raise errors.UserError(
+          'The line is not UTF-8 text.', place, 'Convert the file to UTF-8.'
+      ) from error
+
+
+def json_lines(
+    content: bytes, file: str | os.PathLike
+) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields (place, object) of JSON Lines; lines without text are skipped.
+
+  Args:
+    content: the bytes of the file.
+    file: its name, for messages.
+
+  Raises:
+    errors.UserError: a line is not one JSON object, or has half of a surrogate
+      pair, which no text can hold; the message has the number of the line.
+  """
+  for place, line in lines(content, file):
+    if not line.strip():
+      continue
+    try:
+      value = json.loads(line)
+      if '\\u' in line:
+        json.dumps(value, ensure_ascii=False).encode('utf-8')
+    except UnicodeEncodeError as error:
+      raise errors.UserError(
+          f'{error.object[error.start]!a} is half of a surrogate pair and no '
+          'character.', place, 'Correct the text.',
+      ) from error
+    except (ValueError, RecursionError) as error:
+      raise errors.UserError(
+          f'The line is broken JSON: {error}.', place,
+          'Each line must be one JSON object.',
+      ) from error
+    if not isinstance(value, dict):
+      raise errors.UserError(
+          f'The line is no JSON object: {line!r:.60}.', place,
+          'Each line must be one, such as {"inputs": "...", "targets": "..."}.',
+      )
+    yield place, value
