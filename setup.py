@@ -89,6 +89,7 @@ setuptools.setup(
             'mkdocs-material>=9.6,<10',
             'mkdocstrings[python]>=1,<2',
             'griffelib>=2,<3',
+            'ruff>=0.9',  # Breaks the lines of long signatures.
         ],
         # To load and to verify what is exported; writing needs none of it.
         'hf': [

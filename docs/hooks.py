@@ -130,7 +130,8 @@ def macro_table(gin: GinFile) -> str:
   for name, value, comment in gin.macros:
     what = comment or macro_meanings().get(name, '')
     value, what = (' '.join(x.split()) for x in (value, as_markdown(what)))
-    rows.append((f'`{name}`', f'`{value}`', what.replace('|', '\\|')))
+    what = re.sub(r'(`[^`]*`)|\|', lambda m: m[1] or r'\|', what)
+    rows.append((f'`{name}`', f'`{value}`', what))
   return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
 
 
@@ -228,14 +229,13 @@ def gin_page() -> str:
 
 def api_pages() -> dict[str, str]:
   """A page for each room but `methods/`, which has pages of its own."""
-  rooms = {'ground': sorted(PACKAGE.glob('[!_]*.py'))}
+  rooms = {'moe_peft': sorted(PACKAGE.glob('[!_]*.py'))}
   for path in sorted(PACKAGE.glob('*/__init__.py')):
     if path.parent.name != 'methods':
       rooms[path.parent.name] = sorted(path.parent.rglob('[!_]*.py'))
   pages = {}
   for room, modules in rooms.items():
-    title = 'moe_peft' if room == 'ground' else f'moe_peft.{room}'
-    parts = [f'# `{title}`']
+    parts = [f'# `{room}`']
     for path in modules:
       name = '.'.join(path.relative_to(ROOT).with_suffix('').parts)
       parts.append(_api(name, 2))
