@@ -60,16 +60,12 @@ def compile_step(setup: experiment_lib.Setup) -> Any:
   Returns:
     `jax.stages.Compiled`.
   """
+  # Optax makes small arrays here, which cannot lie on devices that are absent.
+  step = train_step.make_train_step(setup)
+  state = train_step.abstract_state(setup)
+  batch = train_step.abstract_batch(setup)
   with setup.context():
-    return (
-        train_step.make_train_step(setup)
-        .lower(
-            train_step.abstract_state(setup),
-            setup.frozen,
-            train_step.abstract_batch(setup),
-        )
-        .compile()
-    )
+    return step.lower(state, setup.frozen, batch).compile()
 
 
 def make_report(

@@ -3,8 +3,7 @@
 """Sizes and costs of a run, by tracing its model with abstract arrays."""
 
 import collections
-from collections.abc import Callable, Mapping
-import dataclasses
+from collections.abc import Mapping
 import inspect
 import json
 import math
@@ -21,57 +20,13 @@ from moe_peft.core import adapted_sites
 from moe_peft.core import dispatch
 from moe_peft.core import inject
 from moe_peft.core import trainable
+from moe_peft.training import subject
 
 Params = Mapping[str, jax.ShapeDtypeStruct]
 Sites = Mapping[str, adapted_sites.TracedSite]
 
 
-@dataclasses.dataclass(frozen=True)
-class Subject:
-  """What of a run a plan needs, from either engine.
-
-  Attributes:
-    module: The adapted network.
-    feature_lengths: Padded lengths, `{'inputs': n, 'targets': m}`.
-    batch_size: Rows of a step.
-    trainable_regex: Which parameters train.
-    init_optimizer: Makes the optimizer's state of the model's variables.
-    base_dtype: Type of the frozen parameters.
-    partitions: Sizes of the mesh axes `expert` and `model`.
-  """
-
-  module: inject.AdaptedModule
-  feature_lengths: Mapping[str, int]
-  batch_size: int
-  trainable_regex: str
-  init_optimizer: Callable[[Mapping[str, Any]], Any]
-  base_dtype: Any
-  partitions: tuple[int, int]
-
-
-def subject() -> Subject:
-  """The experiment of the embedded engine that gin describes."""
-  from moe_peft.training import run
-
-  experiment = run.build()
-
-  def init_optimizer(variables):
-    params = trainable.flatten(variables['params'])
-    trained, _ = trainable.split(params, experiment.trainable_regex)
-    return experiment.optimizer.init(trained)
-
-  return Subject(
-      experiment.model.module,
-      experiment.task_feature_lengths,
-      experiment.batch_size // experiment.num_microbatches,
-      experiment.trainable_regex,
-      init_optimizer,
-      experiment.base_dtype,
-      (experiment.num_expert_partitions, experiment.num_model_partitions),
-  )
-
-
-def make_plan(run: Subject, num_devices: int) -> dict[str, Any]:
+def make_plan(run: subject.Subject, num_devices: int) -> dict[str, Any]:
   """Traces the model and adds everything up.
 
   Args:
@@ -123,24 +78,26 @@ def make_plan(run: Subject, num_devices: int) -> dict[str, Any]:
   }
 
 
-def _mesh(run: Subject, num_devices: int) -> dict[str, int]:
+def _mesh(run: subject.Subject, num_devices: int) -> dict[str, int]:
   expert, model = run.partitions
-  if num_devices < 1 or num_devices % (expert * model):
+  if num_devices % (expert * model):
     raise errors.UserError(
-        f'--devices {num_devices} cannot be divided by NUM_EXPERT_PARTITIONS * '
-        f'NUM_MODEL_PARTITIONS = {expert * model}.'
+        f'{num_devices} devices cannot be divided by NUM_EXPERT_PARTITIONS * '
+        f'NUM_MODEL_PARTITIONS = {expert * model}.',
+        '--devices',
     )
   data = num_devices // (expert * model)
   if run.batch_size % (data * expert):
     raise errors.UserError(
         f'The {run.batch_size} rows of a microbatch cannot be divided over '
-        f'{data * expert} devices (data x expert); change BATCH_SIZE or the '
-        'partitions.'
+        f'{data * expert} devices (data x expert).',
+        'BATCH_SIZE',
+        'Change it, or NUM_EXPERT_PARTITIONS and NUM_MODEL_PARTITIONS.',
     )
   return {'data': data, 'expert': expert, 'model': model}
 
 
-def _trace(run: Subject) -> tuple[dict[str, Any], Sites]:
+def _trace(run: subject.Subject) -> tuple[dict[str, Any], Sites]:
   """Runs the forward pass of a training step with shapes alone."""
   arguments = _arguments(run)
 
@@ -159,7 +116,7 @@ def _trace(run: Subject) -> tuple[dict[str, Any], Sites]:
   return adapted_sites.trace(forward)
 
 
-def _arguments(run: Subject) -> list[jax.Array]:
+def _arguments(run: subject.Subject) -> list[jax.Array]:
   inputs, targets = (run.feature_lengths[x] for x in ('inputs', 'targets'))
   tokens = lambda length: jnp.ones((run.batch_size, length), jnp.int32)
   call = inspect.signature(type(run.module.module).__call__)

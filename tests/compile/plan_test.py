@@ -10,6 +10,7 @@ import pytest
 from moe_peft import errors
 from moe_peft.cli import plan
 from moe_peft.compile import planning
+from tests import refusals
 
 QUICKSTART = ['--gin_file=configs/quickstart.gin']
 
@@ -68,16 +69,22 @@ def test_capacity_shows_as_drops(capsys):
 
 
 @pytest.mark.parametrize(
-    ('arguments', 'message'),
+    ('arguments', 'where', 'names'),
     [
-        (['--devices=3', '--gin.NAME=NUM_MODEL_PARTITIONS=2'], '--devices 3'),
-        (['--devices=48'], 'cannot be divided over 48 devices'),
-        (['--gin.NAME=SITES=nothing'], 'matches no layer|match'),
+        (['--devices=3', '--gin.NAME=NUM_MODEL_PARTITIONS=2'], '--devices',
+         ['3', 'NUM_MODEL_PARTITIONS']),
+        (['--devices=48'], 'BATCH_SIZE', ['48 devices']),
     ],
 )
-def test_what_cannot_be_is_said(arguments, message):
-  with pytest.raises(errors.UserError, match=message):
+def test_what_cannot_be_is_said(arguments, where, names):
+  with refusals.refused(where, *names):
     plan.main([*QUICKSTART, *arguments])
+
+
+def test_sites_that_match_nothing_are_said():
+  with pytest.raises(errors.UserError) as info:
+    plan.main([*QUICKSTART, '--gin.NAME=SITES=nothing'])
+  assert 'nothing' in str(info.value)
 
 
 @pytest.mark.t5x

@@ -1,0 +1,105 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of what all command lines share: help, flags, errors, Ctrl-C."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from moe_peft import __main__ as main
+from moe_peft.cli import flags
+from tests import refusals
+
+ALL = ('', *main._COMMANDS)
+
+
+def test_gin_flags_are_rewritten_as_in_t5x():
+  assert flags.rewrite_gin_args(['--gin.A=b=c', '--x']) == [
+      '--gin.NAME=A=b=c',
+      '--x',
+  ]
+  with refusals.refused('--gin.A', '--gin.A=VALUE'):
+    flags.rewrite_gin_args(['--gin.A'])
+
+
+@pytest.mark.parametrize(
+    ('command', 'flag', 'values'),
+    [
+        ('infer run', '--beams', ['-1', '0', 'x', '1.5', '3000000000']),
+        ('infer run', '--temperature', ['0', '-1', 'nan', 'inf', 'hot']),
+        ('infer run', '--seed', ['-1', 'x']),
+        ('infer run', '--decode', ['magic']),
+        ('ablate run', '--rows', ['0', '-3', 'x']),
+        ('prune run --out=out', '--keep', ['0', 'x']),
+        ('plan', '--devices', ['0', '-8', 'x']),
+        ('study configs/words', '--jobs', ['0']),
+        ('aot --topology=v5e-8', '--execution', ['magic']),
+    ],
+)
+def test_a_wrong_value_of_a_flag_is_named(command, flag, values):
+  for value in values:
+    with refusals.refused(flag, value):
+      main.dispatch([*command.split(), f'{flag}={value}'])
+
+
+def test_what_is_missing_or_unknown_is_named():
+  with refusals.refused('', 'RUN', 'moe_peft ablate --help'):
+    main.dispatch(['ablate'])
+  with refusals.refused('', '--rwos=3'):
+    main.dispatch(['ablate', 'run', '--rwos=3'])
+  for command in ('train', 'plan', 'aot --topology=v5e-8'):
+    with refusals.refused('--gin_file', 'configs/quickstart.gin'):
+      main.dispatch(command.split())
+
+
+@pytest.mark.parametrize(
+    ('command', 'near'), [('trian', 'train'), ('evalute', 'evaluate')]
+)
+def test_an_unknown_command_names_the_nearest(command, near):
+  with refusals.refused(command, near):
+    main.dispatch([command])
+
+
+def test_help_is_quick_and_loads_no_jax():
+  code = (
+      'import sys\n'
+      'from moe_peft import __main__ as main\n'
+      f'for command in {ALL!r}:\n'
+      '  try: main.dispatch(command.split() + ["--help"])\n'
+      '  except SystemExit as exit: assert not exit.code\n'
+      'assert "jax" not in sys.modules and "numpy" not in sys.modules\n'
+  )
+  result = subprocess.run(
+      [sys.executable, '-c', code], capture_output=True, text=True, timeout=60
+  )
+  assert result.returncode == 0, result.stderr
+  assert result.stdout.count('usage') == len(ALL)
+  # Each help ends with an example that can be typed in.
+  assert result.stdout.count('example') >= len(ALL)
+
+
+def test_a_user_error_costs_no_trace():
+  result = subprocess.run(
+      [sys.executable, '-m', 'moe_peft.train', '--gin_file=nowhere.gin'],
+      capture_output=True,
+      text=True,
+      timeout=120,
+  )
+  assert result.returncode == 2
+  assert result.stderr.startswith('error: ') and 'nowhere.gin' in result.stderr
+  assert result.stderr.count('\n') == 1
+
+
+def test_ctrl_c_while_modules_are_imported_costs_no_trace():
+  with subprocess.Popen(
+      [sys.executable, '-m', 'moe_peft.train',
+       '--gin_file=configs/quickstart.gin', '--gin.MODEL_DIR=unused'],
+      stderr=subprocess.PIPE, text=True,
+  ) as process:
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+  assert (process.returncode, err) == (130, 'Interrupted.\n')
