@@ -14,8 +14,8 @@ from flax import linen as nn
 import jax
 
 from moe_peft.core import adapter as adapter_lib
-from moe_peft.core import inject
 from moe_peft.core import routing as routing_lib
+from moe_peft.core import sites
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ def trace(
   def look(next_fun, args, kwargs, context):
     result = next_fun(*args, **kwargs)
     module = context.module
-    site = '/'.join(module.path).rpartition(f'/{inject.ADAPTER_SCOPE}')[0]
+    site = '/'.join(module.path).rpartition(f'/{sites.ADAPTER_SCOPE}')[0]
     if context.method_name != '__call__':
       return result
     if isinstance(module, adapter_lib.MoeAdapter):

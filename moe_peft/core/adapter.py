@@ -17,8 +17,10 @@ import jax.numpy as jnp
 
 from moe_peft import errors
 from moe_peft.core import dispatch
-from moe_peft.core import inject
+from moe_peft.core import low_rank
 from moe_peft.core import routing as routing_lib
+from moe_peft.core import sites
+from moe_peft.core import tokens as tokens_lib
 
 
 class MoeAdapter(nn.Module):
@@ -40,9 +42,9 @@ class MoeAdapter(nn.Module):
       beyond the layer's number are masked. Set by methods/mola.py.
   """
 
-  site: inject.Site = inject.Site()
+  site: sites.Site = sites.Site()
   num_experts: int = 1
-  router_factory: Callable[..., Any] = routing_lib.Router
+  router_factory: Callable[..., routing_lib.Router] = routing_lib.Router
   execution: str = 'auto'
   dtype: Any | None = None
   experts_by_depth: tuple[int, ...] | None = None
@@ -69,8 +71,9 @@ class MoeAdapter(nn.Module):
       if axis == 'expert' and size > 1 and size % parts:
         raise errors.UserError(
             f'NUM_EXPERTS = {size} at {self.site.path} cannot be divided over '
-            f'NUM_EXPERT_PARTITIONS = {parts}. Use a multiple of {parts}, or '
-            'NUM_EXPERT_PARTITIONS = 1.'
+            f'NUM_EXPERT_PARTITIONS = {parts}.',
+            where='NUM_EXPERTS',
+            remedy=f'Use a multiple of {parts}, or NUM_EXPERT_PARTITIONS = 1.',
         )
       names.append('unmodeled' if axis == 'expert' and size == 1 else axis)
     return partitioning.param_with_axes(
@@ -81,13 +84,12 @@ class MoeAdapter(nn.Module):
   def route(
       self,
       features: jax.Array,
-      tokens: routing_lib.Tokens | None,
+      tokens: tokens_lib.Tokens | None,
       *,
       in_axis: str | None = None,
       num_heads: int | None = None,
-      beside: jax.Array | None = None,
       name: str = 'router',
-      **router_fields,
+      **router_fields: Any,
   ) -> routing_lib.Routing | None:
     """Runs the router and sows what it reports.
 
@@ -97,7 +99,6 @@ class MoeAdapter(nn.Module):
       in_axis: Logical name of the features; by default the layer's inputs'.
       num_heads: Heads in the features (1 if the layer has none); None for
         features that are never routed by head.
-      beside: Matrix to be multiplied with the features in the same matmul.
       name: Scope of the router.
       **router_fields: Further fields of the router, for methods that bring
         their own.
@@ -105,25 +106,86 @@ class MoeAdapter(nn.Module):
     Returns:
       The routing, or None if there is only one expert.
     """
-    if self.num_experts < 1:
+    router = self._router(in_axis, num_heads, name, **router_fields)
+    if router is None:
+      return None
+    return self._sow(router(features, tokens, active=self._active()), features)
+
+  @nn.nowrap
+  def mix(
+      self,
+      inputs: jax.Array,
+      tokens: tokens_lib.Tokens | None,
+      kernel: jax.Array,
+      bias: jax.Array | None = None,
+      in_axis: str | None = None,
+  ):
+    """Routes, and runs the first half of the experts.
+
+    The router's kernel and the experts' share one matmul where that is the same
+    arithmetic: one is faster than two.
+
+    Args:
+      inputs: <float>[batch, length, in].
+      tokens: What is known of the tokens.
+      kernel: <float>[num_experts or 1, in, rank].
+      bias: <float>[num_experts or 1, rank], or None.
+      in_axis: Logical name of the inputs, as in `route`.
+
+    Returns:
+      (mixture, routing): a mixture of dispatch.py, with `hidden` and `up`, and
+      the routing, None if there is one expert.
+    """
+    router = self._router(in_axis, None, 'router')
+    if router is None:
+      return dispatch.down('all_experts', inputs, kernel, None, bias), None
+    rows, product, logits = router.rows(inputs.shape[-1]), None, None
+    all_experts = self.execution in ('auto', 'all_experts')
+    float32 = inputs.dtype == kernel.dtype == jnp.float32
+    if rows is not None and all_experts and float32:
+      ours = dispatch.beside(kernel)
+      both = low_rank.project(inputs, jnp.concatenate([ours, rows]))
+      product, logits = jnp.split(both, [len(ours)], axis=-1)
+    elif rows is not None:
+      logits = low_rank.project(inputs.astype(jnp.float32), rows)
+    routing = self._sow(router(inputs, tokens, logits, self._active()), inputs)
+    execution = dispatch.choose(
+        self.execution, routing, self.num_experts, kernel.shape[-1]
+    )
+    mixture = dispatch.down(execution, inputs, kernel, routing, bias, product)
+    return mixture, routing
+
+  @nn.nowrap
+  def _router(
+      self, in_axis, num_heads, name, **router_fields
+  ) -> routing_lib.Router | None:
+    """Makes the router; None if there is only one expert."""
+    if not isinstance(self.num_experts, int) or self.num_experts < 1:
       raise errors.UserError(
-          f'NUM_EXPERTS = {self.num_experts} must be at least 1.'
+          f'NUM_EXPERTS = {self.num_experts!r} must be a whole number and at '
+          'least 1.',
+          where='NUM_EXPERTS',
       )
     if self.num_experts == 1:
       return None
-    router = self.router_factory(
+    return self.router_factory(
         num_experts=self.num_experts,
-        in_axis=in_axis or self.site.kernel_axis_names[0],
-        causal=self.site.causal,
-        num_heads=num_heads,
+        reads=routing_lib.Features(
+            axis=in_axis or self.site.kernel_axis_names[0],
+            num_heads=num_heads,
+            causal=self.site.causal,
+        ),
         name=name,
         **router_fields,
     )
-    routing = router(features, tokens, beside, self._active())
+
+  @nn.nowrap
+  def _sow(self, routing, features) -> routing_lib.Routing:
+    """Sows what a router reports."""
     for metric, value in routing.metrics.items():
-      # Three axes: T5X's models and Flaxformer's scans expect them.
+      # T5X's models and Flaxformer's scans expect three axes.
       self.sow('intermediates', metric, value.reshape(1, 1, 1))
-    if not self.is_initializing():  # No part of a model's state.
+    if not self.is_initializing():  # It is no part of a model's state.
       weights = routing.combine_weights
       shape = (*features.shape[:2], -1, weights.shape[-1])
       self.sow('routing', 'combine_weights', weights.reshape(shape).mean(2))
@@ -138,50 +200,17 @@ class MoeAdapter(nn.Module):
     index = self.param_with_axes(
         'layer_index', nn.initializers.zeros, (1,), ('unmodeled',)
     )
-    index = jax.lax.stop_gradient(index[0]).astype(jnp.int32)
+    index = jnp.round(jax.lax.stop_gradient(index[0])).astype(jnp.int32)
     parts = len(self.experts_by_depth)
     part = index * parts // self.site.num_layers
     return jnp.arange(self.num_experts) < jnp.array(self.experts_by_depth)[part]
-
-  @nn.nowrap
-  def mix(
-      self,
-      inputs: jax.Array,
-      tokens: routing_lib.Tokens | None,
-      kernel: jax.Array,
-      bias: jax.Array | None = None,
-      in_axis: str | None = None,
-  ):
-    """Routes, and runs the first half of the experts.
-
-    Args:
-      inputs: <float>[batch, length, in].
-      tokens: What is known of the tokens.
-      kernel: <float>[num_experts or 1, in, rank].
-      bias: <float>[num_experts or 1, rank], or None.
-      in_axis: Logical name of the inputs, as in `route`.
-
-    Returns:
-      (mixture, routing): a mixture of dispatch.py, with `hidden` and `up`, and
-      the routing, None if there is one expert.
-    """
-    ours = self.execution in ('auto', 'all_experts')
-    routing = self.route(
-        inputs,
-        tokens,
-        in_axis=in_axis,
-        beside=dispatch.beside(kernel) if ours else None,
-    )
-    execution = dispatch.choose(
-        self.execution, routing, self.num_experts, kernel.shape[-1]
-    )
-    return dispatch.down(execution, inputs, kernel, routing, bias), routing
 
   @nn.nowrap
   def require_all_experts(self, why: str) -> None:
     """Raises errors.UserError if another execution was asked for."""
     if self.execution not in ('auto', 'all_experts'):
       raise errors.UserError(
-          f'{type(self).__name__}.execution = {self.execution!r}: {why} Use '
-          "'auto' or 'all_experts'."
+          f'{type(self).__name__} cannot run as {self.execution!r}: {why}',
+          where='adapter.MoeAdapter.execution',
+          remedy="Use 'auto' or 'all_experts'.",
       )

@@ -9,10 +9,11 @@ The rules, all tested:
 * A token that finds an expert full loses that expert only; if it loses all of
   them the frozen layer's output stays.
 * Padding takes no slot.
-* `position`: earlier tokens first, whatever rank the expert has among a
+* `position`: earlier tokens go first, whatever rank the expert has among a
   token's choices. So a later token never takes a slot from an earlier one (the
   order of GShard and Flaxformer, all first choices before all second ones,
-  does not have this property). `probability`: the surest tokens first.
+  does not have this property). `probability`: the tokens with the highest
+  scores go first.
 * Packed rows: a group's slots are shared among its packed examples by their
   lengths. An example at positions [start, end) owns
   `ceil(c * end / s) - ceil(c * start / s)` of every expert's c slots, and only
@@ -29,6 +30,23 @@ from moe_peft import errors
 
 
 @dataclasses.dataclass(frozen=True)
+class Groups:
+  """How the tokens of a batch are grouped, and what an expert takes of a group.
+
+  Attributes:
+    num_groups: Number of groups, g.
+    group_size: Tokens of a group, s.
+    row_length: Tokens of a row of the batch.
+    expert_capacity: Slots of each expert in a group, c; None for no limit.
+  """
+
+  num_groups: int
+  group_size: int
+  row_length: int
+  expert_capacity: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Capacity:
   """Limits the tokens that each expert takes from a group of tokens.
 
@@ -36,8 +54,6 @@ class Capacity:
     capacity_factor: The limit is `capacity_factor * group_size / num_experts`,
       rounded, at least 1 (Flaxformer's convention: the number of selected
       experts is not in it).
-    counts_selected: Multiplies that by `num_selected_experts` (V-MoE's
-      convention), so that 1.0 is just enough for a perfect balance.
     expert_capacity: The limit itself, instead of `capacity_factor`.
     group_size: Tokens per group; a divisor of the length, or a multiple of it
       that divides batch * length. None: one group per row, so that rows never
@@ -50,77 +66,79 @@ class Capacity:
   """
 
   capacity_factor: float | None = None
-  counts_selected: bool = False
   expert_capacity: int | None = None
   group_size: int | None = None
   priority: str = 'position'
   at_evaluation: bool = False
 
-  def limit(
-      self, group_size: int, num_experts: int, num_selected: int
-  ) -> int:
+  def check(self, causal: bool) -> None:
+    """Raises errors.UserError for options that cannot be.
+
+    Args:
+      causal: Whether the routed tokens must not see later ones.
+    """
+    given = (self.capacity_factor, self.expert_capacity)
+    if (given[0] is None) == (given[1] is None):
+      raise errors.UserError(
+          f'A capacity needs exactly one of capacity_factor (got {given[0]}) '
+          f'and expert_capacity (got {given[1]}).',
+          where='capacity.Capacity',
+          remedy='Bind one of them, or bind the capacity of the router to None '
+          'for no limit.',
+      )
+    if any(x is not None and x <= 0 for x in (*given, self.group_size)):
+      raise errors.UserError(
+          'capacity_factor, expert_capacity and group_size must be positive, '
+          f'got {given[0]}, {given[1]} and {self.group_size}.',
+          where='capacity.Capacity',
+      )
+    if self.priority not in ('position', 'probability'):
+      raise errors.UserError(
+          f"{self.priority!r} is neither 'position' nor 'probability'.",
+          where='capacity.Capacity.priority',
+      )
+    if causal and self.priority == 'probability':
+      raise errors.UserError(
+          "'probability' lets later tokens push out earlier ones and is for "
+          'encoders only.',
+          where='capacity.Capacity.priority',
+          remedy="Use 'position', or restrict SITES to encoder layers.",
+      )
+
+  def limit(self, group_size: int, num_experts: int) -> int:
     """Returns c, the slots of each expert in a group, at most `group_size`."""
     if self.expert_capacity is not None:
       return min(self.expert_capacity, group_size)
-    tokens = self.capacity_factor * group_size / num_experts
-    if self.counts_selected:
-      tokens *= num_selected
-    return min(max(1, round(tokens)), group_size)
+    slots = self.capacity_factor * group_size / num_experts
+    return min(max(1, round(slots)), group_size)
 
+  def groups(
+      self, batch: int, length: int, num_experts: int, units: int = 1
+  ) -> Groups:
+    """Groups the tokens of a batch.
 
-def check(capacity: Capacity, selection: str, causal: bool) -> None:
-  """Raises errors.UserError for options that cannot be."""
-  name = 'capacity.Capacity'
-  given = (capacity.capacity_factor, capacity.expert_capacity)
-  if (given[0] is None) == (given[1] is None):
-    raise errors.UserError(
-        f'{name} needs exactly one of capacity_factor (got {given[0]}) and '
-        f'expert_capacity (got {given[1]}). For no limit bind '
-        'routing.Router.capacity = None.'
-    )
-  if any(x is not None and x <= 0 for x in given + (capacity.group_size,)):
-    raise errors.UserError(
-        f'{name}: capacity_factor, expert_capacity and group_size must be '
-        f'positive, got {given[0]}, {given[1]} and {capacity.group_size}.'
-    )
-  if capacity.priority not in ('position', 'probability'):
-    raise errors.UserError(
-        f"{name}.priority = {capacity.priority!r} is neither 'position' nor "
-        "'probability'."
-    )
-  if selection == 'all':
-    raise errors.UserError(
-        f"{name} limits a selection, but routing.Router.selection = 'all' "
-        "gives every token to every expert. Bind routing.Router.selection = "
-        "'top_k' or routing.Router.capacity = None."
-    )
-  if causal and capacity.priority == 'probability':
-    raise errors.UserError(
-        f"{name}.priority = 'probability' lets later tokens push out earlier "
-        'ones and is for encoders only. Use priority = \'position\', or '
-        'restrict SITES to encoder layers.'
-    )
+    Args:
+      batch: Rows.
+      length: Routed units of a row: tokens, or their heads or ranks.
+      num_experts: e.
+      units: Routed units of a token.
 
-
-def group_shape(
-    group_size: int | None, batch: int, length: int
-) -> tuple[int, int]:
-  """Returns (num_groups, group_size).
-
-  Raises:
-    errors.UserError: If the groups do not divide the tokens.
-  """
-  size = group_size or length
-  fits = length % size == 0 or (
-      size % length == 0 and batch * length % size == 0
-  )
-  if not fits:
-    raise errors.UserError(
-        f'capacity.Capacity.group_size = {size} fits neither into the length '
-        f'{length} nor a whole number of rows of a batch of {batch}. Use a '
-        f'divisor of {length}, or None for one group per row.'
+    Raises:
+      errors.UserError: If the groups do not divide the tokens.
+    """
+    size = self.group_size * units if self.group_size else length
+    fits = length % size == 0 or (
+        size % length == 0 and batch * length % size == 0
     )
-  return batch * length // size, size
+    if not fits:
+      raise errors.UserError(
+          f'{size} fits neither into the length {length} nor a whole number of '
+          f'rows of a batch of {batch}.',
+          where='capacity.Capacity.group_size',
+          remedy=f'Use a divisor of {length}, or None for one group per row.',
+      )
+    limit = self.limit(size, num_experts)
+    return Groups(batch * length // size, size, length, limit)
 
 
 def example_quota(
@@ -156,25 +174,28 @@ def within_capacity(
     selected: jax.Array,
     scores: jax.Array,
     segment_ids: jax.Array | None,
-    length: int,
-    expert_capacity: int,
+    groups: Groups,
     priority: str,
 ) -> jax.Array:
   """Returns which selections find a slot.
 
   Args:
-    selected: <bool>[num_groups, group_size, num_experts], padding False.
-    scores: <float32>[num_groups, group_size, num_experts], who goes first if
-      `priority` is 'probability'.
-    segment_ids: <int32>[num_groups, group_size] of packed rows, or None.
-    length: Tokens of a row.
-    expert_capacity: c.
+    selected: <bool>[batch, length, num_experts], padding False.
+    scores: <float32>[batch, length, num_experts], who goes first if `priority`
+      is 'probability'.
+    segment_ids: <int32>[batch, length] of packed rows, or None.
+    groups: The groups; their `expert_capacity` is c.
     priority: 'position' or 'probability'.
 
   Returns:
-    <bool>[num_groups, group_size, num_experts].
+    <bool>[batch, length, num_experts].
   """
-  size = selected.shape[1]
+  size, expert_capacity = groups.group_size, groups.expert_capacity
+  whole, length = selected.shape, groups.row_length
+  selected, scores, segment_ids = (
+      x if x is None else x.reshape(-1, size, *x.shape[2:])
+      for x in (selected, scores, segment_ids)
+  )
   if segment_ids is None:
     start, quota = 0, expert_capacity
   else:
@@ -186,7 +207,7 @@ def within_capacity(
       first = jnp.broadcast_to(start, selected.shape)
       counted = taken - selected  # Selections before a token.
       taken -= jnp.take_along_axis(counted, first, axis=1)
-    return selected & (taken <= quota)
+    return (selected & (taken <= quota)).reshape(whole)
   # Sorted by example, then by falling score; a place in the order is a slot.
   scores = jax.lax.stop_gradient(jnp.where(selected, scores, -1.0))
   example = jnp.broadcast_to(start, selected.shape)
@@ -195,4 +216,4 @@ def within_capacity(
       (example, -scores, index), dimension=1, num_keys=2, is_stable=True
   )
   place = jnp.argsort(order, axis=1)
-  return selected & (place - example < quota)
+  return (selected & (place - example < quota)).reshape(whole)

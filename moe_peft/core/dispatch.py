@@ -142,9 +142,8 @@ class Ragged:
     return result.at[self.token].add(outputs).reshape(batch, length, -1)
 
 
-def down_all_experts(inputs, kernel, bias, routing):
+def down_all_experts(inputs, kernel, bias, routing, product=None):
   """Returns an AllExperts; see `down`."""
-  product = None if routing is None else routing.product
   if product is None:
     product = low_rank.project(inputs, beside(kernel))
   if bias is not None:
@@ -209,6 +208,7 @@ def down(
     kernel: jax.Array,
     routing: routing_lib.Routing | None,
     bias: jax.Array | None = None,
+    product: jax.Array | None = None,
 ):
   """Runs the first half of a mixture.
 
@@ -219,12 +219,14 @@ def down(
       all experts share.
     routing: Who uses which expert; None for one expert without a router.
     bias: <float>[num_experts, rank] (or [1, rank] if shared), or None.
+    product: <float>[batch, length, rank * num_experts], the inputs' products
+      with `beside(kernel)`, or None if they are still to be made.
 
   Returns:
     The mixture, with `hidden` and `up`.
   """
   if routing is None or execution == 'all_experts':
-    return down_all_experts(inputs, kernel, bias, routing)
+    return down_all_experts(inputs, kernel, bias, routing, product)
   run = down_einsum if execution == 'einsum' else down_ragged
   return run(inputs, kernel, bias, routing)
 
@@ -313,8 +315,9 @@ def choose(
     return execution
   if execution != 'auto':
     raise errors.UserError(
-        f'adapter.MoeAdapter.execution = {execution!r}; choose one of auto, '
-        f'{", ".join(EXECUTIONS)}.'
+        f'There is no execution {execution!r}.',
+        where='adapter.MoeAdapter.execution',
+        remedy=f'Choose one of auto, {", ".join(EXECUTIONS)}.',
     )
   if routing is None:
     return 'all_experts'

@@ -10,11 +10,7 @@ their values stay as they are, so every checkpoint of the base still loads.
 
 from collections.abc import Callable, Sequence
 import dataclasses
-import difflib
-import functools
 import inspect
-import math
-import re
 from typing import Any
 
 from flax import linen as nn
@@ -22,16 +18,20 @@ import jax
 import jax.numpy as jnp
 
 from moe_peft import errors
+from moe_peft.core import dense_layers
 from moe_peft.core import einsum_layers
-from moe_peft.core import losses
-from moe_peft.core import routing
+from moe_peft.core import sites
+from moe_peft.core import tokens as tokens_lib
 
-ADAPTER_SCOPE = 'adapter'
+Layer = dense_layers.DenseLayer | einsum_layers.EinsumLayer
 
 
 @dataclasses.dataclass(frozen=True)
-class AdapterRule:
-  """Which layers get which adapter.
+class OutputRule:
+  """The adapter changes the outputs of the layers that match.
+
+  It is called as `adapter(inputs, outputs, tokens)` after the layer and returns
+  new outputs.
 
   Attributes:
     path: Regular expression that must match the whole path of the layer, for
@@ -40,65 +40,104 @@ class AdapterRule:
     adapter_factory: Builds the adapter, as `adapter_factory(site=, name=)`. A
       factory and not a module: one module given to many layers would be one
       adapter shared by all.
-    site_input: The adapter changes the inputs of the layer instead of its
-      outputs: it is called as `adapter(inputs, inputs)` before the layer runs.
     siblings: Names of layers beside this one (same parent) that ran before
-      it. The adapter is then called as `adapter(inputs, siblings=...)` before
-      the layer and returns what the layer is to read and what is added to its
-      outputs; see `methods/mixlora.py`.
+      it, whose inputs and outputs `apply` finds in `layer.siblings`.
   """
 
   path: str
   adapter_factory: Callable[..., nn.Module]
-  site_input: bool = False
   siblings: Sequence[str] = ()
+
+  def make(self, site: sites.Site) -> nn.Module:
+    """Builds the adapter of one site."""
+    return self.adapter_factory(site=site, name=sites.ADAPTER_SCOPE)
+
+  def apply(
+      self, layer: Layer, site: sites.Site, tokens: tokens_lib.Tokens,
+      read: jax.Array,
+  ) -> jax.Array:
+    """Runs a layer and its adapter.
+
+    Args:
+      layer: The call of the layer.
+      site: The layer.
+      tokens: What is known of the tokens.
+      read: The layer's inputs as adapters read them.
+
+    Returns:
+      New outputs of the layer.
+    """
+    outputs = layer.run()
+    site = dataclasses.replace(site, num_heads=layer.num_heads(outputs))
+    adapted = self.make(site)(
+        layer.flat_inputs(read), layer.flat_outputs(outputs), tokens
+    )
+    return layer.restored(adapted, outputs)
+
+  def after_call(
+      self, model: nn.Module, arguments: dict[str, Any], result: Any,
+      again: Callable[[], Any],
+  ) -> None:
+    """Sows what depends on the outputs of the whole model; nothing by default.
+
+    Args:
+      model: The adapted model.
+      arguments: What the model was called with, by name.
+      result: What it returned.
+      again: Runs the model once more, with other random numbers.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
-class Site:
-  """What an adapter knows of the layer it sits on; all read from the model.
+class InputRule(OutputRule):
+  """The adapter changes the inputs of the layers that match.
 
-  Attributes:
-    path: Path of the layer, `decoder/layers_0/self_attention/key`.
-    kernel_axis_names: Logical names of the layer's input and output features.
-    num_heads: Heads of the layer's outputs; None where they have none.
-    causal: Whether the layer must not see later tokens. True unless the path
-      says that the layer reads an encoder.
-    layer: Number of the layer in its stack; None inside `nn.scan`.
-    num_layers: Layers of the stack; None where the model does not tell.
-    activations: Names of the activation functions of the MLP the layer
-      belongs to, as ('gelu', 'linear'); empty elsewhere.
+  It is called as `adapter(inputs, inputs, tokens)` before the layer.
   """
 
-  path: str = ''
-  kernel_axis_names: tuple[str, str] = ('embed', 'embed')
-  num_heads: int | None = None
-  causal: bool = True
-  layer: int | None = None
-  num_layers: int | None = None
-  activations: tuple[str, ...] = ()
+  def apply(self, layer, site, tokens, read):
+    del read
+    axis, _ = site.kernel_axis_names
+    site = dataclasses.replace(site, kernel_axis_names=(axis, axis))
+    inputs = layer.flat_inputs()
+    return layer.run(self.make(site)(inputs, inputs, tokens))
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockRule(OutputRule):
+  """The adapter changes a block of which the layer that matches is the last.
+
+  It is called as `adapter(inputs, siblings, tokens)` before the layer and
+  returns what the layer is to read and what is added to its outputs; see
+  `methods/mixlora.py`.
+  """
+
+  def apply(self, layer, site, tokens, read):
+    del read
+    adapter = self.make(site)
+    inputs, update = adapter(layer.flat_inputs(), layer.siblings, tokens)
+    outputs = layer.run(inputs)
+    return outputs + layer.restored(update, outputs).astype(outputs.dtype)
 
 
 class AdaptedModule(nn.Module):
   """A Linen model with adapters on the layers that `rules` name.
 
-  It has the parameters, methods and call signatures of `module`. Two keyword
-  arguments are its own, on every method: `inputs_embedding`
-  (`<float>[batch, features]`, an external embedding of each example, for
-  routers with `unit = 'embedding'`) and `step` (`<int32>[]`, for routers whose
+  It has the parameters, methods and call signatures of `module`. One keyword
+  argument is its own, on every method: `step` (`<int32>[]`, for routers whose
   number of experts grows while training).
 
   Attributes:
     module: The model.
     rules: The first rule that matches a layer decides.
-    consistency: Run a second pass while training and sow
-      `consistency_loss`, the symmetric divergence of the two (AdaMix, arXiv
-      2205.12410). The result is that of the first pass.
+    describe_tokens: Says of a call which tokens are padding; see `tokens.py`.
   """
 
   module: nn.Module
-  rules: Sequence[AdapterRule] = ()
-  consistency: bool = False
+  rules: Sequence[OutputRule] = ()
+  describe_tokens: Callable[[tokens_lib.Call], tokens_lib.Tokens] = (
+      tokens_lib.t5x_tokens
+  )
 
   def __post_init__(self):
     super().__post_init__()
@@ -106,27 +145,21 @@ class AdaptedModule(nn.Module):
       nn.share_scope(self, self.module)
 
   @nn.compact
-  def __call__(self, *args, inputs_embedding=None, step=None, **kwargs):
-    run = _Run(self, inputs_embedding, step)
-    result = run(self.module, *args, **kwargs)
-    if self.consistency and self.has_rng('dropout'):
-      other = run(self.module, *args, **kwargs)
-      targets = run.arguments.get('decoder_target_tokens')
-      loss = losses.consistency_loss(
-          result, other, None if targets is None else targets > 0
-      )
-      self.sow('intermediates', 'consistency_loss', loss.reshape(1, 1, 1))
+  def __call__(self, *args, step=None, **kwargs):
+    injection = _Injection(self, step)
+    run = lambda: injection.run(self.module, *args, **kwargs)
+    result = run()
+    for rule in self.rules:
+      rule.after_call(self, injection.arguments, result, run)
     return result
 
   @nn.compact
-  def encode(self, *args, inputs_embedding=None, step=None, **kwargs):
-    run = _Run(self, inputs_embedding, step)
-    return run(self.module.encode, *args, **kwargs)
+  def encode(self, *args, step=None, **kwargs):
+    return _Injection(self, step).run(self.module.encode, *args, **kwargs)
 
   @nn.compact
-  def decode(self, *args, inputs_embedding=None, step=None, **kwargs):
-    run = _Run(self, inputs_embedding, step)
-    return run(self.module.decode, *args, **kwargs)
+  def decode(self, *args, step=None, **kwargs):
+    return _Injection(self, step).run(self.module.decode, *args, **kwargs)
 
   @property
   def scan_layers(self) -> bool:
@@ -134,111 +167,72 @@ class AdaptedModule(nn.Module):
     return getattr(self.module, 'scan_layers', False)
 
 
-class _Run:
-  """One run of the wrapped model with the adapters in place.
+class _Injection:
+  """One call of the wrapped model with the adapters in place.
 
   Flax calls `_intercept` in place of every method of every module. So this is
   not a module, and calls no method of one that a rule could match: such a call
   would be intercepted in its turn, without end.
   """
 
-  def __init__(self, adapted: AdaptedModule, inputs_embedding, step):
-    self.adapted = adapted
-    self.rules = tuple(adapted.rules)
-    self.given = {'embedding': inputs_embedding, 'step': step}
+  def __init__(self, adapted: AdaptedModule, step: jax.Array | None):
+    self._adapted, self._step = adapted, step
+    self._rules = [(sites.compile_path(r.path), r) for r in adapted.rules]
     self.arguments: dict[str, Any] = {}
-    self.matched: set[AdapterRule] = set()
-    self.seen: list[str] = []
+    self._matched: set[OutputRule] = set()
+    self._seen: list[str] = []
     self._last: tuple[Any, Any, Any] = (None, None, None)
     self._siblings: dict[str, tuple[jax.Array, jax.Array]] = {}
-    self._recorded = {name for r in self.rules for name in r.siblings}
+    self._recorded = {n for rule in adapted.rules for n in rule.siblings}
 
-  def __call__(self, method, *args, **kwargs):
+  def run(self, method, *args, **kwargs):
+    """Runs a method of the model."""
     # Entered here and not around `apply`: a context entered outside of an
     # already compiled function would silently do nothing.
     with nn.intercept_methods(self._intercept):
       result = method(*args, **kwargs)
-    self._last = (None, None, None)  # No tracer outlives the run.
-    if self.adapted.is_initializing():
-      _check_rules(self.rules, self.matched, self.seen)
-      _number_scanned_layers(self.adapted.scope)
+    self._last = (None, None, None)  # No tracer outlives the call.
+    if self._adapted.is_initializing():
+      for rule in self._adapted.rules:
+        if rule not in self._matched:
+          sites.require_match(rule.path, self._seen)
+      _number_scanned_layers(self._adapted.scope)
     return result
 
   def _intercept(self, next_fun, args, kwargs, context):
     module = context.module
-    # A wrapper that hands all its arguments on names none; then the first
-    # module inside that does.
-    if module is self.adapted.module or not self.arguments:
+    # A wrapper that hands all its arguments on names none of them; then the
+    # first module inside that does is read.
+    if module is self._adapted.module or not self.arguments:
       self._read_arguments(context, args, kwargs)
-    if context.method_name != '__call__' or ADAPTER_SCOPE in module.path:
+    if context.method_name != '__call__' or sites.ADAPTER_SCOPE in module.path:
       return next_fun(*args, **kwargs)
-    names, einsum = axis_names(module), None
-    if names is None:
-      einsum = einsum_layers.find(module, args, kwargs)
-      if einsum is None:
-        return next_fun(*args, **kwargs)
-      names = ('unmodeled', 'unmodeled')
+    names = sites.axis_names(module)
+    find = einsum_layers.find if names is None else dense_layers.find
+    found = find(module, next_fun, args, kwargs, {})
+    if found is None:
+      return next_fun(*args, **kwargs)
     path = '/'.join(module.path)
-    self.seen.append(path)
-    rule = next((r for r in self.rules if re.fullmatch(r.path, path)), None)
+    self._seen.append(path)
+    rule = next((r for p, r in self._rules if p.fullmatch(path)), None)
     if rule is None:
-      outputs = next_fun(*args, **kwargs)
+      outputs = found.run()
     else:
-      self.matched.add(rule)
-      outputs = (
-          self._adapt(rule, next_fun, args, kwargs, module, names)
-          if einsum is None
-          else self._adapt_einsum(
-              rule, next_fun(*args, **kwargs), module, names, einsum
-          )
-      )
-    if module.path[-1] in self._recorded and einsum is None:
-      self._siblings[path] = (args[0], outputs)
+      self._matched.add(rule)
+      outputs = self._adapt(rule, found, module, names)
+    if module.path[-1] in self._recorded:
+      self._siblings[path] = (found.inputs, outputs)
     return outputs
 
-  def _adapt(self, rule, next_fun, args, kwargs, module, names):
-    """Runs the layer and its adapter.
-
-    The layer runs here and not inside the adapter: `param_with_axes` gives a
-    parameter to the module on top of Flax's stack, which would be the adapter.
-    """
-    inputs, num_inputs = args[0], _num_input_axes(module)
-    tokens_shape = inputs.shape[: inputs.ndim - num_inputs]
-    flat = lambda x: x.reshape(*tokens_shape, -1)
-    site = make_site(module, names)
-    tokens = self._tokens(site)
-    make = functools.partial(rule.adapter_factory, name=ADAPTER_SCOPE)
-    if rule.siblings:
-      siblings = self._take_siblings(module.path[:-1], rule.siblings)
-      inputs, update = make(site=site)(flat(inputs), siblings, tokens)
-      outputs = next_fun(inputs.reshape(args[0].shape), *args[1:], **kwargs)
-      return outputs + update.reshape(outputs.shape).astype(outputs.dtype)
-    if rule.site_input:
-      site = dataclasses.replace(site, kernel_axis_names=(names[0], names[0]))
-      inputs = make(site=site)(flat(inputs), flat(inputs), tokens)
-      return next_fun(inputs.reshape(args[0].shape), *args[1:], **kwargs)
-    read = self._apart(inputs, module.path[:-1])
-    outputs = next_fun(*args, **kwargs)
-    if outputs.ndim == len(tokens_shape) + 2:
-      site = dataclasses.replace(site, num_heads=outputs.shape[-2])
-    adapted = make(site=site)(flat(read), flat(outputs), tokens)
-    return adapted.reshape(outputs.shape)
-
-  def _adapt_einsum(self, rule, outputs, module, names, layer):
-    """Runs the adapter of a layer that is an einsum."""
-    if rule.siblings or rule.site_input:
-      raise errors.UserError(
-          f'{"/".join(module.path)} is an einsum: the rule {rule.path!r} can '
-          'only change its outputs. Choose other layers for this method.'
-      )
-    site = dataclasses.replace(
-        make_site(module, names), num_heads=layer.num_heads(outputs)
+  def _adapt(self, rule, layer, module, names):
+    """Runs the layer and its adapter."""
+    parent = module.path[:-1]
+    site = sites.make_site(module, names or ('unmodeled', 'unmodeled'))
+    layer = dataclasses.replace(
+        layer, siblings=self._take_siblings(parent, rule.siblings)
     )
-    adapter = rule.adapter_factory(name=ADAPTER_SCOPE, site=site)
-    adapted = adapter(
-        layer.flat_inputs(), layer.flat_outputs(outputs), self._tokens(site)
-    )
-    return layer.restored(adapted, outputs)
+    read = self._apart(layer.inputs, parent)
+    return rule.apply(layer, site, self._tokens(site), read)
 
   def _apart(self, inputs: jax.Array, parent: tuple[str, ...]) -> jax.Array:
     """The inputs as adapters read them: a copy, which XLA takes out again.
@@ -260,12 +254,13 @@ class _Run:
     return read
 
   def _take_siblings(self, parent, names):
-    paths = ['/'.join(parent + (name,)) for name in names]
-    found = {}
-    for name, path in zip(names, paths, strict=True):
-      if path in self._siblings:  # Popped: no tracer outlives its block.
-        found[name] = self._siblings.pop(path)
-    return found
+    paths = {name: '/'.join((*parent, name)) for name in names}
+    # Popped: no tracer outlives its block.
+    return {
+        name: self._siblings.pop(path)
+        for name, path in paths.items()
+        if path in self._siblings
+    }
 
   def _read_arguments(self, context, args, kwargs):
     method = getattr(type(context.module), context.method_name, None)
@@ -281,124 +276,33 @@ class _Run:
       return  # The call itself will explain what is wrong.
     self.arguments.update(list(bound.arguments.items())[1:])  # Without self.
 
-  def _tokens(self, site: Site) -> routing.Tokens:
+  def _tokens(self, site: sites.Site) -> tokens_lib.Tokens:
     """Describes the tokens that pass through the site."""
-    call, encoder = self.arguments, reads_encoder(site.path)
-    inputs = call.get('encoder_input_tokens')
-    prompt_valid = None if inputs is None else inputs > 0
-    prompt_ids = call.get('encoder_segment_ids')
-    if encoder:
-      valid, segment_ids = prompt_valid, prompt_ids
-    else:
-      targets = call.get('decoder_target_tokens')
-      # One step of decoding: its only token is real, even if its id is 0.
-      known = targets is not None and not call.get('decode', False)
-      valid = targets > 0 if known else None
-      segment_ids = call.get('decoder_segment_ids') if known else None
-    prompt = None if encoder else call.get('encoded')
-    return routing.Tokens(
-        valid=valid,
-        segment_ids=segment_ids,
-        prompt=prompt,
-        prompt_valid=None if prompt is None else prompt_valid,
-        prompt_segment_ids=None if prompt is None else prompt_ids,
-        **self.given,
-    )
-
-
-def axis_names(module: nn.Module) -> tuple[str, str] | None:
-  """Logical axis names of a layer's inputs and outputs.
-
-  Args:
-    module: Any module.
-
-  Returns:
-    (in, out), or None if the module is not a layer that can be adapted: a
-    dense layer of T5X, Flaxformer, Flax or ours, or a parameter-free module
-    with an attribute `axis_names`.
-  """
-  names = getattr(module, 'kernel_axes', None)
-  if names is None:
-    names = getattr(module, 'kernel_axis_names', None)
-  if names is None and hasattr(module, 'axis_names'):
-    names = module.axis_names
-    return (names[0], names[-1])
-  if names is None and isinstance(module, (nn.Dense, nn.DenseGeneral)):
-    return ('unmodeled', 'unmodeled')
-  if not names:
-    return None
-  if len(names) == 2:
-    return tuple(names)
-  num_inputs = _num_input_axes(module)
-  return _join(names[:num_inputs]), _join(names[num_inputs:])
-
-
-def _join(names: Sequence[str]) -> str:
-  return 'joined_kv' if tuple(names) == ('heads', 'kv') else names[0]
-
-
-def _num_input_axes(module: nn.Module) -> int:
-  axis = getattr(module, 'axis', -1)
-  return 1 if isinstance(axis, int) else len(axis)
-
-
-def reads_encoder(path: str) -> bool:
-  """Whether the tokens at this path are the encoder's, not the decoder's."""
-  parts = path.split('/')
-  cross = any('encoder_decoder' in part for part in parts)
-  return 'encoder' in parts or (cross and parts[-1] in ('key', 'value'))
-
-
-def make_site(module: nn.Module, names: tuple[str, str]) -> Site:
-  """Reads from the layer, and from the model around it, all but num_heads."""
-  path = '/'.join(module.path)
-  stack = 'encoder' if 'encoder' in module.path else 'decoder'
-  parent, config = module.parent, None
-  activations = tuple(getattr(parent, 'activations', None) or ())
-  while isinstance(parent, nn.Module):
-    config = getattr(parent, 'config', config)
-    parent = parent.parent
-  number = re.search(r'(?:^|/)layers?_(\d+)(?:/|$)', path)
-  num_layers = getattr(
-      config, f'num_{stack}_layers', getattr(config, 'num_layers', None)
-  )
-  return Site(
-      path=path,
-      kernel_axis_names=names,
-      causal=not reads_encoder(path),
-      layer=int(number.group(1)) if number else None,
-      num_layers=num_layers,
-      activations=activations,
-  )
-
-
-def _check_rules(rules, matched, seen):
-  """Raises errors.UserError for a rule that matched no layer."""
-  for rule in rules:
-    if rule in matched:
-      continue
-    plain = re.sub(r'[.*?()\\|]+', ' ', rule.path).split()
-    word = plain[-1].strip('/') if plain else rule.path
-    by_name = {path.split('/')[-1]: path for path in seen}
-    near = difflib.get_close_matches(word, by_name, n=3, cutoff=0.0)
-    near = ', '.join(by_name[name] for name in near) or 'none'
-    raise errors.UserError(
-        f'inject.AdapterRule.path = {rule.path!r} matches no layer that an '
-        'earlier rule has left. It must match the whole path of a layer. The '
-        f'nearest layers of this model: {near}'
-    )
+    call = tokens_lib.Call(self.arguments, sites.reads_encoder(site.path))
+    tokens = self._adapted.describe_tokens(call)
+    if not isinstance(tokens, tokens_lib.Tokens):
+      raise errors.UserError(
+          f'describe_tokens returned {type(tokens).__name__}.',
+          where='inject.AdaptedModule.describe_tokens',
+          remedy='It must return moe_peft.core.tokens.Tokens.',
+      )
+    return tokens.replace(step=self._step)
 
 
 def _number_scanned_layers(scope) -> None:
-  """Fills every `layer_index` of a scanned stack with 0, 1, 2, ...
+  """Fills the `layer_index` of adapters in a scanned stack with 0, 1, 2, ...
 
-  A layer inside `nn.scan` cannot know its own number; the stacked parameter
-  can. Methods whose experts differ by layer read it (see methods/mola.py).
+  A layer inside `nn.scan` cannot know its own number, and the scans of T5X's
+  networks do not tell it; the stacked parameter can. Parameters of that name
+  outside of adapters are the model's own and stay as they are. Methods whose
+  experts differ by layer read it (see methods/mola.py).
   """
   params = scope.root._variables.get('params', {})  # pylint: disable=protected-access
+  constant = (sites.ADAPTER_SCOPE, 'layer_index')
 
   def fill(path, leaf):
-    if path[-1].key != 'layer_index' or math.prod(leaf.shape) == 1:
+    names = tuple(getattr(key, 'key', None) for key in path[-2:])
+    if names != constant or leaf.size == 1:
       return leaf
     return jnp.arange(leaf.size, dtype=leaf.dtype).reshape(leaf.shape)
 

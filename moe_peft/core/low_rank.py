@@ -1,16 +1,73 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Products with thin matrices, kept as rows `<float>[n, features]`, n small.
+"""Low-rank kernels and products with thin matrices.
 
-Routers, low ranks and vectors are thin. A dense product whose result has few
-columns is slow on CPUs: the gradient of a kernel [1024, 10] over 2,048 tokens
-takes 17 times as long as that of its transpose [10, 1024]. And XLA's CPU
-compiler makes better products of [tokens, features] than of [batch, length,
-features]. Kept as rows, neither direction is slow; python -m benchmarks shows
-the whole.
+Routers, low ranks and vectors are thin: they are kept as rows `<float>[n,
+features]`, n small. A dense product whose result has few columns is slow on
+CPUs: the gradient of a kernel [1024, 10] over 2,048 tokens takes 17 times as
+long as that of its transpose [10, 1024]. And XLA's CPU compiler makes better
+products of [tokens, features] than of [batch, length, features]. Kept as rows,
+neither direction is slow; python -m benchmarks shows the whole.
 """
 
+from collections.abc import Callable
+from typing import Protocol
+
+from flax import linen as nn
 import jax
+
+
+class _Adapter(Protocol):
+  """What `lora_kernels` needs of a module: sizes and a maker of parameters."""
+
+  num_experts: int
+  rank: int
+  param_with_axes: Callable[..., jax.Array]
+
+
+def lora_kernels(
+    adapter: _Adapter,
+    in_features: int,
+    out_features: int,
+    axes: tuple[str, str],
+    *,
+    num_a: int | None = None,
+    num_b: int | None = None,
+    prefix: str = '',
+) -> tuple[jax.Array, jax.Array]:
+  """Makes the kernels of LoRA experts (arXiv 2106.09685), identity at first.
+
+  `lora_a` is normal with a deviation of 0.02 as in the released code of MoLoRA
+  (2309.05444), `lora_b` is zero.
+
+  Args:
+    adapter: The module that they belong to.
+    in_features: Features of the layer's inputs.
+    out_features: Features of its outputs.
+    axes: Logical names of both.
+    num_a: Experts of `lora_a`; 1 if all share it. By default all.
+    num_b: Experts of `lora_b`.
+    prefix: Of the names of the parameters.
+
+  Returns:
+    `lora_a` <float32>[num_a, in, rank] and `lora_b` <float32>[num_b, rank,
+    out].
+  """
+  in_axis, out_axis = axes
+  num_a, num_b = num_a or adapter.num_experts, num_b or adapter.num_experts
+  lora_a = adapter.param_with_axes(
+      f'{prefix}lora_a',
+      nn.initializers.normal(stddev=2e-2),
+      (num_a, in_features, adapter.rank),
+      ('expert', in_axis, 'rank'),
+  )
+  lora_b = adapter.param_with_axes(
+      f'{prefix}lora_b',
+      nn.initializers.zeros,
+      (num_b, adapter.rank, out_features),
+      ('expert', 'rank', out_axis),
+  )
+  return lora_a, lora_b
 
 
 def rows(kernel: jax.Array) -> jax.Array:

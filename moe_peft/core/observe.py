@@ -15,11 +15,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from moe_peft.core import inject
+from moe_peft.core import sites
 from moe_peft.core import trainable
 
 COLLECTION = 'routing'
-_SOWN = re.compile(rf'(?P<site>.*)/{inject.ADAPTER_SCOPE}/combine_weights')
+_SOWN = re.compile(rf'(?P<site>.*)/{sites.ADAPTER_SCOPE}/combine_weights')
 
 
 def combine_weights(
@@ -44,7 +44,7 @@ def combine_weights(
     site, weights = match['site'], sum(sown) / len(sown)
     name = (
         'encoder_input_tokens'
-        if inject.reads_encoder(site)
+        if sites.reads_encoder(site)
         else 'decoder_target_tokens'
     )
     valid = batch[name] > 0

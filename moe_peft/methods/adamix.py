@@ -2,76 +2,131 @@
 # SPDX-License-Identifier: Apache-2.0
 """AdaMix (arXiv 2205.12410): one random expert per site and batch.
 
-  outputs + alpha / rank * (inputs @ lora_a[i]) @ lora_b[j]
+  outputs + alpha / rank * (inputs @ lora_a[i]) @ lora_b
 
-While training, i and j are drawn independently for the whole batch. At
-evaluation the weights are averaged: lora_a and lora_b each become the mean
-over experts, which makes a plain LoRA. The loss has a second term, the
-divergence of two passes (`inject.AdaptedModule.consistency = True`). From the
-paper's code: 4 experts, the shared up-projection, the symmetric divergence.
+While training, i is drawn for the whole batch. At evaluation the weights are
+averaged: lora_a becomes the mean over experts, which makes a plain LoRA. The
+loss has a second term, the divergence of two passes (`ConsistencyRule`). From
+the paper's code: 4 experts, the shared up-projection, the symmetric divergence.
 """
 
 from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 
+from moe_peft.core import inject
+from moe_peft.core import losses
+from moe_peft.core import low_rank
 from moe_peft.core import routing
+from moe_peft.core import scores
+from moe_peft.core import selection
 from moe_peft.methods import molora
+
+
+@dataclasses.dataclass(frozen=True)
+class NoScores(scores.TokenScores):
+  """Equal logits for all: there is nothing to look at, and no parameter."""
+
+  def rows(self, router, features):
+    return None
+
+  def logits(self, router, inputs, tokens, product):
+    return jnp.zeros((1, 1, router.num_experts), jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RandomChoice(selection.TopK):
+  """Draws k experts for the whole batch while training, all equally after."""
+
+  k: int | None = 1
+
+  def __call__(self, router, logits, context):
+    probs = self.probs(router, logits, context)
+    if not context.training:
+      there = probs > 0
+      gates = there / there.sum(axis=-1, keepdims=True)
+      return self.decide(probs, gates, None)
+    noise = jax.random.uniform(
+        router.make_rng('dropout'), (1, 1, probs.shape[-1])
+    )
+    noise = selection.mask(noise, context.active)
+    selected = jnp.broadcast_to(
+        selection.select_top_k(noise, self.k), probs.shape
+    )
+    return self.decide(probs, jnp.full_like(probs, 1.0 / self.k), selected)
 
 
 class AdaMixRouter(routing.Router):
   """One expert for the whole batch while training, all equally after."""
 
-  selection: str = 'random'
-  num_selected_experts: int | None = 1
-  unit: str = 'batch'
+  scores: Any = NoScores()
+  select: Any = RandomChoice()
 
 
 class AdaMix(molora.MoLoRA):
-  """LoRA with randomly drawn halves.
-
-  Attributes:
-    share_a: One `lora_a` for all experts.
-    share_b: One `lora_b` for all experts.
-  """
+  """LoRA whose down-projection is drawn anew for each batch."""
 
   num_experts: int = 4
-  router_factory: Callable[..., Any] = AdaMixRouter
-  share_a: bool = False
-  share_b: bool = True
+  router_factory: Callable[..., routing.Router] = AdaMixRouter
 
   @nn.compact
   def __call__(self, inputs, outputs, tokens=None):
     """Returns the adapted outputs, <float>[batch, length, out_features]."""
     self.require_all_experts('weights are merged, no token travels.')
-    in_axis, out_axis = self.site.kernel_axis_names
-    in_features, out_features = inputs.shape[-1], outputs.shape[-1]
-    lora_a = self.param_with_axes(
-        'lora_a',
-        nn.initializers.normal(stddev=2e-2),
-        (1 if self.share_a else self.num_experts, in_features, self.rank),
-        ('expert', in_axis, 'rank'),
-    )
-    lora_b = self.param_with_axes(
-        'lora_b',
-        nn.initializers.zeros,
-        (1 if self.share_b else self.num_experts, self.rank, out_features),
-        ('expert', 'rank', out_axis),
+    lora_a, lora_b = low_rank.lora_kernels(
+        self, inputs.shape[-1], outputs.shape[-1], self.site.kernel_axis_names,
+        num_b=1,
     )
     dtype = self.dtype or outputs.dtype
-    lora_a = self._draw(lora_a, inputs, tokens, 'router').astype(dtype)
-    lora_b = self._draw(lora_b, inputs, tokens, 'router_up').astype(dtype)
-    update = inputs.astype(dtype) @ lora_a @ lora_b * (self.alpha / self.rank)
+    decision = self.route(inputs, tokens)
+    if decision is None:
+      lora_a = lora_a[0]
+    else:
+      # Drawn for the whole batch; only padding has no weights.
+      weights = decision.combine_weights.max(axis=(0, 1))
+      lora_a = jnp.einsum('e,eio->io', weights, lora_a)
+    hidden = inputs.astype(dtype) @ lora_a.astype(dtype)
+    update = hidden @ lora_b[0].astype(dtype) * (self.alpha / self.rank)
     return outputs + update.astype(outputs.dtype)
 
-  @nn.nowrap
-  def _draw(self, kernels, inputs, tokens, name):
-    """Returns the kernel of this batch, or the mean of all at evaluation."""
-    if kernels.shape[0] == 1:
-      return kernels[0]
-    decision = self.route(inputs, tokens, name=name)
-    # Drawn for the whole batch; padding alone has no weights.
-    weights = decision.combine_weights.max(axis=(0, 1))
-    return jnp.einsum('e,eio->io', weights, kernels)
+
+@dataclasses.dataclass(frozen=True)
+class ConsistencyRule(inject.OutputRule):
+  """Runs the model twice while training and sows `consistency_loss`.
+
+  The result of the model is that of the first pass.
+  """
+
+  def after_call(self, model, arguments, result, again):
+    if not model.has_rng('dropout'):
+      return
+    targets = arguments.get('decoder_target_tokens')
+    valid = None if targets is None else targets > 0
+    loss = consistency_loss(result, again(), valid)
+    model.sow('intermediates', 'consistency_loss', loss.reshape(1, 1, 1))
+
+
+def consistency_loss(
+    logits: jax.Array, other_logits: jax.Array, valid: jax.Array | None
+) -> jax.Array:
+  """Symmetric divergence of two stochastic passes, AdaMix (2205.12410).
+
+  `0.5 * (KL(p || sg(q)) + KL(q || sg(p)))`, sg stops the gradient.
+
+  Args:
+    logits: <float>[batch, length, vocab].
+    other_logits: The same, from the other pass.
+    valid: <bool>[batch, length], or None if all tokens count.
+  """
+  if valid is None:
+    valid = jnp.ones(logits.shape[:2], bool)
+  log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+  log_q = jax.nn.log_softmax(other_logits.astype(jnp.float32))
+  stop = jax.lax.stop_gradient
+  forward = jnp.sum(jnp.exp(log_p) * (log_p - stop(log_q)), axis=-1)
+  backward = jnp.sum(jnp.exp(log_q) * (log_q - stop(log_p)), axis=-1)
+  return 0.5 * losses.mean_over(forward + backward, valid)

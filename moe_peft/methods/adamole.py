@@ -11,21 +11,68 @@ here is Switch's on p, the released code's is on p - tau.
 """
 
 from collections.abc import Callable
+import dataclasses
 from typing import Any
 
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
 from moe_peft.core import routing
+from moe_peft.core import scores
+from moe_peft.core import selection
 from moe_peft.methods import molora
+
+
+@dataclasses.dataclass(frozen=True)
+class ThresholdScores(scores.TokenScores):
+  """Logits of the experts, and one of the threshold behind them."""
+
+  def kernel(self, router, features, axis):
+    kernel = super().kernel(router, features, axis)
+    threshold = router.param_with_axes(
+        'threshold_kernel', scores.KERNEL_INIT, (features, 1),
+        (axis, 'unmodeled'),
+    )
+    return jnp.concatenate([kernel, threshold], axis=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Threshold(selection.Soft):
+  """Keeps what the probabilities exceed a learned threshold by.
+
+  Attributes:
+    max_threshold: tau_max; None: 1 / num_experts, for which at least one expert
+      is always used.
+  """
+
+  normalize: bool = True
+  max_threshold: float | None = None
+
+  def check(self, router):
+    self._check_dropout()
+
+  def __call__(self, router, logits, context):
+    logits, threshold = logits[..., :-1], logits[..., -1:]
+    probs = self.drop(router, self.probs(router, logits, context), context)
+    offset = router.param_with_axes(
+        'threshold_bias', nn.initializers.zeros, (1,), ('unmodeled',)
+    )
+    most = self.max_threshold or 1.0 / router.num_experts
+    threshold = most * jax.nn.sigmoid(threshold + offset)
+    gates = jax.nn.relu(probs - threshold)
+    return self.decide(probs, gates, gates > 0)
 
 
 class AdaMoLERouter(routing.Router):
   """Keeps the experts whose probability exceeds a learned threshold."""
 
-  selection: str = 'threshold'
-  renormalise: bool = True
+  scores: Any = ThresholdScores()
+  select: Any = Threshold()
 
 
 class AdaMoLE(molora.MoLoRA):
   """MoLoRA under AdaMoLE's router."""
 
   num_experts: int = 8
-  router_factory: Callable[..., Any] = AdaMoLERouter
+  router_factory: Callable[..., routing.Router] = AdaMoLERouter

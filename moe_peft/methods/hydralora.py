@@ -11,6 +11,7 @@ each expert, is left out.
 
 from flax import linen as nn
 
+from moe_peft.core import low_rank
 from moe_peft.methods import molora
 
 
@@ -23,17 +24,6 @@ class HydraLoRA(molora.MoLoRA):
   @nn.nowrap
   def kernels(self, in_features, out_features):
     """Returns `lora_a` [1, in, rank] and `lora_b` [num_experts, rank, out]."""
-    in_axis, out_axis = self.site.kernel_axis_names
-    lora_a = self.param_with_axes(
-        'lora_a',
-        nn.initializers.normal(stddev=2e-2),
-        (1, in_features, self.rank),
-        ('expert', in_axis, 'rank'),
+    return low_rank.lora_kernels(
+        self, in_features, out_features, self.site.kernel_axis_names, num_a=1
     )
-    lora_b = self.param_with_axes(
-        'lora_b',
-        nn.initializers.zeros,
-        (self.num_experts, self.rank, out_features),
-        ('expert', 'rank', out_axis),
-    )
-    return lora_a, lora_b

@@ -7,10 +7,10 @@
 
 Each frozen matrix is multiplied once: `wi` because the low-rank updates are
 added to its result, `wo` because it is linear. The adapter sits on `wo`, and is
-handed what `wi_0` and `wi_1` read and wrote (`AdapterRule.siblings`). What goes
+handed what `wi_0` and `wi_1` read and wrote (`inject.BlockRule`). What goes
 into `wo` is the model's own hidden state plus the weighted changes of the
 experts; the model's dropout acts on the former only. From the paper: 8 experts,
-top-2, renormalised, rank 16, alpha 32, plain LoRA on the attention. One expert
+top-2, normalized, rank 16, alpha 32, plain LoRA on the attention. One expert
 at a time is computed, and again in the backward pass, so memory does not grow
 with their number.
 """
@@ -25,15 +25,15 @@ import jax.numpy as jnp
 
 from moe_peft import errors
 from moe_peft.core import adapter
+from moe_peft.core import low_rank
 from moe_peft.core import routing
+from moe_peft.core import selection
 
 
 class MixLoRARouter(routing.Router):
-  """Renormalised top-2."""
+  """Normalized top-2."""
 
-  selection: str = 'top_k'
-  num_selected_experts: int | None = 2
-  renormalise: bool = True
+  select: Any = selection.TopK(k=2, normalize=True)
 
 
 class MixLoRA(adapter.MoeAdapter):
@@ -45,7 +45,7 @@ class MixLoRA(adapter.MoeAdapter):
   """
 
   num_experts: int = 8
-  router_factory: Callable[..., Any] = MixLoRARouter
+  router_factory: Callable[..., routing.Router] = MixLoRARouter
   rank: int = 16
   alpha: float = 32.0
 
@@ -65,9 +65,11 @@ class MixLoRA(adapter.MoeAdapter):
     names, functions = sorted(siblings), self.site.activations
     if not names or len(names) != len(functions):
       raise errors.UserError(
-          f'mixlora.MixLoRA at {self.site.path} found the branches {names} and '
-          f'the activations {functions}. SITES must match the layer `wo` of an '
-          'MLP with branches wi or wi_0, wi_1 and a field `activations`.'
+          f'MixLoRA at {self.site.path} found the branches {names} and the '
+          f'activations {functions}.',
+          where='SITES',
+          remedy='SITES must match the layer `wo` of an MLP with branches wi '
+          'or wi_0, wi_1 and a field `activations`.',
       )
     x = siblings[names[0]][0]
     branches = [siblings[name][1] for name in names]
@@ -95,20 +97,8 @@ class MixLoRA(adapter.MoeAdapter):
   @nn.nowrap
   def _pair(self, name, in_features, out_features, axes):
     """Returns (lora_a, lora_b) of all experts for one matrix."""
-    e, r = self.num_experts, self.rank
-    return (
-        self.param_with_axes(
-            f'{name}_lora_a',
-            nn.initializers.normal(stddev=2e-2),
-            (e, in_features, r),
-            ('expert', axes[0], 'rank'),
-        ),
-        self.param_with_axes(
-            f'{name}_lora_b',
-            nn.initializers.zeros,
-            (e, r, out_features),
-            ('expert', 'rank', axes[1]),
-        ),
+    return low_rank.lora_kernels(
+        self, in_features, out_features, axes, prefix=f'{name}_'
     )
 
 

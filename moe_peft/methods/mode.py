@@ -10,20 +10,18 @@ the paper (its text was not at hand): the equation. Ours: rank and alpha, the
 defaults of MoLoRA.
 """
 
-from collections.abc import Callable
-from typing import Any
+import dataclasses
 
 from flax import linen as nn
-from flax.linen import partitioning
 import jax.numpy as jnp
 
-from moe_peft.core import low_rank
-from moe_peft.core import routing
+from moe_peft.core import scores
 from moe_peft.methods import hydralora
 
 
-class MoDERouter(routing.Router):
-  """A distribution over experts for each rank of a token.
+@dataclasses.dataclass(frozen=True)
+class RankScores(scores.TokenScores):
+  """Logits for each rank of a token.
 
   Attributes:
     rank: Number of ranks.
@@ -31,34 +29,29 @@ class MoDERouter(routing.Router):
 
   rank: int = 4
 
-  @nn.nowrap
-  def units_per_token(self) -> int:
+  def units(self, router):
     return self.rank
 
-  @nn.nowrap
-  def score_tokens(self, inputs, tokens, beside):
-    """Returns (logits [batch, length * rank, num_experts], None, product)."""
-    del tokens
-    batch, length, features = inputs.shape
-    kernel = partitioning.param_with_axes(
-        'kernel',
-        nn.initializers.normal(stddev=self.kernel_stddev),
-        (features, self.rank * self.num_experts),
-        jnp.float32,
-        axes=(self.in_axis, 'unmodeled'),
-        module=self,
+  def kernel(self, router, features, axis):
+    return router.param_with_axes(
+        'kernel', scores.KERNEL_INIT,
+        (features, self.rank * router.num_experts), (axis, 'unmodeled'),
     )
+
+  def rows(self, router, features):
+    return None
+
+  def logits(self, router, inputs, tokens, product):
+    batch, length, features = inputs.shape
+    kernel = self.kernel(router, features, router.reads.axis)
     logits = inputs.astype(jnp.float32) @ kernel
-    logits = logits.reshape(batch, length * self.rank, self.num_experts)
-    product = None if beside is None else low_rank.project(inputs, beside)
-    return logits, None, product
+    return logits.reshape(batch, length * self.rank, router.num_experts)
 
 
 class MoDE(hydralora.HydraLoRA):
   """A shared `lora_a`, and a mixture of rows of `lora_b` for each rank."""
 
   alpha: float = 16.0
-  router_factory: Callable[..., Any] = MoDERouter
 
   @nn.compact
   def __call__(self, inputs, outputs, tokens=None):
@@ -67,7 +60,7 @@ class MoDE(hydralora.HydraLoRA):
     lora_a, lora_b = self.kernels(inputs.shape[-1], outputs.shape[-1])
     dtype = self.dtype or outputs.dtype
     hidden = inputs.astype(dtype) @ lora_a[0].astype(dtype)
-    decision = self.route(inputs, tokens, rank=self.rank)
+    decision = self.route(inputs, tokens, scores=RankScores(rank=self.rank))
     if decision is not None:
       weights = decision.combine_weights.astype(dtype)
       weights = weights.reshape(*hidden.shape, self.num_experts)

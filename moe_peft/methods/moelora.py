@@ -4,11 +4,11 @@
 
   outputs + alpha / rank * sum_e weight_e * (inputs @ lora_a[e]) @ lora_b[e]
 
-under a renormalised top-2 gate, trained with a load balancing and a contrastive
+under a normalized top-2 gate, trained with a load balancing and a contrastive
 loss: outputs of one expert attract, outputs of different experts repel. (Three
 other methods have the same name.) From the paper: 8 experts, top-2, both
 losses. Ours, since there is no public code: the equation and the temperature
-(see `losses.contrastive_loss`), rank, alpha, and that the loss looks at a
+(see `contrastive_loss`), rank, alpha, and that the loss looks at a
 sample of `num_contrasted` tokens per layer.
 """
 
@@ -19,17 +19,15 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from moe_peft.core import losses
 from moe_peft.core import routing
+from moe_peft.core import selection
 from moe_peft.methods import molora
 
 
 class MoELoRARouter(routing.Router):
-  """Renormalised top-2."""
+  """Normalized top-2."""
 
-  selection: str = 'top_k'
-  num_selected_experts: int | None = 2
-  renormalise: bool = True
+  select: Any = selection.TopK(k=2, normalize=True)
 
 
 class MoELoRA(molora.MoLoRA):
@@ -42,7 +40,7 @@ class MoELoRA(molora.MoLoRA):
   """
 
   num_experts: int = 8
-  router_factory: Callable[..., Any] = MoELoRARouter
+  router_factory: Callable[..., routing.Router] = MoELoRARouter
   num_contrasted: int = 32
   temperature: float = 0.1
 
@@ -70,9 +68,47 @@ class MoELoRA(molora.MoLoRA):
     x = inputs[sample].astype(jnp.float32)
     features = jnp.einsum('ni,eir,ero->neo', x, lora_a, lora_b)
     experts = jnp.broadcast_to(jnp.arange(self.num_experts), used.shape)
-    return losses.contrastive_loss(
+    return contrastive_loss(
         features.reshape(-1, features.shape[-1]),
         experts.reshape(-1),
         jax.lax.stop_gradient(used).reshape(-1),
         self.temperature,
     )
+
+
+def contrastive_loss(
+    features: jax.Array,
+    experts: jax.Array,
+    used: jax.Array,
+    temperature: float,
+) -> jax.Array:
+  """Outputs of one expert attract, outputs of different experts repel.
+
+  The purpose is the paper's; the equation is ours, since the paper's was not
+  at hand: a supervised InfoNCE over pairs (token, expert),
+
+    mean_i -1/|P(i)| sum_{p in P(i)} log(s_ip / sum_a s_ia),
+    s_ij = exp(z_i z_j / t)
+
+  with `z` the normalized features, `P(i)` the other pairs of the same expert
+  and `a` over all other pairs. While all features are zero (lora_b at its
+  initial value) the loss is a constant and its gradient finite.
+
+  Args:
+    features: <float>[pairs, features], outputs of the experts.
+    experts: <int32>[pairs], which expert made them.
+    used: <bool>[pairs]; False for pairs that do not count.
+    temperature: `t`.
+  """
+  features = features.astype(jnp.float32)
+  # Inside the square root, so that the gradient at zero is not NaN.
+  norm = jnp.sqrt(jnp.sum(features**2, axis=-1, keepdims=True) + 1e-12)
+  z = features / norm
+  others = used[:, None] & used[None, :] & ~jnp.eye(len(used), dtype=bool)
+  positive = others & (experts[:, None] == experts[None, :])
+  logits = jnp.where(others, z @ z.T / temperature, -1e9)
+  log_probs = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+  num_positive = positive.sum(axis=-1)
+  per_pair = -jnp.where(positive, log_probs, 0).sum(axis=-1)
+  per_pair /= jnp.maximum(num_positive, 1)
+  return per_pair.sum() / jnp.maximum((num_positive > 0).sum(), 1)

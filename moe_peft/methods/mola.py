@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """MoLA (arXiv 2402.08562): a number of experts for each part of the stack.
 
-Experts are MoLoRA's, the gate is the renormalised top-2. From the paper: rank
+Experts are MoLoRA's, the gate is the normalized top-2. From the paper: rank
 8, alpha 16, more experts in higher layers (2/4/6/8).
 
 `by_depth` gives any method such numbers. Outside of a scan every layer has
@@ -17,17 +17,16 @@ from typing import Any
 from flax import linen as nn
 
 from moe_peft import errors
-from moe_peft.core import inject
 from moe_peft.core import routing
+from moe_peft.core import selection
+from moe_peft.core import sites
 from moe_peft.methods import molora
 
 
 class MoLARouter(routing.Router):
-  """Renormalised top-2."""
+  """Normalized top-2."""
 
-  selection: str = 'top_k'
-  num_selected_experts: int | None = 2
-  renormalise: bool = True
+  select: Any = selection.TopK(k=2, normalize=True)
 
 
 class MoLA(molora.MoLoRA):
@@ -35,13 +34,13 @@ class MoLA(molora.MoLoRA):
 
   num_experts: int = 8
   rank: int = 8
-  router_factory: Callable[..., Any] = MoLARouter
+  router_factory: Callable[..., routing.Router] = MoLARouter
 
 
 def by_depth(
     adapter_factory: Callable[..., Any] = MoLA,
     experts_by_depth: Sequence[int] = (2, 4, 6, 8),
-    site: inject.Site = inject.Site(),
+    site: sites.Site = sites.Site(),
     name: str | None = None,
 ) -> nn.Module:
   """Builds an adapter with the number of experts of its layer.
@@ -60,14 +59,17 @@ def by_depth(
   numbers, depth = tuple(experts_by_depth), site.num_layers
   if depth is None:
     raise errors.UserError(
-        f'mola.by_depth: the model does not tell how many layers the stack of '
-        f'{site.path} has (config.num_encoder_layers, num_decoder_layers or '
-        'num_layers). Use the method without by_depth.'
+        f'The model does not tell how many layers the stack of {site.path} has '
+        '(config.num_encoder_layers, num_decoder_layers or num_layers).',
+        where='mola.by_depth',
+        remedy='Use the method without by_depth.',
     )
   if not numbers or len(numbers) > depth:
     raise errors.UserError(
         f'EXPERTS_BY_DEPTH = {numbers} has {len(numbers)} parts for the '
-        f'{depth} layers of the stack of {site.path}. Give 1 to {depth}.'
+        f'{depth} layers of the stack of {site.path}.',
+        where='EXPERTS_BY_DEPTH',
+        remedy=f'Give 1 to {depth} numbers.',
     )
   if site.layer is not None:
     number = numbers[site.layer * len(numbers) // depth]

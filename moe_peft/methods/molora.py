@@ -8,6 +8,7 @@
 from flax import linen as nn
 
 from moe_peft.core import adapter
+from moe_peft.core import low_rank
 
 
 class MoLoRA(adapter.MoeAdapter):
@@ -37,17 +38,6 @@ class MoLoRA(adapter.MoeAdapter):
   @nn.nowrap
   def kernels(self, in_features, out_features):
     """Returns `lora_a` [num_experts, in, rank] and `lora_b`."""
-    in_axis, out_axis = self.site.kernel_axis_names
-    lora_a = self.param_with_axes(
-        'lora_a',
-        nn.initializers.normal(stddev=2e-2),
-        (self.num_experts, in_features, self.rank),
-        ('expert', in_axis, 'rank'),
+    return low_rank.lora_kernels(
+        self, in_features, out_features, self.site.kernel_axis_names
     )
-    lora_b = self.param_with_axes(
-        'lora_b',
-        nn.initializers.zeros,
-        (self.num_experts, self.rank, out_features),
-        ('expert', 'rank', out_axis),
-    )
-    return lora_a, lora_b

@@ -6,7 +6,7 @@
 
 `drop` zeroes single weights while training and scales the others by
 1 / (1 - rate). From the paper: rate 0.1, rank 8, alpha 16, softmax, top-2,
-renormalised, queries and values as sites, 8/6/4/2 experts from bottom to top
+normalized, queries and values as sites, 8/6/4/2 experts from bottom to top
 (in the gin file, through methods/mola.py).
 """
 
@@ -16,15 +16,14 @@ from typing import Any
 from flax import linen as nn
 
 from moe_peft.core import routing
+from moe_peft.core import selection
 from moe_peft.methods import hydralora
 
 
 class MoSLDRouter(routing.Router):
-  """Renormalised top-2."""
+  """Normalized top-2."""
 
-  selection: str = 'top_k'
-  num_selected_experts: int | None = 2
-  renormalise: bool = True
+  select: Any = selection.TopK(k=2, normalize=True)
 
 
 class MoSLD(hydralora.HydraLoRA):
@@ -37,7 +36,7 @@ class MoSLD(hydralora.HydraLoRA):
   num_experts: int = 8
   rank: int = 8
   alpha: float = 16.0
-  router_factory: Callable[..., Any] = MoSLDRouter
+  router_factory: Callable[..., routing.Router] = MoSLDRouter
   weight_dropout: float = 0.1
 
   @nn.nowrap

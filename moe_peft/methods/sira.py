@@ -14,25 +14,26 @@ form of the loss. Ours: the dropout rate, its scaling of what is left, alpha =
 rank (no scale).
 """
 
-from collections.abc import Callable
-import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from moe_peft.core import capacity as capacity_lib
+from moe_peft.core import losses as losses_lib
 from moe_peft.core import routing
+from moe_peft.core import selection
 from moe_peft.methods import molora
 
 
 class SiRARouter(routing.Router):
   """Top-k after dropout on the gate, with limited capacity."""
 
-  selection: str = 'top_k'
-  num_selected_experts: int | None = 4
-  gate_dropout: float = 0.1
-  capacity: capacity_lib.Capacity | None = dataclasses.field(
-      default_factory=lambda: capacity_lib.Capacity(capacity_factor=4.0)
+  select: Any = selection.TopK(k=4, dropout=0.1)
+  capacity: capacity_lib.Capacity | None = capacity_lib.Capacity(
+      capacity_factor=4.0
   )
-  load_balance: str = 'sira'
+  losses: Sequence[Any] = (
+      losses_lib.LoadBalance('sira'), losses_lib.RouterZ()
+  )
 
 
 class SiRA(molora.MoLoRA):
@@ -41,4 +42,4 @@ class SiRA(molora.MoLoRA):
   num_experts: int = 16
   rank: int = 4
   alpha: float = 4.0
-  router_factory: Callable[..., Any] = SiRARouter
+  router_factory: Callable[..., routing.Router] = SiRARouter

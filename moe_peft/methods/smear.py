@@ -7,53 +7,56 @@
 
 Parameters are averaged, not outputs. From the paper's code: the normed columns
 of the router's kernel with scale 0.01, dropout 0.1 on whole experts followed
-by renormalisation, 8 bottleneck adapters; in a decoder the mean is that of the
+by normalization, 8 bottleneck adapters; in a decoder the mean is that of the
 encoder's outputs. Packed rows hold several sequences and are refused.
 """
 
 from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 from flax import linen as nn
-from flax.linen import partitioning
 import jax
 import jax.numpy as jnp
 
 from moe_peft import errors
 from moe_peft.core import routing
+from moe_peft.core import scores
+from moe_peft.core import selection
 from moe_peft.methods import bottleneck
+
+
+@dataclasses.dataclass(frozen=True)
+class NormedScores(scores.SequenceScores):
+  """Logits of the mean token, both it and the kernel's columns normed."""
+
+  def rows(self, router, features):
+    return None
+
+  def logits(self, router, inputs, tokens, product):
+    """Returns <float32>[batch, 1, num_experts]."""
+    source, axis = self.source(router, inputs, tokens)
+    features, num_experts = source.shape[-1], router.num_experts
+    kernel = self.kernel(router, features, axis)
+    column_scale = router.param_with_axes(
+        'column_scale', nn.initializers.constant(0.01), (features,), (axis,)
+    )
+    bias = router.param_with_axes(
+        'bias', nn.initializers.zeros, (num_experts,), ('unmodeled',)
+    )
+    scale = router.param_with_axes(
+        'scale', nn.initializers.ones, (features,), (axis,)
+    )
+    mean = scores.pool(source, tokens, router.reads.causal)
+    columns = layer_norm(kernel, 0) * column_scale[:, None]
+    return (layer_norm(mean, -1) * scale) @ columns + bias
 
 
 class SMEARRouter(routing.Router):
   """One distribution per sequence, from its mean token."""
 
-  unit: str = 'sequence'
-  gate_dropout: float = 0.1
-  renormalise: bool = True
-
-  @nn.nowrap
-  def score_tokens(self, inputs, tokens, beside):
-    """Returns (logits <float32>[batch, 1, num_experts], None, None)."""
-    del beside
-    source = routing.given_prompt(tokens) if self.causal else inputs
-    axis = 'embed' if self.causal else self.in_axis
-    make = lambda name, init, shape, axes: partitioning.param_with_axes(
-        name, init, shape, jnp.float32, axes=axes, module=self
-    )
-    features, e = source.shape[-1], self.num_experts
-    normal = nn.initializers.normal(stddev=self.kernel_stddev)
-    kernel = make('kernel', normal, (features, e), (axis, 'unmodeled'))
-    column_scale = make(
-        'column_scale',
-        nn.initializers.constant(0.01),
-        (features,),
-        (axis,),
-    )
-    bias = make('bias', nn.initializers.zeros, (e,), ('unmodeled',))
-    scale = make('scale', nn.initializers.ones, (features,), (axis,))
-    pooled = layer_norm(routing.pool(source, tokens, self.causal), -1) * scale
-    columns = layer_norm(kernel, 0) * column_scale[:, None]
-    return pooled @ columns + bias, None, None
+  scores: Any = NormedScores()
+  select: Any = selection.Soft(dropout=0.1, normalize=True)
 
 
 class SMEAR(bottleneck.Bottleneck):
@@ -61,7 +64,7 @@ class SMEAR(bottleneck.Bottleneck):
 
   num_experts: int = 8
   rank: int = 24
-  router_factory: Callable[..., Any] = SMEARRouter
+  router_factory: Callable[..., routing.Router] = SMEARRouter
 
   @nn.compact
   def __call__(self, inputs, outputs, tokens=None):
@@ -70,8 +73,9 @@ class SMEAR(bottleneck.Bottleneck):
     self.require_all_experts('experts are merged before any token meets them.')
     if tokens is not None and tokens.segment_ids is not None:
       raise errors.UserError(
-          'smear.SMEAR merges one adapter for each row, but the rows are '
-          'packed. Switch packing off (PACKING = False).'
+          'SMEAR merges one adapter for each row, but the rows are packed.',
+          where='PACKING',
+          remedy='Switch packing off (PACKING = False).',
       )
     dtype = self.dtype or outputs.dtype
     experts = self.kernels(outputs.shape[-1])

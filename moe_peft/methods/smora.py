@@ -4,30 +4,61 @@
 
   outputs + alpha * sum_j weight_j * (inputs @ lora_a[j]) @ lora_b[j]
 
-over ranks j, with `weight` the renormalised sigmoid scores of the k best
+over ranks j, with `weight` the normalized sigmoid scores of the k best
 ranks; the paper's factor k and its scale alpha / k give alpha. The load is
-balanced by a bias and no loss: see `gating.balance_by_gradient` for how that
-rule became a gradient. From the released layer: sigmoid, top-k,
-renormalisation, the bias entering the weights too. Ours: 64 ranks, 8 selected,
-alpha 1.
+balanced by a bias and no loss: see `balance_by_gradient` for how that rule
+became a gradient. From the released layer: sigmoid, top-k, normalization, the
+bias entering the weights too. Ours: 64 ranks, 8 selected, alpha 1.
 """
 
 from collections.abc import Callable
+import dataclasses
 from typing import Any
 
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from moe_peft.core import losses
 from moe_peft.core import routing
+from moe_peft.core import selection
 from moe_peft.methods import molora
 
 
-class SMoRARouter(routing.Router):
-  """Sigmoid scores, top-k, renormalised, with a balancing bias."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BiasedTopK(selection.TopK):
+  """Top-k of sigmoid scores plus a bias that moves against the load.
 
-  score: str = 'sigmoid'
-  selection: str = 'top_k'
-  num_selected_experts: int | None = 8
-  renormalise: bool = True
-  balancing_bias: bool = True
-  bias_in_gate: bool = True
+  The bias enters the weights too, as in the released layer.
+  """
+
+  k: int | None = 8
+  normalize: bool = True
+
+  def probs(self, router, logits, context):
+    return jax.nn.sigmoid(selection.mask(logits, context.active))
+
+  def __call__(self, router, logits, context):
+    probs = self.drop(router, self.probs(router, logits, context), context)
+    bias = router.param_with_axes(
+        'bias', nn.initializers.zeros, (router.num_experts,), ('unmodeled',)
+    )
+    scores = probs + jax.lax.stop_gradient(bias)
+    # An expert that does not exist is never selected, whatever its bias is.
+    scores = selection.mask(scores, context.active)
+    selected = selection.select_top_k(scores, self.num_selected(context))
+    decision = self.decide(probs, scores, selected, scores)
+    load = losses.mean_over(
+        decision.selected.astype(jnp.float32), context.valid()
+    )
+    gates = balance_by_gradient(decision.gates, bias, load)
+    return dataclasses.replace(decision, gates=gates)
+
+
+class SMoRARouter(routing.Router):
+  """Sigmoid scores, top-k, normalized, with a balancing bias."""
+
+  select: Any = BiasedTopK()
 
 
 class SMoRA(molora.MoLoRA):
@@ -36,4 +67,37 @@ class SMoRA(molora.MoLoRA):
   num_experts: int = 64
   rank: int = 1
   alpha: float = 1.0
-  router_factory: Callable[..., Any] = SMoRARouter
+  router_factory: Callable[..., routing.Router] = SMoRARouter
+
+
+@jax.custom_vjp
+def balance_by_gradient(
+    gates: jax.Array, bias: jax.Array, mean_load: jax.Array
+) -> jax.Array:
+  """Returns `gates`; going back, the bias gets `sign(load - mean(load))`.
+
+  Loss-free balancing (arXiv 2408.15664) moves the bias of overloaded experts
+  down and of idle ones up, `bias += u * sign(mean_count - count)`. Written as a
+  gradient (ours) it needs no mutable state and runs under every trainer: with
+  plain SGD of rate u it is that rule, with Adam nearly so. The gradient does
+  not depend on the scale of the loss.
+
+  Args:
+    gates: <float32>[batch, length, num_experts].
+    bias: <float32>[num_experts].
+    mean_load: <float32>[num_experts], mean selections per token.
+  """
+  del bias, mean_load
+  return gates
+
+
+def _balance_forward(gates, bias, mean_load):
+  del bias
+  return gates, jnp.sign(mean_load - mean_load.mean())
+
+
+def _balance_backward(sign, cotangent):
+  return cotangent, sign, jnp.zeros_like(sign)
+
+
+balance_by_gradient.defvjp(_balance_forward, _balance_backward)

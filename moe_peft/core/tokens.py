@@ -1,0 +1,140 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of the tokens at a site: padding, packing, the prompt.
+
+A model is called with arguments of its own names. `describe_tokens`, a field of
+`inject.AdaptedModule`, turns one call into `Tokens`: `t5x_tokens` knows T5X's
+signature, `tokens_argument` reads another argument, `all_real` says that there
+is no padding. Where none of them is chosen for an unknown signature, whatever
+depends on padding is refused: it would count padding silently.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from moe_peft import errors
+
+
+@struct.dataclass
+class Tokens:
+  """What is known of the tokens at a site, besides their features.
+
+  Attributes:
+    valid: <bool>[batch, length], False for padding; None: all are real.
+    segment_ids: <int32>[batch, length] of packed examples, or None.
+    prompt: <float>[batch, prompt_length, features], the encoder's outputs, at
+      the sites of a decoder; None elsewhere.
+    prompt_valid: <bool>[batch, prompt_length], or None.
+    prompt_segment_ids: <int32>[batch, prompt_length], or None.
+    step: <int32>[], the training step, or None.
+    known: Whether anything said which tokens are padding.
+  """
+
+  valid: jax.Array | None = None
+  segment_ids: jax.Array | None = None
+  prompt: jax.Array | None = None
+  prompt_valid: jax.Array | None = None
+  prompt_segment_ids: jax.Array | None = None
+  step: jax.Array | None = None
+  known: bool = struct.field(pytree_node=False, default=True)
+
+  def require_known(self, what: str) -> None:
+    """Raises errors.UserError if nobody knows which tokens are padding.
+
+    Args:
+      what: What depends on it.
+    """
+    if not self.known:
+      raise errors.UserError(
+          f'{what} must leave padding out, and the arguments of this model do '
+          'not tell which tokens are padding.',
+          where='inject.AdaptedModule.describe_tokens',
+          remedy='Bind inject.AdaptedModule.describe_tokens to '
+          '@tokens.tokens_argument (the name of the argument with the token '
+          'ids), to @tokens.all_real if there is no padding, or to a function '
+          'of your own.',
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+  """One call of a model, seen from a site.
+
+  Attributes:
+    arguments: What the model was called with, by the names of its signature.
+    reads_encoder: Whether the tokens at the site are the encoder's.
+  """
+
+  arguments: Mapping[str, Any]
+  reads_encoder: bool
+
+
+def t5x_tokens(call: Call) -> Tokens:
+  """Describes the tokens of models with T5X's signature.
+
+  Those are models that are called with `encoder_input_tokens`,
+  `decoder_target_tokens` and their `..._segment_ids`. Token 0 is padding.
+
+  Args:
+    call: The call.
+
+  Returns:
+    The tokens; not `known` for other signatures.
+  """
+  arguments = call.arguments
+  names = ('encoder_input_tokens', 'decoder_input_tokens')
+  if not any(name in arguments for name in names):
+    return Tokens(known=False)
+  inputs = arguments.get('encoder_input_tokens')
+  prompt_valid = None if inputs is None else inputs > 0
+  prompt_ids = arguments.get('encoder_segment_ids')
+  if call.reads_encoder:
+    return Tokens(valid=prompt_valid, segment_ids=prompt_ids)
+  targets = arguments.get('decoder_target_tokens')
+  prompt = arguments.get('encoded')
+  tokens = Tokens(
+      prompt=prompt,
+      prompt_valid=None if prompt is None else prompt_valid,
+      prompt_segment_ids=None if prompt is None else prompt_ids,
+  )
+  if targets is None or arguments.get('decode', False):
+    # In one step of decoding the only token is real, even if its id is 0.
+    return tokens
+  return tokens.replace(
+      valid=targets > 0, segment_ids=arguments.get('decoder_segment_ids')
+  )
+
+
+def tokens_argument(
+    call: Call, name: str = 'tokens', padding_id: int = 0
+) -> Tokens:
+  """Describes the tokens of a decoder by one argument with their ids.
+
+  Args:
+    call: The call.
+    name: Name of the argument, <int32>[batch, length].
+    padding_id: The id of padding.
+
+  Raises:
+    errors.UserError: If the model was called without that argument.
+  """
+  ids = call.arguments.get(name)
+  if ids is None:
+    raise errors.UserError(
+        f'The model was called without an argument {name!r}; its arguments '
+        f'are {", ".join(call.arguments) or "not named"}.',
+        where='tokens.tokens_argument.name',
+        remedy='Name the argument that holds the token ids.',
+    )
+  return Tokens(valid=jnp.asarray(ids) != padding_id)
+
+
+def all_real(call: Call) -> Tokens:
+  """Describes the tokens of a model that never sees padding."""
+  del call
+  return Tokens()
