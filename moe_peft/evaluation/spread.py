@@ -1,6 +1,6 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The one rule by which tables call a difference larger than the spread."""
+"""The one rule by which tables call two means significantly different."""
 
 from collections.abc import Sequence
 import statistics
@@ -8,12 +8,12 @@ import statistics
 LEVEL = 0.05
 
 
-def exceeds(values: Sequence[float], reference: Sequence[float]) -> bool:
-  """Whether two means over seeds differ, by Welch's t-test at 5 %.
+def differ(values: Sequence[float], reference: Sequence[float]) -> bool:
+  """Whether two means over seeds are significantly different.
 
-  Of many comparisons some will be false. One run has no spread, so nothing can
-  be said of it. Equal runs of both sides have none either: then means differ
-  if they are not the same.
+  By Welch's t-test, p < 0.05. Of many comparisons some are false. One run has
+  no spread, so nothing can be said of it. Where all runs of either side are
+  equal there is no spread either: then means differ if they are not the same.
 
   Args:
     values: A score for each seed.

@@ -3,85 +3,65 @@
 """Turns a matplotlib figure into SVG that follows the colors of the page.
 
 Matplotlib draws with placeholder colors; in the SVG each becomes a CSS
-variable of `style.CSS`, so one drawing serves light, dark and print. Only
-the object interface is used: there is no pyplot state to leak.
+variable of `style.css`, so one drawing serves light, dark and print. Only the
+object interface is used: there is no pyplot state to leak.
 """
 
 import contextlib
 import hashlib
-import html
 import io
 import math
 import re
 
-INK = '#010203'
-MUTED = '#010204'
-GRID = '#010205'
-SURFACE = '#010206'
+import markupsafe
+
+INK, MUTED, GRID, SURFACE = '#010203', '#010204', '#010205', '#010206'
+NUM_COLORS = 7
+_SERIES = [f'#0103{i:02x}' for i in range(NUM_COLORS)]
 _VARIABLES = {
-    INK: 'var(--ink)',
-    MUTED: 'var(--muted)',
-    GRID: 'var(--grid)',
-    SURFACE: 'var(--surface)',
+    INK: 'ink', MUTED: 'muted', GRID: 'grid', SURFACE: 'surface',
+    **{color: f'series-{i}' for i, color in enumerate(_SERIES)},
 }
-NUM_COLOURS = 7
-_SERIES = [f'#0103{i:02x}' for i in range(NUM_COLOURS)]
-# Runs beyond the seventh repeat the colors with another dash.
+# Runs beyond the seventh repeat the colors with another dash and marker.
 _DASHES = ((), (6, 2.5), (1.5, 2))
+_STYLE = {
+    'svg.fonttype': 'none',
+    'svg.hashsalt': 'moe_peft',  # The same figure gets the same ids.
+    'text.parse_math': False,
+    'font.family': 'DejaVu Sans',
+    'font.size': 11,
+    'text.color': INK,
+    'axes.edgecolor': MUTED,
+    'axes.labelcolor': MUTED,
+    'axes.linewidth': 0.8,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.grid': True,
+    'axes.axisbelow': True,
+    'grid.color': GRID,
+    'grid.linewidth': 0.8,
+    'xtick.color': MUTED,
+    'ytick.color': MUTED,
+    'xtick.labelsize': 11,
+    'ytick.labelsize': 11,
+    'image.interpolation': 'nearest',
+}
 
 
-def series_style(index: int) -> tuple[str, tuple[float, ...]]:
-  """Placeholder color and dash pattern of the run at `index`."""
-  dash = _DASHES[index // NUM_COLOURS % len(_DASHES)]
-  return _SERIES[index % NUM_COLOURS], dash
-
-
-def series_marker(index: int) -> str:
-  """The mark of the run at `index`: it changes where the dash does."""
-  return 'osD'[index // NUM_COLOURS % 3]
-
-
-def series_variable(index: int) -> str:
-  """The CSS color of the run at `index`."""
-  return f'var(--series-{index % NUM_COLOURS})'
+def series_style(index: int) -> tuple[str, tuple[float, ...], str]:
+  """Placeholder color, dash pattern and marker of the run at `index`."""
+  kind = index // NUM_COLORS % len(_DASHES)
+  return _SERIES[index % NUM_COLORS], _DASHES[kind], 'osD'[kind]
 
 
 @contextlib.contextmanager
-def theme():
-  """Settings of every figure; draw and export inside this context."""
-  import matplotlib
-
-  with matplotlib.rc_context({
-      'svg.fonttype': 'none',
-      'svg.hashsalt': 'moe_peft',  # the same figure, the same ids
-      'text.parse_math': False,
-      'font.family': 'DejaVu Sans',
-      'font.size': 11,
-      'text.color': INK,
-      'axes.edgecolor': MUTED,
-      'axes.labelcolor': MUTED,
-      'axes.linewidth': 0.8,
-      'axes.spines.top': False,
-      'axes.spines.right': False,
-      'axes.grid': True,
-      'axes.axisbelow': True,
-      'grid.color': GRID,
-      'grid.linewidth': 0.8,
-      'xtick.color': MUTED,
-      'ytick.color': MUTED,
-      'xtick.labelsize': 11,
-      'ytick.labelsize': 11,
-      'image.interpolation': 'nearest',
-      'path.simplify': True,
-  }):
-    yield
-
-
 def new(width: float, height: float):
-  """An empty figure of `width` by `height` CSS pixels."""
+  """A figure of `width` by `height` CSS pixels, to draw and export within."""
+  import matplotlib  # Commands that fail early need not wait for it.
   from matplotlib import figure
 
-  return figure.Figure(figsize=(width / 72, height / 72), dpi=72)
+  with matplotlib.rc_context(_STYLE):
+    yield figure.Figure(figsize=(width / 72, height / 72), dpi=72)
 
 
 def axes(fig, left: float, top: float, width: float, height: float):
@@ -95,12 +75,12 @@ def axes(fig, left: float, top: float, width: float, height: float):
   ))
 
 
-def to_svg(fig, description: str, scale: float = 0.0) -> str:
+def to_svg(fig, description: str, scale: float = 0.0) -> markupsafe.Markup:
   """Inline SVG without ids, names or addresses that clash in one page.
 
   Args:
-    fig: a figure drawn inside `theme`.
-    description: what a screen reader says.
+    fig: A figure of `new`.
+    description: What a screen reader says.
     scale: 0 lets the drawing fill its container; otherwise it is never
       shown smaller than `scale` times its size, and the container scrolls.
   """
@@ -111,23 +91,18 @@ def to_svg(fig, description: str, scale: float = 0.0) -> str:
       buffer, format='svg', dpi=144, transparent=True, metadata={'Date': None}
   )
   svg = buffer.getvalue()
-  svg = svg[svg.index('<svg') :]
-  svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.DOTALL)
-  body = svg[svg.index('>') + 1 :]
+  body = svg[svg.index('>', svg.index('<svg')) + 1 :]
+  body = re.sub(r'<metadata>.*?</metadata>', '', body, flags=re.DOTALL)
   content = (description + body).encode('utf-8', 'replace')
   prefix = 'f' + hashlib.sha256(content).hexdigest()[:8]
-  body = re.sub(r'\bid="', f'id="{prefix}', body)
-  body = re.sub(r'(xlink:)?href="#', f'href="#{prefix}', body)
+  body = re.sub(r'\b(id="|(?:xlink:)?href="#|url\(#)', rf'\1{prefix}', body)
   body = body.replace('xlink:href=', 'href=')
-  body = body.replace('url(#', f'url(#{prefix}')
-  for index, color in enumerate(_SERIES):
-    body = body.replace(color, series_variable(index))
   for color, variable in _VARIABLES.items():
-    body = body.replace(color, variable)
+    body = body.replace(color, f'var(--{variable})')
   style = f'min-width:{scale * width:.0f}px;' if scale else ''
-  return (
+  return markupsafe.Markup(
       f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img"'
-      f' aria-label="{html.escape(description)}"'
+      f' aria-label="{markupsafe.escape(description)}"'
       f' style="{style}max-width:{1.25 * width:.0f}px">{body}'
   )
 
@@ -145,7 +120,7 @@ def compact(value: float, _position=None) -> str:
   """A short tick label: 12000 -> 12k, 0.0005 -> 0.0005, 1e-05."""
   if not math.isfinite(value):
     return ''
-  for size, suffix in ((1e9, 'G'), (1e6, 'M'), (1e4, 'k')):
+  for size, unit, suffix in ((1e9, 1e9, 'G'), (1e6, 1e6, 'M'), (1e4, 1e3, 'k')):
     if abs(value) >= size:
-      return f'{value / (1e3 if suffix == "k" else size):.4g}{suffix}'
+      return f'{value / unit:.4g}{suffix}'
   return f'{value:.4g}'

@@ -3,33 +3,31 @@
 """One self-contained HTML page about one or several runs."""
 
 from collections.abc import Sequence
-import os
+import math
 from pathlib import Path
+from typing import Any
 
+import jinja2
+import markupsafe
+import numpy as np
+
+from moe_peft import atomic
 from moe_peft import errors
-from moe_peft.report import budget_section
-from moe_peft.report import experts_section
-from moe_peft.report import markup
-from moe_peft.report import results_section
-from moe_peft.report import routing_section
-from moe_peft.report import sections
-from moe_peft.report import style
-from moe_peft.report import tokens_section
+from moe_peft.report import experts
+from moe_peft.report import figure
+from moe_peft.report import heatmaps
+from moe_peft.report import methods
+from moe_peft.report import plots
+from moe_peft.report import routing
+from moe_peft.report import scores
+from moe_peft.report import tokens
+from moe_peft.routers import statistics
 from moe_peft.runs import run as run_lib
 
 # With more runs the lines of a panel can no longer be told apart.
 MAX_RUNS = 20
-
-_SECTIONS = (
-    ('results', 'Results', results_section.results),
-    ('budget', 'Methods at their budgets', budget_section.budget),
-    ('training', 'Training', sections.training),
-    ('evaluation', 'Evaluation during training', sections.evaluation),
-    ('routing', 'What the routers learned', routing_section.routing),
-    ('routers', 'Routers over time', experts_section.over_time),
-    ('tokens', 'Tokens and their experts', tokens_section.tokens),
-    ('experts', 'Single experts', experts_section.experts),
-)
+_TEMPLATES = Path(__file__).parent / 'templates'
+_NOTHING = markupsafe.Markup('<span class="muted">–</span>')
 
 
 def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
@@ -37,88 +35,101 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> Path:
 
   Args:
     run_dirs: 1 to 20 run directories (MODEL_DIR).
-    out: the HTML file to write.
+    out: The HTML file to write.
 
   Returns:
     `out`.
 
   Raises:
-    UserError: a run cannot be read, there are too many, or `out` cannot be
-      written.
+    errors.UserError: A run cannot be read, there are too many, or `out` cannot
+      be written.
   """
   if len(run_dirs) > MAX_RUNS:
     raise errors.UserError(
-        f'{len(run_dirs)} runs are too many for one page: give at most'
-        f' {MAX_RUNS}.'
+        f'{len(run_dirs)} runs are too many for one page.', 'RUN',
+        f'Give at most {MAX_RUNS}.',
     )
-  runs = run_lib.read_all([Path(d) for d in run_dirs])
-  out = Path(out)
-  if out.is_dir():
-    raise errors.UserError(
-        f'--out {out} is a directory: name the HTML file to write.'
-    )
-  text = page(runs)
-  partial = out.with_name(f'{out.name}.{os.getpid()}.partial')
+  text = page(run_lib.read_all(run_dirs))
   try:
-    partial.write_bytes(text.encode('utf-8', 'replace'))
-    os.replace(partial, out)
+    atomic.write(out, text.encode('utf-8', 'replace'))
   except OSError as e:
-    partial.unlink(missing_ok=True)
     raise errors.UserError(
-        f'Cannot write the report {out}: {e.strerror}. Choose another place'
-        ' with --out.'
+        f'The report {out} cannot be written ({e.strerror}).', '--out',
+        'Name a file in a folder that exists and has room.',
     ) from e
-  return out
+  return Path(out)
 
 
 def page(runs: Sequence[run_lib.Run]) -> str:
   """The whole page as text."""
-  title = markup.escape(sections.title(runs))
-  links = ''.join(
-      f'<li><a href="#{name}">{heading}</a></li>'
-      for name, heading, _ in _SECTIONS
+  environment = jinja2.Environment(
+      loader=jinja2.FileSystemLoader(_TEMPLATES),
+      autoescape=True,
+      undefined=jinja2.StrictUndefined,
+      finalize=_printable,
+      trim_blocks=True,
+      lstrip_blocks=True,
   )
-  body = '\n'.join(
-      f'<section id="{name}"><h2>{heading}</h2>\n{build(runs)}</section>'
-      for name, heading, build in _SECTIONS
+  environment.filters |= {
+      'number': number, 'signed': signed, 'change': change, 'count': count,
+      'duration': duration,
+  }
+  drifts = [routing.Drift(r.snapshots) if r.snapshots else None for r in runs]
+  return environment.get_template('page.html.j2').render(
+      runs=runs, drifts=drifts, experts=experts, figure=figure,
+      heatmaps=heatmaps, math=math, methods=methods, np=np, plots=plots,
+      routing=routing, scores=scores, statistics=statistics, tokens=tokens,
+      share=share, nothing=_NOTHING,
   )
-  return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style.CSS}</style>
-</head>
-<body><main>
-<header>
-<p class="muted">moe_peft report</p>
-<h1>{title}</h1>
-{sections.header(runs)}
-{sections.notices(runs)}
-<nav><ul>{links}<li><a href="#configuration">Configuration</a></li></ul></nav>
-</header>
-{body}
-<section id="configuration"><h2>Configuration</h2>
-{_configuration(runs)}</section>
-<footer>{markup.escape(', '.join(str(r.path) for r in runs))}</footer>
-</main></body>
-</html>
-"""
 
 
-def _configuration(runs: Sequence[run_lib.Run]) -> str:
-  blocks = []
-  for run in runs:
-    if run.config:
-      name = f' of {markup.escape(run.name)}' if len(runs) > 1 else ''
-      blocks.append(
-          f'<details><summary>Resolved gin configuration{name}</summary>'
-          f'<pre>{markup.escape(run.config)}</pre></details>'
-      )
-  if not blocks:
-    return '<p class="muted">The run holds no config.gin.</p>'
-  return (
-      '<p>Every binding that was in effect; with it the run can be'
-      ' repeated.</p>' + '\n'.join(blocks)
-  )
+def _printable(value: Any) -> Any:
+  """What templates print: characters that no page may hold become '?'."""
+  if value is None or value == '':
+    return value if value == '' else _NOTHING
+  if isinstance(value, markupsafe.Markup) or not isinstance(value, str):
+    return value
+  return ''.join(c if c.isprintable() or c in '\n\t' else '?' for c in value)
+
+
+def number(value: float, plus: str = '') -> str | None:
+  """A score: two decimals, below 1 three, below 0.001 two digits."""
+  if not math.isfinite(value):
+    return None
+  size = abs(value)
+  digits = '.2f' if size >= 1 else '.3f' if size >= 1e-3 or not size else '.1e'
+  text = format(value, plus + digits)
+  return text.replace('-', '−') if value < 0 else text
+
+
+def signed(value: float) -> str | None:
+  return number(value, '+')
+
+
+def change(value: float) -> str:
+  """The change of a loss."""
+  return f'{value:+.3f}'.replace('-', '−')
+
+
+def count(value: int | None) -> markupsafe.Markup | None:
+  """12345678 -> 12 345 678, with narrow spaces that do not break."""
+  if value is None:
+    return None
+  return markupsafe.Markup(f'{value:,}'.replace(',', '&#8239;'))
+
+
+def duration(value: float | None) -> str | None:
+  """Seconds as h, min, s."""
+  if value is None or not 0 <= value < 1e9:
+    return None
+  seconds = round(value)
+  hours, minutes = seconds // 3600, seconds % 3600 // 60
+  if hours:
+    return f'{hours} h {minutes} min'
+  return f'{minutes} min {seconds % 60} s' if minutes else f'{seconds} s'
+
+
+def share(run: run_lib.Run) -> str:
+  """What share of the parameters trains, in percent."""
+  trainable, total = run.info.num_params_trainable, run.info.num_params_total
+  return f'{100 * trainable / total:.3g} %' if trainable and total else ''

@@ -10,6 +10,8 @@ from gin import config_parser
 
 from moe_peft.runs import json_file
 
+FILE = 'config.gin'
+
 
 class _AsWritten(config_parser.ParserDelegate):
   """Keeps references as the text that they are in gin."""

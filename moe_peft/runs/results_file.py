@@ -98,7 +98,6 @@ def read(folder: Path, name: str = FILE) -> Results | None:
       }
       for task, metrics in tasks.items()
   }
-  lower = fields.texts('lower_is_better')
   return Results(
       split=fields.get('split', str, ''),
       num_examples=fields.mapping('num_examples', int),
@@ -108,7 +107,10 @@ def read(folder: Path, name: str = FILE) -> Results | None:
       constant_answer=fields.nested('constant_answer', float),
       questions_cut=fields.mapping('questions_cut', int),
       # Version 1 does not say it; its only such metric is the loss.
-      lower_is_better=lower or ('loss',),
+      lower_is_better=(
+          fields.texts('lower_is_better')
+          if 'lower_is_better' in fields.value else ('loss',)
+      ),
   )
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Reads and checks a run directory (MODEL_DIR) for the report."""
+"""All files of one run directory (MODEL_DIR) in memory."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -11,66 +11,67 @@ from typing import Any
 import numpy as np
 
 from moe_peft import errors
-from moe_peft.runs import expert_records
-from moe_peft.runs import records
-from moe_peft.runs import routing_records
-
-
-@dataclasses.dataclass(frozen=True)
-class Score:
-  """One metric of one task before and after; NaN where not measured."""
-
-  task: str
-  metric: str
-  base: float
-  adapted: float
-  primary: bool
+from moe_peft.runs import ablation_file
+from moe_peft.runs import config_file
+from moe_peft.runs import json_file
+from moe_peft.runs import metrics_files
+from moe_peft.runs import results_file
+from moe_peft.runs import run_file
+from moe_peft.runs import similarity_file
+from moe_peft.runs import snapshot_files
+from moe_peft.runs import usage_file
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """One run directory in memory.
+  """One run directory in memory; None where a run lacks a file.
 
   Attributes:
-    path: the directory.
-    name: what the page calls it; unique among the runs of one report.
+    path: The directory.
+    name: What the page calls it; unique among the runs of one report.
     info: run.json, empty where the run has not finished.
-    train: scalar name -> curve.
-    evaluation: (task, metric) -> curve, in order of appearance.
-    scores: results.json, one entry for each task and metric.
-    num_examples: task -> evaluated examples.
-    split: the split of `scores`, empty where there are none.
-    routing: None for methods without a router.
-    experts: what is known of single experts, and of routers over time.
-    constant_answer: task -> score of the best constant answer, in the primary
-      metric.
-    config: text of config.gin, empty where there is none.
-    notices: plain sentences on what was missing or unreadable.
+    train: Curves by name of the scalar.
+    evaluation: Curves by task and metric, in order of appearance.
+    results: The final evaluation.
+    usage: Which task uses which expert; None for methods without a router.
+    router_log: What the routers did while training.
+    snapshots: What the routers did with a few held-out rows.
+    similarity: How alike the experts are.
+    ablation: What single experts are worth.
+    config: Text of config.gin, empty where there is none.
+    notices: Sentences on what was missing or unreadable.
   """
 
   path: Path
   name: str
-  info: Mapping[str, Any]
-  train: Mapping[str, records.Curve]
-  evaluation: Mapping[tuple[str, str], records.Curve]
-  scores: tuple[Score, ...]
-  num_examples: Mapping[str, int]
-  split: str
-  routing: routing_records.Routing | None
-  experts: expert_records.Experts
-  constant_answer: Mapping[str, float]
+  info: run_file.RunInfo
+  train: Mapping[str, metrics_files.Curve]
+  evaluation: Mapping[tuple[str, str], metrics_files.Curve]
+  results: results_file.Results | None
+  usage: usage_file.Usage | None
+  router_log: metrics_files.RouterLog | None
+  snapshots: snapshot_files.SnapshotFiles | None
+  similarity: similarity_file.Similarity | None
+  ablation: ablation_file.Ablation | None
   config: str
   notices: tuple[str, ...]
+
+  @property
+  def scores(self) -> tuple[results_file.Score, ...]:
+    """Every metric of every task; empty before the final evaluation."""
+    return tuple(self.results.scores()) if self.results else ()
 
 
 def read_all(paths: Sequence[Path]) -> list[Run]:
   """Reads runs and gives each a short unique name.
 
   Raises:
-    UserError: no run was given, or one cannot be read (see `read`).
+    errors.UserError: No run was given, or one cannot be read (see `read`).
   """
   if not paths:
-    raise errors.UserError('No run directory was given: name at least one.')
+    raise errors.UserError(
+        'No run directory was given.', 'RUN', 'Name at least one.'
+    )
   paths = [Path(p) for p in paths]
   return [
       dataclasses.replace(read(path), name=name)
@@ -88,7 +89,7 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
   seen: dict[str, int] = {}
   for i, name in enumerate(names):
     seen[name] = seen.get(name, 0) + 1
-    if seen[name] > 1:  # the same directory was given twice
+    if seen[name] > 1:  # The same directory was given twice.
       names[i] = f'{name} ({seen[name]})'
   return names
 
@@ -97,121 +98,86 @@ def read(path: Path) -> Run:
   """Reads one run directory; an interrupted run as far as it went.
 
   Raises:
-    UserError: the directory is missing or is no run, or a file is corrupt
-      beyond what an interrupted writer leaves behind.
+    errors.UserError: The directory is missing or is no run, or a file is
+      damaged beyond what an interrupted writer leaves behind.
   """
   path = Path(path)
   if not path.is_dir():
     raise errors.UserError(
-        f'{path} is not a directory: give the MODEL_DIR of a run.'
+        'There is no such directory.', path, 'Give the MODEL_DIR of a run.'
     )
   # run.json comes last, so an interrupted run has its metrics only.
-  if not any((path / name).exists() for name in ('run.json', 'metrics')):
+  if not any((path / name).exists() for name in (run_file.FILE, 'metrics')):
     raise errors.UserError(
-        f'{path} holds neither run.json nor metrics/, so it is not the'
-        ' MODEL_DIR of a run of moe_peft.train.'
+        f'The directory holds neither {run_file.FILE} nor metrics/, so it is '
+        'no run.', path, 'Give the MODEL_DIR of a run of moe_peft.train.',
     )
   notices: list[str] = []
-  info = {}
-  if (path / 'run.json').is_file():
-    info = records.read_object(path / 'run.json')
-  else:
-    notices.append('There is no run.json: the run has not finished.')
-  train = records.read_lines(path / 'metrics' / 'train.jsonl', notices)
-  evaluation = records.read_lines(path / 'metrics' / 'eval.jsonl', notices)
-  results = path / 'results.json'
-  scores, num_examples, split, constant = (), {}, '', {}
-  if results.is_file():
-    constant = _constant_answers(results)
-    scores, num_examples, split = _scores(results)
-  else:
+  info = run_file.read(path)
+  if info is None:
+    notices.append(f'There is no {run_file.FILE}: the run has not finished.')
+  train = _rows(path / metrics_files.TRAIN, notices)
+  train = {
+      name: curve for (_, name), curve in metrics_files.curves(train).items()
+  }
+  evaluation = _rows(path / metrics_files.EVALUATION, notices)
+  results = results_file.read(path)
+  if results is None:
     notices.append(
-        'There is no results.json: the run has not reached its final'
-        ' evaluation.'
+        f'There is no {results_file.FILE}: the run has not reached its final '
+        'evaluation.'
     )
-  routing = path / 'routing.json'
-  config = path / 'config.gin'
-  run = Run(
+  notices += _not_finite(train)
+  if info and info.pruned:
+    notices = [
+        'This run was pruned and not trained; '
+        f'python -m moe_peft.evaluate {path} scores it.'
+    ]
+  routers = path / metrics_files.ROUTERS
+  routers_rows = _rows(routers, notices) if routers.is_file() else []
+  config = path / config_file.FILE
+  return Run(
       path=path,
       name=path.name,
-      info=info,
-      train=records.train_curves(train),
-      evaluation=records.evaluation_curves(evaluation),
-      scores=scores,
-      num_examples=num_examples,
-      split=split,
-      routing=routing_records.read(routing) if routing.is_file() else None,
-      experts=expert_records.read(path, notices),
-      constant_answer=constant,
-      config=records.read_text(config) if config.is_file() else '',
-      notices=(),
+      info=info or run_file.RunInfo(),
+      train=train,
+      evaluation=metrics_files.curves(evaluation),
+      results=results,
+      usage=usage_file.read(path),
+      router_log=(
+          metrics_files.router_log(routers, routers_rows)
+          if routers_rows else None
+      ),
+      snapshots=snapshot_files.read(path),
+      similarity=similarity_file.read(path),
+      ablation=ablation_file.read(path),
+      config=json_file.read_text(config) if config.is_file() else '',
+      notices=tuple(notices),
   )
-  notices.extend(_not_finite(run.train))
-  if 'pruned' in info:
-    notices = [
-        f'This run was pruned and not trained; python -m moe_peft.evaluate'
-        f' {path} scores it.'
-    ]
-  return dataclasses.replace(run, notices=tuple(notices))
 
 
-def _not_finite(curves: Mapping[str, records.Curve]) -> list[str]:
+def _rows(path: Path, notices: list[str]) -> list[dict[str, Any]]:
+  if not path.is_file():
+    notices.append(f'There is no metrics/{path.name}.')
+    return []
+  rows, skipped = metrics_files.read_lines(path)
+  if skipped:
+    shown = ', '.join(map(str, skipped[:5]))
+    more = f' and {len(skipped) - 5} more' if len(skipped) > 5 else ''
+    notices.append(
+        f'metrics/{path.name}: skipped unreadable line {shown}{more} (left by '
+        'an interrupted write).'
+    )
+  return rows
+
+
+def _not_finite(curves: Mapping[str, metrics_files.Curve]) -> list[str]:
   notices = []
   for name, curve in curves.items():
     bad = curve.steps[~np.isfinite(curve.values)]
     if len(bad):
       notices.append(
-          f'{name} is not a finite number at {len(bad)} of'
-          f' {len(curve.steps)} logged steps, first at step {bad[0]}.'
+          f'{name} is not a finite number at {len(bad)} of '
+          f'{len(curve.steps)} logged steps, first at step {bad[0]}.'
       )
   return notices
-
-
-def _scores(
-    path: Path,
-) -> tuple[tuple[Score, ...], dict[str, int], str]:
-  value = records.read_object(path)
-  tasks = value.get('tasks')
-  primary = value.get('primary_metric', {})
-  counts = value.get('num_examples', {})
-  if not isinstance(tasks, dict):
-    raise records.malformed(path, '"tasks" must map tasks to metrics')
-  if not isinstance(primary, dict) or not isinstance(counts, dict):
-    raise records.malformed(
-        path, '"primary_metric" and "num_examples" must be objects'
-    )
-  scores = []
-  for task, metrics in tasks.items():
-    if not isinstance(metrics, dict) or not all(
-        isinstance(m, dict) for m in metrics.values()
-    ):
-      raise records.malformed(path, f'task "{task}" must map metrics to values')
-    first = primary.get(task, next(iter(metrics), None))
-    for metric, pair in sorted(
-        metrics.items(), key=lambda item: item[0] != first
-    ):
-      scores.append(
-          Score(
-              task,
-              metric,
-              records.number(pair.get('base')),
-              records.number(pair.get('adapted')),
-              metric == first,
-          )
-      )
-  counts = {t: int(n) for t, n in counts.items() if records.is_finite(n)}
-  return tuple(scores), counts, str(value.get('split', ''))
-
-
-def _constant_answers(path: Path) -> dict[str, float]:
-  """The score of the primary metric of each task, where there is one."""
-  value = records.read_object(path)
-  answers, primary = value.get('constant_answer'), value.get('primary_metric')
-  if not isinstance(answers, dict) or not isinstance(primary, dict):
-    return {}
-  scores = {}
-  for task, of_task in answers.items():
-    score = isinstance(of_task, dict) and of_task.get(primary.get(task))
-    if records.is_finite(score):
-      scores[task] = float(score)
-  return scores

@@ -85,7 +85,7 @@ def _comparison(
       for side in (rows, reference)
   )
   delta = statistics.fmean(scores) - statistics.fmean(others)
-  mark = '**' if spread.exceeds(scores, others) else ''
+  mark = '**' if spread.differ(scores, others) else ''
   return [
       f'{mark}{delta:+.1f}{mark}',
       *(_ratio(rows, reference, key) for key in _COSTS.values()),

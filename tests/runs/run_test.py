@@ -9,14 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moe_peft import errors
+from moe_peft.runs import config_file
 from moe_peft.runs import run as run_lib
+from moe_peft.runs import run_file
+from tests import refusals
+
+SITE = 'encoder/layers_0/attention/query'
 
 
 def test_reads_everything(run_dir):
   run = run_lib.read(run_dir)
   assert run.notices == ()
-  assert run.info['num_params_trainable'] == 50_000
+  assert run.info.num_params_trainable == 50_000 and run.info.version == 1
   np.testing.assert_array_equal(run.train['loss'].steps, np.arange(1, 41))
   assert run.train['loss'].values[19] == pytest.approx(2 * math.exp(-1))
   curve = run.evaluation['stress', 'exact_match']
@@ -26,11 +30,19 @@ def test_reads_everything(run_dir):
       'exact_match', 12.25, 61.75, True
   )
   assert [s.primary for s in run.scores] == [True, False] * 3
-  assert run.routing.sites[3].path == 'encoder/layers_1/mlp/wo'
+  assert run.usage.sites[3].path == 'encoder/layers_1/mlp/wo'
   np.testing.assert_allclose(
-      run.routing.sites[3].load, np.tile([0.5, 0.25, 0.25, 0], (3, 1))
+      run.usage.sites[3].load, np.tile([0.5, 0.25, 0.25, 0], (3, 1))
   )
-  np.testing.assert_allclose(run.routing.sites[3].entropy, [0.75] * 3)
+  np.testing.assert_allclose(run.usage.sites[3].entropy, [0.75] * 3)
+  np.testing.assert_array_equal(run.router_log.steps, [20, 40])
+  np.testing.assert_allclose(run.router_log.load[SITE],
+                             [[0.3, 0.3, 0.3, 0.1]] * 2)
+  np.testing.assert_allclose(run.router_log.left_behind[SITE], 0.125)
+  np.testing.assert_allclose(run.ablation.scores()[SITE], [0, 0.25, 0, 0])
+  assert run.similarity.cosine[SITE][0, 1] == 0.5
+  assert run.snapshots.steps == (0, 20, 40)
+  assert run.snapshots.rows[0].pieces['encoder'] == ('a', 'b', '⟨end⟩')
 
 
 def test_half_written_last_line_is_skipped_and_told(run_dir):
@@ -72,75 +84,136 @@ def test_nan_null_and_infinity_are_read_and_told(run_dir):
 
 
 def test_unrouted_unfinished_run(run_dir):
-  for name in ('routing.json', 'results.json', 'config.gin'):
+  for name in ('run.json', 'routing.json', 'results.json', 'config.gin'):
     (run_dir / name).unlink()
   run = run_lib.read(run_dir)
-  assert run.routing is None and run.scores == () and run.config == ''
-  assert any('results.json' in notice for notice in run.notices)
+  assert run.info == run_file.RunInfo() and len(run.train['loss'].steps) == 40
+  assert run.usage is None and run.scores == () and run.config == ''
+  for name in ('run.json', 'results.json'):
+    assert any(name in notice for notice in run.notices)
+
+
+def test_a_run_without_its_optional_files(run_dir):
+  for name in ('similarity.json', 'ablation.json', 'metrics/routers.jsonl'):
+    (run_dir / name).unlink()
+  for file in (run_dir / 'routing').iterdir():
+    file.unlink()
+  value = json.loads((run_dir / 'routing.json').read_text())
+  del value['chance'], value['left_behind']
+  (run_dir / 'routing.json').write_text(json.dumps(value))
+  run = run_lib.read(run_dir)
+  assert (run.similarity, run.ablation, run.router_log, run.snapshots) == (
+      None,
+  ) * 4
+  assert math.isnan(run.usage.sites[0].chance)
+  assert not run.usage.sites[0].left_behind.any()
 
 
 def test_missing_directory(tmp_path):
-  with pytest.raises(errors.UserError, match='not a directory'):
+  with refusals.refused(tmp_path / 'absent', 'MODEL_DIR'):
     run_lib.read(tmp_path / 'absent')
 
 
 def test_directory_of_something_else(tmp_path):
-  with pytest.raises(errors.UserError, match='neither run.json nor metrics'):
+  with refusals.refused(tmp_path, 'run.json', 'metrics/'):
     run_lib.read(tmp_path)
 
 
-def test_killed_run_has_no_run_json(run_dir):
-  (run_dir / 'run.json').unlink()
-  run = run_lib.read(run_dir)
-  assert run.info == {} and len(run.train['loss'].steps) == 40
-  assert any('run.json' in notice for notice in run.notices)
-
-
 @pytest.mark.parametrize(
-    'name', ['run.json', 'results.json', 'routing.json']
+    'name',
+    ['run.json', 'results.json', 'routing.json', 'ablation.json',
+     'similarity.json', 'routing/rows.json'],
 )
 @pytest.mark.parametrize('text', ['{"tasks": ', '[1]', ''])
 def test_corrupt_json_names_the_file(run_dir, name, text):
   (run_dir / name).write_text(text)
-  with pytest.raises(errors.UserError, match=name):
+  with refusals.refused(run_dir / name):
     run_lib.read(run_dir)
 
 
 def test_metrics_without_any_readable_line(run_dir):
-  (run_dir / 'metrics' / 'eval.jsonl').write_text('a,b\n1,2\n')
-  with pytest.raises(errors.UserError, match='eval.jsonl, line 1'):
+  path = run_dir / 'metrics' / 'eval.jsonl'
+  path.write_text('a,b\n1,2\n')
+  with refusals.refused(path, 'Line 1 '):
     run_lib.read(run_dir)
 
 
 @pytest.mark.parametrize(
-    'change, message',
+    'name, text, field',
     [
-        (lambda r: r.pop('tasks'), '"tasks" and "sites"'),
-        (lambda r: r['load'].pop(), '"load" must hold one entry'),
-        (lambda r: r['load'][1].pop(), 'site 7'),
-        (lambda r: r['sites'][2].pop('stack'), 'site 2'),
-        (lambda r: r['load'][0][0].pop(), 'shape \\[3, 4\\]'),
-        (lambda r: r['entropy'].pop(), '"entropy" must be numbers'),
-        (lambda r: r['load'][0].__setitem__(0, ['x'] * 4), '"load" of'),
+        ('similarity.json', '{"sites": [{"path": "a"}], "cosine": [[1, 2]]}',
+         '"cosine"'),
+        ('similarity.json', '{"sites": [{"path": "a"}], "cosine": []}',
+         '"cosine"'),
+        ('ablation.json', '{"tasks": ["a"], "loss": [1]}', '"sites"'),
+        ('ablation.json', '{"tasks": ["a"], "loss": [1, 2]}', '"loss"'),
+        ('metrics/routers.jsonl', '{"step": 1, "sites": {"a": {"load": 1}}}',
+         '"selected"'),
+        ('routing/rows.json', '{"rows": [1]}', 'rows[0]'),
+        ('results.json', '{"tasks": {"qa": 3}}', '"qa" of tasks'),
+        ('results.json', '{"tasks": {"qa": {"f1": 3}}}',
+         '"f1" of qa of tasks'),
+    ],
+)
+def test_a_damaged_field_is_named(run_dir, name, text, field):
+  (run_dir / name).write_text(text)
+  with refusals.refused(run_dir / name, field):
+    run_lib.read(run_dir)
+
+
+def test_damaged_arrays_are_told_when_they_are_read(run_dir):
+  path = run_dir / 'routing' / 'step_20.npz'
+  snapshots = run_lib.read(run_dir).snapshots
+  path.write_text('PK no archive')
+  with refusals.refused(path):
+    snapshots.weights(20)
+  np.savez(path, site=np.zeros((1, 2, 3)))
+  with refusals.refused(path, '"site"', '3 rows'):
+    snapshots.weights(20)
+
+
+@pytest.mark.parametrize(
+    'change, names',
+    [
+        (lambda r: r.pop('tasks'), '"tasks"'),
+        (lambda r: r.pop('sites'), '"sites"'),
+        (lambda r: r['load'].pop(), '"load"'),
+        (lambda r: r['load'][1].pop(), '"load"'),
+        (lambda r: r['sites'][2].pop('stack'), '"stack" of sites[2]'),
+        (lambda r: r['load'][0][0].pop(), '"load" must be numbers of shape'
+         ' [3, 4]'),
+        (lambda r: r['entropy'].pop(), '"entropy"'),
+        (lambda r: r['load'][0].__setitem__(0, ['x'] * 4), '"load"'),
         (lambda r: r['load'][0].__setitem__(0, [-1, 1, 1, 0]), 'negative'),
     ],
 )
-def test_malformed_routing(run_dir, change, message):
+def test_malformed_routing(run_dir, change, names):
   path = run_dir / 'routing.json'
   value = json.loads(path.read_text())
   change(value)
   path.write_text(json.dumps(value))
-  with pytest.raises(errors.UserError, match=message):
+  with refusals.refused(path, names):
     run_lib.read(run_dir)
 
 
-@pytest.mark.parametrize(
-    'tasks', [None, {'qa': 3}, {'qa': {'accuracy': 3}}]
-)
-def test_malformed_results(run_dir, tasks):
-  (run_dir / 'results.json').write_text(json.dumps({'tasks': tasks}))
-  with pytest.raises(errors.UserError, match='results.json is malformed'):
-    run_lib.read(run_dir)
+def test_constant_answers(run_dir):
+  path = run_dir / 'results.json'
+  value = json.loads(path.read_text())
+  metric = value['primary_metric']['stress']
+  value['constant_answer'] = {'stress': {metric: 37.5, 'other': 1.0}}
+  path.write_text(json.dumps(value))
+  results = run_lib.read(run_dir).results
+  assert results.constant('stress') == 37.5
+  assert math.isnan(results.constant('qa'))
+
+
+def test_a_configuration_keeps_references_as_they_are_written(tmp_path):
+  text = 'A = [@b.c(), @x/d, %E]\ns/b.c.rank = %A\n'
+  bound = config_file.bindings(text, tmp_path)
+  assert bound == {'A': '[@b.c(), @x/d, %E]', 's/b.c.rank': '%A'}
+  assert config_file.macros(bound) == {'A': bound['A']}
+  with refusals.refused(tmp_path):
+    config_file.bindings('A = (1,', tmp_path)
 
 
 def test_names_are_short_and_unique():
@@ -150,5 +223,5 @@ def test_names_are_short_and_unique():
 
 
 def test_no_runs():
-  with pytest.raises(errors.UserError, match='at least one'):
+  with refusals.refused('RUN'):
     run_lib.read_all([])
