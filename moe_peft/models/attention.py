@@ -125,30 +125,23 @@ class MultiHeadDotProductAttention(nn.Module):
         weights.shape[0], kv_heads, -1, *weights.shape[-2:]
     )
     attended = jnp.einsum('bngqk,bknd->bqngd', weights, value)
-    attended = attended.reshape(query.shape)
+    heads = ('joined_kv',) if self.joined_kernels else ('heads', 'kv')
     return layers.DenseGeneral(
         inputs_q.shape[-1],
         axis=(-2, -1),
-        kernel_axes=(
-            ('joined_kv', 'embed')
-            if self.joined_kernels
-            else ('heads', 'kv', 'embed')
-        ),
+        kernel_axes=(*heads, 'embed'),
         dtype=self.dtype,
         kernel_distribution='normal',
         name='out',
-    )(attended)
+    )(attended.reshape(query.shape))
 
   def _project(
       self, name: str, num_heads: int, scale: float = 1.0
   ) -> layers.DenseGeneral:
+    heads = ('joined_kv',) if self.joined_kernels else ('heads', 'kv')
     return layers.DenseGeneral(
         (num_heads, self.head_dim),
-        kernel_axes=(
-            ('embed', 'joined_kv')
-            if self.joined_kernels
-            else ('embed', 'heads', 'kv')
-        ),
+        kernel_axes=('embed', *heads),
         dtype=self.dtype,
         kernel_scale=scale,
         kernel_distribution='normal',
@@ -189,22 +182,18 @@ class MultiHeadDotProductAttention(nn.Module):
     that its decoding functions can expand and reorder them.
     """
     allocated = self.has_variable('cache', 'cached_key')
-
-    def entry(x):
-      return jnp.moveaxis(x, -3, -1)
-
-    cached_key = self.variable(
-        'cache', 'cached_key', jnp.zeros, entry(key).shape, key.dtype
-    )
-    cached_value = self.variable(
-        'cache', 'cached_value', jnp.zeros, entry(value).shape, value.dtype
-    )
+    entries = {'cached_key': key, 'cached_value': value}
+    entries = {k: jnp.moveaxis(new, -3, -1) for k, new in entries.items()}
+    cached = {
+        name: self.variable('cache', name, jnp.zeros, new.shape, new.dtype)
+        for name, new in entries.items()
+    }
     cache_index = self.variable(
         'cache', 'cache_index', jnp.zeros, (), jnp.int32
     )
     if not allocated:
       return key, value, mask, bias
-    length, index = cached_key.value.shape[-1], cache_index.value
+    length, index = cached['cached_key'].value.shape[-1], cache_index.value
     if prefill_lengths is not None:
       index = jnp.zeros((), jnp.int32)
     elif key.shape[1] != 1:
@@ -219,8 +208,8 @@ class MultiHeadDotProductAttention(nn.Module):
     write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=-1)
     if index.ndim:  # Rows that were prefilled stand at different positions.
       write = jax.vmap(write)
-    for cached, new in ((cached_key, key), (cached_value, value)):
-      cached.value = write(cached.value, entry(new), index)
+    for name, new in entries.items():
+      cached[name].value = write(cached[name].value, new, index)
     if prefill_lengths is not None:
       cache_index.value = prefill_lengths
       return key, value, mask, bias
@@ -229,6 +218,5 @@ class MultiHeadDotProductAttention(nn.Module):
     mask = seen if mask is None else mask & seen
     if bias is not None:
       bias = jax.lax.dynamic_slice_in_dim(bias, index, 1, axis=-2)
-    key = jnp.moveaxis(cached_key.value, -1, -3)
-    value = jnp.moveaxis(cached_value.value, -1, -3)
+    key, value = (jnp.moveaxis(x.value, -1, -3) for x in cached.values())
     return key, value, mask, bias

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from moe_peft.models import decoding
 from moe_peft.models import language_model
 
 Array = jax.Array
@@ -73,44 +74,35 @@ class DecoderOnlyModel(language_model.LanguageModel):
     inputs = batch['decoder_loss_weights'] == 0
     return jnp.where(inputs, batch['decoder_target_tokens'], 0)
 
-  def generate(
-      self,
-      params: Params,
-      prompts: Array,
-      max_decode_length: int,
-      num_beams: int = 1,
-      temperature: float = 0.0,
-      rng: Array | None = None,
-  ) -> Array:
-    repeated = jnp.repeat(prompts, num_beams, axis=0)
+  def start_decoding(
+      self, params: Params, prompts: Array, num_beams: int, length: int
+  ) -> tuple[decoding.TokensToLogits, decoding.Cache, Array]:
+    prompts = jnp.repeat(prompts, num_beams, axis=0)
+    rows, prompt_length = prompts.shape
     # All tokens of a prompt but the last one go into the cache at once.
-    lengths = jnp.sum(repeated > 0, axis=-1)
-    inputs = jnp.pad(repeated, ((0, 0), (1, 0)), constant_values=self.bos_id)
+    lengths = jnp.sum(prompts > 0, axis=-1)
+    inputs = jnp.pad(prompts, ((0, 0), (1, 0)), constant_values=self.bos_id)
     start_tokens = jnp.take_along_axis(inputs, lengths[:, None], axis=-1)[:, 0]
 
-    def run(tokens, targets, cache=None, **options):
-      variables = {'params': params}
-      if cache is not None:
-        variables['cache'] = cache
-      logits, variables = self.module.apply(
-          variables,
+    def run(tokens, targets, collections, **options):
+      logits, collections = self.module.apply(
+          {'params': params, **collections},
           tokens,
           targets,
           enable_dropout=False,
           mutable=['cache'],
           **options,
       )
-      return logits, variables['cache']
+      return logits, collections
 
-    def tokens_to_logits(ids, cache):
+    def step(ids, cache):
       logits, cache = run(ids, ids, cache, decode=True)
       return logits[:, 0].astype(jnp.float32), cache
 
-    length = prompts.shape[1] + max_decode_length
-    ones = jnp.ones((repeated.shape[0], length), jnp.int32)
-    _, cache = run(ones, ones, decode=True)
+    ones = jnp.ones((rows, prompt_length + length), jnp.int32)
+    _, cache = run(ones, ones, {}, decode=True)
     # The targets say where tokens are: the first one may have the id 0.
-    present = jnp.arange(prompts.shape[1]) < lengths[:, None]
+    present = jnp.arange(prompt_length) < lengths[:, None]
     _, cache = run(
         inputs[:, :-1],
         present.astype(jnp.int32),
@@ -118,13 +110,4 @@ class DecoderOnlyModel(language_model.LanguageModel):
         prefill=True,
         prefill_lengths=lengths,
     )
-    return self._decode(
-        tokens_to_logits,
-        cache,
-        num_beams,
-        temperature,
-        rng,
-        batch_size=prompts.shape[0],
-        max_decode_length=max_decode_length,
-        start_tokens=start_tokens,
-    )
+    return step, cache, start_tokens

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Greedy decoding, temperature sampling and beam search with a cache.
 
-Every function takes `tokens_to_logits(ids, cache) -> (logits, cache)`, with
+Both functions take `tokens_to_logits(ids, cache) -> (logits, cache)`, with
 `ids` `<int32>[rows, 1]`, `logits` `<float32>[rows, vocab]` and `cache` a tree
 of arrays, and can be jitted. Token 0 pads a sequence, and starts it unless
 `start_tokens` are given: the last tokens of prompts that the cache holds.
@@ -20,29 +20,14 @@ Cache = Any
 TokensToLogits = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]
 
 
-class Decoded(NamedTuple):
-  """Generated sequences.
-
-  Attributes:
-    tokens: `<int32>[batch, max_decode_length]`, the end-of-sequence id
-      included and zeros after it; `[batch, num_beams, ...]` from beam search.
-    scores: `<float32>[batch]`, log-likelihood in nats under the model; from
-      beam search `[batch, num_beams]`, divided by the length penalty.
-  """
-
-  tokens: jax.Array
-  scores: jax.Array
-
-
 class _Sequences(NamedTuple):
   index: jax.Array  # Position to be written next.
   tokens: jax.Array  # <int32>[batch, max_decode_length]
-  scores: jax.Array  # <float32>[batch]
   finished: jax.Array  # <bool>[batch]
   cache: Cache
 
 
-def greedy(
+def sample(
     tokens_to_logits: TokensToLogits,
     cache: Cache,
     *,
@@ -50,8 +35,10 @@ def greedy(
     max_decode_length: int,
     eos_id: int = 1,
     start_tokens: jax.Array | int = 0,
-) -> Decoded:
-  """Takes the most probable token at every position.
+    temperature: float = 0.0,
+    rng: jax.Array | None = None,
+) -> jax.Array:
+  """Draws every token from the model's distribution, or takes the best one.
 
   Args:
     tokens_to_logits: One step of the model, see the module's docstring.
@@ -60,145 +47,49 @@ def greedy(
     max_decode_length: Number of tokens to generate at most.
     eos_id: The id that ends a sequence.
     start_tokens: What the model reads first, `<int32>[batch]` or one for all.
+    temperature: Divides the logits; 0 takes the most probable token.
+    rng: Random key, for a temperature above 0; the same key gives the same
+      sequences.
 
   Returns:
-    One sequence per row.
-  """
-
-  def choose(logits, index):
-    del index
-    return jnp.argmax(logits, axis=-1)
-
-  return _generate(
-      tokens_to_logits,
-      cache,
-      batch_size,
-      max_decode_length,
-      eos_id,
-      start_tokens,
-      choose,
-  )
-
-
-def temperature_sample(
-    tokens_to_logits: TokensToLogits,
-    cache: Cache,
-    *,
-    batch_size: int,
-    max_decode_length: int,
-    rng: jax.Array,
-    eos_id: int = 1,
-    start_tokens: jax.Array | int = 0,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-) -> Decoded:
-  """Draws every token from the model's distribution.
-
-  Args:
-    tokens_to_logits: One step of the model, see the module's docstring.
-    cache: An empty cache for `batch_size` rows.
-    batch_size: Number of sequences.
-    max_decode_length: Number of tokens to generate at most.
-    rng: Random key; the same key gives the same sequences.
-    eos_id: The id that ends a sequence.
-    start_tokens: What the model reads first, `<int32>[batch]` or one for all.
-    temperature: Divides the logits; above 0.
-    top_k: Draw from the `top_k` most probable tokens only; 0 for all.
-    top_p: Draw from the smallest set of tokens that holds this probability
-      (arXiv 1904.09751, section 3.1), after temperature and `top_k`.
-
-  Returns:
-    One sequence per row; the scores are those of the model itself, without
-    temperature and restrictions.
+    `<int32>[batch, max_decode_length]`, the end-of-sequence id included and
+    zeros after it.
 
   Raises:
-    errors.UserError: If an option is out of its range.
+    errors.UserError: If the temperature is negative, or above 0 without `rng`.
   """
-  if temperature <= 0:
+  if temperature < 0 or (temperature and rng is None):
     raise errors.UserError(
-        f'temperature must be above 0, got {temperature}; use '
-        'decoding.greedy for the most probable token.'
+        f'The temperature must be 0, or above 0 with a random key, not '
+        f'{temperature}.', 'temperature',
     )
-  if top_k < 0 or not 0 < top_p <= 1:
-    raise errors.UserError(
-        f'top_k must be at least 0 and top_p above 0 and at most 1, got '
-        f'{top_k} and {top_p}.'
-    )
-
-  def choose(logits, index):
-    logits = _restrict(logits / temperature, top_k, top_p)
-    return jax.random.categorical(jax.random.fold_in(rng, index), logits)
-
-  return _generate(
-      tokens_to_logits,
-      cache,
-      batch_size,
-      max_decode_length,
-      eos_id,
-      start_tokens,
-      choose,
-  )
-
-
-def _restrict(logits, top_k, top_p):
-  """Sets the logits outside `top_k` and `top_p` to minus infinity."""
-  if 0 < top_k < logits.shape[-1]:
-    lowest = jax.lax.top_k(logits, top_k)[0][..., -1:]
-    logits = jnp.where(logits < lowest, -jnp.inf, logits)
-  if top_p < 1.0:
-    ordered = jnp.sort(logits, axis=-1, descending=True)
-    probs = jax.nn.softmax(ordered)
-    # A token stays if those before it do not reach the mass yet.
-    kept = jnp.cumsum(probs, axis=-1) - probs < top_p
-    lowest = jnp.min(jnp.where(kept, ordered, jnp.inf), -1, keepdims=True)
-    logits = jnp.where(logits < lowest, -jnp.inf, logits)
-  return logits
-
-
-def _generate(
-    tokens_to_logits,
-    cache,
-    batch_size,
-    max_decode_length,
-    eos_id,
-    start_tokens,
-    choose,
-):
-  """Extends all rows by `choose(logits, index)` until all have ended."""
 
   def unfinished(state):
     return (state.index < max_decode_length) & ~jnp.all(state.finished)
 
   def step(state):
-    logits, new_cache = tokens_to_logits(
-        _last_token(state.tokens, state.index, start_tokens), state.cache
-    )
-    logits = logits.astype(jnp.float32)
-    token = choose(logits, state.index).astype(jnp.int32)
-    log_probs = jax.nn.log_softmax(logits)
-    gained = jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]
+    ids = _last_token(state.tokens, state.index, start_tokens)
+    logits, new_cache = tokens_to_logits(ids, state.cache)
+    if temperature:
+      key = jax.random.fold_in(rng, state.index)
+      token = jax.random.categorical(key, logits / temperature)
+    else:
+      token = jnp.argmax(logits, axis=-1)
     token = jnp.where(state.finished, 0, token)
     return _Sequences(
         index=state.index + 1,
         tokens=state.tokens.at[:, state.index].set(token),
-        scores=state.scores + jnp.where(state.finished, 0.0, gained),
         finished=state.finished | (token == eos_id),
         cache=new_cache,
     )
 
-  state = jax.lax.while_loop(
-      unfinished,
-      step,
-      _Sequences(
-          index=jnp.zeros((), jnp.int32),
-          tokens=jnp.zeros((batch_size, max_decode_length), jnp.int32),
-          scores=jnp.zeros((batch_size,), jnp.float32),
-          finished=jnp.zeros((batch_size,), bool),
-          cache=cache,
-      ),
+  start = _Sequences(
+      index=jnp.zeros((), jnp.int32),
+      tokens=jnp.zeros((batch_size, max_decode_length), jnp.int32),
+      finished=jnp.zeros((batch_size,), bool),
+      cache=cache,
   )
-  return Decoded(state.tokens, state.scores)
+  return jax.lax.while_loop(unfinished, step, start).tokens
 
 
 def _last_token(tokens, index, start_tokens):
@@ -208,18 +99,29 @@ def _last_token(tokens, index, start_tokens):
   return jnp.where(index == 0, start_tokens, last)[:, None]
 
 
-class _Beams(NamedTuple):
+class Beams(NamedTuple):
+  """Sequences that a beam search has found, the best first.
+
+  Attributes:
+    tokens: `<int32>[batch, num_beams, max_decode_length]`, the end-of-sequence
+      id included and zeros after it.
+    scores: `<float32>[batch, num_beams]`, log-likelihood in nats.
+  """
+
+  tokens: jax.Array
+  scores: jax.Array
+
+  def best(self, count: int) -> 'Beams':
+    """Returns the `count` sequences with the best scores, best first."""
+    scores, order = jax.lax.top_k(self.scores, count)
+    return Beams(_gather(self.tokens, order), scores)
+
+
+class _Search(NamedTuple):
   index: jax.Array  # Position to be written next.
-  live_tokens: jax.Array  # <int32>[batch, num_beams, max_decode_length]
-  live_scores: jax.Array  # Log-likelihood, <float32>[batch, num_beams]
-  done_tokens: jax.Array  # As live_tokens; these have ended.
-  done_scores: jax.Array  # Log-likelihood / length penalty.
+  live: Beams  # These have not ended.
+  done: Beams  # These have; their scores are divided by the length penalty.
   cache: Cache
-
-
-def expand_beams(x: jax.Array, num_beams: int) -> jax.Array:
-  """Repeats each row of `[batch, ...]` to `[batch * num_beams, ...]`."""
-  return jnp.repeat(x, num_beams, axis=0)
 
 
 def length_penalty(length: jax.Array | int, alpha: float) -> jax.Array:
@@ -238,7 +140,7 @@ def beam_search(
     num_beams: int = 4,
     alpha: float = 0.6,
     cache_batch_axis: int = 0,
-) -> Decoded:
+) -> Beams:
   """Searches for the sequences with the best length-normalized likelihood.
 
   An end-of-sequence token finishes a beam if it is among the `num_beams` best
@@ -260,112 +162,101 @@ def beam_search(
       `scan_layers`. Arrays without that axis are shared counters.
 
   Returns:
-    `num_beams` sequences per example, the best first. Only ended sequences
-    count; fewer than `num_beams` of them are filled up with zeros and a score
-    of minus infinity. An example without any returns its live beams.
+    `num_beams` sequences per example, scores divided by the length penalty.
+    Only ended sequences count; fewer than `num_beams` of them are filled up
+    with zeros and a score of minus infinity. An example without any returns its
+    live beams.
 
   Raises:
     errors.UserError: If an option is out of its range.
   """
-  if num_beams < 1 or alpha < 0:
-    raise errors.UserError(
-        'num_beams must be at least 1 and alpha at least 0, got '
-        f'{num_beams} and {alpha}.'
-    )
+  for name, value, least in (('num_beams', num_beams, 1), ('alpha', alpha, 0)):
+    if value < least:
+      raise errors.UserError(f'It must be at least {least}, not {value}.', name)
 
-  def unfinished(state):
+  def unfinished(search):
     # Scores only fall and the penalty only grows: no live beam ends better.
-    best_live = state.live_scores[:, 0] / length_penalty(
+    best_live = search.live.scores[:, 0] / length_penalty(
         max_decode_length, alpha
     )
-    hopeful = best_live > jnp.min(state.done_scores, axis=-1)
-    return (state.index < max_decode_length) & jnp.any(hopeful)
+    hopeful = best_live > jnp.min(search.done.scores, axis=-1)
+    return (search.index < max_decode_length) & jnp.any(hopeful)
 
-  def step(state):
-    logits, new_cache = tokens_to_logits(
-        _last_token(state.live_tokens, state.index, start_tokens), state.cache
-    )
+  def step(search):
+    ids = _last_token(search.live.tokens, search.index, start_tokens)
+    logits, new_cache = tokens_to_logits(ids, search.cache)
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
     log_probs = log_probs.reshape(batch_size, num_beams, -1)
-    parents, tokens, scores = _continue(state.live_scores, log_probs)
-    sequences = _gather(state.live_tokens, parents)
-    sequences = sequences.at[:, :, state.index].set(tokens)
-    ended = tokens == eos_id
-    in_beam = jnp.arange(tokens.shape[-1]) < num_beams
-    normalized = scores / length_penalty(state.index + 1, alpha)
-    done_tokens, done_scores = _best(
-        jnp.concatenate([state.done_tokens, sequences], axis=1),
-        jnp.concatenate(
-            [
-                state.done_scores,
-                jnp.where(ended & in_beam, normalized, -jnp.inf),
-            ],
-            axis=1,
-        ),
-        num_beams,
+    parents, candidates = _continue(search.live, search.index, log_probs)
+    ended = candidates.tokens[:, :, search.index] == eos_id
+    live, order, done = _sort(
+        candidates, ended, length_penalty(search.index + 1, alpha), search.done
     )
-    live_scores, order = jax.lax.top_k(
-        jnp.where(ended, -jnp.inf, scores), num_beams
-    )
-    return _Beams(
-        index=state.index + 1,
-        live_tokens=_gather(sequences, order),
-        live_scores=live_scores,
-        done_tokens=done_tokens,
-        done_scores=done_scores,
-        cache=_reorder(new_cache, _gather(parents, order), cache_batch_axis),
-    )
+    new_cache = _reorder(new_cache, _gather(parents, order), cache_batch_axis)
+    return _Search(search.index + 1, live, done, new_cache)
 
-  state = jax.lax.while_loop(
-      unfinished,
-      step,
-      _empty_beams(batch_size, num_beams, max_decode_length, cache),
+  search = jax.lax.while_loop(
+      unfinished, step, _start(batch_size, num_beams, max_decode_length, cache)
   )
-  any_done = jnp.any(jnp.isfinite(state.done_scores), axis=1, keepdims=True)
-  live_scores = state.live_scores / length_penalty(max_decode_length, alpha)
-  return Decoded(
-      jnp.where(any_done[..., None], state.done_tokens, state.live_tokens),
-      jnp.where(any_done, state.done_scores, live_scores),
+  any_done = jnp.any(jnp.isfinite(search.done.scores), axis=1, keepdims=True)
+  live_scores = search.live.scores / length_penalty(max_decode_length, alpha)
+  return Beams(
+      jnp.where(any_done[..., None], search.done.tokens, search.live.tokens),
+      jnp.where(any_done, search.done.scores, live_scores),
   )
 
 
-def _empty_beams(batch_size, num_beams, max_decode_length, cache):
+def _start(batch_size, num_beams, max_decode_length, cache) -> _Search:
   """One live beam with nothing in it; the others cannot be chosen."""
   tokens = jnp.zeros((batch_size, num_beams, max_decode_length), jnp.int32)
   nothing = jnp.full((batch_size, num_beams), -jnp.inf)
-  return _Beams(
+  return _Search(
       index=jnp.zeros((), jnp.int32),
-      live_tokens=tokens,
-      live_scores=nothing.at[:, 0].set(0.0),
-      done_tokens=tokens,
-      done_scores=nothing,
+      live=Beams(tokens, nothing.at[:, 0].set(0.0)),
+      done=Beams(tokens, nothing),
       cache=cache,
   )
 
 
-def _continue(live_scores, log_probs):
+def _continue(live: Beams, index, log_probs) -> tuple[jax.Array, Beams]:
   """Finds the best one-token continuations, best first.
 
   Twice as many as beams, if there are: at most one per beam has ended, so
   enough remain live.
 
   Args:
-    live_scores: `<float32>[batch, num_beams]`.
+    live: The beams.
+    index: Position of the token.
     log_probs: `<float32>[batch, num_beams, vocab]`.
 
   Returns:
-    Parent beam, token and score, each `[batch, continuations]`.
+    Parent beams `[batch, continuations]`, and the continuations.
   """
   batch_size, num_beams, vocab_size = log_probs.shape
-  totals = (live_scores[:, :, None] + log_probs).reshape(batch_size, -1)
+  totals = (live.scores[:, :, None] + log_probs).reshape(batch_size, -1)
   scores, order = jax.lax.top_k(totals, num_beams * min(2, vocab_size))
-  return order // vocab_size, (order % vocab_size).astype(jnp.int32), scores
+  parents, token = jnp.divmod(order, vocab_size)
+  tokens = _gather(live.tokens, parents).at[:, :, index].set(token)
+  return parents, Beams(tokens, scores)
 
 
-def _best(tokens, scores, count):
-  """Returns the `count` sequences with the best scores, best first."""
-  scores, order = jax.lax.top_k(scores, count)
-  return _gather(tokens, order), scores
+def _sort(candidates: Beams, ended, penalty, done: Beams):
+  """Returns the new live beams, which candidates they are, and the ended ones.
+  """
+  num_beams = done.scores.shape[-1]
+  in_beam = jnp.arange(ended.shape[-1]) < num_beams
+  finished = Beams(
+      candidates.tokens,
+      jnp.where(ended & in_beam, candidates.scores / penalty, -jnp.inf),
+  )
+  both = jax.tree.map(
+      lambda *parts: jnp.concatenate(parts, axis=1), done, finished
+  )
+  scores, order = jax.lax.top_k(
+      jnp.where(ended, -jnp.inf, candidates.scores), num_beams
+  )
+  live = Beams(_gather(candidates.tokens, order), scores)
+  return live, order, both.best(num_beams)
 
 
 def _gather(x, order):

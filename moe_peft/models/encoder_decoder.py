@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from moe_peft.models import decoding
 from moe_peft.models import language_model
 
 Array = jax.Array
@@ -51,58 +52,39 @@ class EncoderDecoderModel(language_model.LanguageModel):
   def prompts(self, batch: Batch) -> Array:
     return batch['encoder_input_tokens']
 
-  def generate(
-      self,
-      params: Params,
-      prompts: Array,
-      max_decode_length: int,
-      num_beams: int = 1,
-      temperature: float = 0.0,
-      rng: Array | None = None,
-  ) -> Array:
+  def start_decoding(
+      self, params: Params, prompts: Array, num_beams: int, length: int
+  ) -> tuple[decoding.TokensToLogits, decoding.Cache, int]:
     repeated = jnp.repeat(prompts, num_beams, axis=0)
     encoded = self.module.apply(
         {'params': params}, prompts, enable_dropout=False, method='encode'
     )
     encoded = jnp.repeat(encoded, num_beams, axis=0)
 
-    def tokens_to_logits(ids, cache):
-      logits, variables = self.module.apply(
-          {'params': params, 'cache': cache},
+    def step(ids, cache):
+      logits, cache = self.module.apply(
+          {'params': params, **cache},
           encoded,
           repeated,
           ids,
           ids,
           enable_dropout=False,
           decode=True,
-          max_decode_length=max_decode_length,
+          max_decode_length=length,
           mutable=['cache'],
           method='decode',
       )
-      return logits[:, 0].astype(jnp.float32), variables['cache']
+      return logits[:, 0].astype(jnp.float32), cache
 
-    return self._decode(
-        tokens_to_logits,
-        self._empty_cache(params, repeated, max_decode_length),
-        num_beams,
-        temperature,
-        rng,
-        batch_size=prompts.shape[0],
-        max_decode_length=max_decode_length,
-    )
-
-  def _empty_cache(self, params, encoder_input_tokens, max_decode_length):
-    """The cache before the first token (T5X's protocol: one full call)."""
-    ones = jnp.ones(
-        (encoder_input_tokens.shape[0], max_decode_length), jnp.int32
-    )
-    _, variables = self.module.apply(
+    # T5X's protocol: one call of full length allocates the cache.
+    ones = jnp.ones((repeated.shape[0], length), jnp.int32)
+    _, cache = self.module.apply(
         {'params': params},
-        jnp.ones_like(encoder_input_tokens),
+        jnp.ones_like(repeated),
         ones,
         ones,
         decode=True,
         enable_dropout=False,
         mutable=['cache'],
     )
-    return variables['cache']
+    return step, cache, 0

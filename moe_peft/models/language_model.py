@@ -12,6 +12,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from moe_peft import errors
 from moe_peft.core import losses
 from moe_peft.core import observe
 from moe_peft.models import decoding
@@ -111,6 +112,22 @@ class LanguageModel(abc.ABC):
     """
 
   @abc.abstractmethod
+  def start_decoding(
+      self, params: Params, prompts: Array, num_beams: int, length: int
+  ) -> tuple[decoding.TokensToLogits, decoding.Cache, Array | int]:
+    """Reads prompts, each for `num_beams` rows side by side.
+
+    Args:
+      params: Nested parameters.
+      prompts: `<int32>[batch, length]`, zeros at the end are padding.
+      num_beams: Rows of each prompt.
+      length: Number of tokens to generate at most.
+
+    Returns:
+      One step of the model (see `decoding`), the cache, and the tokens that
+      the step reads first, `<int32>[batch * num_beams]` or one for all.
+    """
+
   def generate(
       self,
       params: Params,
@@ -132,7 +149,32 @@ class LanguageModel(abc.ABC):
 
     Returns:
       `<int32>[batch, max_decode_length]`, zeros after the end of sequence.
+
+    Raises:
+      errors.UserError: If an option is out of its range.
     """
+    if num_beams < 1:
+      raise errors.UserError(
+          f'The number of beams must be at least 1, not {num_beams}.',
+          'num_beams',
+      )
+    step, cache, start_tokens = self.start_decoding(
+        params, prompts, num_beams, max_decode_length
+    )
+    options = {
+        'batch_size': prompts.shape[0],
+        'max_decode_length': max_decode_length,
+        'eos_id': self.output_vocabulary.eos_id,
+        'start_tokens': start_tokens,
+    }
+    if num_beams == 1:
+      return decoding.sample(
+          step, cache, temperature=temperature, rng=rng, **options
+      )
+    axis = 1 if self.module.scan_layers else 0
+    return decoding.beam_search(
+        step, cache, num_beams=num_beams, cache_batch_axis=axis, **options
+    ).tokens[:, 0]
 
   def predict(
       self, params: Params, batch: Batch, **options: Any
@@ -231,40 +273,6 @@ class LanguageModel(abc.ABC):
     chosen = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
     log_z = jax.nn.logsumexp(logits, axis=-1)
     return jnp.sum((chosen - log_z) * weights, axis=-1)
-
-  def _decode(
-      self,
-      tokens_to_logits: decoding.TokensToLogits,
-      cache: decoding.Cache,
-      num_beams: int,
-      temperature: float,
-      rng: Array | None,
-      **options: Any,
-  ) -> Array:
-    """Runs the decoding that the options of `generate` choose.
-
-    Args:
-      tokens_to_logits: One step of the model.
-      cache: A cache for `num_beams` rows of each example.
-      num_beams: As in `generate`.
-      temperature: As in `generate`.
-      rng: As in `generate`.
-      **options: Arguments that all functions of `decoding` take.
-    """
-    options['eos_id'] = self.output_vocabulary.eos_id
-    if num_beams > 1:
-      return decoding.beam_search(
-          tokens_to_logits,
-          cache,
-          num_beams=num_beams,
-          cache_batch_axis=1 if self.module.scan_layers else 0,
-          **options,
-      ).tokens[:, 0]
-    if temperature > 0:
-      return decoding.temperature_sample(
-          tokens_to_logits, cache, rng=rng, temperature=temperature, **options
-      ).tokens
-    return decoding.greedy(tokens_to_logits, cache, **options).tokens
 
 
 def _routing_metrics(

@@ -13,7 +13,6 @@ from typing import Any
 
 from flax import linen as nn
 from flax import struct
-from flax.linen import partitioning as nn_partitioning
 import jax.numpy as jnp
 
 from moe_peft import errors
@@ -76,13 +75,13 @@ def check_config(config: LlamaConfig) -> None:
   )
   if config.num_heads % config.num_kv_heads:
     raise errors.UserError(
-        f'llama.LlamaConfig.num_kv_heads = {config.num_kv_heads} does not '
-        f'divide num_heads = {config.num_heads}.'
+        f'It is {config.num_kv_heads}, which does not divide num_heads = '
+        f'{config.num_heads}.', stack.field(config, 'num_kv_heads'),
     )
   if config.head_dim % 2:
     raise errors.UserError(
-        f'llama.LlamaConfig.head_dim = {config.head_dim} must be even: rotary '
-        'positions turn pairs of features.'
+        f'It must be even, not {config.head_dim}: rotary positions turn pairs '
+        'of features.', stack.field(config, 'head_dim'),
     )
 
 
@@ -162,18 +161,7 @@ class Decoder(nn.Module):
     x = layers.length_dropout(cfg.dropout_rate, deterministic)(x)
     if logit_positions is not None:
       x = jnp.take_along_axis(x, logit_positions[..., None], axis=1)
-    if cfg.logits_via_embedding:
-      logits = self.token_embedder.attend(x)
-    else:
-      logits = layers.DenseGeneral(
-          cfg.vocab_size,
-          kernel_axes=('embed', 'vocab'),
-          dtype=jnp.float32,  # Also in a bfloat16 model: softmax needs it.
-          name='logits_dense',
-      )(x)
-    return nn_partitioning.with_sharding_constraint(
-        logits, ('batch', 'length', 'vocab')
-    )
+    return stack.output_logits(cfg, self.token_embedder, x)
 
 
 class Transformer(nn.Module):

@@ -13,6 +13,7 @@ from typing import Any
 from flax import linen as nn
 from flax.linen import partitioning as nn_partitioning
 import jax
+import jax.numpy as jnp
 
 from moe_peft import errors
 from moe_peft.models import attention
@@ -36,30 +37,36 @@ def check_config(config: Any, sizes: Sequence[str]) -> None:
     config: Sizes and options of a network.
     sizes: Names of fields that must be positive integers.
   """
-  kind = type(config)
-  where = f'{kind.__module__.rpartition(".")[2]}.{kind.__name__}'
   for name in sizes:
     value = getattr(config, name)
     if not isinstance(value, int) or value < 1:
       raise errors.UserError(
-          f'{where}.{name} must be a positive integer, got {value!r}.'
+          f'It must be a positive integer, not {value!r}.', field(config, name)
       )
   if config.remat_policy not in REMAT_POLICIES:
     raise errors.UserError(
-        f'{where}.remat_policy is {config.remat_policy!r}; choose one of '
-        f'{", ".join(REMAT_POLICIES)}.'
+        f'There is no policy {config.remat_policy!r}.',
+        field(config, 'remat_policy'),
+        f'Choose from {", ".join(REMAT_POLICIES)}.',
     )
   if not 0.0 <= config.dropout_rate < 1.0:
     raise errors.UserError(
-        f'{where}.dropout_rate must be at least 0 and below 1, got '
-        f'{config.dropout_rate!r}.'
+        f'It must be at least 0 and below 1, not {config.dropout_rate!r}.',
+        field(config, 'dropout_rate'),
     )
   for function in config.mlp_activations:
     if function != 'linear' and not callable(getattr(nn, function, None)):
       raise errors.UserError(
-          f'{where}.mlp_activations: flax.linen has no {function!r}; '
-          "use for example ('relu',) or ('gelu', 'linear')."
+          f'flax.linen has no function {function!r}.',
+          field(config, 'mlp_activations'),
+          "Use for example ('relu',) or ('gelu', 'linear').",
       )
+
+
+def field(config: Any, name: str) -> str:
+  """The field of a configuration as gin writes it, `t5.T5Config.emb_dim`."""
+  kind = type(config)
+  return f'{kind.__module__.rpartition(".")[2]}.{kind.__name__}.{name}'
 
 
 class EncoderLayer(nn.Module):
@@ -168,6 +175,34 @@ def residual(layer: nn.Module, x, y):
   x = x + layers.length_dropout(rate, layer.deterministic)(y)
   names = ('batch', 'length', 'embed')
   return nn_partitioning.with_sharding_constraint(x, names)
+
+
+def output_logits(
+    config: Any, embedder: layers.Embed, x: jax.Array, divisor: float = 1.0
+) -> jax.Array:
+  """Applies the output layer, in the current scope where it is not tied.
+
+  Args:
+    config: Sizes and options of a network.
+    embedder: The embedding.
+    x: `[batch, length, embed]`.
+    divisor: Of the logits of a tied output layer.
+
+  Returns:
+    `<float32>[batch, length, vocab]`, also in a bfloat16 model: softmax needs
+    it.
+  """
+  if config.logits_via_embedding:
+    logits = embedder.attend(x) / divisor
+  else:
+    logits = layers.DenseGeneral(
+        config.vocab_size,
+        kernel_axes=('embed', 'vocab'),
+        dtype=jnp.float32,
+        name='logits_dense',
+    )(x)
+  names = ('batch', 'length', 'vocab')
+  return nn_partitioning.with_sharding_constraint(logits, names)
 
 
 def run_stack(layer_class, name, num_layers, config, attributes, x, *shared):

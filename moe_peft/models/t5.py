@@ -11,14 +11,11 @@ from typing import Any
 
 from flax import linen as nn
 from flax import struct
-from flax.linen import partitioning as nn_partitioning
 import jax.numpy as jnp
 
 from moe_peft.models import attention
 from moe_peft.models import layers
 from moe_peft.models import stack
-
-with_sharding_constraint = nn_partitioning.with_sharding_constraint
 
 
 @struct.dataclass
@@ -163,16 +160,17 @@ class Decoder(nn.Module):
     )
     y = stack.norm(cfg, 'decoder_norm')(y)
     y = layers.length_dropout(cfg.dropout_rate, deterministic)(y)
-    if cfg.logits_via_embedding:
-      logits = self.token_embedder.attend(y) / jnp.sqrt(cfg.emb_dim)
-    else:
-      logits = layers.DenseGeneral(
-          cfg.vocab_size,
-          kernel_axes=('embed', 'vocab'),
-          dtype=jnp.float32,  # Also in a bfloat16 model: softmax needs it.
-          name='logits_dense',
-      )(y)
-    return with_sharding_constraint(logits, ('batch', 'length', 'vocab'))
+    return stack.output_logits(
+        cfg, self.token_embedder, y, divisor=cfg.emb_dim**0.5
+    )
+
+
+def _self_mask(valid, segment_ids):
+  """Which tokens of a row may see each other, `<bool>[batch, 1, q, k]`."""
+  mask = attention.pair_mask(valid, valid)
+  if segment_ids is not None:
+    mask &= attention.segment_mask(segment_ids, segment_ids)
+  return mask
 
 
 class Transformer(nn.Module):
@@ -209,10 +207,7 @@ class Transformer(nn.Module):
     Returns:
       `[batch, encoder_length, embed]`.
     """
-    valid = encoder_input_tokens > 0
-    mask = attention.pair_mask(valid, valid)
-    if encoder_segment_ids is not None:
-      mask &= attention.segment_mask(encoder_segment_ids, encoder_segment_ids)
+    mask = _self_mask(encoder_input_tokens > 0, encoder_segment_ids)
     return self.encoder(encoder_input_tokens, mask, not enable_dropout)
 
   def decode(
@@ -258,20 +253,18 @@ class Transformer(nn.Module):
     del decoder_positions
     if (encoder_segment_ids is None) != (decoder_segment_ids is None):
       raise ValueError('packing needs the segment ids of both sides')
-    packed = encoder_segment_ids is not None
     encoder_valid = encoder_input_tokens > 0
     if decode:
-      if packed:
+      if encoder_segment_ids is not None:
         raise ValueError('packed examples cannot be decoded step by step')
       mask = None
       decoder_valid = jnp.ones(decoder_target_tokens.shape, bool)
     else:
       decoder_valid = decoder_target_tokens > 0
-      mask = attention.pair_mask(decoder_valid, decoder_valid)
+      mask = _self_mask(decoder_valid, decoder_segment_ids)
       mask &= attention.causal_mask(decoder_target_tokens.shape[1])
     cross_mask = attention.pair_mask(decoder_valid, encoder_valid)
-    if packed:
-      mask &= attention.segment_mask(decoder_segment_ids, decoder_segment_ids)
+    if encoder_segment_ids is not None:
       cross_mask &= attention.segment_mask(
           decoder_segment_ids, encoder_segment_ids
       )

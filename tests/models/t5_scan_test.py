@@ -42,7 +42,7 @@ def adapted(name):
   )
   return inject.AdaptedModule(
       t5.Transformer(CONFIGS[name]),
-      rules=(inject.AdapterRule('.*/(key|wo)', molora_factory),),
+      rules=(inject.OutputRule('.*/(key|wo)', molora_factory),),
   )
 
 
