@@ -20,7 +20,7 @@ examples:
 
 def main(argv: Sequence[str]) -> int | None:
   """Parses the command line and runs the command."""
-  parser = argparse.ArgumentParser(
+  parser = flags.Parser(
       prog='python -m moe_peft hf',
       description='Hugging Face formats: imports bases, exports trained '
       'models, verifies exported folders.',
@@ -42,42 +42,22 @@ def _add_import(commands) -> None:
       description='Writes a base that INITIAL_CHECKPOINT_PATH names, with '
       'model.gin, the file that describes it for gin.',
   )
-  parser.add_argument(
-      'folder',
-      metavar='DIR',
-      type=Path,
-      help='model folder, or a GGUF file of a LLaMA',
-  )
-  parser.add_argument('--out', type=Path, required=True, help='base to write')
-  parser.add_argument(
-      '--layout',
-      choices=('t5', 'scan', 'unrolled'),
-      default='t5',
-      help='of the parameters: t5 (default), scan (SCAN_LAYERS = True, and '
-      "T5X's scalable_t5), unrolled (scalable_t5 without scan)",
-  )
-  parser.add_argument(
-      '--format',
-      choices=('orbax', 'safetensors'),
-      default='orbax',
-      help='default: orbax',
-  )
-  parser.add_argument(
-      '--hub_id',
-      default='',
-      help='name of the model on the Hub, such as google/flan-t5-small, for '
-      'the cards of what is exported later',
-  )
-  parser.add_argument(
-      '--experts',
-      nargs='+',
-      type=Path,
-      default=[],
-      metavar='LORA',
-      help='PEFT LoRA folders that become the experts of a MoLoRA; writes '
-      'experts.gin, which trains the routers over them',
-  )
   parser.set_defaults(run_command=_import)
+  add = parser.add_argument
+  add('folder', metavar='DIR', type=Path,
+      help='model folder, or a GGUF file of a LLaMA')
+  add('--out', type=Path, required=True, help='base to write')
+  add('--layout', choices=('t5', 'scan', 'unrolled'), default='t5',
+      help='of the parameters: t5 (default), scan (SCAN_LAYERS = True, and '
+      "T5X's scalable_t5), unrolled (scalable_t5 without scan)")
+  add('--format', choices=('orbax', 'safetensors'), default='orbax',
+      help='default: orbax')
+  add('--hub_id', default='',
+      help='name of the model on the Hub, such as google/flan-t5-small, for '
+      'the cards of what is exported later')
+  add('--experts', nargs='+', type=Path, default=[], metavar='LORA',
+      help='PEFT LoRA folders that become the experts of a MoLoRA; writes '
+      'experts.gin, which trains the routers over them')
 
 
 def _add_export(commands) -> None:
@@ -90,38 +70,23 @@ def _add_export(commands) -> None:
       'experts, for trust_remote_code. experts: each expert alone, for '
       'inspection.',
   )
-  parser.add_argument('run', metavar='RUN', help='MODEL_DIR of the run')
-  parser.add_argument('--out', type=Path, required=True, help='folder to write')
-  parser.add_argument(
-      '--format',
-      choices=('peft', 'merged', 'full', 'experts'),
-      default='peft',
-      help='default: peft',
-  )
-  parser.add_argument(
-      '--base',
-      default='',
-      metavar='NAME',
-      help='name of the base on the Hub, where the import did not say it; '
-      'without one the base is written into the folder',
-  )
-  parser.add_argument(
-      '--collapse',
-      type=Path,
-      metavar='FILE.jsonl',
-      help='instead of a format: average the gates over these examples into '
-      'one ordinary LoRA, and measure what that costs',
-  )
-  parser.add_argument(
-      '--rank', type=int, help='with --collapse: cut the LoRA to this rank'
-  )
-  parser.add_argument(
-      '--per_task',
-      action='store_true',
-      help='with --collapse: one LoRA for each "task" of the examples',
-  )
-  flags.add_gin_flags(parser)
   parser.set_defaults(run_command=_export)
+  add = parser.add_argument
+  add('run', metavar='RUN', help='MODEL_DIR of the run')
+  add('--out', type=Path, required=True, help='folder to write')
+  add('--format', choices=('peft', 'merged', 'full', 'experts'),
+      default='peft', help='default: peft')
+  add('--base', default='', metavar='NAME',
+      help='name of the base on the Hub, where the import did not say it; '
+      'without one the base is written into the folder')
+  add('--collapse', type=Path, metavar='FILE.jsonl',
+      help='instead of a format: average the gates over these examples into '
+      'one ordinary LoRA, and measure on the same examples what that costs')
+  add('--rank', type=flags.whole_number(1),
+      help='with --collapse: cut the LoRA to this rank')
+  add('--per_task', action='store_true',
+      help='with --collapse: one LoRA for each "task" of the examples')
+  flags.add_gin_flags(parser)
 
 
 def _add_verify(commands) -> None:
@@ -131,28 +96,24 @@ def _add_verify(commands) -> None:
       description='Prints the largest difference between the logits of torch '
       'and those that JAX wrote; exit status 1 above 1e-4.',
   )
+  parser.set_defaults(run_command=_verify)
   parser.add_argument('folder', metavar='DIR', type=Path)
   parser.add_argument(
       '--base', default='', help='name or folder of the base of an adapter'
   )
-  parser.set_defaults(run_command=_verify)
 
 
 def _import(args: argparse.Namespace) -> None:
   from moe_peft.hf import import_base
 
   import_base.import_base(
-      args.folder,
-      args.out,
-      args.layout,
-      args.format,
-      args.hub_id,
+      args.folder, args.out, args.layout, args.format, args.hub_id,
       args.experts,
   )
-  flags = f'--gin_file={args.out / "model.gin"}'
   method = args.out / 'experts.gin' if args.experts else 'gin/methods/lora.gin'
   print(
-      f'{args.out}: train with {flags} --gin_file={method} '
+      f'{args.out}: train with --gin_file={args.out / "model.gin"} '
+      f'--gin_file={method} '
       '--gin_file=gin/runs/finetune.gin '
       f'--gin.INITIAL_CHECKPOINT_PATH={args.out}'
   )
@@ -160,9 +121,9 @@ def _import(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> int:
   if not args.collapse and (args.rank is not None or args.per_task):
-    raise errors.UserError('--rank and --per_task belong to --collapse.')
-  if args.rank is not None and args.rank < 1:
-    raise errors.UserError(f'--rank {args.rank} must be at least 1.')
+    raise errors.UserError(
+        '--rank and --per_task belong to --collapse.', where='--collapse'
+    )
   flags.load_run(args)
   from moe_peft.hf import export
   from moe_peft.hf import trained as trained_lib
@@ -174,7 +135,7 @@ def _export(args: argparse.Namespace) -> int:
     )
     for losses in measured:
       text = ', '.join(f'{k} {v:.4f}' for k, v in losses.items())
-      print(f'loss per token in nats: {text}')
+      print(f'loss per token of {args.collapse.name} in nats: {text}')
   else:
     export.export(trained, args.out, args.format)
   print(f'{args.out}: written')

@@ -6,6 +6,7 @@ Written by us: PEFT's own card would carry the local path of the base.
 """
 
 from collections.abc import Mapping, Sequence
+import json
 from pathlib import Path
 
 from moe_peft.hf import sites as sites_lib
@@ -15,22 +16,20 @@ _INSTALL = {
     'peft': 'pip install torch transformers "peft>=0.21,<0.22"',
     'transformers': 'pip install torch transformers',
 }
+_ADAPTER = """\
+from peft import PeftModel
+from transformers import AutoModelForSeq2SeqLM
+
+base = AutoModelForSeq2SeqLM.from_pretrained(BASE)
+model = PeftModel.from_pretrained(base, "DIR")"""
 _USES = {
+    'LORA': _ADAPTER,
+    'IA3': _ADAPTER,
     'MOE_PEFT': """\
 import sys
 sys.path.insert(0, "DIR")  # or: import moe_peft.hf.peft_tuner
 import moe_peft_tuner  # registers the PEFT method MOE_PEFT
-from peft import PeftModel
-from transformers import AutoModelForSeq2SeqLM
-
-base = AutoModelForSeq2SeqLM.from_pretrained("BASE")
-model = PeftModel.from_pretrained(base, "DIR")""",
-    'native': """\
-from peft import PeftModel
-from transformers import AutoModelForSeq2SeqLM
-
-base = AutoModelForSeq2SeqLM.from_pretrained("BASE")
-model = PeftModel.from_pretrained(base, "DIR")""",
+""" + _ADAPTER,
     'merged': """\
 from transformers import AutoModelForSeq2SeqLM
 
@@ -47,8 +46,7 @@ def write(
     trained: trained_lib.Trained,
     sites: Sequence[sites_lib.AdaptedSite],
     kind: str,
-    base_model: str,
-    notes: Sequence[str] = (),
+    notes: Sequence[str],
 ) -> None:
   """Writes README.md.
 
@@ -57,62 +55,59 @@ def write(
     trained: The model.
     sites: Its adapters.
     kind: PEFT type of the adapter, or 'merged', 'full', 'experts'.
-    base_model: Name of the base; may be a folder of the export.
     notes: Paragraphs on what must be known, parity first.
   """
-  adapter = kind in ('LORA', 'IA3', 'MOE_PEFT', 'experts')
-  library = 'peft' if adapter else 'transformers'
-  text = _front_matter(trained, sites, kind, library)
-  title = sites_lib.methods(list(sites)) if sites else 'T5'
-  text += f'# {title} on {base_model or "a T5 trained from scratch"}\n\n'
+  library = 'transformers' if kind in ('merged', 'full') else 'peft'
+  # The name may come from a file of somebody else: it stands in one line here,
+  # and quoted where YAML or Python reads it.
+  base = ' '.join(trained.base_model.split())
+  title = sites_lib.methods(sites) if sites else 'T5'
+  text = _front_matter(base, sites, kind, library)
+  text += f'# {title} on {base or "a T5 trained from scratch"}\n\n'
   text += _table(trained.facts, sites)
-  use = _USES.get('native' if kind in ('LORA', 'IA3') else kind)
-  if use is not None:
-    use = use.replace('BASE', base_model or 'DIR/base')
+  if kind in _USES:
+    use = _USES[kind].replace('BASE', json.dumps(base or 'DIR/base'))
     text += f'\n## Use\n\n    {_INSTALL[library]}\n\n```python\n{use}\n```\n'
   text += '\n## What to know\n\n' + '\n\n'.join(notes) + '\n'
   (folder / 'README.md').write_text(text, encoding='utf-8')
 
 
-def _front_matter(trained, sites, kind, library) -> str:
+def _front_matter(
+    base: str, sites: Sequence[sites_lib.AdaptedSite], kind: str, library: str
+) -> str:
   tags = sorted({site.method.lower() for site in sites})
   if any(site.routed for site in sites):
     tags.append('mixture-of-experts')
-  if library == 'peft' and trained.base_model:
-    tags.insert(0, f'base_model:adapter:{trained.base_model}')
+  if library == 'peft' and base:
+    tags.insert(0, f'base_model:adapter:{base}')
   if kind in ('MOE_PEFT', 'full'):
     tags.append('custom_code')
-  tags += ['t5', 'jax']
-  lines = ['---']
-  if trained.base_model:
-    lines.append(f'base_model: {trained.base_model}')
-  lines += [
-      f'library_name: {library}',
-      'pipeline_tag: text2text-generation',
-      f'tags: [{", ".join(tags)}]',
-      '---',
-      '',
-      '',
-  ]
-  return '\n'.join(lines)
+  content = {'base_model': base} if base else {}
+  content |= {
+      'library_name': library,
+      'pipeline_tag': 'text2text-generation',
+      'tags': [*tags, 't5', 'jax'],
+  }
+  # JSON is YAML.
+  lines = [f'{key}: {json.dumps(value)}' for key, value in content.items()]
+  return '\n'.join(['---', *lines, '---', '', ''])
 
 
-def _table(facts: Mapping[str, str], sites) -> str:
+def _table(
+    facts: Mapping[str, str], sites: Sequence[sites_lib.AdaptedSite]
+) -> str:
   rows = dict(facts)
   if sites:
-    rows['method'] = sites_lib.methods(list(sites))
+    rows['method'] = sites_lib.methods(sites)
     rows['adapted layers'] = str(len(sites))
-    specs = [site.spec for site in sites]
-    for label, key in (
-        ('experts', 'num_experts'), ('rank', 'rank'), ('alpha', 'alpha')
-    ):
-      values = sorted({spec[key] for spec in specs if key in spec})
-      if values:
-        rows[label] = ', '.join(f'{value:g}' for value in values)
-    selections = sorted(
-        {spec['router']['selection'] for spec in specs if spec['router']}
-    )
-    if selections:
-      rows['router'] = ', '.join(selections)
+  for label, key in (
+      ('experts', 'num_experts'), ('rank', 'rank'), ('alpha', 'alpha')
+  ):
+    values = sorted({s.spec[key] for s in sites if key in s.spec})
+    if values:
+      rows[label] = ', '.join(f'{value:g}' for value in values)
+  routers = [site.spec['router'] for site in sites if site.routed]
+  if routers:
+    rows['router'] = ', '.join(sorted({x['selection'] for x in routers}))
   body = ''.join(f'| {label} | {value} |\n' for label, value in rows.items())
   return f'| | |\n| --- | --- |\n{body}'

@@ -8,25 +8,31 @@ can cut. What that costs is measured on the same examples: the mean loss of a
 target token with routing, collapsed, and of the bare base.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import optax
 
 from moe_peft import errors
 from moe_peft.core import observe
-from moe_peft.core import trainable
+from moe_peft.data import text_files
 from moe_peft.hf import merge
 from moe_peft.hf import sites as sites_lib
 from moe_peft.hf import trained as trained_lib
 
 _BATCH_SIZE = 16
 _MAX_LENGTH = 512
+_LENGTH_MULTIPLE = 32
+
+# See `measure_fn`.
+Measure = Callable[
+    [Mapping[str, Any], Sequence[Mapping[str, np.ndarray]]],
+    tuple[float, dict[str, np.ndarray]],
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +55,8 @@ class Collapsed:
 def collapse(
     trained: trained_lib.Trained,
     rows: Sequence[Mapping[str, Any]],
-    rank: int | None = None,
+    rank: int | None,
+    measure: Measure,
 ) -> Collapsed:
   """Collapses all experts.
 
@@ -57,6 +64,7 @@ def collapse(
     trained: A model with low-rank experts.
     rows: Calibration examples with 'inputs' and 'targets'.
     rank: Rank of the LoRA; None keeps num_experts * rank.
+    measure: The `measure_fn` of the model.
 
   Raises:
     errors.UserError: If the experts are vectors, or there is no vocabulary.
@@ -64,19 +72,50 @@ def collapse(
   for site in trained.sites:
     if site.spec['kind'] != 'low_rank':
       raise errors.UserError(
-          f'{site.method} (at {site.path}) has no low-rank experts; --collapse '
-          'is for MoLoRA and its relatives.'
+          f'{site.method} (at {site.path}) has no low-rank experts.',
+          where='--collapse',
+          remedy='--collapse is for MoLoRA and its relatives.',
       )
-  batches = _batches(trained, rows)
-  gates = mean_gates(trained, batches)
+  batches = make_batches(trained, rows)
+  routed, gates = measure(trained.params, batches)
   sites = [_collapse_site(s, gates.get(s.path), rank) for s in trained.sites]
   params = merge.merged_params(trained, sites)
-  measured = {
-      'routed': mean_loss(trained, batches, trained.params),
-      'collapsed': mean_loss(trained, batches, params),
-      'base': mean_loss(trained, batches, trained.base_params),
+  losses = {
+      'routed': routed,
+      'collapsed': measure(params, batches)[0],
+      'base': measure(trained.base_params, batches)[0],
   }
-  return Collapsed(sites, params, measured, len(rows))
+  return Collapsed(sites, params, losses, len(rows))
+
+
+def measure_fn(trained: trained_lib.Trained) -> Measure:
+  """Returns (parameters, batches) -> (loss, gates), for all tasks of a model.
+
+  The loss is the mean over target tokens, in nats; the gates are the mean
+  weights of each expert over the real tokens, <float64>[num_experts] by path of
+  the routed layer, unrolled.
+  """
+
+  @jax.jit
+  def run(params, batch):
+    logits, state = trained.apply(params, batch, mutable=[observe.COLLECTION])
+    targets = batch['decoder_target_tokens']
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    sums = observe.batch_sums(state.get(observe.COLLECTION, {}), batch)
+    return (losses * (targets > 0)).sum(), (targets > 0).sum(), sums
+
+  def measure(params, batches):
+    losses, tokens, sums = zip(
+        *(jax.device_get(run(params, batch)) for batch in batches), strict=True
+    )
+    gates = {
+        site: np.sum([x[site]['load'] for x in sums], 0, np.float64)
+        / sum(x[site]['tokens'] for x in sums)
+        for site in sums[0]
+    }
+    return float(sum(losses) / sum(tokens)), gates
+
+  return measure
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
@@ -86,88 +125,57 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     errors.UserError: For anything wrong, with the line's number.
   """
   try:
-    lines = file.read_text('utf-8').splitlines()
-  except (OSError, UnicodeDecodeError) as error:
-    raise errors.UserError(f'{file} cannot be read: {error}') from error
+    content = file.read_bytes()
+  except OSError as error:
+    raise errors.UserError(
+        f'{file} cannot be read: {error.strerror}.', where=file
+    ) from error
   rows = []
-  for number, line in enumerate(lines, start=1):
-    if not line.strip():
-      continue
-    try:
-      row = json.loads(line)
-      good = all(isinstance(row[key], str) for key in ('inputs', 'targets'))
-    except (ValueError, KeyError, TypeError):
-      good = False
-    if not good:
+  for place, row in text_files.json_lines(content, file):
+    if not all(isinstance(row.get(key), str) for key in ('inputs', 'targets')):
       raise errors.UserError(
-          f'{file}, line {number}: each line must be an object like '
-          '{"inputs": "...", "targets": "..."}.'
+          'The row lacks inputs or targets.', where=place,
+          remedy='Each line must be an object like {"inputs": "...", '
+          '"targets": "..."}.',
       )
     rows.append(row)
   if not rows:
-    raise errors.UserError(f'{file} is empty.')
+    raise errors.UserError(f'{file} is empty.', where=file)
   return rows
 
 
-def _batches(trained, rows) -> list[dict[str, np.ndarray]]:
+def make_batches(
+    trained: trained_lib.Trained, rows: Sequence[Mapping[str, Any]]
+) -> list[dict[str, np.ndarray]]:
+  """Model features <int32>[batch, length] of all rows, in equal shapes."""
   vocabulary = trained.vocabulary
   if vocabulary is None:
-    raise errors.UserError('--collapse needs the vocabulary of the run.')
-  ids = {
-      key: [
-          [*vocabulary.encode(row[key]), vocabulary.eos_id][:_MAX_LENGTH]
-          for row in rows
-      ]
-      for key in ('inputs', 'targets')
+    raise errors.UserError(
+        '--collapse needs the vocabulary of the run.', where='VOCABULARY'
+    )
+  num_rows = len(rows) + -len(rows) % _BATCH_SIZE
+  tokens = {}
+  for key in ('inputs', 'targets'):
+    ids = [
+        [*vocabulary.encode(row[key]), vocabulary.eos_id][:_MAX_LENGTH]
+        for row in rows
+    ]
+    # Few different lengths make few compilations.
+    length = max(map(len, ids))
+    length += -length % _LENGTH_MULTIPLE
+    tokens[key] = np.zeros((num_rows, length), np.int32)
+    for index, values in enumerate(ids):
+      tokens[key][index, : len(values)] = values
+  shifted = np.pad(tokens['targets'], ((0, 0), (1, 0)))[:, :-1]
+  features = {
+      'encoder_input_tokens': tokens['inputs'],
+      'decoder_input_tokens': shifted,
+      'decoder_target_tokens': tokens['targets'],
   }
-  # One shape for all batches: one compilation.
-  lengths = {key: max(map(len, value)) for key, value in ids.items()}
-  batches = []
-  for start in range(0, len(rows), _BATCH_SIZE):
-    arrays = {}
-    for key, length in lengths.items():
-      arrays[key] = np.zeros((_BATCH_SIZE, length), np.int32)
-      for row, values in enumerate(ids[key][start : start + _BATCH_SIZE]):
-        arrays[key][row, : len(values)] = values
-    targets = arrays['targets']
-    batches.append({
-        'encoder_input_tokens': arrays['inputs'],
-        'decoder_input_tokens': np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
-        'decoder_target_tokens': targets,
-    })
-  return batches
-
-
-def mean_gates(
-    trained: trained_lib.Trained, batches: Sequence[Mapping[str, np.ndarray]]
-) -> dict[str, np.ndarray]:
-  """Mean weight of each expert over the real tokens of the batches.
-
-  Returns:
-    <float64>[num_experts] by path of the routed layer, unrolled.
-  """
-  module = trained.float32_module
-  params = {k: np.asarray(v, np.float32) for k, v in trained.params.items()}
-
-  @jax.jit
-  def run(params, batch):
-    _, collections = module.apply(
-        {'params': trainable.unflatten(params)},
-        **batch,
-        enable_dropout=False,
-        mutable=[observe.COLLECTION],
-    )
-    return observe.batch_sums(collections.get(observe.COLLECTION, {}), batch)
-
-  means: dict[str, np.ndarray] = {}
-  by_batch = [jax.device_get(run(params, batch)) for batch in batches]
-  for site in by_batch[0]:
-    load, tokens = (
-        np.sum([sums[site][name] for sums in by_batch], 0, np.float64)
-        for name in ('load', 'tokens')
-    )
-    means[site] = load / tokens
-  return means
+  return [
+      {name: x[i : i + _BATCH_SIZE] for name, x in features.items()}
+      for i in range(0, num_rows, _BATCH_SIZE)
+  ]
 
 
 def _collapse_site(site, gates, rank) -> sites_lib.AdaptedSite:
@@ -183,19 +191,11 @@ def _collapse_site(site, gates, rank) -> sites_lib.AdaptedSite:
   if rank is not None and rank < down.shape[1]:
     down, up = _truncate(down.astype(np.float64), up.astype(np.float64), rank)
   full = down.shape[1]
-  spec = {
-      **site.spec,
-      'num_experts': 1,
-      'router': None,
-      'rank': full,
-      'alpha': float(full),
-  }
-  tensors = {
-      'lora_a': down[None].astype(np.float32),
-      'lora_b': up[None].astype(np.float32),
-  }
-  return dataclasses.replace(
-      site, method='LoRA', spec=spec, tensors=tensors
+  return sites_lib.one_expert(
+      site,
+      {'lora_a': down[None], 'lora_b': up[None]},
+      rank=full,
+      alpha=float(full),
   )
 
 
@@ -206,29 +206,3 @@ def _truncate(down, up, rank):
   u, s, v = np.linalg.svd(down_r @ up_r.T)
   root = np.sqrt(s[:rank])
   return down_q @ u[:, :rank] * root, (up_q @ v[:rank].T * root).T
-
-
-def mean_loss(trained, batches, params) -> float:
-  """Mean cross entropy of a target token, in nats."""
-  module = trained.float32_module
-  if not any(trainable.is_adapter(path) for path in params):
-    module = module.module
-  params = {k: np.asarray(v, np.float32) for k, v in params.items()}
-
-  @jax.jit
-  def run(params, batch):
-    logits = module.apply(
-        {'params': trainable.unflatten(params)}, **batch, enable_dropout=False
-    )
-    targets = batch['decoder_target_tokens']
-    log_probs = jax.nn.log_softmax(logits)
-    chosen = jnp.take_along_axis(log_probs, targets[..., None], -1)
-    weights = targets > 0
-    return -(chosen[..., 0] * weights).sum(), weights.sum()
-
-  total, count = 0.0, 0
-  for batch in batches:
-    loss, tokens = run(params, batch)
-    total, count = total + float(loss), count + int(tokens)
-  return total / count
-

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from moe_peft import errors
+from moe_peft.hf import folders
 
 _TENSORS = {
     'token_embd': 'model.embed_tokens',
@@ -53,27 +54,21 @@ class GgufFile:
       errors.UserError: If the package is missing, the file is damaged, or the
         model is not a LLaMA.
     """
-    try:
-      import gguf
-    except ImportError as error:
-      raise errors.UserError(
-          f'{file} is a GGUF file; the package gguf is needed, which is not '
-          "installed: pip install 'moe-peft-jax[gguf]'"
-      ) from error
+    gguf = folders.import_extra('gguf', f'{file.name} is a GGUF file')
     self._file = file
     try:
       reader = gguf.GGUFReader(file)
       self._fields = {k: f.contents() for k, f in reader.fields.items()}
     except Exception as error:  # The package raises many kinds.
       raise errors.UserError(
-          f'{file} is no readable GGUF file ({error}); it may be truncated. '
-          'Fetch it again.'
+          f'{file} is no readable GGUF file ({error}); it may be truncated.',
+          where=file, remedy='Fetch it again.',
       ) from error
     kind = self._fields.get('general.architecture')
     if kind != 'llama':
       raise errors.UserError(
           f'{file} holds a model of architecture {kind!r}; only llama can be '
-          'imported.'
+          'imported.', where=file,
       )
     self.hf_config = self._config()
     self._tensors = {_hf_name(t.name): t for t in reader.tensors}
@@ -99,9 +94,9 @@ class GgufFile:
       array = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
     except NotImplementedError as error:
       raise errors.UserError(
-          f'{self._file}: {tensor.name} has the type '
-          f'{tensor.tensor_type.name}, which the package gguf cannot '
-          'dequantize. Take the F16, Q8_0 or Q4_1 file of the model.'
+          f'{tensor.name} has the type {tensor.tensor_type.name}, which the '
+          'package gguf cannot dequantize.', where=self._file,
+          remedy='Take the F16, Q8_0 or Q4_1 file of the model.',
       ) from error
     array = array.astype(np.float32).reshape(self.shapes[name])
     heads = {
@@ -110,8 +105,8 @@ class GgufFile:
     }.get(name.split('.')[-2])
     return array if heads is None else _split_halves(array, heads)
 
-  def write_tokenizer(self, folder: Path) -> bool:
-    """Writes `tokenizer.json`; returns whether the file says how.
+  def write_tokenizer(self, folder: Path) -> None:
+    """Writes `tokenizer.json`, if the file tells how texts are split.
 
     Args:
       folder: Where to.
@@ -120,7 +115,8 @@ class GgufFile:
         self._fields.get('tokenizer.ggml.model') != 'gpt2'
         or self._fields.get('tokenizer.ggml.pre') not in _SINGLE_DIGITS
     ):
-      return False
+      return
+    import gguf
     import tokenizers
     from tokenizers import decoders
     from tokenizers import models
@@ -142,13 +138,13 @@ class GgufFile:
     ])
     tokenizer.decoder = decoders.ByteLevel()
     kinds = self._fields['tokenizer.ggml.token_type']
+    control = int(gguf.TokenType.CONTROL)
     tokenizer.add_special_tokens([
         token
         for token, kind in zip(tokens, kinds, strict=True)
-        if kind == _control()
+        if kind == control
     ])
     tokenizer.save(str(folder / 'tokenizer.json'))
-    return True
 
   def _config(self) -> dict[str, Any]:
     field = functools.partial(_field, self._fields, self._file)
@@ -180,14 +176,8 @@ class GgufFile:
 def _field(fields, file, name: str, default: Any = None) -> Any:
   value = fields.get(f'llama.{name}', default)
   if value is None:
-    raise errors.UserError(f'{file} does not say llama.{name}.')
+    raise errors.UserError(f'{file} does not say llama.{name}.', where=file)
   return value
-
-
-def _control() -> int:
-  import gguf
-
-  return int(gguf.TokenType.CONTROL)
 
 
 def _hf_name(name: str) -> str:

@@ -3,20 +3,16 @@
 """Hugging Face model folder to a base that both engines restore."""
 
 from collections.abc import Sequence
-import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from moe_peft import errors
-from moe_peft.core import trainable
-from moe_peft.hf import architecture
+from moe_peft.hf import base_config
 from moe_peft.hf import folders
 from moe_peft.hf import gguf_file
 from moe_peft.hf import import_experts
+from moe_peft.hf import lazy_arrays
 from moe_peft.hf import llama_base
-from moe_peft.hf import orbax_format
 from moe_peft.hf import t5_base
 from moe_peft.models import llama
 from moe_peft.models import t5
@@ -25,10 +21,8 @@ FORMATS = ('orbax', 'safetensors')
 # What an import keeps of its source, for the exports to come.
 SOURCE_FILE = 'source.json'
 HF_CONFIG_FILE = 'hf_config.json'
-# `model_type` of what can be imported.
-KINDS = ('t5', 'mt5', 'llama')
-
-Config = t5.T5Config | llama.LlamaConfig
+# What reads a model, by its `model_type`.
+_NETWORKS = {'t5': t5_base, 'mt5': t5_base, 'llama': llama_base}
 
 
 def import_base(
@@ -38,7 +32,7 @@ def import_base(
     file_format: str = 'orbax',
     hub_id: str = '',
     experts: Sequence[Path] = (),
-) -> Config:
+) -> t5.T5Config | llama.LlamaConfig:
   """Imports a T5, T5 1.1, flan-T5, mT5, ByT5 or LLaMA.
 
   Writes the parameters, `model.gin` (the model for gin), the tokenizer's
@@ -48,7 +42,7 @@ def import_base(
     source: Folder with `config.json` and the weights, or a GGUF file of a
       LLaMA.
     out: Folder to write.
-    layout: One of `names.LAYOUTS`.
+    layout: One of `entries.LAYOUTS`.
     file_format: 'orbax' or 'safetensors'.
     hub_id: Name of the model on the Hub, for the cards of later exports.
     experts: PEFT LoRA folders that become the experts of a MoLoRA; adds
@@ -62,24 +56,36 @@ def import_base(
       missing, unused or mis-shaped tensors.
   """
   tensors, hf_config = _open(source)
-  if hf_config.get('model_type') == 'llama':
-    if experts:
-      raise errors.UserError(
-          '--experts makes the experts of a T5; a LLaMA cannot take them yet.'
-      )
-    config = llama_base.from_hf(hf_config, layout)
-    readers, config = llama_base.plan(tensors, config, layout)
-  else:
-    config = architecture.from_hf(hf_config, layout)
-    readers, config = t5_base.plan(tensors, config, layout)
+  network = _NETWORKS[hf_config['model_type']]
+  if experts and network is not t5_base:
+    raise errors.UserError(
+        '--experts makes the experts of a T5; a LLaMA cannot take them yet.',
+        where='--experts',
+    )
+  config = network.from_hf(hf_config, layout)
+  params, config = network.plan(tensors, config, layout)
   mixture = import_experts.read(experts, config) if experts else None
-  for path, array in (mixture.params if mixture else {}).items():
-    readers[path] = (array.shape, lambda array=array: array)
+  if mixture:  # Adapters stay float32, whatever the type of the base.
+    params |= {k: lazy_arrays.of(v) for k, v in mixture.params.items()}
   with folders.written_whole(out) as folder:
-    _write_params(folder, readers, tensors.dtype, file_format)
-    _write_rest(source, folder, config, hf_config, hub_id, layout)
-    text = _model_gin(tensors, folder, out, config, hf_config)
-    (folder / 'model.gin').write_text(text, encoding='utf-8')
+    if file_format == 'orbax':
+      lazy_arrays.write_orbax(folder, params)
+    else:
+      lazy_arrays.write_safetensors(folder / folders.WEIGHTS, params)
+    if isinstance(tensors, gguf_file.GgufFile):
+      tensors.write_tokenizer(folder)
+    else:
+      folders.copy_files(source, folder, folders.TOKENIZER_FILES)
+    folders.write_json(folder / HF_CONFIG_FILE, hf_config)
+    name = hub_id or hf_config.get('_name_or_path', '')
+    folders.write_json(
+        folder / SOURCE_FILE, {'base_model': name, 'layout': layout}
+    )
+    # The gin file names the tokenizer's file by the path that it will have.
+    path = str(out.expanduser().absolute() / network.TOKENIZER_FILE)
+    path = path if (folder / network.TOKENIZER_FILE).is_file() else ''
+    text = network.to_gin(config, path, hf_config)
+    (folder / 'model.gin').write_text(text, 'utf-8')
     if mixture:
       (folder / 'experts.gin').write_text(mixture.to_gin(), 'utf-8')
   return config
@@ -90,65 +96,22 @@ def _open(source: Path) -> tuple[Any, dict[str, Any]]:
   if source.suffix == '.gguf' and source.is_file():
     file = gguf_file.GgufFile(source)
     return file, file.hf_config
-  if not (source / 'config.json').is_file():
+  file = source / base_config.FILE
+  if not file.is_file():
     raise errors.UserError(
-        f'{source} is no model folder: it has no config.json. (A GGUF file of '
-        'a LLaMA is named itself.)'
+        f'{source} is no model folder: it has no config.json.', where=source,
+        remedy='Give a folder with config.json, or the GGUF file of a LLaMA.',
     )
-  hf_config = folders.read_json(source / 'config.json')
+  hf_config = folders.read_json(file)
   kind = hf_config.get('model_type')
-  if kind not in KINDS:
-    raise errors.UserError(
-        f'config.json has model_type {kind!r}; supported are t5 (T5 1.0 and '
-        '1.1, flan-T5, ByT5), mt5 and llama.'
+  if kind not in _NETWORKS:
+    raise base_config.unsupported(
+        'model_type', kind, 't5 (T5 1.0 and 1.1, flan-T5, ByT5), mt5 or llama'
     )
   return folders.Tensors(source), hf_config
-
-
-def _write_params(folder: Path, readers, dtype, file_format: str) -> None:
-  """Writes tensor by tensor: no more than one is in memory."""
-  # Adapters stay float32, as everywhere.
-  params = {
-      path: orbax_format.Parameter(
-          shape, np.dtype(np.float32) if trainable.is_adapter(path) else dtype,
-          read,
-      )
-      for path, (shape, read) in readers.items()
-  }
-  if file_format == 'orbax':
-    orbax_format.write(folder, params)
-    return
-  folders.write_tensors(
-      folder / folders.WEIGHTS,
-      {path: (x.shape, x.dtype) for path, x in params.items()},
-      lambda path: params[path].read(),
-  )
-
-
-def _write_rest(source, folder, config, hf_config, hub_id, layout):
-  if source.is_dir():
-    folders.copy_files(source, folder, folders.TOKENIZER_FILES)
-  folders.write_json(folder / HF_CONFIG_FILE, hf_config)
-  folders.write_json(
-      folder / SOURCE_FILE,
-      {'base_model': hub_id or hf_config.get('_name_or_path', ''),
-       'layout': layout},
-  )
-
-
-def _model_gin(tensors, folder, out, config, hf_config) -> str:
-  """Returns model.gin, with the tokenizer's file by its final path."""
-  of_llama = isinstance(config, llama.LlamaConfig)
-  file = folder / ('tokenizer.json' if of_llama else 'spiece.model')
-  if isinstance(tensors, gguf_file.GgufFile):
-    tensors.write_tokenizer(folder)
-  path = str(out.expanduser().absolute() / file.name) if file.is_file() else ''
-  if of_llama:
-    return llama_base.to_gin(config, path, hf_config)
-  return architecture.to_gin(config, path)
 
 
 def read_source(folder: Path) -> dict[str, Any]:
   """Returns what `import_base` recorded of a base; empty for other bases."""
   file = folder / SOURCE_FILE
-  return json.loads(file.read_text('utf-8')) if file.is_file() else {}
+  return folders.read_json(file) if file.is_file() else {}

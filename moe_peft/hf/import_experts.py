@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from moe_peft import errors
-from moe_peft.core import inject
+from moe_peft.core import sites as core_sites
+from moe_peft.hf import entries
 from moe_peft.hf import folders
-from moe_peft.hf import names
+from moe_peft.hf import t5_names
 from moe_peft.models import t5
 
 _KEY = re.compile(r'base_model\.model\.(.*)\.lora_([AB])\.weight')
@@ -71,7 +72,6 @@ def read(sources: Sequence[Path], config: t5.T5Config) -> Experts:
     errors.UserError: If a folder holds no plain LoRA, or one for another base.
   """
   adapters = [_read_one(Path(source)) for source in sources]
-  modules = sorted({module for adapter in adapters for module in adapter})
   shapes = _layer_shapes(config)
   for source, adapter in zip(sources, adapters, strict=True):
     for module, (down, up, _) in adapter.items():
@@ -79,13 +79,14 @@ def read(sources: Sequence[Path], config: t5.T5Config) -> Experts:
       if given != shapes.get(module):
         raise errors.UserError(
             f'{source} was trained on another base: it adapts {module} of '
-            f'shape {given}, and the base has {shapes.get(module, "none")}.'
+            f'shape {given}, and the base has {shapes.get(module, "none")}.',
+            where=source,
         )
-  rank = max(d.shape[0] for a in adapters for d, _, _ in a.values())
+  rank = max(down.shape[0] for a in adapters for down, _, _ in a.values())
   first = next(iter(adapters[0].values()))
   alpha = float(first[2] * rank)
   params: dict[str, np.ndarray] = {}
-  for module in modules:
+  for module in sorted({module for adapter in adapters for module in adapter}):
     out_features, in_features = shapes[module]
     lora_a = np.zeros((len(adapters), in_features, rank), np.float32)
     lora_b = np.zeros((len(adapters), rank, out_features), np.float32)
@@ -95,63 +96,54 @@ def read(sources: Sequence[Path], config: t5.T5Config) -> Experts:
       down, up, scale = adapter[module]
       lora_a[index, :, : down.shape[0]] = down.T
       lora_b[index, : down.shape[0]] = up.T * np.float32(scale * rank / alpha)
-    layer = names.t5x_layer(module)
-    params[f'{layer}/{inject.ADAPTER_SCOPE}/lora_a'] = lora_a
-    params[f'{layer}/{inject.ADAPTER_SCOPE}/lora_b'] = lora_b
+    scope = f'{t5_names.t5x_layer(module)}/{core_sites.ADAPTER_SCOPE}'
+    params |= {f'{scope}/lora_a': lora_a, f'{scope}/lora_b': lora_b}
   if config.scan_layers:
     params = _stack(params, config)
-  layers = {path.partition(f'/{inject.ADAPTER_SCOPE}/')[0] for path in params}
+  layers = {path.rsplit('/', 2)[0] for path in params}
   sites = '|'.join(f'(.*/)?{re.escape(layer)}' for layer in sorted(layers))
   return Experts(params, len(adapters), rank, alpha, sites)
 
 
 def _layer_shapes(config: t5.T5Config) -> dict[str, tuple[int, ...]]:
+  """Shapes [out, in] of the dense layers by Hugging Face module."""
   return {
       source.removesuffix('.weight'): entry.hf_shape
-      for entry in names.entries(config, 't5')
+      for entry in t5_names.entries(config, 't5')
       for source in entry.sources
-      if len(entry.hf_shape) == 2 and 'relative' not in source
+      if '/layers_' in entry.path and entry.path.endswith('/kernel')
   }
 
 
 def _read_one(source: Path) -> dict[str, Any]:
   """Returns `{module: (A [r, in], B [out, r], scale)}`."""
+  refuse = lambda what: errors.UserError(f'{source} {what}', where=source)
   if not (source / folders.ADAPTER_CONFIG).is_file():
-    raise errors.UserError(
-        f'{source} is no PEFT folder: it has no {folders.ADAPTER_CONFIG}.'
-    )
+    raise refuse(f'is no PEFT folder: it has no {folders.ADAPTER_CONFIG}.')
   config = folders.read_json(source / folders.ADAPTER_CONFIG)
-  if config.get('peft_type') != 'LORA':
-    raise errors.UserError(
-        f'{source} holds a {config.get("peft_type")}; only LORA becomes an '
-        'expert.'
-    )
+  kind = config.get('peft_type')
+  if kind != 'LORA':
+    raise refuse(f'has peft_type {kind!r}; only LORA becomes an expert.')
   if config.get('bias', 'none') != 'none' or config.get('use_dora'):
-    raise errors.UserError(
-        f'{source} uses bias or DoRA, which MoLoRA experts do not have.'
-    )
+    raise refuse('uses bias or DoRA, which MoLoRA experts do not have.')
   halves: dict[str, dict[str, np.ndarray]] = {}
   tensors = folders.Tensors(source, 'adapter_model')
-  unknown = [name for name in tensors.shapes if not _KEY.fullmatch(name)]
-  if unknown:
-    raise errors.UserError(
-        f'{source} holds tensors that are not of a plain LoRA: '
-        f'{", ".join(unknown[:5])}.'
-    )
   for name in tensors.shapes:
-    module, half = _KEY.fullmatch(name).groups()
+    match = _KEY.fullmatch(name)
+    if not match:
+      raise refuse(f'holds {name}, which is no tensor of a plain LoRA.')
     array = np.asarray(tensors[name], np.float32)
-    halves.setdefault(module, {})[half] = array
+    halves.setdefault(match[1], {})[match[2]] = array
+  if not halves:
+    raise refuse('holds no tensors.')
   adapter = {}
   for module, pair in halves.items():
-    if set(pair) != {'A', 'B'}:
-      raise errors.UserError(f'{source} lacks lora_A or lora_B of {module}.')
+    if len(pair) != 2:
+      raise refuse(f'lacks lora_A or lora_B of {module}.')
     rank = pair['A'].shape[0]
     alpha = _pattern(config.get('alpha_pattern'), module, config['lora_alpha'])
     scale = alpha / (math.sqrt(rank) if config.get('use_rslora') else rank)
     adapter[module] = (pair['A'], pair['B'], scale)
-  if not adapter:
-    raise errors.UserError(f'{source} holds no tensors.')
   return adapter
 
 
@@ -168,14 +160,13 @@ def _stack(params, config) -> dict[str, np.ndarray]:
   stacked: dict[str, dict[int, np.ndarray]] = {}
   for path, array in params.items():
     stack, layer, rest = path.split('/', 2)
-    key = f'{stack}/{stack}/{rest}'
-    stacked.setdefault(key, {})[int(layer.removeprefix('layers_'))] = array
+    layers = stacked.setdefault(f'{stack}/{stack}/{rest}', {})
+    layers[int(layer.removeprefix('layers_'))] = array
   result = {}
   for path, layers in stacked.items():
-    stack = path.partition('/')[0]
-    number = getattr(config, f'num_{stack}_layers')
+    number = getattr(config, f'num_{path.partition("/")[0]}_layers')
     zero = np.zeros_like(next(iter(layers.values())))
     result[path] = np.stack(
-        [layers.get(i, zero) for i in range(number)], names.SCAN_AXIS
+        [layers.get(i, zero) for i in range(number)], entries.SCAN_AXIS
     )
   return result

@@ -6,7 +6,7 @@ LoRA and (IA)^3 are methods of PEFT. Everything that is routed becomes
 `MOE_PEFT`, the method of `peft_tuner.py`, which travels in the folder.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import inspect
 import json
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 
 from moe_peft import errors
 from moe_peft.hf import folders
+from moe_peft.hf import lazy_arrays
 from moe_peft.hf import merge
 from moe_peft.hf import sites as sites_lib
 
@@ -29,14 +30,14 @@ Sites = Sequence[sites_lib.AdaptedSite]
 
 
 def write_adapter(folder: Path, sites: Sites, base_model: str) -> str:
-  """Writes the adapter; returns its PEFT type.
+  """Writes all adapters of a model; returns their PEFT type.
 
   Args:
     folder: Existing folder.
-    sites: All adapters of the model.
+    sites: The adapters.
     base_model: Name or path of the base.
   """
-  kind = sites_lib.native(list(sites))
+  kind = sites_lib.native(sites)
   build = {'LORA': _lora, 'IA3': _ia3, None: _moe_peft}[kind]
   config, tensors = build(sites)
   folders.write_json(
@@ -48,7 +49,10 @@ def write_adapter(folder: Path, sites: Sites, base_model: str) -> str:
           **config,
       },
   )
-  folders.save_tensors(folder / folders.ADAPTER_WEIGHTS, tensors)
+  lazy_arrays.write_safetensors(
+      folder / folders.ADAPTER_WEIGHTS,
+      {name: lazy_arrays.of(array) for name, array in tensors.items()},
+  )
   if kind is None:
     (folder / TUNER_FILE).write_text(single_file('peft_tuner'), 'utf-8')
   return config['peft_type']
@@ -72,9 +76,7 @@ def _lora(sites: Sites):
       'peft_type': 'LORA',
       'r': rank,
       'lora_alpha': alpha,
-      'rank_pattern': {
-          re.escape(k): v for k, v in ranks.items() if v != rank
-      },
+      'rank_pattern': {re.escape(k): v for k, v in ranks.items() if v != rank},
       'alpha_pattern': {
           re.escape(k): v for k, v in alphas.items() if v != alpha
       },
@@ -94,7 +96,8 @@ def _ia3(sites: Sites):
     name = f'{_PREFIX}{module}.ia3_l'
     if name in tensors:
       raise errors.UserError(
-          f'Two vectors scale {module}; PEFT has room for one. Restrict SITES.'
+          f'Two vectors scale {module}; PEFT has room for one.', where='SITES',
+          remedy='Restrict SITES, so that one of them stays.',
       )
     vector = site.tensors['scaling'][0]
     tensors[name] = vector[None] if feedforward else vector[:, None]
@@ -137,9 +140,7 @@ def groups(sites: Sites) -> list[dict[str, Any]]:
   ]
 
 
-def torch_tensors(
-    site: sites_lib.AdaptedSite,
-) -> Mapping[str, np.ndarray]:
+def torch_tensors(site: sites_lib.AdaptedSite) -> dict[str, np.ndarray]:
   """Tensors as `torch_experts.Experts` holds them."""
   return {
       name: array.swapaxes(-1, -2) if name in _TRANSPOSED else array
@@ -148,11 +149,7 @@ def torch_tensors(
 
 
 def single_file(module: str) -> str:
-  """Source of a module of ours with `torch_experts` written into it.
-
-  Args:
-    module: 'peft_tuner' or 'remote_model'.
-  """
+  """Source of 'peft_tuner' or 'remote_model' with `torch_experts` in it."""
   here = Path(inspect.getfile(folders)).parent
   source = (here / f'{module}.py').read_text('utf-8')
   experts = (here / 'torch_experts.py').read_text('utf-8')

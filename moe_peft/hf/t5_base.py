@@ -1,76 +1,215 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""T5's tensors of a Hugging Face folder as parameters of models/t5.py."""
+"""T5's `config.json` and tensors as models/t5.py has them.
 
+We write `config.json` ourselves. The writer of transformers 5 records
+`tie_word_embeddings: true` for T5 1.1, with which older versions tie and scale
+the output layer; their logits are then wrong by whole numbers.
+"""
+
+from typing import Any
 
 import numpy as np
 
 from moe_peft import errors
+from moe_peft.hf import base_config
+from moe_peft.hf import entries as entries_lib
 from moe_peft.hf import folders
-from moe_peft.hf import names
+from moe_peft.hf import lazy_arrays
+from moe_peft.hf import t5_names
 from moe_peft.models import t5
+
+# `gelu_new` is the tanh approximation, which flax.linen calls gelu. The plain
+# `gelu` of transformers is the exact one, which we do not have.
+_ACTIVATIONS = {
+    'relu': ('relu',),
+    'silu': ('silu',),
+    'gated-gelu': ('gelu', 'linear'),
+    'gated-silu': ('silu', 'linear'),
+    'gated-relu': ('relu', 'linear'),
+}
+_SIZES = {
+    'vocab_size': 'vocab_size',
+    'd_model': 'emb_dim',
+    'num_heads': 'num_heads',
+    'num_layers': 'num_encoder_layers',
+    'd_kv': 'head_dim',
+    'd_ff': 'mlp_dim',
+}
+_POSITIONS = {
+    'relative_attention_num_buckets': 32,
+    'relative_attention_max_distance': 128,
+}
+TOKENIZER_FILE = 'spiece.model'
+GENERATION_CONFIG = {
+    'decoder_start_token_id': 0,
+    'eos_token_id': 1,
+    'pad_token_id': 0,
+}
+
+
+def from_hf(config: base_config.HfConfig, layout: str = 't5') -> t5.T5Config:
+  """Reads the sizes and options of a model from its `config.json`.
+
+  Args:
+    config: Contents of the file.
+    layout: One of `entries.LAYOUTS`.
+
+  Returns:
+    The configuration. `logits_via_embedding` says that the output layer is
+    tied and scaled; a tied output layer that is not scaled becomes a
+    `logits_dense` of its own.
+
+  Raises:
+    errors.UserError: If it is not a model that `models/t5.py` computes.
+  """
+  sizes = base_config.sizes(config, _SIZES)
+  activation = config.get('feed_forward_proj', 'relu')
+  if activation not in _ACTIVATIONS:
+    raise base_config.unsupported(
+        'feed_forward_proj', activation, f'one of {", ".join(_ACTIVATIONS)}'
+    )
+  epsilon = config.get('layer_norm_epsilon', 1e-6)
+  if epsilon != 1e-6:
+    raise base_config.unsupported('layer_norm_epsilon', epsilon, '1e-6 there')
+  result = t5.T5Config(
+      **sizes,
+      num_decoder_layers=base_config.integer(
+          'num_decoder_layers',
+          config.get('num_decoder_layers') or config['num_layers'],
+      ),
+      mlp_activations=_ACTIVATIONS[activation],
+      dropout_rate=config.get('dropout_rate', 0.1),
+      logits_via_embedding=_scales_logits(config),
+      scan_layers=layout == 'scan',
+      **{k: config.get(k, default) for k, default in _POSITIONS.items()},
+  )
+  t5.check_config(result)
+  return result
+
+
+def _scales_logits(config: base_config.HfConfig) -> bool:
+  """Whether logits are divided by sqrt(d_model).
+
+  mT5 never does. Transformers 5 says so in `scale_decoder_outputs`, and then
+  writes `tie_word_embeddings: true` for every model; before, tying and scaling
+  were one option.
+  """
+  if config['model_type'] == 'mt5':
+    return False
+  tied = config.get('tie_word_embeddings', True)
+  return tied and config.get('scale_decoder_outputs', True)
+
+
+def to_hf(config: t5.T5Config) -> dict[str, Any]:
+  """Returns the contents of `config.json`, right for transformers 4 and 5.
+
+  Raises:
+    errors.UserError: For activations that transformers' T5 does not have.
+  """
+  known = {v: k for k, v in _ACTIVATIONS.items()}
+  activations = tuple(config.mlp_activations)
+  if activations not in known:
+    raise errors.UserError(
+        f'mlp_activations = {activations} have no counterpart in transformers.',
+        where='t5.T5Config.mlp_activations',
+        remedy=f'Only models with one of {list(known)} can be exported.',
+    )
+  return {
+      'architectures': ['T5ForConditionalGeneration'],
+      'model_type': 't5',
+      **{theirs: getattr(config, ours) for theirs, ours in _SIZES.items()},
+      'num_decoder_layers': config.num_decoder_layers,
+      'feed_forward_proj': known[activations],
+      'layer_norm_epsilon': 1e-6,
+      'dropout_rate': config.dropout_rate,
+      **{name: getattr(config, name) for name in _POSITIONS},
+      'is_encoder_decoder': True,
+      'tie_word_embeddings': config.logits_via_embedding,
+      **GENERATION_CONFIG,
+      'use_cache': True,
+      'torch_dtype': 'float32',
+  }
+
+
+def to_gin(
+    config: t5.T5Config, vocabulary: str, hf_config: base_config.HfConfig
+) -> str:
+  """Returns a gin file of the model.
+
+  Args:
+    config: The model.
+    vocabulary: Path of a SentencePiece model; empty for bytes.
+    hf_config: Contents of `config.json`; nothing more is read from it.
+  """
+  del hf_config
+  bindings = [
+      'VOCABULARY = @seqio.ByteVocabulary()',
+      'seqio.ByteVocabulary.extra_ids = 125',
+  ]
+  if vocabulary:
+    bindings = [
+        f'VOCABULARY_FILE = {vocabulary!r}',
+        'VOCABULARY = @seqio.SentencePieceVocabulary()',
+        'seqio.SentencePieceVocabulary.sentencepiece_model_file = '
+        '%VOCABULARY_FILE',
+    ]
+  fields = (
+      *_SIZES.values(), 'num_decoder_layers', 'mlp_activations',
+      'logits_via_embedding', *_POSITIONS,
+  )
+  imports = ['import seqio', '']
+  return base_config.to_gin('t5', config, fields, imports, bindings)
 
 
 def plan(
-    tensors: folders.Tensors,
-    config: t5.T5Config,
-    layout: str,
-) -> tuple[folders.Readers, t5.T5Config]:
-  """Plans the import of a model.
+    tensors: folders.Tensors, config: t5.T5Config, layout: str
+) -> tuple[dict[str, lazy_arrays.LazyArray], t5.T5Config]:
+  """Returns the parameters by path, and the final configuration.
+
+  The output layer has four cases: tied and scaled (T5 1.0) there is none; a
+  head of its own is taken over; without a head of its own but unscaled it is
+  the embedding's; scaled with a head of its own, which transformers allows, the
+  scale goes into the head.
 
   Args:
     tensors: The tensors of the folder.
-    config: What `architecture.from_hf` returned.
-    layout: One of `names.LAYOUTS`.
-
-  Returns:
-    Shape and reader by T5X path, and the final configuration.
+    config: What `from_hf` returned.
+    layout: One of `entries.LAYOUTS`.
 
   Raises:
     errors.UserError: For missing, unused and mis-shaped tensors, and for two
       embeddings that differ.
   """
-  entries = names.entries(config, layout)
-  expected = {
-      source: entry.hf_shape for entry in entries for source in entry.sources
-  }
-  width = (config.vocab_size, config.emb_dim)
-  aliases = [name for name in names.HF_EMBEDDINGS if name in tensors.shapes]
-  expected.update({name: width for name in aliases or names.HF_EMBEDDINGS[:1]})
-  if names.HF_LOGITS in tensors.shapes:
-    expected[names.HF_LOGITS] = width
-  folders.check_shapes(tensors.shapes, expected, names.HF_IGNORED)
-
+  shared, head = t5_names.HF_EMBEDDINGS[0], t5_names.HF_LOGITS
+  own_head = head in tensors.shapes
+  expected = entries_lib.source_shapes(t5_names.entries(config, layout))
+  width = expected.pop(shared)
+  expected.pop(head, None)
+  aliases = [x for x in t5_names.HF_EMBEDDINGS if x in tensors.shapes]
+  aliases = aliases or [shared]
+  expected |= dict.fromkeys([*aliases, head] if own_head else aliases, width)
+  folders.check_shapes(tensors, expected, {t5_names.HF_IGNORED})
   embedding = tensors[aliases[0]]
   for name in aliases[1:]:
     if not np.array_equal(tensors[name], embedding):
       raise errors.UserError(
-          f'{name} differs from {aliases[0]}; T5 shares one embedding.'
+          f'{name} differs from {aliases[0]}, but a T5 shares one embedding.',
+          where=name,
       )
-  readers = {names.EMBEDDING: (width, lambda: tensors[aliases[0]])}
-  logits, config = _plan_logits(tensors, config, embedding, aliases[0])
-  if logits is not None:
-    readers[names.LOGITS] = (width[::-1], logits)
-  readers |= names.readers(entries, tensors)
-  return readers, config
+  scaled = config.logits_via_embedding and own_head and not np.array_equal(
+      tensors[head], embedding
+  )
+  if scaled:
+    config = config.replace(logits_via_embedding=False)
+  del embedding
+  renamed = {shared: aliases[0], head: head if own_head else aliases[0]}
 
+  def read(name):
+    array = tensors[renamed.get(name, name)]
+    if name == head and scaled:
+      return array.astype(np.float32) * np.float32(config.emb_dim**-0.5)
+    return array
 
-def _plan_logits(tensors, config, embedding, alias):
-  """Returns the reader of `logits_dense`, if there is one, and the config.
-
-  Four cases: tied and scaled (T5 1.0) has none; a head of its own is taken
-  over; without a head of its own but unscaled it is the embedding's; scaled
-  with a head of its own, which transformers allows, gets the scale.
-  """
-  own = names.HF_LOGITS in tensors.shapes
-  if not config.logits_via_embedding:
-    name = names.HF_LOGITS if own else alias
-    return lambda: tensors[name].T, config
-  if not own or np.array_equal(tensors[names.HF_LOGITS], embedding):
-    return None, config
-
-  def scaled():
-    kernel = tensors[names.HF_LOGITS].T.astype(np.float32)
-    return kernel * np.float32(config.emb_dim**-0.5)
-
-  return scaled, config.replace(logits_via_embedding=False)
+  entries = t5_names.entries(config, layout)
+  return entries_lib.lazy_params(entries, read, tensors.dtype), config

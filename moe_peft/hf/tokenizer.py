@@ -3,61 +3,47 @@
 """The tokenizer's files of an exported folder."""
 
 from pathlib import Path
+import shutil
+from typing import Any
 
 from moe_peft.hf import folders
 from moe_peft.hf import trained as trained_lib
 
 _PIECES = 'spiece.model'
+_CONFIG = 'tokenizer_config.json'
 
 
-def write(folder: Path, trained: trained_lib.Trained) -> list[str]:
+def write(folder: Path, trained: trained_lib.Trained) -> None:
   """Copies the base's files, or makes them from the vocabulary.
 
   Transformers 5 would write no `spiece.model`, which SeqIO needs; so the files
-  are ours.
-
-  Args:
-    folder: Where to.
-    trained: The model.
-
-  Returns:
-    The files' names; empty if nothing is known of the tokenizer.
+  are ours. Of an unknown vocabulary nothing is written.
   """
   if trained.base_folder is not None:
-    found = folders.copy_files(
-        trained.base_folder, folder, folders.TOKENIZER_FILES
-    )
-    if found:
-      if 'tokenizer_config.json' not in found and _PIECES in found:
-        _write_sentencepiece_config(folder)
-      return found
-  kind = type(trained.vocabulary).__name__
+    names = folders.TOKENIZER_FILES
+    if folders.copy_files(trained.base_folder, folder, names):
+      if (folder / _PIECES).is_file() and not (folder / _CONFIG).is_file():
+        folders.write_json(folder / _CONFIG, _sentencepiece_config(folder))
+      return
+  vocabulary = trained.vocabulary
+  kind = type(vocabulary).__name__
   if kind == 'ByteVocabulary':
     folders.write_json(
-        folder / 'tokenizer_config.json',
-        {
-            'tokenizer_class': 'ByT5Tokenizer',
-            'extra_ids': trained.vocabulary.extra_ids,
-        },
+        folder / _CONFIG,
+        {'tokenizer_class': 'ByT5Tokenizer', 'extra_ids': vocabulary.extra_ids},
     )
-    return ['tokenizer_config.json']
-  if kind == 'SentencePieceVocabulary':
-    pieces = Path(trained.vocabulary.sentencepiece_model_file)
+  elif kind == 'SentencePieceVocabulary':
+    pieces = Path(vocabulary.sentencepiece_model_file)
     if pieces.is_file():
-      (folder / _PIECES).write_bytes(pieces.read_bytes())
-      _write_sentencepiece_config(folder)
-      return [_PIECES, 'tokenizer_config.json']
-  return []
+      shutil.copyfile(pieces, folder / _PIECES)
+      folders.write_json(folder / _CONFIG, _sentencepiece_config(folder))
 
 
-def _write_sentencepiece_config(folder: Path) -> None:
+def _sentencepiece_config(folder: Path) -> dict[str, Any]:
   # Google's files with 100 extra ids already hold the sentinels.
   own = b'<extra_id_0>' in (folder / _PIECES).read_bytes()
-  folders.write_json(
-      folder / 'tokenizer_config.json',
-      {
-          'tokenizer_class': 'T5Tokenizer',
-          'extra_ids': 0 if own else 100,
-          'model_max_length': 512,
-      },
-  )
+  return {
+      'tokenizer_class': 'T5Tokenizer',
+      'extra_ids': 0 if own else 100,
+      'model_max_length': 512,
+  }

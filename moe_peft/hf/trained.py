@@ -17,9 +17,11 @@ from moe_peft import errors
 from moe_peft import gin_files
 from moe_peft.core import inject
 from moe_peft.core import trainable
+from moe_peft.hf import entries
 from moe_peft.hf import import_base
-from moe_peft.hf import names
+from moe_peft.hf import lazy_arrays
 from moe_peft.hf import sites as sites_lib
+from moe_peft.hf import t5_names
 from moe_peft.models import t5
 
 
@@ -64,51 +66,64 @@ class Trained:
 
   @property
   def float32_module(self) -> inject.AdaptedModule:
-    """The model with float32 arithmetic: exports are compared in it."""
+    """The model with float32 arithmetic, in which exports are compared."""
     config = self.config.replace(
         dtype=jnp.float32, dropout_rate=0.0, remat_policy='none'
     )
     return self.module.clone(module=self.module.module.clone(config=config))
 
-  def logits(
-      self,
-      encoder_tokens: np.ndarray,
-      decoder_tokens: np.ndarray,
-      params: Mapping[str, np.ndarray] | None = None,
-  ) -> np.ndarray:
-    """Logits in float32.
+  def apply(
+      self, params: Mapping[str, Any], batch: Mapping[str, Any], **options: Any
+  ) -> Any:
+    """Applies the model in float32.
 
     Args:
-      encoder_tokens: <int32>[batch, encoder_length], 0 is padding.
-      decoder_tokens: <int32>[batch, length], beginning with 0.
-      params: Other parameters; those of a bare base leave the adapters out.
+      params: Flat parameters; those of a bare base leave the adapters out.
+      batch: `encoder_input_tokens`, `decoder_input_tokens` (beginning with 0)
+        and `decoder_target_tokens`, <int32>[batch, length]; 0 is padding.
+      **options: Of `nn.Module.apply`.
 
     Returns:
-      <float32>[batch, length, vocab].
+      Logits <float32>[batch, length, vocab], and what `mutable` asks for.
     """
-    params = self.params if params is None else params
     module = self.float32_module
     if not any(trainable.is_adapter(path) for path in params):
       module = module.module
-    with jax.default_matmul_precision('highest'):
-      run = jax.jit(
-          lambda params: module.apply(
-              {'params': trainable.unflatten(params)},
-              encoder_tokens,
-              decoder_tokens,
-              np.ones_like(decoder_tokens),
-              enable_dropout=False,
+    params = {k: jnp.asarray(v, jnp.float32) for k, v in params.items()}
+    return module.apply(
+        {'params': trainable.unflatten(params)}, **batch, enable_dropout=False,
+        **options,
+    )
+
+  def hf_tensors(self) -> dict[str, lazy_arrays.LazyArray]:
+    """Hugging Face tensors of the bare base, by name.
+
+    Raises:
+      errors.UserError: If layers have position biases of their own, which T5
+        cannot hold.
+    """
+    tensors = {}
+    for entry in t5_names.entries(self.config, self.layout):
+      parameter = self.params[entry.path]
+      if entry.stacked and len(set(entry.sources)) == 1:
+        first, *others = np.moveaxis(parameter, entries.SCAN_AXIS, 0)
+        if not all(np.array_equal(first, other) for other in others):
+          raise errors.UserError(
+              f'{entry.path} differs from layer to layer; T5 shares one table '
+              'per stack. It was trained, which export does not support.',
+              where=entry.path,
           )
-      )
-      params = {k: np.asarray(v, np.float32) for k, v in params.items()}
-      return np.asarray(run(params), np.float32)
+      for index, source in enumerate(entry.sources):
+        tensors[source] = lazy_arrays.LazyArray(
+            entry.hf_shape, functools.partial(entry.revert, parameter, index)
+        )
+    return tensors
 
 
 def from_run(base_model: str = '') -> Trained:
   """Restores the newest checkpoint of the run that gin describes.
 
-  Args:
-    base_model: Name of the base on the Hub, where the run does not know it.
+  `base_model` is the name of the base on the Hub, where the run has none.
 
   Raises:
     errors.UserError: If the run has no checkpoint or another model than T5.
@@ -117,13 +132,15 @@ def from_run(base_model: str = '') -> Trained:
   from moe_peft.training import loop
   from moe_peft.training import run
 
-  # In the precision of its file: whoever loads the export has no other base.
+  # The base is read in the precision of its file, in which others load it too.
   experiment = dataclasses.replace(run.build(), base_dtype=jnp.float32)
   network = getattr(experiment.model.module, 'module', None)
   if not isinstance(network, t5.Transformer):
     raise errors.UserError(
-        f'The run trains a {type(network).__name__}; only T5 models '
-        '(gin/models/t5*.gin and the like) can be exported.'
+        f'The run trains a {type(network).__name__}; only T5 models can be '
+        'exported.', where='MODEL',
+        remedy='Train a model of gin/models/t5_*.gin, mt5_*.gin, byt5_*.gin, '
+        'or an imported T5.',
     )
   setup = experiment_lib.prepare(experiment)
   with contextlib.closing(loop.open_checkpoints(setup)) as checkpointer:
@@ -152,43 +169,6 @@ def _base_folder(path: str | None) -> Path | None:
   folder = Path(path).expanduser()
   if not folder.exists():
     folder = gin_files.resource(path)
-  # A file, or the checkpoint_0 of an imported base.
+  # The path may name a file, or the checkpoint_0 of an imported base.
   inside = not folder.is_dir() or folder.name.startswith('checkpoint_')
   return folder.parent if inside else folder
-
-
-def hf_shapes(trained: Trained) -> dict[str, Any]:
-  """Hugging Face tensors of the bare base: `{name: (shape, read)}`.
-
-  Raises:
-    errors.UserError: If layers have position biases of their own, which T5
-      cannot hold.
-  """
-  params, config = trained.base_params, trained.config
-
-  def read(path):
-    return np.asarray(params[path], np.float32)
-
-  width = (config.vocab_size, config.emb_dim)
-  tensors = {'shared.weight': (width, lambda: read(names.EMBEDDING))}
-  if not config.logits_via_embedding:
-    tensors[names.HF_LOGITS] = (width, lambda: read(names.LOGITS).T)
-  for entry in names.entries(config, trained.layout):
-    if entry.stacked and len(set(entry.sources)) == 1:
-      _check_equal_layers(entry, read(entry.path))
-    for index, source in enumerate(entry.sources):
-
-      def get(entry=entry, index=index):
-        return list(entry.revert(read(entry.path)))[index][1]
-
-      tensors[source] = (entry.hf_shape, get)
-  return tensors
-
-
-def _check_equal_layers(entry: names.Entry, parameter: np.ndarray) -> None:
-  if not all(np.array_equal(parameter[:, 0], x) for x in
-             np.moveaxis(parameter, 1, 0)):
-    raise errors.UserError(
-        f'{entry.path} differs from layer to layer; T5 shares one table per '
-        'stack. It was trained, which export does not support.'
-    )

@@ -33,7 +33,7 @@ class Verdict:
 
   @property
   def equal(self) -> bool:
-    # Written so that a NaN fails.
+    # A NaN is not equal to anything.
     return self.model <= TOLERANCE
 
 
@@ -52,7 +52,7 @@ def verify(folder: Path, base: str = '', offline: bool = False) -> Verdict:
   if (folder / 'router.safetensors').is_file():
     raise errors.UserError(
         f'{folder} was exported with --format experts, which promises no '
-        'equality; there is nothing to verify.'
+        'equality; there is nothing to verify.', where=folder,
     )
   expected = fixture.read(folder)
   for name in ('torch', 'transformers'):
@@ -100,15 +100,26 @@ def load(
   own = folder / 'base'
   name = base or (str(own) if own.is_dir() else '')
   name = name or config['base_model_name_or_path']
+  if offline and not (Path(name).is_dir() or _is_cached(name)):
+    raise errors.UserError(f'{name} is not on this machine.', where='--base')
   model = _from_pretrained(auto, name, **options)
   try:
     return peft.PeftModel.from_pretrained(model, folder).eval(), True
   except (RuntimeError, ValueError) as error:
-    first = str(error).strip().splitlines()
+    lines = str(error).strip().splitlines()
     raise errors.UserError(
         f'The adapter of {folder} does not fit the base {name}: '
-        f'{" ".join(first[:2])} Give its own base with --base.'
+        f'{" ".join(lines[:2])}', where='--base',
+        remedy='Give its own base with --base.',
     ) from error
+
+
+def _is_cached(name: str) -> bool:
+  # transformers asks the Hub again and again, even for local files only.
+  import huggingface_hub
+
+  file = huggingface_hub.try_to_load_from_cache(name, 'config.json')
+  return isinstance(file, str)
 
 
 def _from_pretrained(auto, name, **options):
@@ -117,8 +128,8 @@ def _from_pretrained(auto, name, **options):
   except (OSError, ValueError) as error:
     first = str(error).strip().splitlines()[0]
     raise errors.UserError(
-        f'{name} cannot be loaded ({first}). An adapter needs its base: give '
-        'its folder with --base.'
+        f'{name} cannot be loaded ({first}).', where='--base',
+        remedy='An adapter needs its base: give its folder with --base.',
     ) from error
 
 

@@ -7,9 +7,7 @@ import json
 
 import gin
 import numpy as np
-import pytest
 
-from moe_peft import errors
 from moe_peft import gin_files
 from moe_peft.cli import flags
 from moe_peft.cli import hf
@@ -17,10 +15,13 @@ from moe_peft.hf import peft_format
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
 from moe_peft.training import run
+from tests import refusals
 from tests.hf import adapted
 from tests.hf import conftest as models
 from tests.training import tiny
 
+# Torch, transformers and peft.
+packages = models.hf
 SIZES = {
     **models.SMALL,
     'vocab_size': 384,
@@ -64,18 +65,18 @@ def test_a_run_on_an_imported_base_is_exported(tmp_path, capsys, request):
   card = (out / 'README.md').read_text()
   assert '| trained on | `past_tense` |' in card
   assert '| steps | 2, 8 examples each |' in card
-  with pytest.raises(errors.UserError, match='--collapse'):
+  with refusals.refused('--collapse', '--rank'):
     hf.main(['export', str(run_dir), '--out', 'x', '--rank', '3'])
 
   # Another base under the same name is noticed.
   models.write_model(hf_folder, SIZES, models.random_tensors(SIZES, seed=1))
   moved = base.rename(tmp_path / 'first')
   hf.main(['import', str(hf_folder), '--out', str(base)])
-  with pytest.raises(errors.UserError, match='differs in base'):
+  with refusals.refused('MODEL_DIR', 'differs in base'):
     hf.main(['export', str(run_dir), '--out', str(tmp_path / 'two')])
   assert not (tmp_path / 'two').exists()
 
-  request.getfixturevalue('hf')  # Parity needs torch; the above does not.
+  request.getfixturevalue('packages')  # Parity needs torch; the above does not.
   assert hf.main(['verify', str(out), '--base', str(hf_folder)]) == 1
   models.write_model(hf_folder, SIZES, models.random_tensors(SIZES))
   assert hf.main(['verify', str(out), '--base', str(hf_folder)]) == 0

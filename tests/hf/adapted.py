@@ -10,9 +10,12 @@ import numpy as np
 
 from moe_peft.core import inject
 from moe_peft.core import routing
+from moe_peft.core import scores
+from moe_peft.core import selection
 from moe_peft.core import trainable
 from moe_peft.data import vocabularies
 from moe_peft.hf import trained as trained_lib
+from moe_peft.methods import adamix
 from moe_peft.methods import adamole
 from moe_peft.methods import hydralora
 from moe_peft.methods import ia3
@@ -41,17 +44,17 @@ CONFIG = t5.T5Config(
 )
 
 
-def rule(path, cls, router=None, site_input=False, **options):
+def rule(path, cls, router=None, at_input=False, **options):
   """A rule with the options of adapter and router given."""
   if isinstance(router, dict):
     router = functools.partial(routing.Router, **router)
   if router is not None:
     options['router_factory'] = router
-  return inject.AdapterRule(
-      path, functools.partial(cls, **options), site_input=site_input
-  )
+  kind = inject.InputRule if at_input else inject.OutputRule
+  return kind(path, functools.partial(cls, **options))
 
 
+BY_HEAD = {'scores': scores.HeadScores()}
 METHODS = {
     'lora': (rule(DENSE, lora.LoRA, rank=3, alpha=8.0),),
     'lora_two_ranks': (
@@ -61,14 +64,14 @@ METHODS = {
     'ia3': (rule(SCALED, ia3.IA3),),
     'ia3_wo': (
         rule('.*/(key|value)', ia3.IA3),
-        rule('.*/wo', ia3.IA3, site_input=True),
+        rule('.*/wo', ia3.IA3, at_input=True),
     ),
     'molora': (rule(DENSE, molora.MoLoRA, {}, num_experts=4, rank=3),),
     'molora_top2': (
         rule(
             DENSE,
             molora.MoLoRA,
-            {'selection': 'top_k', 'num_selected_experts': 2},
+            {'select': selection.TopK(k=2)},
             num_experts=4,
             rank=3,
             alpha=4.0,
@@ -78,28 +81,24 @@ METHODS = {
         rule(
             'encoder/.*/(query|wo)',
             molora.MoLoRA,
-            {
-                'selection': 'top_k',
-                'num_selected_experts': 2,
-                'renormalise': True,
-                'score': 'sigmoid',
-                'balancing_bias': True,
-                'bias_in_gate': True,
-            },
+            {'select': smora.BiasedTopK(k=2)},
             num_experts=4,
             rank=2,
         ),
         rule(
             'decoder/.*/(query|wo)',
             molora.MoLoRA,
-            {'selection': 'threshold'},
+            {
+                'scores': adamole.ThresholdScores(),
+                'select': adamole.Threshold(normalize=False),
+            },
             num_experts=3,
             rank=2,
         ),
         rule(
             '.*/value',
             molora.MoLoRA,
-            {'selection': 'random', 'num_selected_experts': 1},
+            adamix.AdaMixRouter,
             num_experts=3,
             rank=2,
         ),
@@ -120,11 +119,10 @@ METHODS = {
         rule(
             '.*/value',
             smoe_dropout.SMoEDropout,
-            functools.partial(
-                smoe_dropout.SMoEDropoutRouter,
-                num_selected_experts=2,
-                first_k=1,
-            ),
+            {
+                'scores': smoe_dropout.FrozenScores(),
+                'select': smoe_dropout.GrowingTopK(k=2, first_k=1),
+            },
             num_experts=3,
             rank=2,
         ),
@@ -135,27 +133,23 @@ METHODS = {
             functools.partial(mola.by_depth, mola.MoLA, (2, 3)),
         ),
     ),
-    'mov': (rule(SCALED, mov.MoV, {'unit': 'head'}, num_experts=4),),
+    'mov': (rule(SCALED, mov.MoV, BY_HEAD, num_experts=4),),
     'mov_released': (
         rule(
             SCALED,
             mov.MoV,
-            {
-                'unit': 'head',
-                'selection': 'top_k',
-                'num_selected_experts': 2,
-            },
+            {**BY_HEAD, 'select': selection.TopK(k=2)},
             num_experts=4,
             residual=False,
         ),
     ),
     'mov_wo': (
         rule('.*/(key|value)', mov.MoV, {}, num_experts=4),
-        rule('.*/wo', mov.MoV, {}, site_input=True, num_experts=4),
+        rule('.*/wo', mov.MoV, {}, at_input=True, num_experts=4),
     ),
     'mixed': (
         rule('.*/(query|out)', molora.MoLoRA, {}, num_experts=2, rank=2),
-        rule('.*/(key|act)', mov.MoV, {'unit': 'head'}, num_experts=3),
+        rule('.*/(key|act)', mov.MoV, BY_HEAD, num_experts=3),
         rule('.*/wo', lora.LoRA, rank=2),
     ),
 }

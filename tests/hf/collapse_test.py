@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from moe_peft import errors
 from moe_peft.hf import collapse
 from moe_peft.hf import export
 from moe_peft.hf import folders
 from moe_peft.hf import merge
+from tests import refusals
 from tests.hf import adapted
 
 ROWS = [
@@ -34,7 +34,7 @@ def test_with_constant_gates_nothing_is_lost(scan_layers):
   for path in trained.params:  # A router that does not look at the token.
     if path.endswith('router/kernel'):
       trained.params[path][:] = 0
-  result = collapse.collapse(trained, ROWS)
+  result = collapse.collapse(trained, ROWS, None, collapse.measure_fn(trained))
   losses = result.losses
   assert abs(losses['collapsed'] - losses['routed']) < 1e-5
   assert abs(losses['base'] - losses['routed']) > 0.05
@@ -43,8 +43,9 @@ def test_with_constant_gates_nothing_is_lost(scan_layers):
 
 def test_gates_are_means_over_real_tokens_and_the_loss_is_measured():
   trained = adapted.make('molora')
-  batches = collapse._batches(trained, ROWS)
-  gates = collapse.mean_gates(trained, batches)
+  measure = collapse.measure_fn(trained)
+  batches = collapse.make_batches(trained, ROWS)
+  loss, gates = measure(trained.params, batches)
   assert set(gates) == {site.path for site in trained.sites}
   for path, gate in gates.items():
     np.testing.assert_allclose(gate.sum(), 1.0, atol=1e-6, err_msg=path)
@@ -53,9 +54,12 @@ def test_gates_are_means_over_real_tokens_and_the_loss_is_measured():
       {k: np.pad(v, ((0, 0), (0, 5))) for k, v in batch.items()}
       for batch in batches
   ]
-  for path, gate in collapse.mean_gates(trained, padded).items():
+  padded_loss, padded_gates = measure(trained.params, padded)
+  np.testing.assert_allclose(padded_loss, loss, rtol=1e-6)
+  for path, gate in padded_gates.items():
     np.testing.assert_allclose(gate, gates[path], atol=1e-6)
-  losses = collapse.collapse(trained, ROWS).losses
+  losses = collapse.collapse(trained, ROWS, None, measure).losses
+  assert losses['routed'] == loss
   assert abs(losses['collapsed'] - losses['routed']) > 1e-4
 
 
@@ -118,7 +122,7 @@ def test_peft_computes_the_collapsed_model(tmp_path, hf):
 
 
 def test_only_low_rank_experts_collapse(tmp_path):
-  with pytest.raises(errors.UserError, match='MoV .* has no low-rank experts'):
+  with refusals.refused('--collapse', 'MoV', 'MoLoRA'):
     export.export_collapsed(
         adapted.make('mov'), tmp_path / 'out', write_rows(tmp_path / 'x.jsonl')
     )
@@ -126,23 +130,23 @@ def test_only_low_rank_experts_collapse(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('content', 'words'),
+    ('content', 'place'),
     [
-        ('', 'is empty'),
-        ('{"inputs": "a", "targets": "b"}\n{"inputs": 1}\n', 'line 2'),
-        ('{"inputs": "a", "targets": "b"}\nnot json\n', 'line 2'),
+        ('', ''),
+        ('{"inputs": "a", "targets": "b"}\n{"inputs": 1}\n', ', line 2'),
+        ('{"inputs": "a", "targets": "b"}\nnot json\n', ', line 2'),
     ],
 )
-def test_bad_calibration_files_are_named(tmp_path, content, words):
+def test_bad_calibration_files_are_named(tmp_path, content, place):
   file = tmp_path / 'rows.jsonl'
   file.write_text(content)
-  with pytest.raises(errors.UserError, match=words):
+  with refusals.refused(f'{file}{place}'):
     collapse.read_rows(file)
-  with pytest.raises(errors.UserError, match='cannot be read'):
+  with refusals.refused(tmp_path / 'absent.jsonl'):
     collapse.read_rows(tmp_path / 'absent.jsonl')
 
 
 def test_a_mean_of_the_experts_is_not_what_merging_gives():
   trained = adapted.make('molora')
-  with pytest.raises(errors.UserError, match='cannot be merged'):
+  with refusals.refused('--format merged', 'MoLoRA', '--collapse'):
     merge.merged_params(trained, trained.sites)

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from moe_peft import errors
 from moe_peft import gin_files
 from moe_peft.core import trainable
+from moe_peft.hf import entries
 from moe_peft.hf import import_base
-from moe_peft.hf import names
 from moe_peft.models import t5
-from moe_peft.training import checkpoints
+from moe_peft.training import bases
+from tests import refusals
 from tests.hf import conftest as models
 
 
@@ -74,7 +74,7 @@ def test_logits_equal_those_of_transformers(tmp_path, hf, name, layout):
       tmp_path / 'hf', config, models.random_tensors(config)
   )
   ours = import_base.import_base(folder, tmp_path / 'base', layout)
-  params = checkpoints.load_base(str(tmp_path / 'base'), shapes_of(ours))
+  params = bases.load_base(str(tmp_path / 'base'), shapes_of(ours))
   # Long enough for the last bucket of the relative positions.
   encoder, decoder = models.token_ids(config['vocab_size'], 150, 140)
   theirs = torch_logits(hf, folder, encoder, decoder)
@@ -90,7 +90,7 @@ def test_wrong_conversions_differ_by_whole_logits(tmp_path, hf):
       tmp_path / 'hf', config, models.random_tensors(config)
   )
   ours = import_base.import_base(folder, tmp_path / 'base')
-  params = checkpoints.load_base(str(tmp_path / 'base'), shapes_of(ours))
+  params = bases.load_base(str(tmp_path / 'base'), shapes_of(ours))
   encoder, decoder = models.token_ids(config['vocab_size'])
   theirs = torch_logits(hf, folder, encoder, decoder)
   attention = 'encoder/layers_0/attention'
@@ -127,7 +127,7 @@ def test_heads_written_by_transformers_5(tmp_path, hf, own_head):
     folder = models.write_model(tmp_path / name / 'hf', config, tensors)
     ours = import_base.import_base(folder, tmp_path / name / 'base')
     assert ours.logits_via_embedding == (scaled and not own_head)
-    params = checkpoints.load_base(
+    params = bases.load_base(
         str(tmp_path / name / 'base'), shapes_of(ours)
     )
     encoder, decoder = models.token_ids(config['vocab_size'])
@@ -158,13 +158,13 @@ def test_pytorch_files_need_torch(tmp_path, monkeypatch):
   folder = models.write_model(tmp_path / 'hf', models.SMALL, {})
   (folder / 'model.safetensors').rename(folder / 'pytorch_model.bin')
   monkeypatch.setitem(sys.modules, 'torch', None)
-  with pytest.raises(errors.UserError, match=r'moe-peft-jax\[hf\]'):
+  with refusals.refused('torch', 'pytorch_model.bin', 'moe-peft-jax[hf]'):
     import_base.import_base(folder, tmp_path / 'base')
 
 
 def read(folder):
-  """All parameters of an imported base, whatever they are."""
-  return checkpoints._read_arrays(folder)
+  """All parameters of an imported base."""
+  return bases.read_arrays(folder)
 
 
 def shard(folder, dtype=np.float32):
@@ -201,11 +201,11 @@ def test_layouts_hold_the_same_numbers(tmp_path):
   tensors = models.random_tensors(models.SMALL)
   folder = models.write_model(tmp_path / 'hf', models.SMALL, tensors)
   params = {}
-  for layout in names.LAYOUTS:
+  for layout in entries.LAYOUTS:
     out = tmp_path / layout
     import_base.import_base(folder, out, layout, 'safetensors')
     params[layout] = read(out)
-  flat, scan, unrolled = (params[k] for k in names.LAYOUTS)
+  flat, scan, unrolled = (params[k] for k in entries.LAYOUTS)
   path = 'decoder/layers_1/self_attention/query/kernel'
   tail = path.removeprefix('decoder/layers_1/')
   assert flat[path].shape == (24, 48)
@@ -221,7 +221,7 @@ def test_layouts_hold_the_same_numbers(tmp_path):
           flat[f'{stack}/relpos_bias/rel_embedding'],
       )
   # Split again, the scanned layout is the unrolled one.
-  split = names.unstack(scan)
+  split = entries.unstack(scan)
   assert sorted(split) == sorted(unrolled)
   for name, array in unrolled.items():
     np.testing.assert_array_equal(split[name], array, err_msg=name)
@@ -277,11 +277,11 @@ def test_the_embedding_may_have_any_of_its_names(tmp_path):
   folder = models.write_model(tmp_path / 'hf', models.SMALL, tensors)
   import_base.import_base(folder, tmp_path / 'base', 't5', 'safetensors')
   np.testing.assert_array_equal(
-      read(tmp_path / 'base')[names.EMBEDDING], embedding
+      read(tmp_path / 'base')[entries.EMBEDDING], embedding
   )
   tensors['decoder.embed_tokens.weight'][3, 4] += 1
   models.write_model(folder, models.SMALL, tensors)
-  with pytest.raises(errors.UserError, match='differs from'):
+  with refusals.refused('decoder.embed_tokens.weight', 'encoder.embed_tokens'):
     import_base.import_base(folder, tmp_path / 'other')
 
 
@@ -305,6 +305,8 @@ def spoil(folder, config, tensors, how):
     config = {**config, 'feed_forward_proj': 'gelu'}
   elif how == 'sizes':
     config = {k: v for k, v in config.items() if k != 'd_kv'}
+  elif how == 'text':
+    config = {**config, 'd_model': '24\nimport os'}
   elif how == 'epsilon':
     config = {**config, 'layer_norm_epsilon': 1e-5}
   models.write_model(folder, config, tensors)
@@ -317,29 +319,38 @@ def spoil(folder, config, tensors, how):
     (folder / 'config.json').unlink()
   elif how == 'broken config':
     (folder / 'config.json').write_text('{')
+  elif how in ('index list', 'shard outside'):
+    weight_map = [] if how == 'index list' else {query: f'../{weights.name}'}
+    weights.unlink()
+    (folder / 'model.safetensors.index.json').write_text(
+        json.dumps({'weight_map': weight_map})
+    )
 
 
 @pytest.mark.parametrize(
-    ('how', 'words'),
+    ('how', 'where', 'names'),
     [
-        ('missing', 'missing: encoder.block.1.layer.0.SelfAttention.q.weight'),
-        ('unused', 'unused: encoder.block.9.layer.0.SelfAttention.q.weight'),
-        ('shape', r'q.weight is \(24, 48\), not \(48, 24\)'),
-        ('quantized', 'quantized models cannot be imported'),
-        ('mistral', "model_type 'mistral'"),
-        ('umt5', "model_type 'umt5'"),
-        ('activation', "feed_forward_proj 'gelu'"),
-        ('sizes', 'lacks d_kv'),
-        ('epsilon', 'layer_norm_epsilon 1e-05'),
-        ('truncated', 'may be truncated'),
-        ('no weights', 'holds no model.safetensors'),
-        ('no config', 'has no config.json'),
-        ('broken config', 'config.json cannot be read'),
+        ('missing', 'config.json', ('missing: encoder.block.1.layer.0',)),
+        ('unused', 'config.json', ('not in the model: encoder.block.9',)),
+        ('shape', 'config.json', ('q.weight is (24, 48)', '(48, 24)')),
+        ('quantized', '{folder}', ('quantized', 'I8')),
+        ('mistral', 'model_type', ("'mistral'", 'llama')),
+        ('umt5', 'model_type', ("'umt5'",)),
+        ('activation', 'feed_forward_proj', ("'gelu'", 'gated-gelu')),
+        ('sizes', 'config.json', ('d_kv',)),
+        ('text', 'd_model', ('import os',)),
+        ('epsilon', 'layer_norm_epsilon', ('1e-05', '1e-6')),
+        ('truncated', '{folder}/model.safetensors', ('truncated',)),
+        ('no weights', '{folder}', ('model.safetensors', 'pytorch_model.bin')),
+        ('no config', '{folder}', ('config.json',)),
+        ('broken config', '{folder}/config.json', ()),
+        ('index list', '{folder}/model.safetensors.index.json', ()),
+        ('shard outside', '{folder}/model.safetensors.index.json', ()),
     ],
 )
-def test_bad_folders_are_named_and_leave_nothing(tmp_path, how, words):
+def test_bad_folders_are_named_and_leave_nothing(tmp_path, how, where, names):
   folder = tmp_path / 'hf'
   spoil(folder, models.SMALL, models.random_tensors(models.SMALL), how)
-  with pytest.raises(errors.UserError, match=words):
+  with refusals.refused(where.format(folder=folder), *names):
     import_base.import_base(folder, tmp_path / 'base')
   assert [path.name for path in tmp_path.iterdir()] == ['hf']

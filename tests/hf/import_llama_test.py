@@ -15,7 +15,8 @@ from moe_peft import gin_files
 from moe_peft.core import trainable
 from moe_peft.hf import import_base
 from moe_peft.models import llama
-from moe_peft.training import checkpoints
+from moe_peft.training import bases
+from tests import refusals
 
 SMALL = {
     'architectures': ['LlamaForCausalLM'],
@@ -85,7 +86,7 @@ def jax_logits(config, base, tokens):
           jnp.ones((1, 4), jnp.int32), enable_dropout=False,
       )
   )
-  params = checkpoints.load_base(
+  params = bases.load_base(
       str(base), trainable.flatten(shapes['params'])
   )
   with jax.default_matmul_precision('highest'):
@@ -169,15 +170,15 @@ def test_gguf_files_give_the_same_base_as_folders(tmp_path, tied):
   tensors = random_tensors(config)
   file = write_gguf(tmp_path / 'model.gguf', config, tensors)
   folder = write_model(tmp_path / 'hf', config, tensors)
-  bases = []
+  written = []
   for number, source in enumerate((file, folder)):
     out = tmp_path / f'base{number}'
     ours = import_base.import_base(source, out, file_format='safetensors')
     assert ours.logits_via_embedding == tied
-    bases.append(safetensors_numpy.load_file(out / 'model.safetensors'))
-  assert bases[0].keys() == bases[1].keys()
-  for path, array in bases[0].items():
-    np.testing.assert_array_equal(array, bases[1][path], err_msg=path)
+    written.append(safetensors_numpy.load_file(out / 'model.safetensors'))
+  assert written[0].keys() == written[1].keys()
+  for path, array in written[0].items():
+    np.testing.assert_array_equal(array, written[1][path], err_msg=path)
 
 
 def test_the_gin_file_describes_the_model(tmp_path):
@@ -200,32 +201,41 @@ def test_the_gin_file_describes_the_model(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('changes', 'words'),
+    ('changes', 'where', 'name'),
     [
-        ({'attention_bias': True}, 'attention_bias True'),
-        ({'hidden_act': 'gelu'}, "hidden_act 'gelu'"),
-        ({'rope_scaling': {'rope_type': 'llama3'}}, "rope_type 'llama3'"),
-        ({'num_key_value_heads': 3}, 'num_kv_heads = 3'),
-        ({'num_hidden_layers': 2}, 'unused: model.layers.2'),
-        ({'num_hidden_layers': 4}, 'missing: model.layers.3'),
-        ({'hidden_size': 32}, r'is \(96, 24\), not \(96, 32\)'),
+        ({'attention_bias': True}, 'attention_bias', 'True'),
+        ({'hidden_act': 'gelu'}, 'hidden_act', "'gelu'"),
+        ({'rope_scaling': {'rope_type': 'llama3'}}, 'rope_type', "'llama3'"),
+        ({'num_attention_heads': 0}, 'num_attention_heads', '0'),
+        ({'eos_token_id': '2\nimport os'}, 'eos_token_id', 'import os'),
+        ({'eos_token_id': 2.0}, 'eos_token_id', '2.0'),
+        ({'num_hidden_layers': 2}, 'config.json', 'model: model.layers.2'),
+        ({'num_hidden_layers': 4}, 'config.json', 'missing: model.layers.3'),
+        ({'hidden_size': 32}, 'config.json', 'is (96, 24) there and (96, 32)'),
     ],
 )
-def test_models_that_are_not_ours_are_named(tmp_path, changes, words):
+def test_models_that_are_not_ours_are_named(tmp_path, changes, where, name):
   tensors = random_tensors(SMALL)
   folder = write_model(tmp_path / 'hf', {**SMALL, **changes}, tensors)
-  with pytest.raises(errors.UserError, match=words):
+  with refusals.refused(where, name):
     import_base.import_base(folder, tmp_path / 'base')
   assert [path.name for path in tmp_path.iterdir()] == ['hf']
+
+
+def test_queries_must_share_keys_evenly(tmp_path):
+  config = {**SMALL, 'num_key_value_heads': 3}
+  folder = write_model(tmp_path / 'hf', config, random_tensors(SMALL))
+  with pytest.raises(errors.UserError, match='3.*4'):
+    import_base.import_base(folder, tmp_path / 'base')
 
 
 def test_bad_gguf_files_are_named(tmp_path):
   tensors = random_tensors(SMALL)
   file = write_gguf(tmp_path / 'model.gguf', SMALL, tensors)
   other = write_gguf(tmp_path / 'other.gguf', SMALL, tensors, 'gemma')
-  with pytest.raises(errors.UserError, match="architecture 'gemma'"):
+  with refusals.refused(other, 'gemma', 'llama'):
     import_base.import_base(other, tmp_path / 'base')
   file.write_bytes(file.read_bytes()[:200])
-  with pytest.raises(errors.UserError, match='may be truncated'):
+  with refusals.refused(file, 'truncated'):
     import_base.import_base(file, tmp_path / 'base')
   assert not (tmp_path / 'base').exists()
