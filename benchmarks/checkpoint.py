@@ -17,7 +17,6 @@ from benchmarks import experiments
 from benchmarks import tables
 from benchmarks import timing
 from moe_peft.core import trainable
-from moe_peft.training import checkpoints
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
 from moe_peft.training import train_step
@@ -111,6 +110,7 @@ class Saving:
     setup = experiments.prepare(experiment)
     self._folder = experiment.run_dir / 'checkpoints'
     self._parameters = trainable.num_params(setup.trainable)
+    self._abstract = train_step.abstract_state(setup)
     state = train_step.init_state(setup)
     # Moments as they are later: zeros would be compressed to nothing.
     self.state = state.replace(
@@ -130,8 +130,7 @@ class Saving:
 
   def load(self) -> train_step.TrainState:
     """Returns the state of the newest checkpoint."""
-    abstract = checkpoints.abstract_state(self.state)
-    return self._checkpointer.restore(self._step, abstract)
+    return self._checkpointer.restore(self._step, self._abstract)
 
   def restore(self) -> float:
     """Returns the seconds of `load`."""

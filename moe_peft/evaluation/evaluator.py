@@ -6,7 +6,7 @@ The tasks say what is measured: metrics of generated text, or of scored answer
 choices (rank classification). The same tasks give the same numbers under T5X.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 import functools
 from typing import Any
 
@@ -19,15 +19,13 @@ from moe_peft import errors
 from moe_peft.core import partitioning
 from moe_peft.core import trainable
 from moe_peft.data import catalog
+from moe_peft.evaluation import batches
 from moe_peft.evaluation import constant_answer
 from moe_peft.evaluation import coverage
 from moe_peft.models import language_model
 
 Params = Mapping[str, Any]
 Results = dict[str, dict[str, float]]
-_IndexedBatch = tuple[list[int], dict[str, np.ndarray]]
-# Lengths of scored batches are multiples of it.
-_LENGTH_STEP = 32
 # What `evaluate` gives to metrics.
 _OUTPUTS = {
     seqio.metrics.ModelOutputType.PREDICTION,
@@ -90,16 +88,19 @@ class Evaluator:
   def _check(self, task: seqio.Task, split: str) -> None:
     if not self.num_examples[task.name]:
       raise errors.UserError(
-          f'The task {task.name} has nothing to evaluate in its split '
-          f'{split!r}: the split is empty, or each of its questions has a '
-          'choice that is too long for TASK_FEATURE_LENGTHS = '
-          f'{dict(self._lengths)}. In that case raise the targets.'
+          f'The task has nothing to evaluate in its split {split!r}.',
+          where=task.name,
+          remedy='Choose another split. If every question has a choice that is '
+          'too long, raise the targets of TASK_FEATURE_LENGTHS = '
+          f'{dict(self._lengths)}.',
       )
     if unknown := _output_types(task) - _OUTPUTS:
       raise errors.UserError(
-          f'The task {task.name} has a metric of {unknown.pop().name}, which '
-          'this evaluation does not compute. Give it metrics of (targets, '
-          'predictions) or (targets, scores), or evaluate it with T5X.'
+          f'The task has a metric of {unknown.pop().name}, which this '
+          'evaluation does not compute.',
+          where=task.name,
+          remedy='Give it metrics of (targets, predictions) or (targets, '
+          'scores), or evaluate it with T5X.',
       )
 
   @property
@@ -154,10 +155,10 @@ class Evaluator:
     """
     score, generate = self._functions(model)
 
-    def run(function, batches):
+    def run(function, split):
       def run_dataset(dataset, *unused_args):
         outputs = []
-        for indices, batch in batches(dataset):
+        for indices, batch in split(dataset, self._batch_size):
           rows = jax.device_get(function(params, batch))
           outputs.extend(zip(indices, rows[: len(indices)], strict=True))
           on_batch()
@@ -169,8 +170,8 @@ class Evaluator:
       metrics, _ = self._seqio.evaluate(
           compute_metrics=True,
           step=step,
-          score_fn=run(score, self._short_batches),
-          predict_fn=run(generate, self._batches),
+          score_fn=run(score, batches.short),
+          predict_fn=run(generate, batches.whole),
       )
       losses = {
           task.name: self._loss(task.name, functools.partial(score, params))
@@ -181,7 +182,8 @@ class Evaluator:
       computed = metrics.result()
     except ValueError as error:  # SeqIO wraps what a metric raises.
       if isinstance(error.__cause__, errors.UserError):
-        raise errors.UserError(str(error)) from error
+        cause = error.__cause__
+        raise errors.UserError(str(error), cause.where, cause.remedy) from error
       raise
     return {
         task: {name: float(_value(v)) for name, v in values.items()}
@@ -193,7 +195,7 @@ class Evaluator:
     """Mean negative log-likelihood of the targets, nats per token."""
     total = tokens = 0.0
     dataset = self._seqio.cached_model_datasets[task]
-    for _, batch in self._short_batches(dataset):
+    for _, batch in batches.short(dataset, self._batch_size):
       total -= float(score(batch).sum())
       tokens += float(batch['decoder_loss_weights'].sum())
     return total / tokens
@@ -208,10 +210,10 @@ class Evaluator:
     sampled = []
     for task in self._seqio.eval_tasks:
       dataset = self._seqio.cached_model_datasets[task.name]
-      batches = [batch for _, batch in self._short_batches(dataset)]
-      count = min(len(batches), -(-num_rows // self._batch_size))
+      found = [x for _, x in batches.short(dataset, self._batch_size)]
+      count = min(len(found), -(-num_rows // self._batch_size))
       sampled += [
-          (task.name, batches[(2 * i + 1) * len(batches) // (2 * count)])
+          (task.name, found[(2 * i + 1) * len(found) // (2 * count)])
           for i in range(count)
       ]
     return sampled
@@ -225,7 +227,7 @@ class Evaluator:
     Returns:
       Model features by task, <int32>[count, length].
     """
-    batches = {}
+    first = {}
     for task in self._seqio.eval_tasks:
       rows = []
       for example, (_, row) in zip(
@@ -238,8 +240,8 @@ class Evaluator:
         if len(rows) == count:
           break
       rows += [jax.tree.map(np.zeros_like, rows[0])] * (count - len(rows))
-      batches[task.name] = jax.tree.map(lambda *x: np.stack(x), *rows)
-    return batches
+      first[task.name] = jax.tree.map(lambda *x: np.stack(x), *rows)
+    return first
 
   def _functions(self, model: language_model.LanguageModel):
     """Compiled score and generate, made once for each model."""
@@ -261,57 +263,6 @@ class Evaluator:
           for function in (score, generate)
       )
     return self._compiled[id(model)]
-
-  def _batches(self, dataset) -> Iterator[_IndexedBatch]:
-    """Batches of full length, in order."""
-    for indices, batch in dataset.batch(self._batch_size).as_numpy_iterator():
-      yield self._filled(indices, batch)
-
-  def _short_batches(self, dataset) -> Iterator[_IndexedBatch]:
-    """Batches of rows of like length, with little padding behind them."""
-    rows = sorted(dataset.as_numpy_iterator(), key=lambda row: _size(row[1]))
-    for start in range(0, len(rows), self._batch_size):
-      indices, features = zip(*rows[start : start + self._batch_size],
-                              strict=True)
-      indices, batch = self._filled(
-          indices, jax.tree.map(lambda *x: np.stack(x), *features)
-      )
-      yield indices, {
-          name: x[:, : _kept(batch, name.partition('_')[0])]
-          for name, x in batch.items()
-      }
-
-  def _filled(self, indices, batch) -> _IndexedBatch:
-    fill = self._batch_size - len(indices)
-    return [int(i) for i in indices], {
-        name: np.pad(x, [(0, fill)] + [(0, 0)] * (x.ndim - 1))
-        for name, x in batch.items()
-        if x.ndim > 1
-    }
-
-
-# Tokens by which a stack's length is known.
-_TOKENS = {
-    'encoder': 'encoder_input_tokens', 'decoder': 'decoder_target_tokens'
-}
-
-
-def _size(features: Mapping[str, Any]) -> int:
-  return sum(
-      np.count_nonzero(features[name])
-      for name in _TOKENS.values()
-      if name in features
-  )
-
-
-def _kept(batch: Mapping[str, Any], stack: str) -> int:
-  """Positions of a batch up to its last token, in whole steps.
-
-  Each length is a program to compile, so there are few.
-  """
-  used = np.flatnonzero(batch[_TOKENS[stack]].any(axis=0))
-  last = used[-1] + 1 if used.size else 1
-  return -(-last // _LENGTH_STEP) * _LENGTH_STEP
 
 
 def _output_types(task: seqio.Task) -> set[seqio.metrics.ModelOutputType]:

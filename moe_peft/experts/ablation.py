@@ -18,9 +18,9 @@ import numpy as np
 
 from moe_peft import errors
 from moe_peft.core import adapted_sites
-from moe_peft.core import inject
 from moe_peft.core import partitioning
 from moe_peft.core import routing
+from moe_peft.core import sites
 from moe_peft.core import trainable
 from moe_peft.runs import site_names
 
@@ -45,7 +45,7 @@ def apply_masked(
 
   def intercept(next_fun, args, kwargs, context):
     module = context.module
-    site = '/'.join(module.path).partition(f'/{inject.ADAPTER_SCOPE}/')[0]
+    site = '/'.join(module.path).partition(f'/{sites.ADAPTER_SCOPE}/')[0]
     if (
         isinstance(module, routing.Router)
         and context.method_name == '__call__'
@@ -71,9 +71,9 @@ def routers(model: Any, params: Params, batch: Any) -> dict[str, nn.Module]:
   """
   if getattr(model.module, 'scan_layers', False):
     raise errors.UserError(
-        'SCAN_LAYERS = True: experts of single layers cannot be taken away '
-        'inside a scan. Only runs with SCAN_LAYERS = False can be analyzed or '
-        'pruned.'
+        'Experts of single layers cannot be taken away inside a scan.',
+        where='SCAN_LAYERS',
+        remedy='Only runs with SCAN_LAYERS = False can be ablated or pruned.',
     )
   _, sites = adapted_sites.trace(
       model.score, trainable.unflatten(params), dict(batch)
@@ -85,8 +85,9 @@ def routers(model: Any, params: Params, batch: Any) -> dict[str, nn.Module]:
   }
   if not found:
     raise errors.UserError(
-        'The run has no router: every site has one expert, and none can be '
-        'taken away.'
+        'No site has a router; where there is one expert, none can be taken '
+        'away.',
+        where='ADAPTER_RULES',
     )
   return {site: found[site] for site in sorted(found, key=site_names.order)}
 

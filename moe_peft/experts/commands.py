@@ -2,9 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is done with the experts of a trained run: ablate, prune."""
 
+from collections.abc import Mapping
 import contextlib
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import rich.console
 import rich.table
@@ -12,12 +14,14 @@ import rich.table
 from moe_peft import errors
 from moe_peft.experts import ablation
 from moe_peft.experts import pruning
+from moe_peft.models import language_model
 from moe_peft.runs import ablation_file
 from moe_peft.runs import run_file
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
 from moe_peft.training import metrics
 from moe_peft.training import run
+from moe_peft.training import scoring
 
 
 def ablate(split: str, rows: int) -> Path:
@@ -33,9 +37,9 @@ def ablate(split: str, rows: int) -> Path:
   Raises:
     errors.UserError: If there is no checkpoint, split or router.
   """
-  setup, params, step, batches = _open(split, rows)
-  _measure(setup, params, step, batches, split)
-  return setup.experiment.run_dir
+  trained = _open(split, rows)
+  _measure(trained)
+  return trained.run_dir
 
 
 def prune(keep: int, out: Path, split: str, rows: int) -> None:
@@ -50,26 +54,26 @@ def prune(keep: int, out: Path, split: str, rows: int) -> None:
   Raises:
     errors.UserError: If the run cannot be pruned.
   """
-  if (out / 'config.gin').exists():
+  if out.exists() and any(out.iterdir()):
     raise errors.UserError(
-        f'--out {out} already holds a run; choose another folder.'
+        f'{out} is not an empty folder.',
+        where='--out',
+        remedy='Choose another folder.',
     )
-  setup, params, step, batches = _open(split, rows)
-  source = setup.experiment.run_dir
+  trained = _open(split, rows)
   # What cannot be pruned says so before experts are scored.
   routers = ablation.routers(
-      setup.experiment.model, params, next(iter(batches.values()))
+      trained.model, trained.params, next(iter(trained.batches.values()))
   )
   num_experts = pruning.check_routers(routers, keep)
   pruning.check_keep(num_experts, keep)
-  measured = _known(source, step, batches, split) or _measure(
-      setup, params, step, batches, split
-  )
+  measured = _known(trained) or _measure(trained)
   pruned = pruning.write(
-      setup, params, step, measured.scores(), batches, keep, out, run.build
+      trained.setup, trained.params, trained.step, measured.scores(),
+      trained.batches, keep, out,
   )
-  info = run_file.read(source) or run_file.RunInfo()
-  pruning.summary(info, pruned, source).write(out)
+  info = run_file.read(trained.run_dir) or run_file.RunInfo()
+  pruning.summary(info, pruned, trained.run_dir).write(out)
   rich.console.Console().print(_table(pruned))
   run.console.print(
       f'{keep} of {num_experts} experts at {len(pruned.kept)} sites; '
@@ -77,10 +81,42 @@ def prune(keep: int, out: Path, split: str, rows: int) -> None:
   )
 
 
-def _open(split: str, rows: int):
-  """The run on its devices, its parameters, their step, and rows by task."""
-  if rows < 1:
-    raise errors.UserError(f'--rows={rows} must be at least 1.')
+@dataclasses.dataclass(frozen=True)
+class _Trained:
+  """A trained run on its devices, and held-out rows.
+
+  Attributes:
+    setup: The run.
+    params: Flat parameters of the newest checkpoint.
+    step: Its step.
+    split: Split of the rows.
+    batches: Model features by task, <int32>[rows, length].
+  """
+
+  setup: experiment_lib.Setup
+  params: Mapping[str, Any]
+  step: int
+  split: str
+  batches: ablation.Batches
+
+  @property
+  def model(self) -> language_model.LanguageModel:
+    return self.setup.experiment.model
+
+  @property
+  def run_dir(self) -> Path:
+    return self.setup.experiment.run_dir
+
+  @property
+  def num_rows(self) -> dict[str, int]:
+    """Rows of each task that are not filling."""
+    return {
+        task: int((x['decoder_loss_weights'] > 0).any(axis=1).sum())
+        for task, x in self.batches.items()
+    }
+
+
+def _open(split: str, rows: int) -> _Trained:
   run.use_compilation_cache()
   experiment = run.build()
   # Answer choices count as rows, and the right ones must be among them.
@@ -90,53 +126,44 @@ def _open(split: str, rows: int):
   with contextlib.closing(loop.open_checkpoints(setup)) as checkpointer:
     step = checkpointer.require_step()
     params = loop.restore_params(setup, checkpointer)
-  return setup, params, step, run.make_evaluator(setup).first_rows(rows)
+  batches = scoring.make_evaluator(setup).first_rows(rows)
+  return _Trained(setup, params, step, split, batches)
 
 
-def _known(
-    run_dir, step, batches, split
-) -> ablation_file.Ablation | None:
+def _known(trained: _Trained) -> ablation_file.Ablation | None:
   """What was measured before, if it is of this step and these rows."""
-  known = ablation_file.read(run_dir)
-  if known is None or known.is_of(step, split, _num_rows(batches)):
+  known = ablation_file.read(trained.run_dir)
+  wanted = trained.step, trained.split, trained.num_rows
+  if known is None or known.is_of(*wanted):
     return known
   run.console.print(
       f'{ablation_file.FILE} is of step {known.step}, split {known.split!r} '
-      f'and rows {dict(known.rows)}, not of step {step}, split {split!r} and '
-      f'rows {_num_rows(batches)}: the experts are scored anew.'
+      f'and rows {dict(known.rows)}, not of step {wanted[0]}, split '
+      f'{wanted[1]!r} and rows {wanted[2]}: the experts are scored anew.'
   )
   return None
 
 
-def _measure(
-    setup, params, step, batches, split
-) -> ablation_file.Ablation:
+def _measure(trained: _Trained) -> ablation_file.Ablation:
   """Scores the experts, and writes `ablation.json`."""
-  model = setup.experiment.model
-  routers = ablation.routers(model, params, next(iter(batches.values())))
-  progress = metrics.Progress('sites', len(routers))
+  batch = next(iter(trained.batches.values()))
+  num_sites = len(ablation.routers(trained.model, trained.params, batch))
+  progress = metrics.Progress('sites', num_sites)
   with contextlib.closing(progress):
     loss, without = ablation.leave_one_out(
-        model, params, batches, setup.mesh, progress.advance
+        trained.model, trained.params, trained.batches, trained.setup.mesh,
+        progress.advance,
     )
   measured = ablation_file.Ablation(
-      tuple(batches), loss, without, step, split, _num_rows(batches)
+      tuple(trained.batches), loss, without,
+      trained.step, trained.split, trained.num_rows,
   )
-  measured.write(setup.experiment.run_dir)
+  measured.write(trained.run_dir)
   return measured
 
 
-def _num_rows(batches) -> dict[str, int]:
-  """Rows of each task that are not filling."""
-  return {
-      task: int((x['decoder_loss_weights'] > 0).any(axis=1).sum())
-      for task, x in batches.items()
-  }
-
-
 def _table(pruned: pruning.Pruned) -> rich.table.Table:
-  table = rich.table.Table(title='Loss, nats per target token')
-  table.add_column('task')
+  table = rich.table.Table('task', title='Loss, nats per target token')
   for name in ('all experts', 'pruned', 'difference'):
     table.add_column(name, justify='right')
   for task, before in pruned.before.items():

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Removes experts from a trained run, and measures what that costs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import contextlib
 import dataclasses
 from pathlib import Path
@@ -12,14 +12,19 @@ import gin
 import jax
 import numpy as np
 
+from moe_peft import atomic
 from moe_peft import errors
 from moe_peft import gin_files
-from moe_peft.core import inject
 from moe_peft.core import partitioning
+from moe_peft.core import selection
+from moe_peft.core import sites
 from moe_peft.experts import ablation
+from moe_peft.methods import adamole
+from moe_peft.methods import expert_choice
 from moe_peft.runs import run_file
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
+from moe_peft.training import run
 from moe_peft.training import train_step
 
 Params = Mapping[str, Any]
@@ -62,45 +67,52 @@ def slice_params(
   for path, value in params.items():
     value, shape = np.asarray(value), tuple(shapes[path].shape)
     if value.shape != shape:
-      site = path.partition(f'/{inject.ADAPTER_SCOPE}/')[0]
+      site = path.partition(f'/{sites.ADAPTER_SCOPE}/')[0]
       axes = [i for i, n in enumerate(shape) if n != value.shape[i]]
       parts = shape[axes[0]] // max(len(kept.get(site, ())), 1)
       if len(axes) != 1 or not parts or value.shape[axes[0]] % parts:
-        raise errors.UserError(
-            f'{path} is {value.shape} and would be {shape}: the method cannot '
-            'be pruned.'
-        )
+        raise _cannot_be_pruned(f'{path} is {value.shape}, then {shape}.')
       index = np.arange(value.shape[axes[0]]).reshape(parts, -1)[:, kept[site]]
       value = np.take(value, index.ravel(), axis=axes[0])
     sliced[path] = value
   return sliced
 
 
+def _cannot_be_pruned(why: str) -> errors.UserError:
+  return errors.UserError(f'{why} Such a run cannot be pruned.', where='--keep')
+
+
 def check_keep(num_experts: int, keep: int) -> None:
-  """Raises errors.UserError if so many cannot be kept."""
+  """Checks that so many experts can be kept.
+
+  Raises:
+    errors.UserError: If not.
+  """
   if not 1 < keep < num_experts:
     raise errors.UserError(
-        f'--keep={keep} must be more than 1 (one expert has no router) and '
-        f'less than the {num_experts} experts of the run.'
+        f'{keep} is not more than 1, where a router begins, and less than the '
+        f'{num_experts} experts of the run.',
+        where='--keep',
     )
 
 
 def configure(keep: int) -> None:
-  """Sets the smaller number of experts in gin.
+  """Parses the configuration of the run anew, with fewer experts.
 
   Raises:
-    errors.UserError: If there is no macro for it.
+    errors.UserError: If there is no macro for their number.
   """
   macros = gin_files.macros()
   if 'NUM_EXPERTS' not in macros:
     raise errors.UserError(
-        'The configuration has no macro NUM_EXPERTS: methods whose numbers of '
-        'experts differ by layer cannot be pruned.'
+        'The configuration of the run has no such macro; methods whose numbers '
+        'of experts differ by layer cannot be pruned.',
+        where='NUM_EXPERTS',
     )
-  with gin.unlock_config():
-    gin.bind_parameter('NUM_EXPERTS/gin.macro.value', keep)
-    if 'PARAM_BUDGET' in macros:  # It would choose another rank.
-      gin.bind_parameter('PARAM_BUDGET/gin.macro.value', None)
+  bindings = [f'NUM_EXPERTS={keep}']
+  if 'PARAM_BUDGET' in macros:  # It would choose another rank.
+    bindings.append('PARAM_BUDGET=None')
+  gin_files.load_again(*bindings)
 
 
 def check_routers(routers: Mapping[str, Any], keep: int) -> int:
@@ -111,26 +123,31 @@ def check_routers(routers: Mapping[str, Any], keep: int) -> int:
   """
   numbers = {router.num_experts for router in routers.values()}
   if len(numbers) > 1:
-    raise errors.UserError(
-        f'Sites have {sorted(numbers)} experts; only runs with the same number '
-        'everywhere can be pruned.'
+    raise _cannot_be_pruned(
+        f'Sites have {sorted(numbers)} experts and not the same number each.'
     )
   for site, router in routers.items():
-    k = router.num_selected_experts
-    if router.selection == 'top_k' and k > keep:
+    select = router.select
+    if isinstance(select, selection.TopK) and select.k > keep:
       raise errors.UserError(
-          f'--keep={keep}: the router at {site} selects {k} experts for every '
-          f'token. Keep at least {k}.'
+          f'The router at {site} selects {select.k} experts for every token, '
+          f'more than {keep}.',
+          where='--keep',
+          remedy=f'Keep at least {select.k}.',
       )
-    if router.selection == 'expert_choice' or (
-        router.selection == 'threshold' and router.max_threshold is None
-    ):
-      raise errors.UserError(
-          f'The router at {site} depends on the number of experts '
-          f'(selection = {router.selection!r}), so fewer experts would decide '
-          'otherwise; it cannot be pruned.'
+    if _counts_experts(select):
+      raise _cannot_be_pruned(
+          f'The selection {type(select).__name__} of the router at {site} '
+          'depends on the number of experts.'
       )
   return numbers.pop()
+
+
+def _counts_experts(select: selection.Soft) -> bool:
+  """Whether a selection decides otherwise among fewer experts."""
+  if isinstance(select, adamole.Threshold):
+    return select.max_threshold is None
+  return isinstance(select, expert_choice.ChooseTokens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +175,6 @@ def write(
     batches: ablation.Batches,
     keep: int,
     out: Path,
-    rebuild: Callable[[], experiment_lib.Experiment],
 ) -> Pruned:
   """Writes a run with fewer experts.
 
@@ -170,7 +186,6 @@ def write(
     batches: On which losses are measured, model features by task.
     keep: Experts that stay at each site.
     out: MODEL_DIR of the new run.
-    rebuild: Builds the experiment that gin describes.
 
   Raises:
     errors.UserError: If the method cannot be pruned.
@@ -188,23 +203,22 @@ def write(
   masked = _losses(model, params, batches, masks, mesh)
   configure(keep)
   smaller = experiment_lib.prepare(
-      dataclasses.replace(rebuild(), model_dir=str(out))
+      dataclasses.replace(run.build(), model_dir=str(out))
   )
   shapes = {**smaller.frozen, **smaller.trainable}
   pruned = slice_params(params, shapes, kept)
   lost = [k for k in smaller.frozen if params[k].shape != shapes[k].shape]
   if lost:
-    raise errors.UserError(
+    raise _cannot_be_pruned(
         f'{lost[0]} does not train, so it is in no checkpoint and a smaller '
-        'one would be drawn anew; the method cannot be pruned.'
+        'one would be drawn anew.'
     )
   after = _losses(smaller.experiment.model, pruned, batches, {}, mesh)
   worst = max(abs(after[task] - masked[task]) for task in after)
   if not worst < _TOLERANCE:
-    raise errors.UserError(
+    raise _cannot_be_pruned(
         f'The pruned model differs from the masked one by {worst:.2g} nats, so '
-        'the method depends on the number of experts in another way and cannot '
-        'be pruned.'
+        'the method depends on the number of experts in another way.'
     )
   _save(smaller, pruned, step, out)
   return Pruned(kept, before, after, loop.count_params(smaller)[0])
@@ -212,10 +226,10 @@ def write(
 
 def _losses(model, params, batches, masks, mesh) -> dict[str, float]:
   masks = masks or {'': np.ones((1, 1), bool)}  # Of no site: all experts.
-  run = ablation.loss_fn(model, mesh)
+  loss = ablation.loss_fn(model, mesh)
   with partitioning.use_mesh(mesh):
     return {
-        task: float(run(params, dict(batch), masks)[0])
+        task: float(loss(params, dict(batch), masks)[0])
         for task, batch in batches.items()
     }
 
@@ -228,18 +242,13 @@ def _save(setup, params, step, out) -> None:
   }
   setup = dataclasses.replace(setup, trainable=placed)
   with contextlib.closing(loop.open_checkpoints(setup)) as checkpointer:
-    if checkpointer.latest_step() is not None:
-      raise errors.UserError(
-          f'--out {out} already holds a run; choose another folder.'
-      )
     state = train_step.init_state(setup)
     state = state.replace(step=jax.device_put(
         np.int32(step), state.step.sharding
     ))
     checkpointer.save(step, state, loop.train_data(setup.experiment))
     checkpointer.wait()
-  config = gin.config_str()
-  (out / 'config.gin').write_text(config, encoding='utf-8')
+  atomic.write(out / 'config.gin', gin.config_str())
 
 
 def summary(

@@ -4,18 +4,20 @@
 
 from collections.abc import Mapping
 import functools
+import re
 from typing import Any
 
 import numpy as np
 
-from moe_peft.core import inject
+from moe_peft.core import sites
 from moe_peft.core import trainable
 from moe_peft.models import stack
 
 _by_layer = functools.partial(trainable.by_layer, axis=stack.PARAM_SCAN_AXIS)
-# The low-rank halves of an expert's update; MixLoRA has a pair for each matrix.
-# Of a bottleneck these are the linear parts: its activation is left out.
+# The low-rank halves of an expert's update; MixLoRA has a pair for each matrix,
+# `wi_0_lora_a` and so on. A bottleneck is taken without its activation.
 _HALVES = {'lora_a': 'lora_b', 'down': 'up'}
+_FIRST_HALF = re.compile('(?P<prefix>.*)(?P<half>lora_a|down)')
 
 
 def by_site(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -31,21 +33,18 @@ def by_site(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """
   grams: dict[str, np.ndarray] = {}
   for path, value in params.items():
-    site, scope, name = path.partition(f'/{inject.ADAPTER_SCOPE}/')
-    if not scope or not trainable.is_adapter(path):
-      continue
+    site, scope, name = path.partition(f'/{sites.ADAPTER_SCOPE}/')
     value = np.asarray(value, np.float64)
-    if name == 'scaling':
+    if scope and name == 'scaling':
       layers = _by_layer(site, value)
       new = {s: (x - 1) @ (x - 1).T for s, x in layers.items()}
-    else:
-      prefix, half = _split(name)
-      if half is None:
-        continue
-      other = params[f'{site}{scope}{prefix}{_HALVES[half]}']
-      other = np.asarray(other, np.float64)
-      ups = _by_layer(site, other)
+    elif scope and (found := _FIRST_HALF.fullmatch(name)):
+      other = f'{found["prefix"]}{_HALVES[found["half"]]}'
+      up = np.asarray(params[f'{site}{scope}{other}'], np.float64)
+      ups = _by_layer(site, up)
       new = {s: gram(x, ups[s]) for s, x in _by_layer(site, value).items()}
+    else:
+      continue
     for layer, matrix in new.items():
       grams[layer] = grams.get(layer, 0.0) + matrix
   return {site: cosine(g) for site, g in grams.items() if len(g) > 1}
@@ -74,11 +73,3 @@ def cosine(matrix: np.ndarray) -> np.ndarray:
   norm = np.sqrt(np.diag(matrix))
   norm = np.where(norm > 0, norm, np.nan)
   return np.clip(matrix / norm[:, None] / norm[None, :], -1, 1)
-
-
-def _split(name: str):
-  """(prefix, half) of `wi_0_lora_a`; (_, None) if it is no first half."""
-  for half in _HALVES:
-    if name.endswith(half):
-      return name.removesuffix(half), half
-  return name, None

@@ -12,9 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from moe_peft.core import observe
 from moe_peft.core import partitioning
-from moe_peft.core import trainable
+from moe_peft.routers import usage
 
 ROWS_PER_TASK = 2
 # Tasks beyond that are left out: snapshots are to stay small.
@@ -49,12 +48,7 @@ class Snapshots:
     )
 
   def _sown(self, params, batch):
-    _, collections = self._model.apply(
-        trainable.unflatten(params), batch, mutable=(observe.COLLECTION,)
-    )
-    sown = observe.combine_weights(
-        collections.get(observe.COLLECTION, {}), batch
-    )
+    sown = usage.combine_weights(self._model, params, batch)
     return {site: weights for site, (weights, _) in sown.items()}
 
   def weights(self, params: Mapping[str, Any]) -> dict[str, np.ndarray]:

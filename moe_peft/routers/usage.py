@@ -81,14 +81,27 @@ def measure(
   }
 
 
-def _by_row(model, params, batch):
-  """{site: sums of `observe.row_sums`, one for each row}."""
+def combine_weights(
+    model: Any, params: Mapping[str, Any], batch: Mapping[str, Any]
+) -> dict[str, tuple[jax.Array, jax.Array]]:
+  """Runs a model on a batch and returns `observe.combine_weights` of it.
+
+  Args:
+    model: A `LanguageModel`.
+    params: Flat parameters.
+    batch: Model features, teacher-forced.
+  """
   _, collections = model.apply(
       trainable.unflatten(params), batch, mutable=(observe.COLLECTION,)
   )
-  sown = observe.combine_weights(
+  return observe.combine_weights(
       collections.get(observe.COLLECTION, {}), batch
   )
+
+
+def _by_row(model, params, batch):
+  """{site: sums of `observe.row_sums`, one for each row}."""
+  sown = combine_weights(model, params, batch)
   return {site: observe.row_sums(*values) for site, values in sown.items()}
 
 

@@ -10,12 +10,11 @@ the latter, for `use_orbax = False`, and writes with Orbax all the same.
 """
 
 from collections.abc import Mapping, Sequence
-import hashlib
-import json
 import re
 import tempfile
 from typing import Any
 
+from absl import logging
 from etils import epath  # Paths on a disk or in a bucket.
 import jax
 import jax.numpy as jnp
@@ -25,11 +24,12 @@ from t5x import checkpoints as t5x_checkpoints
 
 from moe_peft import errors
 from moe_peft.core import trainable
-from moe_peft.training import checkpoints
+from moe_peft.training import bases
 
-# Values at both ends of each array that enter the fingerprint: of the first
-# and of the last innermost row.
-SAMPLE_VALUES = 1024
+# Of the identity of a base: the first had a fingerprint of another kind.
+_VERSION = 2
+# What says where the base lies, in training and in evaluation.
+_BASE_BINDINGS = 'INITIAL_CHECKPOINT_PATH or BASE_PATH'
 
 
 class AdapterCheckpointer:
@@ -94,9 +94,10 @@ class AdapterCheckpointer:
     del concurrent_gb
     if state_transformation_fns:
       raise errors.UserError(
-          'utils.SaveCheckpointConfig.state_transformation_fns does not go '
-          'with adapter checkpoints; remove it, or leave out '
-          'gin/runs/t5x_adapter_checkpoints.gin.'
+          'Checkpoints of adapters are not transformed.',
+          where='utils.SaveCheckpointConfig.state_transformation_fns',
+          remedy='Remove it, or leave out the gin file '
+          'gin/runs/t5x_adapter_checkpoints.gin.',
       )
     step = int(np.asarray(train_state.step))
     if step == 0:
@@ -175,8 +176,10 @@ class AdapterCheckpointer:
       return self._train_state.restore_state(state)
     if not base_path or not epath.Path(base_path).exists():
       raise errors.UserError(
-          f'The adapters in {path} belong to the base {saved["path"]}, but '
-          f'INITIAL_CHECKPOINT_PATH = {base_path} does not exist.'
+          f'The adapters in {path} belong to the base {saved["path"]}, and '
+          f'{base_path} does not exist.',
+          where=_BASE_BINDINGS,
+          remedy='Say where the base lies now.',
       )
 
     def keep_base(from_checkpoint, _, is_resuming=False):
@@ -193,19 +196,21 @@ class AdapterCheckpointer:
         fallback_state=state,
     )
     found = self._identity(train_state)
-    if found['sha256'] != saved['sha256']:
+    if not _is_of(saved, found):
       raise errors.UserError(
-          f'The adapters in {path} were trained on the base {saved["path"]} '
-          f'({saved["parameters"]:,} parameters, sha256 '
-          f'{saved["sha256"][:12]}), but INITIAL_CHECKPOINT_PATH = '
-          f'{base_path} is another one ({found["parameters"]:,} parameters, '
-          f'sha256 {found["sha256"][:12]}). Give the path of the base they '
-          'were trained on.'
+          f'{base_path} ({found["parameters"]:,} parameters, sha256 '
+          f'{found["sha256"][:12]}) is not the base on which the adapters in '
+          f'{path} were trained: {saved["path"]} ({saved["parameters"]:,} '
+          f'parameters, sha256 {saved["sha256"][:12]}).',
+          where=_BASE_BINDINGS,
+          remedy='Give the path of the base on which they were trained.',
       )
     return train_state
 
   def _restore_stock(self, path: str, dtype: Any, **kwargs: Any) -> Any:
-    self._check_base(path)
+    bases.check_t5x_checkpoint(
+        path, trainable.flatten(self._train_state.state_dict()['target'])
+    )
     # T5X's manager tidies the folder it is given: not that of the base.
     with tempfile.TemporaryDirectory() as folder:
       manager = t5x_checkpoints.OrbaxCheckpointManagerInterface(
@@ -217,23 +222,6 @@ class AdapterCheckpointer:
       train_state = manager.restore(path=path, **kwargs)
       manager.close()
     return train_state
-
-  def _check_base(self, path: str) -> None:
-    """Says what T5X would find out late, and in many lines."""
-    if not epath.Path(path).exists():
-      raise errors.UserError(
-          f'INITIAL_CHECKPOINT_PATH = {path} does not exist.'
-      )
-    state = epath.Path(path) / 'state'
-    if not state.is_dir():
-      return  # Of T5X's older format, which is only read whole.
-    with ocp.PyTreeCheckpointer() as checkpointer:
-      tree = checkpointer.metadata(state).item_metadata.tree
-    checkpoints.check_shapes(
-        path,
-        trainable.flatten(tree['target']),
-        trainable.flatten(self._train_state.state_dict()['target']),
-    )
 
   def _manager(self, folder: str, keep: int | None = None) -> Any:
     layout = self._partitioner.get_data_layout()
@@ -288,46 +276,19 @@ class AdapterCheckpointer:
     """Where the base lies, its size, type and a fingerprint of its values."""
     params = trainable.flatten(train_state.state_dict()['target'])
     frozen = {k: v for k, v in params.items() if not self._regex.fullmatch(k)}
-    mesh = self._partitioner.mesh
     return {
-        'path': self._base_path,
-        'parameters': trainable.num_params(frozen),
+        **bases.identity(self._base_path, frozen, self._partitioner.mesh),
         'dtype': str(jnp.result_type(*frozen.values())) if frozen else None,
-        'sha256': fingerprint(frozen, mesh) if frozen else None,
+        'version': _VERSION,
     }
 
 
-def fingerprint(
-    params: Mapping[str, jax.Array], mesh: jax.sharding.Mesh
-) -> str:
-  """SHA-256 over names, shapes, types and a sample of the values.
-
-  The sample of an array is the first `SAMPLE_VALUES` values of its first row
-  and the last ones of its last row (a row is its innermost axis). All hosts of
-  a pod must call it, and all get the same.
-
-  Args:
-    params: `{path: array}`.
-    mesh: The devices on which the arrays lie.
-  """
-  # Replicated, so that every host can read them.
-  everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  samples = jax.device_get(
-      jax.jit(_samples, out_shardings=everywhere)(dict(params))
+def _is_of(saved: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+  """Whether a base is the one that a checkpoint names."""
+  if saved.get('version') == _VERSION:
+    return saved['sha256'] == found['sha256']
+  logging.warning(
+      'The checkpoint is of an older version: of its base only the number of '
+      'parameters is checked.'
   )
-  digest = hashlib.sha256()
-  for name in sorted(params):
-    array = params[name]
-    digest.update(json.dumps([name, array.shape, str(array.dtype)]).encode())
-    for sample in samples[name]:
-      digest.update(np.ascontiguousarray(sample).tobytes())
-  return digest.hexdigest()
-
-
-def _samples(params):
-  def ends(x):
-    x = x.reshape(1) if x.ndim == 0 else x
-    first = x[(0,) * (x.ndim - 1)][:SAMPLE_VALUES]
-    return first, x[(-1,) * (x.ndim - 1)][-SAMPLE_VALUES:]
-
-  return {name: ends(value) for name, value in params.items()}
+  return saved['parameters'] == found['parameters']

@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """T5X models whose loss has the losses of the adapters in it.
 
-Used in place of T5X's `EncoderDecoderModel` and `DecoderOnlyModel`. They know
-all of `moe_peft.core.losses.NAMES`, and need none of them.
+They stand in the place of T5X's `EncoderDecoderModel` and `DecoderOnlyModel`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,6 @@ from typing import Any
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
-from t5x import decoding
 from t5x import losses as t5x_losses
 from t5x import metrics as t5x_metrics
 from t5x import models as t5x_models
@@ -28,24 +26,40 @@ _TRAINING_LOSSES = ('consistency_loss',)
 class _AdapterLosses:
   """Adds what adapters sow to the loss and the metrics of a T5X model."""
 
-  def set_adapter_losses(
+  def __init__(
       self,
-      loss_factors: Mapping[str, float] | None,
-      site_metrics: Sequence[str],
-  ) -> None:
-    """Sets the factors of the losses and the metrics kept apart by site.
+      *args: Any,
+      loss_factors: Mapping[str, float] | None = None,
+      site_metrics: Sequence[str] = (),
+      **kwargs: Any,
+  ):
+    """As the model of T5X, and:
+
+    Args:
+      *args: As of the model of T5X. Losses of adapters are means, so
+        `loss_normalizing_factor` should be 'NUM_REAL_TARGET_TOKENS'.
+      loss_factors: Factor of each loss that adapters sow.
+      site_metrics: Names of sown values that are also logged for every site.
+      **kwargs: As of the model of T5X.
 
     Raises:
       errors.UserError: For a name that no adapter sows.
     """
+    super().__init__(*args, **kwargs)
     self._loss_factors = dict(loss_factors or {})
     self._site_metrics = tuple(site_metrics)
-    for name in (*self._loss_factors, *self._site_metrics):
-      if name not in losses.NAMES:
-        raise errors.UserError(
-            f'LOSS_FACTORS or SITE_METRICS names {name!r}, which no adapter '
-            f'sows; there are {", ".join(losses.NAMES)}.'
-        )
+    for macro, names in (
+        ('LOSS_FACTORS', self._loss_factors),
+        ('SITE_METRICS', self._site_metrics),
+    ):
+      for name in names:
+        if name not in losses.METRICS and not name.endswith('_loss'):
+          raise errors.UserError(
+              f'No adapter sows {name!r}.',
+              where=macro,
+              remedy='Name a loss, as in auxiliary_loss, or one of '
+              f'{", ".join(losses.METRICS)}.',
+          )
 
   def loss_fn(
       self, params: Any, batch: Batch, dropout_rng: jax.Array | None
@@ -134,102 +148,10 @@ class AdaptedEncoderDecoderModel(
 ):
   """An encoder-decoder, with the losses of its adapters."""
 
-  def __init__(
-      self,
-      module: Any,
-      input_vocabulary: Any,
-      output_vocabulary: Any,
-      optimizer_def: Any,
-      decode_fn: Any = decoding.beam_search,
-      feature_converter_cls: Any = None,
-      label_smoothing: float = 0.0,
-      z_loss: float = 0.0,
-      loss_normalizing_factor: Any = None,
-      default_decoder_params: Any = None,
-      loss_factors: Mapping[str, float] | None = None,
-      site_metrics: Sequence[str] = (),
-  ):
-    """As `t5x.models.EncoderDecoderModel`, and:
-
-    Args:
-      module: The network.
-      input_vocabulary: Vocabulary of the inputs.
-      output_vocabulary: Vocabulary of the targets.
-      optimizer_def: T5X optimizer.
-      decode_fn: Decoding function.
-      feature_converter_cls: Class of the feature converter.
-      label_smoothing: Probability mass spread over the vocabulary.
-      z_loss: Factor of the output z-loss.
-      loss_normalizing_factor: What the summed token losses are divided by.
-        The losses of adapters are means, so take 'NUM_REAL_TARGET_TOKENS'.
-      default_decoder_params: Options of decoding.
-      loss_factors: Factor of each loss that adapters sow.
-      site_metrics: Names of sown values that are also logged for every site.
-
-    Raises:
-      errors.UserError: For a name that no adapter sows.
-    """
-    self.set_adapter_losses(loss_factors, site_metrics)
-    super().__init__(
-        module=module,
-        input_vocabulary=input_vocabulary,
-        output_vocabulary=output_vocabulary,
-        optimizer_def=optimizer_def,
-        decode_fn=decode_fn,
-        feature_converter_cls=feature_converter_cls,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-        loss_normalizing_factor=loss_normalizing_factor,
-        default_decoder_params=default_decoder_params,
-    )
-
 
 class AdaptedDecoderOnlyModel(_AdapterLosses, t5x_models.DecoderOnlyModel):
-  """A decoder-only model, with the losses of its adapters."""
+  """A decoder-only model, with the losses of its adapters.
 
-  def __init__(
-      self,
-      module: Any,
-      vocabulary: Any,
-      optimizer_def: Any,
-      decode_fn: Any = decoding.temperature_sample,
-      inputs_bidirectional_attention: bool = False,
-      feature_converter_cls: Any = None,
-      label_smoothing: float = 0.0,
-      z_loss: float = 0.0,
-      loss_normalizing_factor: Any = None,
-      loss_factors: Mapping[str, float] | None = None,
-      site_metrics: Sequence[str] = (),
-  ):
-    """As `t5x.models.DecoderOnlyModel`, and:
-
-    Args:
-      module: The network.
-      vocabulary: Vocabulary of inputs and targets.
-      optimizer_def: T5X optimizer.
-      decode_fn: Decoding function.
-      inputs_bidirectional_attention: Whether inputs see later inputs (prefix
-        LM); routers treat the sites as causal all the same.
-      feature_converter_cls: Class of the feature converter.
-      label_smoothing: Probability mass spread over the vocabulary.
-      z_loss: Factor of the output z-loss.
-      loss_normalizing_factor: What the summed token losses are divided by.
-        The losses of adapters are means, so take 'NUM_REAL_TARGET_TOKENS'.
-      loss_factors: Factor of each loss that adapters sow.
-      site_metrics: Names of sown values that are also logged for every site.
-
-    Raises:
-      errors.UserError: For a name that no adapter sows.
-    """
-    self.set_adapter_losses(loss_factors, site_metrics)
-    super().__init__(
-        module=module,
-        vocabulary=vocabulary,
-        optimizer_def=optimizer_def,
-        decode_fn=decode_fn,
-        inputs_bidirectional_attention=inputs_bidirectional_attention,
-        feature_converter_cls=feature_converter_cls,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-        loss_normalizing_factor=loss_normalizing_factor,
-    )
+  With `inputs_bidirectional_attention` (prefix LM) inputs see later inputs;
+  routers treat the sites as causal all the same.
+  """

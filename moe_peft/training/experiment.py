@@ -15,7 +15,7 @@ from moe_peft import errors
 from moe_peft.core import partitioning
 from moe_peft.core import trainable
 from moe_peft.models import language_model
-from moe_peft.training import checkpoints
+from moe_peft.training import bases
 
 Params = Mapping[str, Any]
 
@@ -92,20 +92,20 @@ class Experiment:
                  'eval_batch_size', 'checkpoint_period'):
       if getattr(self, name) < 1:
         raise errors.UserError(
-            f'{name.upper()} = {getattr(self, name)} must be at least 1.'
+            f'{getattr(self, name)} is less than 1.', where=name.upper()
         )
     if self.batch_size % self.num_microbatches:
       raise errors.UserError(
-          f'NUM_MICROBATCHES = {self.num_microbatches} does not divide '
-          f'BATCH_SIZE = {self.batch_size}.'
+          f'{self.num_microbatches} does not divide BATCH_SIZE = '
+          f'{self.batch_size}.',
+          where='NUM_MICROBATCHES',
       )
-
     known = getattr(self.model, 'target_length', None)
     if known is not None and known < self.task_feature_lengths['targets']:
       raise errors.UserError(
-          f'decoder_only.DecoderOnlyModel.target_length = {known}: rows may '
-          'hold more targets. Make it the length of the targets in '
-          'TASK_FEATURE_LENGTHS.'
+          f'Rows may hold more than {known} targets.',
+          where='decoder_only.DecoderOnlyModel.target_length',
+          remedy='Make it the length of the targets in TASK_FEATURE_LENGTHS.',
       )
 
   @property
@@ -133,7 +133,7 @@ class Setup:
       `lay_out` made the setup.
     frozen: Frozen parameters by path, sharded, or shapes of them.
     shardings: Sharding of every parameter by path.
-    base: Identity of the base (see `checkpoints.fingerprint`).
+    base: Identity of the base (see `bases.identity`).
   """
 
   experiment: Experiment
@@ -202,9 +202,15 @@ def prepare(experiment: Experiment) -> Setup:
   """Builds the model on all devices and restores its base.
 
   Raises:
-    errors.UserError: As `lay_out`, and for a base of another shape or
-      EVAL_BATCH_SIZE that the mesh cannot split.
+    errors.UserError: As `lay_out`, and for a base of another shape, an
+      EVAL_BATCH_SIZE that the mesh cannot split, and several processes.
   """
+  if jax.process_count() > 1:
+    raise errors.UserError(
+        f'This engine is for one process, and there are {jax.process_count()}.',
+        where='jax.process_count()',
+        remedy='Train on several hosts with T5X; docs/t5x.md says how.',
+    )
   setup = lay_out(experiment)
   partitioning.check_batch_size(
       experiment.eval_batch_size, setup.mesh, 'EVAL_BATCH_SIZE'
@@ -212,7 +218,7 @@ def prepare(experiment: Experiment) -> Setup:
   structs = {**setup.trainable, **setup.frozen}
   path = experiment.initial_checkpoint_path
   # It may hold adapters too: experts that were trained elsewhere.
-  base = {} if path is None else checkpoints.load_base(path, structs)
+  base = {} if path is None else bases.load_base(path, structs)
   missing = [name for name in structs if name not in base]
 
   def init_missing(rng):
@@ -225,8 +231,6 @@ def prepare(experiment: Experiment) -> Setup:
         init_missing,
         out_shardings={name: setup.shardings[name] for name in missing},
     )(jax.random.key(experiment.seed))
-  identity = checkpoints.fingerprint(path, base)
-
   def place(name):
     value = fresh[name] if name in fresh else base[name]
     return jax.device_put(
@@ -237,5 +241,5 @@ def prepare(experiment: Experiment) -> Setup:
       setup,
       trainable={name: place(name) for name in setup.trainable},
       frozen={name: place(name) for name in setup.frozen},
-      base=identity,
+      base=bases.identity(path, base),
   )

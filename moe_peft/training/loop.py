@@ -82,12 +82,13 @@ def train(
   """
   experiment = setup.experiment
   data = train_data(experiment)
-  state = train_step.init_state(setup)
   first_step = checkpointer.latest_step() or 0
   if first_step:
     state = checkpointer.restore(
-        first_step, checkpoints.abstract_state(state), data
+        first_step, train_step.abstract_state(setup), data
     )
+  else:
+    state = train_step.init_state(setup)
   progress = metrics_lib.Progress('train', experiment.train_steps, first_step)
   log = metrics_lib.TrainLog(
       experiment.run_dir, first_step, progress, experiment.learning_rate
@@ -159,8 +160,7 @@ def restore_params(
     errors.UserError: If there is no checkpoint.
   """
   state = checkpointer.restore(
-      checkpointer.require_step(),
-      checkpoints.abstract_state(train_step.init_state(setup)),
+      checkpointer.require_step(), train_step.abstract_state(setup)
   )
   return {**setup.frozen, **state.params}
 

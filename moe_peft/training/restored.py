@@ -14,11 +14,11 @@ import rich.console
 
 from moe_peft import errors
 from moe_peft.core import trainable
-from moe_peft.evaluation import evaluator as evaluator_lib
-from moe_peft.training import checkpoints
+from moe_peft.training import bases
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
 from moe_peft.training import run
+from moe_peft.training import scoring
 
 
 def evaluate_run(split: str) -> None:
@@ -33,25 +33,19 @@ def evaluate_run(split: str) -> None:
   run.use_compilation_cache()
   experiment = dataclasses.replace(run.build(), eval_split=split)
   setup, params = restore(experiment)
-  evaluator = run.make_evaluator(setup)
+  evaluator = scoring.make_evaluator(setup)
   # Not of `params`: full fine-tuning has changed what the base was.
-  base = run.base_params({**setup.trainable, **setup.frozen})
-  results = {}
-  for title, model, values in (
-      ('base', experiment.model.without_adapters(), base),
-      ('adapted', experiment.model, params),
-  ):
-    results[title] = run.evaluate_with_progress(evaluator, title, model, values)
-  primary = evaluator_lib.primary_metrics(results['base'])
-  run.write_results(
-      experiment.run_dir, split, evaluator, **results,
-      name=f'results_{split}.json',
+  base = scoring.base_params({**setup.trainable, **setup.frozen})
+  results = scoring.results(
+      evaluator,
+      split,
+      scoring.evaluate(
+          evaluator, 'base', experiment.model.without_adapters(), base
+      ),
+      scoring.evaluate(evaluator, 'adapted', experiment.model, params),
   )
-  rich.console.Console().print(
-      run.results_table(
-          **results, primary=primary, constant=evaluator.constant_answer
-      )
-  )
+  results.write(experiment.run_dir, f'results_{split}.json')
+  rich.console.Console().print(scoring.table(results))
 
 
 def infer(lines: Sequence[str], **decoding_options: Any) -> Iterator[str]:
@@ -75,8 +69,10 @@ def infer(lines: Sequence[str], **decoding_options: Any) -> Iterator[str]:
   for number, ids in enumerate(encoded, start=1):
     if len(ids) > length:
       raise errors.UserError(
-          f'Line {number} has {len(ids)} tokens; the run reads at most '
-          f'{length} (TASK_FEATURE_LENGTHS). Shorten it.'
+          f'The line has {len(ids)} tokens, and the run reads at most {length} '
+          '(TASK_FEATURE_LENGTHS).',
+          where=f'line {number}',
+          remedy='Shorten it.',
       )
   setup, params = restore(experiment)
   generate = jax.jit(
@@ -102,7 +98,7 @@ def infer(lines: Sequence[str], **decoding_options: Any) -> Iterator[str]:
 def save_base(folder: Path) -> None:
   """Writes the configured run's parameters, adapters excepted, as a base."""
   _, params = restore(run.build())
-  file = checkpoints.save_base(jax.device_get(run.base_params(params)), folder)
+  file = bases.save_base(jax.device_get(scoring.base_params(params)), folder)
   run.console.print(f'{file}: {file.stat().st_size / 1e6:.1f} MB')
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import gin
 import jax
 import rich.console
-import rich.table
 
+from moe_peft import atomic
 from moe_peft import errors
 from moe_peft import gin_files
 from moe_peft.core import trainable
@@ -35,6 +35,7 @@ from moe_peft.training import budget
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
 from moe_peft.training import metrics
+from moe_peft.training import scoring
 
 console = rich.console.Console(stderr=True, highlight=False)
 
@@ -54,8 +55,8 @@ def run_experiment() -> Path | None:
   """
   use_compilation_cache()
   experiment = build()
-  with contextlib.closing(_Run(experiment)) as run:
-    return experiment.run_dir if run.run() else None
+  with contextlib.closing(_Session(experiment)) as session:
+    return experiment.run_dir if session.run() else None
 
 
 def build() -> experiment_lib.Experiment:
@@ -116,15 +117,15 @@ def use_compilation_cache() -> None:
   )
 
 
-class _Run:
-  """An experiment with its folder, its devices and its evaluator."""
+class _Session:
+  """What one process does for an experiment: evaluate, train, write."""
 
   def __init__(self, experiment: experiment_lib.Experiment):
     self._experiment, self._dir = experiment, experiment.run_dir
     self._start = time.monotonic()
     self._setup = experiment_lib.prepare(experiment)
     self._checkpointer = loop.open_checkpoints(self._setup)
-    self._evaluator = make_evaluator(self._setup)
+    self._evaluator = scoring.make_evaluator(self._setup)
     step = self._checkpointer.latest_step() or 0
     self._evals = metrics_files.JsonLines(
         self._dir / metrics_files.EVALUATION, step
@@ -138,7 +139,7 @@ class _Run:
         self._evaluator.first_rows(snapshots.ROWS_PER_TASK),
         self._setup.mesh,
     )
-    (self._dir / 'config.gin').write_text(gin.config_str(), encoding='utf-8')
+    atomic.write(self._dir / 'config.gin', gin.config_str())
 
   def close(self) -> None:
     self._evals.close()
@@ -182,11 +183,11 @@ class _Run:
     path = self._base_results_path()
     if (known := results_file.read_base(path)) is not None:
       return known
-    results = evaluate_with_progress(
+    results = scoring.evaluate(
         self._evaluator,
         'base',
         self._experiment.model.without_adapters(),
-        base_params({**self._setup.trainable, **self._setup.frozen}),
+        scoring.base_params({**self._setup.trainable, **self._setup.frozen}),
     )
     results_file.write_base(path, results)
     return results
@@ -212,7 +213,7 @@ class _Run:
   def _evaluate(
       self, step: int, params: Mapping[str, Any]
   ) -> evaluator_lib.Results:
-    results = evaluate_with_progress(
+    results = scoring.evaluate(
         self._evaluator, f'step {step}', self._experiment.model, params, step
     )
     self._log_results(step, results)
@@ -250,10 +251,10 @@ class _Run:
   def _finish(self, base, adapted, params) -> None:
     """Writes results, router statistics and the summary."""
     experiment = self._experiment
-    primary = evaluator_lib.primary_metrics(adapted)
-    write_results(
-        self._dir, experiment.eval_split, self._evaluator, base, adapted
+    results = scoring.results(
+        self._evaluator, experiment.eval_split, base, adapted
     )
+    results.write(self._dir)
     self._observe_routers(params)
     if cosine := similarity.by_site(params):
       similarity_file.Similarity(cosine).write(self._dir)
@@ -283,78 +284,10 @@ class _Run:
             for name in ('jax', 'flax', 'optax', 'orbax-checkpoint', 'seqio')
         },
     ).write(self._dir)
-    rich.console.Console().print(
-        results_table(base, adapted, primary, self._evaluator.constant_answer)
-    )
+    rich.console.Console().print(scoring.table(results))
 
 
 def _method_names(rules: Sequence[Any]) -> tuple[str, ...]:
   """Names of the adapters' classes; none for full fine-tuning."""
   names = [rule.adapter_factory.__name__ for rule in rules]
   return tuple(dict.fromkeys(names)) or ('full fine-tuning',)
-
-
-def write_results(
-    folder: Path,
-    split: str,
-    evaluator: evaluator_lib.Evaluator,
-    base: evaluator_lib.Results,
-    adapted: evaluator_lib.Results,
-    name: str = results_file.FILE,
-) -> None:
-  """Writes an evaluation of a run and its base into the run's folder."""
-  results_file.Results(
-      split=split,
-      num_examples=evaluator.num_examples,
-      base=base,
-      adapted=adapted,
-      primary_metric=evaluator_lib.primary_metrics(adapted),
-      constant_answer=evaluator.constant_answer,
-      questions_cut=evaluator.questions_cut,
-      lower_is_better=evaluator_lib.lower_is_better(adapted),
-  ).write(folder, name)
-
-
-def make_evaluator(setup: experiment_lib.Setup) -> evaluator_lib.Evaluator:
-  """The evaluator of an experiment."""
-  experiment = setup.experiment
-  return evaluator_lib.Evaluator(
-      experiment.eval_name,
-      experiment.model.feature_converter(),
-      experiment.task_feature_lengths,
-      experiment.eval_split,
-      experiment.eval_batch_size,
-      experiment.eval_examples,
-      setup.mesh,
-  )
-
-
-def evaluate_with_progress(evaluator, title, model, params, step=0):
-  progress = metrics.Progress(f'evaluate {title}', evaluator.num_batches())
-  with contextlib.closing(progress):
-    return evaluator.evaluate(model, params, step, progress.advance)
-
-
-def base_params(params: Mapping[str, Any]) -> dict[str, Any]:
-  """The flat parameters that are not of adapters."""
-  return {k: v for k, v in params.items() if not trainable.is_adapter(k)}
-
-
-def results_table(
-    base: evaluator_lib.Results,
-    adapted: evaluator_lib.Results,
-    primary: Mapping[str, str],
-    constant: evaluator_lib.Results,
-) -> rich.table.Table:
-  """The table that a run ends with; `constant`: always the same answer."""
-  table = rich.table.Table()
-  table.add_column('task')
-  table.add_column('metric')
-  columns = {'constant': constant, 'base': base, 'adapted': adapted}
-  for name in columns:
-    table.add_column(name, justify='right')
-  for task, metric in primary.items():
-    values = [results.get(task, {}).get(metric) for results in columns.values()]
-    cells = ('–' if value is None else f'{value:.1f}' for value in values)
-    table.add_row(task, metric, *cells)
-  return table

@@ -18,12 +18,16 @@ def warmup_cosine(
     train_steps: Steps in all.
 
   Raises:
-    errors.UserError: If the warm-up does not end before the training does.
+    errors.UserError: If there are no steps, or if the warm-up does not end
+      before the training does.
   """
+  if train_steps < 1:
+    raise errors.UserError(f'{train_steps} is less than 1.', 'TRAIN_STEPS')
   if not 0 <= warmup_steps < train_steps:
     raise errors.UserError(
-        f'WARMUP_STEPS = {warmup_steps} must be less than TRAIN_STEPS = '
-        f'{train_steps}, and not negative.'
+        f'{warmup_steps} is negative or not less than TRAIN_STEPS = '
+        f'{train_steps}.',
+        where='WARMUP_STEPS',
     )
   return optax.schedules.warmup_cosine_decay_schedule(
       0.0, peak_value, warmup_steps, train_steps

@@ -13,7 +13,8 @@ from moe_peft.data import local
 from moe_peft.data import ranking
 from moe_peft.data import vocabularies
 from moe_peft.evaluation import constant_answer
-from moe_peft.training import run
+from moe_peft.runs import results_file
+from moe_peft.training import scoring
 
 
 def _measure(tmp_path, name, rows, **options):
@@ -113,9 +114,9 @@ def test_what_has_no_constant_answer_is_left_out():
 
   rows = {'inputs': ['?'], 'targets': ['a']}
   assert _foreign('constant_none', rows, [with_aux, perplexity]) == {}
-  table = run.results_table(
-      base={'t': {'m': 1.0}}, adapted={'t': {'m': 2.0}}, primary={'t': 'm'},
-      constant={},
-  )
+  table = scoring.table(results_file.Results(
+      split='test', num_examples={'t': 1}, base={'t': {'m': 1.0}},
+      adapted={'t': {'m': 2.0}}, primary_metric={'t': 'm'},
+  ))
   cells = [list(column.cells)[0] for column in table.columns]
   assert cells == ['t', 'm', '–', '1.0', '2.0']

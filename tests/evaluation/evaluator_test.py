@@ -12,6 +12,7 @@ from moe_peft.core import partitioning
 from moe_peft.data import metrics
 from moe_peft.data import vocabularies
 from moe_peft.evaluation import evaluator as evaluator_lib
+from tests import refusals
 
 
 @pytest.fixture(name='evaluator')
@@ -52,7 +53,7 @@ def _evaluator():
 
 
 def test_an_empty_split(evaluator):
-  with pytest.raises(errors.UserError, match="nothing .* split 'test'"):
+  with refusals.refused('evaluator_test', "'test'", 'TASK_FEATURE_LENGTHS'):
     evaluator([], metrics.exact_match)
 
 
@@ -72,7 +73,7 @@ def test_a_metric_of_more_than_texts(evaluator):
   def of_aux(targets, predictions, aux_values):
     raise AssertionError
 
-  with pytest.raises(errors.UserError, match='PREDICTION_WITH_AUX'):
+  with refusals.refused('evaluator_test', 'PREDICTION_WITH_AUX'):
     evaluator(['1'], of_aux)
 
 

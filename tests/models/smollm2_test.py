@@ -19,7 +19,7 @@ from moe_peft import hf
 from moe_peft.core import trainable
 from moe_peft.data import packages
 from moe_peft.data.sets import commonsense
-from moe_peft.training import checkpoints
+from moe_peft.training import bases
 from moe_peft.training import run
 
 FOLDER = Path(
@@ -68,7 +68,7 @@ def smollm2(tmp_path_factory):
       lambda: model.module.init(jax.random.key(0), ones, ones,
                                 enable_dropout=False)
   )['params']
-  flat = checkpoints.load_base(str(base), trainable.flatten(shapes))
+  flat = bases.load_base(str(base), trainable.flatten(shapes))
   return model, trainable.unflatten(jax.device_put(flat)), file
 
 

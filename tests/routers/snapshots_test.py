@@ -12,7 +12,7 @@ from moe_peft.evaluation import evaluator
 from moe_peft.routers import snapshots
 from moe_peft.routers import statistics
 from moe_peft.training import experiment as experiment_lib
-from moe_peft.training import run
+from moe_peft.training import scoring
 from tests.training import tiny
 
 
@@ -32,7 +32,7 @@ def test_the_same_parameters_do_not_drift_and_others_do(tmp_path):
   setup = experiment_lib.prepare(
       tiny.experiment(tmp_path, SITES='.*/mlp/wo')
   )
-  batches = run.make_evaluator(setup).first_rows(snapshots.ROWS_PER_TASK)
+  batches = scoring.make_evaluator(setup).first_rows(snapshots.ROWS_PER_TASK)
   snapshot = snapshots.Snapshots(setup.experiment.model, batches, setup.mesh)
   params = {**setup.frozen, **setup.trainable}
   other = {

@@ -16,42 +16,33 @@ pytestmark = [pytest.mark.t5x, pytest.mark.slow]
 
 
 @pytest.mark.parametrize(
-    ('macros', 'sizes', 'words'),
+    ('macros', 'sizes', 'where', 'names'),
     [
-        ({}, 'network.T5Config.emb_dim = 16', 'is of another model .*shapes'),
-        ({}, 'network.T5Config.num_decoder_layers = 2', 'missing: decoder/l'),
-        (
-            {'INITIAL_CHECKPOINT_PATH': '/nowhere/checkpoint_1'},
-            '',
-            '/nowhere/checkpoint_1 does not exist',
-        ),
-        (
-            {'MIXTURE_OR_TASK_NAME': 'past_tens'},
-            '',
-            'no task or mixture .past_tens.*nearest names are past_tense',
-        ),
-        ({'SITES': '.*/atention/.*'}, '', 'no layer'),
+        ({}, 'network.T5Config.emb_dim = 16', 'INITIAL_CHECKPOINT_PATH',
+         ('another model', 'shapes')),
+        ({}, 'network.T5Config.num_decoder_layers = 2',
+         'INITIAL_CHECKPOINT_PATH', ('missing: decoder/l',)),
+        ({'INITIAL_CHECKPOINT_PATH': '/nowhere/checkpoint_1'}, '',
+         'INITIAL_CHECKPOINT_PATH', ('/nowhere/checkpoint_1',)),
+        ({'MIXTURE_OR_TASK_NAME': 'past_tens'}, '', 'MIXTURE_OR_TASK_NAME',
+         ('past_tens', 'past_tense')),
+        ({'SITES': '.*/atention/.*'}, '', None, ('atention',)),
         # On eight devices.
-        (
-            {'NUM_MODEL_PARTITIONS': 3},
-            '',
-            'NUM_MODEL_PARTITIONS = 3 does not divide the 8 devices',
-        ),
-        (
-            {'NUM_MODEL_PARTITIONS': 8},
-            'network.T5Config.mlp_dim = 12',
-            'NUM_MODEL_PARTITIONS = 8 does not divide the 12 of .*mlp/wi_0',
-        ),
+        ({'NUM_MODEL_PARTITIONS': 3}, '',
+         'NUM_EXPERT_PARTITIONS * NUM_MODEL_PARTITIONS', (3, 8)),
+        ({'NUM_MODEL_PARTITIONS': 8}, 'network.T5Config.mlp_dim = 12',
+         'NUM_MODEL_PARTITIONS', (8, 12, 'mlp/wi_0')),
         (
             {'NUM_EXPERT_PARTITIONS': 4},
             "include 'gin/runs/t5x_expert_partitions.gin'",
-            'NUM_EXPERT_PARTITIONS = 4 does not divide the 3 of .*lora_a',
+            'NUM_EXPERT_PARTITIONS',
+            (4, 3, 'lora_a'),
         ),
-        ({'BATCH_SIZE': 12}, '', 'BATCH_SIZE = 12 .* use 16'),
-        ({'PARAM_BUDGET': 10}, '', 'PARAM_BUDGET allows 10 .* RANK = 1'),
+        ({'BATCH_SIZE': 12}, '', 'BATCH_SIZE', (12, 16)),
+        ({'PARAM_BUDGET': 10}, '', 'PARAM_BUDGET', (10, 'RANK = 1')),
     ],
 )
-def test_one_message_before_any_step(tmp_path, macros, sizes, words):
+def test_one_message_before_any_step(tmp_path, macros, sizes, where, names):
   base = processes.write_base(tmp_path)
   config = networks.adapted(
       'molora',
@@ -65,8 +56,10 @@ def test_one_message_before_any_step(tmp_path, macros, sizes, words):
       'RANK': 2,
       **macros,
   }
-  with pytest.raises(errors.UserError, match=words):
+  with pytest.raises(errors.UserError) as info:
     training.train(config, tmp_path / 'run', **macros)
+  assert info.value.where == (where or info.value.where)
+  assert all(str(name) in str(info.value) for name in names), info.value
   assert not list((tmp_path / 'run').glob('checkpoint_*'))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moe_peft.core import trainable
-from moe_peft.training import checkpoints
+from moe_peft.training import bases
 from tests.t5x import processes
 
 pytest.importorskip('t5x')
@@ -23,7 +23,7 @@ MORE = 'CHECKPOINT_PERIOD = 3\nschedules.warmup_cosine.train_steps = 30\n'
 
 def read_state(checkpoint):
   """What a checkpoint of adapters holds, by path."""
-  return trainable.flatten(checkpoints.read_orbax(checkpoint / 'state'))
+  return trainable.flatten(bases.read_orbax(checkpoint / 'state'))
 
 
 def check_equal(one, other):

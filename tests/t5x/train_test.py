@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from moe_peft import errors
+from tests import refusals
 from tests.t5x import networks
 from tests.t5x import training
 
@@ -91,5 +92,5 @@ schedules.warmup_cosine.train_steps = 8
   other = tmp_path / 'other'
   training.train(networks.stock('examples.t5'), other, RANDOM_SEED=8)
   macros['INITIAL_CHECKPOINT_PATH'] = str(other / 'checkpoint_1')
-  with pytest.raises(errors.UserError, match='were trained on the base'):
+  with refusals.refused('INITIAL_CHECKPOINT_PATH or BASE_PATH', base, other):
     training.train(config, tmp_path / 'b', TRAIN_STEPS=6, **macros)

@@ -3,9 +3,11 @@
 """Tests of bases that are read and of what fails while saving."""
 
 import contextlib
+import json
 import resource
 
 from clu.data import dataset_iterator
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -14,9 +16,13 @@ import pytest
 import tensorflow as tf
 
 from moe_peft import errors
+from moe_peft import gin_files
+from moe_peft.core import partitioning
+from moe_peft.training import bases
 from moe_peft.training import checkpoints
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
+from tests import refusals
 from tests.training import tiny
 
 BASE = {
@@ -26,8 +32,8 @@ BASE = {
 
 
 def test_a_base_round_trips_in_bfloat16(tmp_path):
-  checkpoints.save_base(BASE, tmp_path)
-  read = checkpoints.load_base(str(tmp_path), BASE)
+  bases.save_base(BASE, tmp_path)
+  read = bases.load_base(str(tmp_path), BASE)
   assert read.keys() == BASE.keys()
   for name, value in read.items():
     assert value.dtype == ml_dtypes.bfloat16
@@ -41,7 +47,7 @@ def test_an_orbax_checkpoint_is_a_base(tmp_path):
         tmp_path / 'base',
         {'encoder': {k.split('/')[1]: v for k, v in BASE.items()}},
     )
-  read = checkpoints.load_base(str(tmp_path / 'base'), BASE)
+  read = bases.load_base(str(tmp_path / 'base'), BASE)
   for name, value in BASE.items():
     np.testing.assert_array_equal(read[name], value)
 
@@ -54,35 +60,69 @@ def test_the_small_base_ships_and_fits_its_model(tmp_path, monkeypatch):
   )
   setup = experiment_lib.prepare(plain)
   assert setup.base['parameters'] == 1_575_296
-  stored = checkpoints.load_base('bases/tiny_t5', setup.frozen)
+  stored = bases.load_base('bases/tiny_t5', setup.frozen)
   for name, value in setup.frozen.items():
     np.testing.assert_array_equal(value, stored[name].astype(np.float32))
 
 
 def test_other_files_are_refused_by_name(tmp_path):
-  with pytest.raises(errors.UserError, match='does not exist'):
-    checkpoints.load_base(str(tmp_path / 'none'), BASE)
-  with pytest.raises(errors.UserError, match='holds no base'):
-    checkpoints.load_base(str(tmp_path), BASE)
-  file = checkpoints.save_base(BASE, tmp_path)
+  nowhere = tmp_path / 'none'
+  with refusals.refused('INITIAL_CHECKPOINT_PATH', nowhere):
+    bases.load_base(str(nowhere), BASE)
+  with refusals.refused(tmp_path, bases.BASE_FILE):
+    bases.load_base(str(tmp_path), BASE)
+  file = bases.save_base(BASE, tmp_path)
   file.write_bytes(file.read_bytes()[:-8])
-  with pytest.raises(errors.UserError, match='truncated'):
-    checkpoints.load_base(str(tmp_path), BASE)
+  with refusals.refused(file, 'truncated'):
+    bases.load_base(str(tmp_path), BASE)
 
 
 def test_another_model_is_refused_with_what_differs(tmp_path):
-  checkpoints.save_base(BASE, tmp_path)
+  bases.save_base(BASE, tmp_path)
   expected = {
       'encoder/kernel': jnp.zeros((3, 3)), 'decoder/scale': jnp.zeros(3)
   }
-  with pytest.raises(errors.UserError) as error:
-    checkpoints.load_base(str(tmp_path), expected)
-  for words in (
+  with refusals.refused(
+      'INITIAL_CHECKPOINT_PATH',
       'missing: decoder/scale',
       'not in the model: encoder/scale',
       'encoder/kernel is (2, 3) there and (3, 3) in the model',
   ):
-    assert words in str(error.value)
+    bases.load_base(str(tmp_path), expected)
+
+
+def test_the_identity_knows_a_changed_base():
+  first = bases.identity('x', BASE)
+  assert first == bases.identity('x', dict(reversed(BASE.items())))
+  changed = BASE | {'encoder/kernel': BASE['encoder/kernel'] + 1}
+  assert first['sha256'] != bases.identity('x', changed)['sha256']
+  assert json.loads(json.dumps(first)) == first
+  assert bases.identity(None, {})['sha256'] is None
+
+
+def test_the_identity_is_that_of_older_runs():
+  """The digest of tiny_t5 in a run.json of 2026-11, of the flat bytes."""
+  file = gin_files.resource('bases/tiny_t5') / bases.BASE_FILE
+  known = bases.identity('', bases.read_arrays(file))
+  assert known['sha256'].startswith('6e7f387d80cd62ea8cbe47ab8986726d5a67096')
+
+
+@pytest.mark.parametrize(
+    'shape', [(), (3,), (5000,), (3, 4096), (2000, 3), (2, 3, 2000), (1, 1, 9)]
+)
+def test_the_identity_is_the_same_on_devices(shape):
+  """Both ends of the flat array, whatever its shape, sharded or not."""
+  random = np.random.default_rng(0)
+  params = {'x': random.normal(size=shape).astype(np.float32)}
+  flat = params['x'].reshape(-1).view(np.uint8)
+  ends = [x.tobytes() for x in (flat[:4096], flat[-4096:])]
+  (found,) = bases._samples(params).values()
+  assert [np.ascontiguousarray(x).tobytes() for x in found] == ends
+  mesh = partitioning.make_mesh()
+  split = shape and shape[0] % 8 == 0
+  sharding = partitioning.batch_sharding(mesh) if split else None
+  placed = jax.device_put(params, sharding)
+  assert bases.identity('', placed, mesh) == bases.identity('', params)
 
 
 def test_data_that_have_moved_are_named(tmp_path):
@@ -108,7 +148,7 @@ def test_data_that_have_moved_are_named(tmp_path):
     checkpointer.restore(1, state, resumed)
     assert next(resumed)['row'] == b'two'
     file.rename(tmp_path / 'elsewhere')
-    with pytest.raises(errors.UserError, match='rows.tfrecord is not there'):
+    with refusals.refused(file):
       checkpointer.restore(1, state, rows())
 
 
@@ -126,7 +166,7 @@ def test_a_full_disk_loses_nothing_that_was_saved(tmp_path):
     # Files may not grow past 4 kB: writes fail as they do on a full disk.
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
-      with pytest.raises(errors.UserError, match='could not be saved'):
+      with pytest.raises(errors.UserError, match='cannot be saved'):
         loop.train(setup, checkpointer, lambda *_: None)
     finally:
       resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

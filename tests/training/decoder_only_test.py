@@ -16,6 +16,7 @@ from moe_peft.training import loop
 from moe_peft.training import restored
 from moe_peft.training import run
 from moe_peft.training import train_step
+from tests import refusals
 
 SIZES = {
     'llama.LlamaConfig.emb_dim': 16,
@@ -101,13 +102,13 @@ def test_the_methods_find_their_layers(tmp_path, method):
 
 
 def test_rows_with_more_targets_than_logits_are_refused(tmp_path):
-  with pytest.raises(errors.UserError, match='target_length = 15: rows'):
+  with refusals.refused('decoder_only.DecoderOnlyModel.target_length', 15):
     experiment(tmp_path, **{
         'decoder_only.DecoderOnlyModel.target_length': 15})
 
 
 def test_sequence_routers_say_what_a_decoder_alone_lacks(tmp_path):
-  with pytest.raises(errors.UserError, match="the encoder's outputs, and"):
+  with pytest.raises(errors.UserError, match="encoder's outputs"):
     experiment_lib.prepare(experiment(tmp_path, 'molora_sentence'))
 
 

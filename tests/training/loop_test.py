@@ -4,7 +4,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import signal
 
@@ -15,10 +14,11 @@ import pytest
 from moe_peft import errors
 from moe_peft.core import trainable
 from moe_peft.runs import metrics_files
-from moe_peft.training import checkpoints
+from moe_peft.training import bases
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
 from moe_peft.training import train_step
+from tests import refusals
 from tests.training import tiny
 
 
@@ -163,9 +163,9 @@ def test_full_fine_tuning_is_a_method_like_the_others(tmp_path):
 
 def test_another_experiment_is_refused_and_nothing_is_lost(tmp_path):
   train(tiny.experiment(tmp_path))
-  with pytest.raises(errors.UserError, match='another experiment.*SEED'):
+  with refusals.refused('MODEL_DIR', tmp_path, 'SEED'):
     train(tiny.experiment(tmp_path, SEED=1))
-  with pytest.raises(errors.UserError, match='trainable parameters'):
+  with refusals.refused('MODEL_DIR', 'trainable parameters'):
     train(tiny.experiment(tmp_path, RANK=3))
   # The run itself still continues.
   _, state, rows = train(tiny.experiment(tmp_path, TRAIN_STEPS=5))
@@ -182,12 +182,12 @@ def test_a_base_may_move_but_not_change(tmp_path):
         run_dir, INITIAL_CHECKPOINT_PATH=str(folder), TRAIN_STEPS=steps
     ))
 
-  checkpoints.save_base(frozen, base)
+  bases.save_base(frozen, base)
   train_from(base, 2)
   moved = base.rename(tmp_path / 'moved')
   assert int(train_from(moved, 3)[1].step) == 3
-  checkpoints.save_base({k: -v for k, v in frozen.items()}, base)
-  with pytest.raises(errors.UserError, match='differs in base'):
+  bases.save_base({k: -v for k, v in frozen.items()}, base)
+  with refusals.refused('MODEL_DIR', 'base', base):
     train_from(base, 4)
 
 
@@ -248,30 +248,45 @@ def test_packed_rows_train(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('bindings', 'message'),
+    ('bindings', 'where', 'names'),
     [
-        ({'MIXTURE_OR_TASK_NAME': 'past_tens'}, 'past_tense'),
-        ({'TASK_FEATURE_LENGTHS': {'inputs': 4, 'targets': 4}}, 'too short'),
-        ({'NUM_EXPERT_PARTITIONS': 3}, 'divisors of 8'),
-        ({'BATCH_SIZE': 12}, 'use 16'),
-        ({'NUM_MICROBATCHES': 3}, 'NUM_MICROBATCHES'),
-        ({'TRAIN_STEPS': 0}, 'TRAIN_STEPS'),
-        ({'SITES': '.*/qury'}, 'query'),
-        ({'INITIAL_CHECKPOINT_PATH': 'nowhere'}, 'nowhere'),
-        ({'INITIAL_CHECKPOINT_PATH': 'bases/tiny_t5'}, 'another model'),
-        ({'TRAINABLE_REGEX': 'nothing'}, 'matches no parameter'),
-        ({'WARMUP_STEPS': 10}, 'WARMUP_STEPS = 10'),
+        ({'MIXTURE_OR_TASK_NAME': 'past_tens'}, 'MIXTURE_OR_TASK_NAME',
+         ('past_tens', 'past_tense')),
+        ({'TASK_FEATURE_LENGTHS': {'inputs': 4, 'targets': 4}},
+         'TASK_FEATURE_LENGTHS', ('past_tense',)),
+        ({'NUM_EXPERT_PARTITIONS': 3},
+         'NUM_EXPERT_PARTITIONS * NUM_MODEL_PARTITIONS', (3, 8)),
+        ({'BATCH_SIZE': 12}, 'BATCH_SIZE / NUM_MICROBATCHES', (12, 16)),
+        ({'NUM_MICROBATCHES': 3}, 'NUM_MICROBATCHES', (3, 'BATCH_SIZE')),
+        ({'TRAIN_STEPS': 0}, 'TRAIN_STEPS', (0,)),
+        ({'SITES': '.*/qury'}, None, ('qury', 'query')),
+        ({'INITIAL_CHECKPOINT_PATH': 'nowhere'}, 'INITIAL_CHECKPOINT_PATH',
+         ('nowhere',)),
+        ({'INITIAL_CHECKPOINT_PATH': 'bases/tiny_t5'},
+         'INITIAL_CHECKPOINT_PATH', ('bases/tiny_t5', 'gin/models/')),
+        ({'TRAINABLE_REGEX': 'nothing'}, 'TRAINABLE_REGEX', ('nothing',)),
+        ({'WARMUP_STEPS': 10}, 'WARMUP_STEPS', (10, 'TRAIN_STEPS')),
     ],
 )
-def test_what_cannot_work_is_said_before_any_work(tmp_path, bindings, message):
-  with pytest.raises(errors.UserError, match=message):
+def test_what_cannot_work_is_said_before_any_work(
+    tmp_path, bindings, where, names
+):
+  with pytest.raises(errors.UserError) as info:
     experiment_lib.prepare(tiny.experiment(tmp_path, **bindings))
+  assert info.value.where == (where or info.value.where)
+  assert all(str(name) in str(info.value) for name in names), info.value
+
+
+def test_several_processes_are_those_of_t5x(tmp_path, monkeypatch):
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  with refusals.refused('jax.process_count()', 'T5X'):
+    experiment_lib.prepare(tiny.experiment(tmp_path))
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
   (tmp_path / 'file').write_text('')
   setup = experiment_lib.prepare(tiny.experiment(tmp_path / 'file' / 'run'))
-  with pytest.raises(errors.UserError, match='MODEL_DIR'):
+  with refusals.refused('MODEL_DIR', tmp_path / 'file'):
     loop.open_checkpoints(setup)
 
 
@@ -282,14 +297,5 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
   for file in (tmp_path / 'checkpoints' / '4' / 'state').rglob('*'):
     if file.is_file():
       file.write_bytes(b'')
-  with pytest.raises(errors.UserError, match='checkpoints/4 is damaged'):
+  with refusals.refused(tmp_path / 'checkpoints' / '4', 'damaged'):
     train(tiny.experiment(tmp_path, TRAIN_STEPS=5))
-
-
-def test_the_fingerprint_knows_a_changed_base():
-  base = {'a/kernel': np.arange(6, dtype=np.float32).reshape(2, 3)}
-  changed = {'a/kernel': base['a/kernel'] + 1}
-  first = checkpoints.fingerprint('x', base)
-  assert first == checkpoints.fingerprint('x', dict(base))
-  assert first['sha256'] != checkpoints.fingerprint('x', changed)['sha256']
-  assert json.loads(json.dumps(first)) == first

@@ -1,0 +1,82 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of an experiment and of its base: measured, compared and shown."""
+
+from collections.abc import Mapping
+import contextlib
+from typing import Any
+
+import rich.table
+
+from moe_peft.core import trainable
+from moe_peft.evaluation import evaluator as evaluator_lib
+from moe_peft.models import language_model
+from moe_peft.runs import results_file
+from moe_peft.training import experiment as experiment_lib
+from moe_peft.training import metrics
+
+
+def make_evaluator(setup: experiment_lib.Setup) -> evaluator_lib.Evaluator:
+  """The evaluator of an experiment."""
+  experiment = setup.experiment
+  return evaluator_lib.Evaluator(
+      experiment.eval_name,
+      experiment.model.feature_converter(),
+      experiment.task_feature_lengths,
+      experiment.eval_split,
+      experiment.eval_batch_size,
+      experiment.eval_examples,
+      setup.mesh,
+  )
+
+
+def base_params(params: Mapping[str, Any]) -> dict[str, Any]:
+  """The flat parameters that are not of adapters."""
+  return {k: v for k, v in params.items() if not trainable.is_adapter(k)}
+
+
+def evaluate(
+    evaluator: evaluator_lib.Evaluator,
+    title: str,
+    model: language_model.LanguageModel,
+    params: Mapping[str, Any],
+    step: int = 0,
+) -> evaluator_lib.Results:
+  """As `Evaluator.evaluate`, with a progress line."""
+  progress = metrics.Progress(f'evaluate {title}', evaluator.num_batches())
+  with contextlib.closing(progress):
+    return evaluator.evaluate(model, params, step, progress.advance)
+
+
+def results(
+    evaluator: evaluator_lib.Evaluator,
+    split: str,
+    base: evaluator_lib.Results,
+    adapted: evaluator_lib.Results,
+) -> results_file.Results:
+  """What `results.json` holds of an evaluation of a run and of its base."""
+  return results_file.Results(
+      split=split,
+      num_examples=evaluator.num_examples,
+      base=base,
+      adapted=adapted,
+      primary_metric=evaluator_lib.primary_metrics(adapted),
+      constant_answer=evaluator.constant_answer,
+      questions_cut=evaluator.questions_cut,
+      lower_is_better=evaluator_lib.lower_is_better(adapted),
+  )
+
+
+def table(of: results_file.Results) -> rich.table.Table:
+  """The primary metric of each task: constant answer, base, adapted."""
+  columns = {
+      'constant': of.constant_answer, 'base': of.base, 'adapted': of.adapted
+  }
+  shown = rich.table.Table('task', 'metric')
+  for name in columns:
+    shown.add_column(name, justify='right')
+  for task, metric in of.primary_metric.items():
+    values = [column.get(task, {}).get(metric) for column in columns.values()]
+    cells = ('–' if value is None else f'{value:.1f}' for value in values)
+    shown.add_row(task, metric, *cells)
+  return shown
