@@ -67,6 +67,7 @@ class GinFile:
     macros: (name, value, comment) of each macro that it sets.
     bindings: (configurable, parameter, value), scopes left out.
     modules: Full names of the imported modules, by their last part.
+    includes: Paths of the files that it includes.
   """
 
   name: str
@@ -74,6 +75,7 @@ class GinFile:
   macros: list[tuple[str, str, str]]
   bindings: list[tuple[str, str, str]]
   modules: dict[str, str]
+  includes: list[str]
 
   def full_name(self, selector: str) -> str:
     """The full name of a configurable that the file names."""
@@ -114,7 +116,7 @@ def read_gin(path: Path) -> GinFile:
   modules = {name: f'{package}.{name}' for package, name in imports}
   return GinFile(
       path.relative_to(ROOT).as_posix(), _uncomment(header), macros,
-      bindings, modules,
+      bindings, modules, re.findall(r"^include '(gin/.*)'", text, re.M),
   )
 
 
@@ -122,12 +124,20 @@ def _uncomment(text: str) -> str:
   return re.sub(r'^# ?', '', text, flags=re.M).strip()
 
 
-def macro_table(gin: GinFile) -> str:
-  """The macros of a file, their values, and what they are."""
-  if not gin.macros:
+def with_included(gin: GinFile) -> list[tuple[str, str, str]]:
+  """The macros of a file, then those of what it includes."""
+  own = {macro[0] for macro in gin.macros}
+  files = (file for file in gin_files() if file.name in gin.includes)
+  macros = (macro for file in files for macro in with_included(file))
+  return [*gin.macros, *(macro for macro in macros if macro[0] not in own)]
+
+
+def macro_table(macros: list[tuple[str, str, str]]) -> str:
+  """Macros, their values, and what they are."""
+  if not macros:
     return ''
   rows = [('macro', 'value', 'what'), ('---',) * 3]
-  for name, value, comment in gin.macros:
+  for name, value, comment in macros:
     what = comment or macro_meanings().get(name, '')
     value, what = (' '.join(x.split()) for x in (value, as_markdown(what)))
     what = re.sub(r'(`[^`]*`)|\|', lambda m: m[1] or r'\|', what)
@@ -181,7 +191,9 @@ def method_pages() -> dict[str, str]:
     for gin in (gin for gin in files if module in gin.modules.values()):
       text = (ROOT / gin.name).read_text(encoding='utf-8').rstrip()
       parts += [
-          f'## `{gin.name}`', macro_table(gin), f'```python\n{text}\n```'
+          f'## `{gin.name}`',
+          macro_table(with_included(gin)),
+          f'```python\n{text}\n```'
       ]
     parts.append('## Code')
     parts += [
@@ -209,7 +221,7 @@ def gin_page() -> str:
     parts += [
         f'### `{posixpath.basename(gin.name)}`',
         f'```text\n{gin.header}\n```',
-        macro_table(gin),
+        macro_table(gin.macros),
     ]
   parts.append('## Configurables')
   parts.append('What the files bind, and to which value or macro.')
@@ -253,9 +265,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
   for entry in config.nav:
     for title, pages in made.items():
       if title in entry:
-        entry[title] += [
-            {PurePosixPath(page).stem: page} for page in pages
-        ]
+        entry[title] += [{PurePosixPath(page).stem: page} for page in pages]
   return config
 
 
@@ -268,8 +278,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     files.append(
         File.generated(config, page, abs_src_path=str(ROOT / source))
     )
-  pending = [file for file in files.documentation_pages()
-             if file.src_uri not in made]
+  pending = [f for f in files.documentation_pages() if f.src_uri not in made]
   while pending:
     file = pending.pop()
     text, linked = relink(file.src_uri, file.content_string)
@@ -291,8 +300,7 @@ def relink(page: str, text: str) -> tuple[str, dict[str, str]]:
     text: Its Markdown, whose links are those of the repository.
 
   Returns:
-    The new text, and the places of the linked files by their path in the
-    repository.
+    The new text, and where the files lie that it links to, by their path.
   """
   sources = {uri: path for path, uri in TOP.items()}
   if page.startswith('repository/'):
