@@ -19,7 +19,7 @@ does not fit there is better a TFDS data set (tfds_tasks.py) or a SeqIO task of
 your own.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import functools
 import logging
 
@@ -99,19 +99,12 @@ def register_task(
   )
   files = {'train': train, 'validation': validation, 'test': test}
   files = {split: paths for split, paths in files.items() if paths}
-  if bool(files) == bool(data):
-    raise errors.UserError(
-        f'The task {name!r} needs either train, validation and test files or '
-        'data, which is then split by split_fractions.', _argument('data'),
-    )
-  if data:
-    splits = _split(read, data, split_fractions)
-  else:
-    splits = {split: read(paths) for split, paths in files.items()}
-    _warn_of_leaks(splits, name)
-  record = registration.TaskRecord(name, lambda: splits, vocabulary)
+  splits = _read_splits(name, read, files, data, split_fractions)
   registration.add_rows(
-      record, tuple(splits), metric_fns=metric_fns, ranked=ranked
+      registration.TaskRecord(name, lambda: splits, vocabulary),
+      tuple(splits),
+      metric_fns=metric_fns,
+      ranked=ranked,
   )
   return name
 
@@ -220,13 +213,24 @@ def _checked(
   return tuple(choices)
 
 
-def _split(
-    read: Callable[[Paths], list[rows_lib.Row]],
-    data: Paths,
-    fractions: Sequence[float],
+def _read_splits(
+    name: str, read, files: Mapping[str, Paths], data: Paths | None, fractions
 ) -> _Rows:
-  """Reads rows and splits them by a stable hash of their inputs."""
-  where = _argument('split_fractions')
+  """Reads the rows of each split, from its own files or from common ones."""
+  if bool(files) == bool(data):
+    raise errors.UserError(
+        f'The task {name!r} needs either train, validation and test files or '
+        'data, which is then split by split_fractions.', _argument('data'),
+    )
+  if data:
+    shares = _shares(fractions)  # Wrong ones are told before files are read.
+    return _split(read(data), shares)
+  splits = {split: read(paths) for split, paths in files.items()}
+  _warn_of_leaks(splits, name)
+  return splits
+
+
+def _shares(fractions: Sequence[float]) -> dict[str, float]:
   if (
       len(fractions) != len(rows_lib.SPLITS)
       or min(fractions) < 0
@@ -234,11 +238,16 @@ def _split(
   ):
     raise errors.UserError(
         'The fractions must be three shares (train, validation, test) with '
-        f'sum 1, not {fractions!r}.', where,
+        f'sum 1, not {fractions!r}.', _argument('split_fractions'),
     )
-  shares = dict(zip(rows_lib.SPLITS, fractions, strict=True))
+  return dict(zip(rows_lib.SPLITS, fractions, strict=True))
+
+
+def _split(
+    all_rows: Sequence[rows_lib.Row], shares: Mapping[str, float]
+) -> _Rows:
+  """Splits rows by a stable hash of their inputs."""
   splits = {split: [] for split, share in shares.items() if share > 0}
-  all_rows = read(data)
   for row in all_rows:
     # Uniform in [0, 1).
     point = rows_lib.stable_hash(f'split/{row.inputs}') / 2**64
@@ -252,7 +261,7 @@ def _split(
     if not rows:
       raise errors.UserError(
           f'{len(all_rows)} rows are too few for a {split} split of '
-          f'{shares[split]:.0%}.', where,
+          f'{shares[split]:.0%}.', _argument('split_fractions'),
           'Give more rows, other split_fractions, or a file for each split.',
       )
   return splits

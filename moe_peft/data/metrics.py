@@ -10,15 +10,16 @@ import collections
 from collections.abc import Callable, Sequence
 import difflib
 import functools
-import importlib.util
 import re
 import string
+import types
 from typing import Any
 
 import numpy as np
 import seqio
 
 from moe_peft import errors
+from moe_peft.data import packages
 
 Target = str | Sequence[str]
 MetricFn = Callable[..., dict[str, float]]
@@ -129,9 +130,8 @@ def numeric_accuracy(references, prediction):
   Numbers are equal within 0.001, as in arXiv 2304.01933. A prediction without
   a number is wrong; a target without one raises errors.UserError.
   """
-  number, wanted = last_number(prediction), _answers(
-      'numeric_accuracy', references
-  )
+  wanted = _answers('numeric_accuracy', references)
+  number = last_number(prediction)
   return number is not None and any(abs(number - w) <= 1e-3 for w in wanted)
 
 
@@ -169,19 +169,15 @@ def rouge(
 ) -> dict[str, float]:
   """Mean ROUGE-1, ROUGE-2 and ROUGE-L F-measures, by `rouge-score`."""
   check_lengths(targets, predictions)
-  require('rouge')
-  from rouge_score import rouge_scorer  # noqa: PLC0415
-
-  scorer = rouge_scorer.RougeScorer(
-      ['rouge1', 'rouge2', 'rougeL'], use_stemmer=True
-  )
+  names = ('rouge1', 'rouge2', 'rougeL')
+  scorer = _library('rouge').RougeScorer(names, use_stemmer=True)
   scores = [
       scorer.score_multi(_references(target), prediction)
       for target, prediction in zip(targets, predictions, strict=True)
   ]
   return {
       name: 100.0 * float(np.mean([score[name].fmeasure for score in scores]))
-      for name in ('rouge1', 'rouge2', 'rougeL')
+      for name in names
   }
 
 
@@ -190,16 +186,14 @@ def bleu(
 ) -> dict[str, float]:
   """Corpus BLEU by `sacrebleu`, its default tokeniser."""
   check_lengths(targets, predictions)
-  require('bleu')
-  import sacrebleu  # noqa: PLC0415
-
   references = [_references(target) for target in targets]
   # sacrebleu wants one list per reference number; None where there is none.
   columns = [
       [r[i] if i < len(r) else None for r in references]
       for i in range(max(map(len, references)))
   ]
-  return {'bleu': sacrebleu.corpus_bleu(list(predictions), columns).score}
+  corpus_bleu = _library('bleu').corpus_bleu
+  return {'bleu': corpus_bleu(list(predictions), columns).score}
 
 
 # Metrics of generated text by their names in gin.
@@ -210,10 +204,8 @@ _GENERATION: dict[str, MetricFn] = {
         rouge, bleu,
     )
 }
-_LIBRARIES = {
-    'rouge': ('rouge_score', 'rouge-score'),
-    'bleu': ('sacrebleu', 'sacrebleu'),
-}
+# Metric -> the module of its library.
+_LIBRARIES = {'rouge': 'rouge_score.rouge_scorer', 'bleu': 'sacrebleu'}
 # Functions, ours and T5's, whose main value is not named like them.
 _MAIN_VALUE = {
     'rank_accuracy': 'accuracy',
@@ -223,16 +215,6 @@ _MAIN_VALUE = {
     'squad': 'f1',
     'trivia_qa': 'f1',
 }
-
-
-def require(name: str) -> None:
-  """Raises UserError where the library behind a metric is not installed."""
-  module, distribution = _LIBRARIES.get(name, (None, None))
-  if module and importlib.util.find_spec(module) is None:
-    raise errors.UserError(
-        f'The metric {name!r} needs the package {distribution}, which is not '
-        'installed.', name, f'Run pip install {distribution}.',
-    )
 
 
 def by_name(name: str) -> MetricFn:
@@ -247,8 +229,13 @@ def by_name(name: str) -> MetricFn:
         f'There is no metric {name!r}; the nearest names are '
         f'{", ".join(near)}.', 'metrics', f'Known: {", ".join(_GENERATION)}.',
     )
-  require(name)
+  if name in _LIBRARIES:
+    _library(name)
   return _GENERATION[name]
+
+
+def _library(name: str) -> types.ModuleType:
+  return packages.import_optional(_LIBRARIES[name], 'metrics')
 
 
 def main_value(function: MetricFn) -> str:
