@@ -8,6 +8,7 @@ import sys
 
 from moe_peft import errors
 from moe_peft.cli import flags
+from moe_peft.data import text_files
 
 
 def main(argv: Sequence[str]) -> int | None:
@@ -62,16 +63,13 @@ def main(argv: Sequence[str]) -> int | None:
 
 
 def _read_lines(file: str | None) -> list[str]:
-  """Lines end at a line feed alone, or CR LF; other breaks are text."""
   try:
-    data = Path(file).read_bytes() if file else sys.stdin.buffer.read()
-    text = data.decode('utf-8-sig')
-  except (OSError, UnicodeDecodeError) as error:
+    content = Path(file).read_bytes() if file else sys.stdin.buffer.read()
+  except OSError as error:
     raise errors.UserError(
         f'The input cannot be read: {error}.', file or 'stdin'
     ) from error
-  lines = text.replace('\r\n', '\n').split('\n')
-  return lines if lines[-1] else lines[:-1]
+  return [line for _, line in text_files.lines(content, file or 'stdin')]
 
 
 if __name__ == '__main__':
