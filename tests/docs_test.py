@@ -33,12 +33,16 @@ QUICKSTART = 'python -m moe_peft.train --gin_file=configs/quickstart.gin'
 
 
 def commands():
-  """Every command of the ```sh blocks, as words, once."""
+  """Every command of the ```sh blocks, and of the README's table, as words."""
+  lines = re.findall(
+      r'^\|.* `(python -m .*)` \|$', DOCUMENTS['README.md'], re.M
+  )
   for text in DOCUMENTS.values():
     for language, block in BLOCK.findall(text):
       if language == 'sh':
-        for line in block.replace('\\\n', ' ').splitlines():
-          yield from _split(shlex.split(line, comments=True))
+        lines += block.replace('\\\n', ' ').splitlines()
+  for line in lines:
+    yield from _split(shlex.split(line, comments=True))
 
 
 def _split(words):
