@@ -64,7 +64,7 @@ def build(
 
 def rules(
     sizes: Mapping[str, int],
-) -> dict[str, tuple[inject.AdapterRule, ...]]:
+) -> dict[str, tuple[inject.OutputRule, ...]]:
   """The adapters of the cases.
 
   Args:
@@ -80,14 +80,14 @@ def rules(
   def mixtures(method):
     experts = functools.partial(method, num_experts=num_experts, rank=rank)
     return (
-        inject.AdapterRule(attention, plain(rank)),
-        inject.AdapterRule(mlp, experts),
+        inject.OutputRule(attention, plain(rank)),
+        inject.OutputRule(mlp, experts),
     )
 
   return {
       MOLORA: mixtures(molora.MoLoRA),
       LORA: (
-          inject.AdapterRule(
+          inject.OutputRule(
               f'{attention}|{mlp}', plain(sizes['lora_rank'])
           ),
       ),
@@ -97,7 +97,7 @@ def rules(
 
 def with_rules(
     experiment: experiment_lib.Experiment,
-    rules: tuple[inject.AdapterRule, ...],
+    rules: tuple[inject.OutputRule, ...],
 ) -> experiment_lib.Experiment:
   """The same experiment with other adapters."""
   model = experiment.model

@@ -26,6 +26,9 @@ from benchmarks import timing
 from moe_peft.core import capacity
 from moe_peft.core import inject
 from moe_peft.core import routing
+from moe_peft.core import selection
+from moe_peft.core import sites
+from moe_peft.core import tokens as tokens_lib
 from moe_peft.methods import lora
 from moe_peft.methods import molora
 
@@ -44,7 +47,7 @@ COLUMNS = (
     tables.PARAMETERS,
 )
 # The last layer of its stack: MoLA puts most experts there.
-SITE = inject.Site(
+SITE = sites.Site(
     path='encoder/layers_3/mlp/wi', causal=False, layer=3, num_layers=4
 )
 
@@ -163,9 +166,9 @@ class Layer:
         call, params, self.kernel, self.inputs, self._cotangent, self._key
     )
 
-  def adapted(self, adapter: Any, site_input: bool = False) -> '_Case':
+  def adapted(self, adapter: Any, of_inputs: bool = False) -> '_Case':
     """The case of an adapter, on outputs or inputs of the layer."""
-    tokens = routing.Tokens(step=jnp.int32(0))
+    tokens = tokens_lib.Tokens(step=jnp.int32(0))
 
     def function(params, kernel, inputs, key):
       call = functools.partial(
@@ -175,7 +178,7 @@ class Layer:
           rngs={'dropout': key},
           mutable=['intermediates'],
       )
-      if site_input:
+      if of_inputs:
         return call(inputs, inputs)[0] @ kernel
       return call(inputs, inputs @ kernel)[0]
 
@@ -209,12 +212,10 @@ def executions(
     layer: Layer, num_experts: int, rank: int
 ) -> dict[str, timing.Compiled]:
   """MoLoRA under all executions, and what it is compared with."""
-  top_2 = functools.partial(
-      routing.Router, selection='top_k', num_selected_experts=2
-  )
+  top_2 = functools.partial(routing.Router, select=selection.TopK(k=2))
+  # Two experts of each token, and a quarter more room than they need.
   limited = functools.partial(
-      top_2,
-      capacity=capacity.Capacity(capacity_factor=1.25, counts_selected=True),
+      top_2, capacity=capacity.Capacity(capacity_factor=2 * 1.25)
   )
   mixture = functools.partial(
       molora.MoLoRA, site=SITE, num_experts=num_experts, rank=rank
@@ -259,5 +260,7 @@ def of_gin_files(
     if not rules or any(rule.siblings for rule in rules):
       continue
     adapter = rules[0].adapter_factory(site=SITE)
-    cases[f'{method}.gin'] = layer.adapted(adapter, rules[0].site_input)
+    cases[f'{method}.gin'] = layer.adapted(
+        adapter, isinstance(rules[0], inject.InputRule)
+    )
   return cases

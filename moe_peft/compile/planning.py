@@ -18,7 +18,7 @@ from scipy import stats
 from moe_peft import errors
 from moe_peft.core import adapted_sites
 from moe_peft.core import dispatch
-from moe_peft.core import inject
+from moe_peft.core import sites
 from moe_peft.core import trainable
 from moe_peft.training import subject
 
@@ -129,7 +129,7 @@ def _group(path: str) -> str:
   """Kind of a parameter: routers, lora_a, ...; of the base, its stack."""
   if not trainable.is_adapter(path):
     return f'base: {path.partition("/")[0]}'
-  rest = path.rpartition(f'/{inject.ADAPTER_SCOPE}/')[2]
+  rest = path.rpartition(f'/{sites.ADAPTER_SCOPE}/')[2]
   return rest.split('/')[0] if '/' in rest else rest
 
 
@@ -140,7 +140,7 @@ def _sites(traced: Sites, params: Params) -> list[dict[str, Any]]:
   """
   rows: dict[str, dict[str, Any]] = {}
   for layer, site in traced.items():
-    scope = f'{layer}/{inject.ADAPTER_SCOPE}/'
+    scope = f'{layer}/{sites.ADAPTER_SCOPE}/'
     of_site = [x for name, x in params.items() if name.startswith(scope)]
     # Layers of a scanned stack are on axis 1.
     scanned = re.match(r'(.*/)?(\w+)/\2/', f'{layer}/')

@@ -97,10 +97,10 @@ class Fields:
     Raises:
       errors.UserError: It is no object.
     """
-    self._path, self._of = path, f' of {of}' if of else ''
+    self._path, self._of, self.value = path, '', value
     if not isinstance(value, dict):
       raise self.error(of or 'the file', 'must be a JSON object')
-    self.value = value
+    self._of = f' of {of}' if of else ''
 
   def error(self, name: str, rule: str) -> errors.UserError:
     """The error for a field that is not as it must be."""
