@@ -260,7 +260,7 @@ def summary(
       info,
       num_params_trainable=pruned.num_params,
       num_params_total=frozen + pruned.num_params,
-      pruned=run_file.Pruned(
+      pruned=run_file.Pruning(
           str(source), pruned.kept, pruned.before, pruned.after
       ),
   )

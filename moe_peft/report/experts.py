@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the page says of single experts: their worth and their likeness."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import math
 
 import markupsafe
@@ -10,7 +10,6 @@ import numpy as np
 
 from moe_peft.report import heatmaps
 from moe_peft.report import routing
-from moe_peft.runs import usage_file
 
 _LISTED = 8
 _MATRICES = 6
@@ -19,13 +18,6 @@ _MATRICES = 6
 def largest(scores: Mapping[str, np.ndarray]) -> float:
   """The largest absolute score, the end of the color scale."""
   return max(float(np.abs(x).max()) for x in scores.values()) or 1e-6
-
-
-def at_sites(
-    sites: Sequence[usage_file.Site], values: Mapping[str, float]
-) -> np.ndarray:
-  """Values in the order of the sites, NaN where one is missing."""
-  return np.array([values.get(site.path, math.nan) for site in sites])
 
 
 def ablation_maps(

@@ -20,7 +20,7 @@ _BAR_WIDTH = 280
 _LEAST_CONTRAST = 0.1
 
 
-def load_range(sites: Sequence[usage_file.Site]) -> Limits:
+def load_range(sites: Sequence[usage_file.SiteUsage]) -> Limits:
   """Ends of one color scale for all sites; the uniform value is inside."""
   values = np.concatenate([s.load.ravel() for s in sites])
   values = values[np.isfinite(values)]
@@ -33,7 +33,7 @@ def load_range(sites: Sequence[usage_file.Site]) -> Limits:
 
 def expert_load(
     tasks: Sequence[str],
-    sites: Sequence[usage_file.Site],
+    sites: Sequence[usage_file.SiteUsage],
     limits: Limits,
     description: str,
 ) -> markupsafe.Markup:
@@ -48,7 +48,7 @@ def expert_load(
     limits: Ends of the color scale (see `load_range`).
     description: For screen readers.
   """
-  groups: dict[str, list[usage_file.Site]] = {}
+  groups: dict[str, list[usage_file.SiteUsage]] = {}
   for site in sorted(sites, key=lambda site: site.layer):
     groups.setdefault(site.name, []).append(site)
   names = [figure.label(task, 22) for task in tasks]
@@ -85,12 +85,12 @@ def expert_load(
 
 
 def site_maps(
-    sites: Sequence[usage_file.Site],
+    sites: Sequence[usage_file.SiteUsage],
     values: np.ndarray,
     limits: Limits,
     quantity: str,
 ) -> dict[str, markupsafe.Markup]:
-  """A map for each stack of one value for each site.
+  """A map for each stack of one value for each site, encoder first.
 
   Rows are site names, columns layers.
 
@@ -105,7 +105,7 @@ def site_maps(
     stacks.setdefault(site.stack, {})[site.name, site.layer] = value
   return {
       stack: _site_map(cells, limits, f'{quantity}, {stack}')
-      for stack, cells in stacks.items()
+      for stack, cells in sorted(stacks.items(), reverse=True)
   }
 
 

@@ -84,7 +84,8 @@ def _compact_ticks(ax) -> None:
   from matplotlib import ticker
 
   for axis in (ax.xaxis, ax.yaxis):
-    axis.set_major_locator(ticker.MaxNLocator(5))
+    steps = axis is ax.xaxis
+    axis.set_major_locator(ticker.MaxNLocator(5, integer=steps))
     axis.set_major_formatter(ticker.FuncFormatter(figure.compact))
     axis.set_tick_params(length=0, pad=5)
   ax.spines['left'].set_visible(False)
@@ -115,8 +116,8 @@ def dumbbells(
       ax.hlines(y, base[run], adapted[run], color=color, linewidth=2,
                 alpha=0.55)
       ax.plot(base[run], y, 'o', color=figure.SURFACE, markersize=6.5,
-              markeredgecolor=figure.MUTED, markeredgewidth=1.6)
-      ax.plot(adapted[run], y, marker, color=color,
+              markeredgecolor=figure.MUTED, markeredgewidth=1.6, clip_on=False)
+      ax.plot(adapted[run], y, marker, color=color, clip_on=False,
               markersize=7.5 if num_runs == 1 else 6)
     ax.set_yticks(range(num_tasks), names, color=figure.INK)
     ax.set_ylim(num_tasks - 0.5, -0.5)

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the page says of routers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 import math
 
 import numpy as np
@@ -16,7 +16,6 @@ from moe_peft.runs import usage_file
 
 _LISTED = 8
 _LEAST_NATS = 0.01
-ByStep = dict[int, metrics_files.Curve]
 
 
 class UsageSummary:
@@ -79,27 +78,11 @@ def span(values: np.ndarray) -> str:
   return low if low == high else f'{low} to {high}'
 
 
-def by_stack(
-    sites: Sequence[usage_file.Site],
-) -> dict[str, list[usage_file.Site]]:
-  """Sites by stack, in the order of the model."""
-  stacks: dict[str, list[usage_file.Site]] = {}
-  for site in sites:
-    stacks.setdefault(site.stack, []).append(site)
-  return stacks
-
-
-def entropy_of(usage: usage_file.Usage, task: int) -> np.ndarray:
-  """Router entropy of the task at an index, <float64>[num_sites]."""
-  return np.array([site.entropy[task] for site in usage.sites])
-
-
-def least_entropy(usage: usage_file.Usage) -> float | None:
-  """The low end of the color scale of entropies; None if there are none."""
-  values = np.concatenate([site.entropy for site in usage.sites])
-  if not np.isfinite(values).any():
-    return None
-  return min(float(np.nanmin(values)), 0.9)
+def at_sites(
+    sites: Sequence[usage_file.SiteUsage], values: Mapping[str, float]
+) -> np.ndarray:
+  """Values by path in the order of the sites, NaN where one is missing."""
+  return np.array([values.get(site.path, math.nan) for site in sites])
 
 
 def left_behind(run: run_lib.Run) -> dict[str, np.ndarray]:
@@ -107,8 +90,8 @@ def left_behind(run: run_lib.Run) -> dict[str, np.ndarray]:
   sites = run.usage.sites
   log = run.router_log.left_behind if run.router_log else {}
   values = {
-      'in the last logged period of training': np.array(
-          [log[s.path][-1] if s.path in log else math.nan for s in sites]
+      'in the last logged period of training': at_sites(
+          sites, {site: shares[-1] for site, shares in log.items()}
       ),
       'at evaluation': np.array([s.left_behind.mean() for s in sites]),
   }
@@ -128,28 +111,33 @@ def collapsed(run: run_lib.Run) -> tuple[str, ...]:
   return tuple(sentences)
 
 
-def load_entropy(
-    runs: Sequence[run_lib.Run], reduce: Callable[..., np.ndarray]
-) -> ByStep:
-  """Entropy of the load over steps, reduced over sites, by index of the run."""
-  return {
-      i: metrics_files.Curve(run.router_log.steps, reduce([
-          statistics.normalized_entropy(load)
-          for load in run.router_log.load.values()
-      ], axis=0))
-      for i, run in enumerate(runs) if run.router_log
-  }
+def over_time(
+    runs: Sequence[run_lib.Run], drifts: Sequence['Drift | None']
+) -> list[dict[int, metrics_files.Curve]]:
+  """Curves by index of the run, without runs that have none.
 
-
-def left_behind_over_time(runs: Sequence[run_lib.Run]) -> ByStep:
-  """Tokens without an expert, mean over sites, by index of the run."""
-  return {
-      i: metrics_files.Curve(
-          run.router_log.steps,
-          np.mean(list(run.router_log.left_behind.values()), axis=0),
-      )
-      for i, run in enumerate(runs) if run.router_log
-  }
+  Returns:
+    Entropy of the load, mean over sites and of the lowest site; share of tokens
+    left behind, mean over sites; drift from the first snapshot and from the one
+    before, mean over sites.
+  """
+  entropy = lambda log: [
+      statistics.normalized_entropy(load) for load in log.load.values()
+  ]
+  quantities = (
+      lambda log: np.mean(entropy(log), axis=0),
+      lambda log: np.min(entropy(log), axis=0),
+      lambda log: np.mean(list(log.left_behind.values()), axis=0),
+  )
+  logs = {i: run.router_log for i, run in enumerate(runs) if run.router_log}
+  known = {i: drift for i, drift in enumerate(drifts) if drift}
+  return [
+      *({i: metrics_files.Curve(log.steps, of(log)) for i, log in logs.items()}
+        for of in quantities),
+      {i: drift.curve(drift.moved) for i, drift in known.items()},
+      {i: drift.curve(drift.stepped, first=1)
+       for i, drift in known.items() if len(drift.steps) > 1},
+  ]
 
 
 class Drift:
@@ -179,23 +167,16 @@ class Drift:
           drifts.setdefault(site, []).append(_drift(then.get(site), tokens))
       before = now
 
-  def curve(self, name: str) -> metrics_files.Curve:
-    """Mean over sites of 'moved' or 'stepped'; the latter has no first."""
-    start = 0 if name == 'moved' else 1
-    values = np.mean(list(getattr(self, name).values()), axis=0)
-    return metrics_files.Curve(self.steps[start:], values[start:])
+  def curve(
+      self, by_site: Mapping[str, Sequence[float]], first: int = 0
+  ) -> metrics_files.Curve:
+    """`moved` or `stepped`, mean over sites, from a snapshot on."""
+    values = np.mean(list(by_site.values()), axis=0)
+    return metrics_files.Curve(self.steps[first:], values[first:])
 
-  def by_site(self, sites: Sequence[usage_file.Site]) -> np.ndarray:
-    """From the first to the last snapshot, <float64>[num_sites]."""
-    return np.array(
-        [self.moved.get(site.path, [math.nan])[-1] for site in sites]
-    )
-
-
-def drift_curves(drifts: Sequence[Drift | None], name: str) -> ByStep:
-  """Drift over steps by index of the run; `name` as of `Drift.curve`."""
-  found = {i: drift.curve(name) for i, drift in enumerate(drifts) if drift}
-  return {i: curve for i, curve in found.items() if len(curve.steps)}
+  def last_moved(self) -> dict[str, float]:
+    """From the first to the last snapshot, by site."""
+    return {site: drifts[-1] for site, drifts in self.moved.items()}
 
 
 def _drift(before: np.ndarray | None, after: np.ndarray) -> float:

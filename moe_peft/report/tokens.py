@@ -23,7 +23,7 @@ def reads_encoder(site: str) -> bool:
   return sites.reads_encoder(site)
 
 
-def _pieces(row: snapshot_files.Row, site: str) -> tuple[str, ...]:
+def _pieces(row: snapshot_files.HeldOutRow, site: str) -> tuple[str, ...]:
   return row.pieces.get('encoder' if reads_encoder(site) else 'decoder', ())
 
 

@@ -155,7 +155,7 @@ def _curve(points: Mapping[int, float]) -> Curve:
 
 
 @dataclasses.dataclass(frozen=True)
-class RouterLog:
+class RouterCurves:
   """What the routers did with the training tokens of each logging period.
 
   Attributes:
@@ -171,7 +171,7 @@ class RouterLog:
   left_behind: Mapping[str, np.ndarray]
 
 
-def router_log(path: Path, rows: Iterable[Mapping[str, Any]]) -> RouterLog:
+def router_log(path: Path, rows: Iterable[Mapping[str, Any]]) -> RouterCurves:
   """The log in the rows of `routers.jsonl`.
 
   Raises:
@@ -192,4 +192,4 @@ def router_log(path: Path, rows: Iterable[Mapping[str, Any]]) -> RouterLog:
         path, '"sites" must map the same sites to "load", "selected" and '
         '"left_behind" in every line.'
     ) from e
-  return RouterLog(np.array(steps, np.int64), **columns)
+  return RouterCurves(np.array(steps, np.int64), **columns)

@@ -49,7 +49,7 @@ class Run:
   evaluation: Mapping[tuple[str, str], metrics_files.Curve]
   results: results_file.Results | None
   usage: usage_file.Usage | None
-  router_log: metrics_files.RouterLog | None
+  router_log: metrics_files.RouterCurves | None
   snapshots: snapshot_files.SnapshotFiles | None
   similarity: similarity_file.Similarity | None
   ablation: ablation_file.Ablation | None

@@ -13,7 +13,7 @@ FILE = 'run.json'
 
 
 @dataclasses.dataclass(frozen=True)
-class Pruned:
+class Pruning:
   """What pruning did.
 
   Attributes:
@@ -64,7 +64,7 @@ class RunInfo:
   seconds: float | None = None
   peak_memory_bytes: int | None = None
   versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  pruned: Pruned | None = None
+  pruned: Pruning | None = None
   version: int = json_file.VERSION
 
   def write(self, folder: Path) -> None:
@@ -106,10 +106,10 @@ def read(folder: Path) -> RunInfo | None:
   )
 
 
-def _pruned(fields: json_file.Fields) -> Pruned | None:
+def _pruned(fields: json_file.Fields) -> Pruning | None:
   if (pruned := fields.object('pruned')) is None:
     return None
-  return Pruned(
+  return Pruning(
       source=pruned.get('from', str),
       kept=pruned.mapping('kept', list),
       loss_before=pruned.mapping('loss_before', float),

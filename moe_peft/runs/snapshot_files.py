@@ -23,7 +23,7 @@ _ROWS = 'rows.json'
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class HeldOutRow:
   """A held-out row.
 
   Attributes:
@@ -39,7 +39,7 @@ class Row:
 class SnapshotFiles:
   """The rows, and a file for each snapshot by step, ascending."""
 
-  rows: tuple[Row, ...]
+  rows: tuple[HeldOutRow, ...]
   files: Mapping[int, Path]
 
   @property
@@ -83,7 +83,7 @@ def read(run_dir: Path) -> SnapshotFiles | None:
   rows = json_file.read(folder / _ROWS).objects('rows')
   return SnapshotFiles(
       tuple(
-          Row(row.get('task', str), {
+          HeldOutRow(row.get('task', str), {
               stack: row.texts(stack)
               for stack in ('encoder', 'decoder') if stack in row.value
           })
@@ -97,7 +97,7 @@ def write(
     run_dir: Path,
     step: int,
     weights: Mapping[str, np.ndarray],
-    rows: Sequence[Row],
+    rows: Sequence[HeldOutRow],
 ) -> None:
   """Writes a snapshot, and the rows with the first one.
 

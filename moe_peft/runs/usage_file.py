@@ -16,7 +16,7 @@ FILE = 'routing.json'
 
 
 @dataclasses.dataclass(frozen=True)
-class Site:
+class SiteUsage:
   """What the router of one site does.
 
   Attributes:
@@ -51,7 +51,7 @@ class Usage:
   """The tasks, and the sites in the order of the model."""
 
   tasks: tuple[str, ...]
-  sites: tuple[Site, ...]
+  sites: tuple[SiteUsage, ...]
 
   @classmethod
   def of(
@@ -64,13 +64,13 @@ class Usage:
     Args:
       tasks: Their names.
       measured: By path of the site the arrays `load`, `entropy`, `left_behind`
-        and the number `chance`, as the attributes of `Site`.
+        and the number `chance`, as the attributes of `SiteUsage`.
     """
     sites = []
     for path in sorted(measured, key=site_names.order):
       stack, layer, name = site_names.split(path)
       arrays = {k: np.asarray(x) for k, x in measured[path].items()}
-      sites.append(Site(path, stack, name, layer, **arrays))
+      sites.append(SiteUsage(path, stack, name, layer, **arrays))
     return cls(tuple(tasks), tuple(sites))
 
   def write(self, folder: Path) -> None:
@@ -117,7 +117,7 @@ def read(folder: Path) -> Usage | None:
   ):
     raise fields.error('load', 'must have an entry for each task and site')
   return Usage(tasks, tuple(
-      Site(
+      SiteUsage(
           path=site.get('path', str),
           stack=site.get('stack', str),
           name=site.get('name', str),

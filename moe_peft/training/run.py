@@ -222,7 +222,7 @@ class _Session:
 
   def _snapshot(self, step: int, params: Mapping[str, Any]) -> None:
     if weights := self._snapshots.weights(params):
-      rows = [snapshot_files.Row(*row) for row in self._snapshots.rows()]
+      rows = [snapshot_files.HeldOutRow(*row) for row in self._snapshots.rows()]
       snapshot_files.write(self._dir, step, weights, rows)
 
   def _log_results(self, step: int, results: evaluator_lib.Results) -> None:

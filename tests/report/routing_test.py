@@ -28,7 +28,8 @@ def test_drift_of_snapshots(run_dir):
   # From an equal share of four to one expert: three quarters have moved.
   np.testing.assert_allclose(drift.moved[SITE], [0, 0.75, 0.75])
   np.testing.assert_allclose(drift.stepped[SITE], [0, 0.75, 0])
-  np.testing.assert_allclose(drift.curve('stepped').values, [0.75, 0])
+  since = drift.curve(drift.stepped, first=1)
+  np.testing.assert_allclose(since.values, [0.75, 0])
 
 
 def test_padding_does_not_drift(run_dir):
@@ -139,7 +140,7 @@ def test_sites_with_different_expert_counts(run_dir, tmp_path):
     ],
 )
 def test_load_range(load, expected):
-  site = usage_file.Site(
+  site = usage_file.SiteUsage(
       'p', 'encoder', 'n', 0, np.array([load]), np.zeros(1), np.zeros(1)
   )
   assert heatmaps.load_range([site]) == pytest.approx(expected)

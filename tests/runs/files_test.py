@@ -33,7 +33,7 @@ def test_run_info(tmp_path):
   info = run_file.RunInfo(
       method=('MoLoRA', 'IA3'), base={'path': None, 'parameters': 3}, seed=0,
       seconds=1.5, versions={'jax': '1'},
-      pruned=run_file.Pruned(
+      pruned=run_file.Pruning(
           '/old', {SITE: [0, 2]}, {'qa': 1.0}, {'qa': math.inf}
       ),
   )
@@ -117,7 +117,7 @@ def test_similarity(tmp_path):
 
 def test_snapshots(tmp_path):
   assert snapshot_files.read(tmp_path) is None
-  rows = (snapshot_files.Row('qa', {'decoder': ('a', '<b>')}),)
+  rows = (snapshot_files.HeldOutRow('qa', {'decoder': ('a', '<b>')}),)
   for step in (0, 10, 2):
     weights = {SITE: np.full((1, 2, 3), step / 4)}
     snapshot_files.write(tmp_path, step, weights, rows)
