@@ -6,7 +6,6 @@ Nothing here imports JAX: each table runs in a process of its own, with as many
 CPUs as it may use. XLA's thread pool is as large as the affinity mask.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 from concurrent import futures
 import multiprocessing
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import worker
+from moe_peft.cli import flags
 
 # Modules of this package, each with `run(options, progress)`, which gives
 # tables one by one.
@@ -31,12 +31,12 @@ TABLES = {
 
 def main(argv: Sequence[str]) -> int | None:
   """Parses the command line and runs the tables."""
-  parser = argparse.ArgumentParser(
-      prog='python -m benchmarks',
-      description='Measures speed and memory. Cases of a table take turns: '
-      'read the ratios, not the times.',
-      epilog='tables: '
+  parser = flags.make_parser(
+      'benchmarks',
+      'Measures speed and memory. Cases of a table take turns: read the '
+      'ratios, not the times. Tables: '
       + '; '.join(f'{name}: {text}' for name, text in TABLES.items()),
+      '--quick --only layer',
   )
   parser.add_argument(
       '--only', nargs='+', choices=TABLES, default=list(TABLES),
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int | None:
       help='small shapes, few cases and rounds',
   )
   parser.add_argument(
-      '--threads', type=int,
+      '--threads', type=flags.whole_number(1), metavar='N',
       help='CPU threads (default: all; for `layer` on CPUs one, then two)',
   )
   parser.add_argument(
@@ -92,6 +92,4 @@ def _run_apart(
 
 
 if __name__ == '__main__':
-  from moe_peft.cli import flags
-
   flags.run(main)

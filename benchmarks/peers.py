@@ -63,7 +63,7 @@ class Peer:
       )
     except OSError as error:
       raise errors.UserError(
-          f'--peer_python {python} cannot be run ({error.strerror}).'
+          f'{python} cannot be run ({error.strerror}).', '--peer_python'
       ) from error
     self.peak_mib = 0.0
     self.parameters = self._ask(json.dumps({'case': case, **sizes}))[
@@ -84,7 +84,7 @@ class Peer:
       self._messages.seek(0)
       message = self._messages.read().strip()[-500:]
       raise errors.UserError(
-          f'The peer {self._case} ended: {message}\n\n{HOW_TO_INSTALL}'
+          f'The peer ended: {message}\n\n', self._case, HOW_TO_INSTALL
       )
     return json.loads(answer)
 

@@ -131,5 +131,6 @@ def _check(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
   )
   if done.returncode:
     raise errors.UserError(
-        f'python {" ".join(arguments)[:60]} failed: {done.stderr[-500:]}'
+        f'The process failed: {done.stderr[-500:]}',
+        f'python {" ".join(arguments)[:60]}',
     )

@@ -12,9 +12,10 @@ several hosts. T5X is told by its own flags:
 
   launch/local.sh --t5x -- python -m t5x.train --gin_file=configs/...
 
-Another program finds its place in the environment (MOE_PEFT_COORDINATOR,
+A program of your own finds its place in the environment (MOE_PEFT_COORDINATOR,
 MOE_PEFT_NUM_PROCESSES, MOE_PEFT_PROCESS_ID) and calls
-jax.distributed.initialize with it.
+jax.distributed.initialize with it. python -m moe_peft.train does not: it is for
+one process.
 
   --processes N   processes (default 2)
   --devices N     CPU devices of each process (default 4)

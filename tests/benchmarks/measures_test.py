@@ -21,9 +21,9 @@ from benchmarks import scaling
 from benchmarks import startup
 from benchmarks import step
 from benchmarks import tables
-from moe_peft import errors
 from moe_peft.core import trainable
 from moe_peft.methods import molora
+from tests import refusals
 
 OPTIONS = tables.Options(quick=True)
 TINY = {
@@ -326,7 +326,7 @@ def test_examples_of_packed_batches():
 
 def test_startup_processes():
   assert startup.process('-c', 'pass')() > 0
-  with pytest.raises(errors.UserError, match='is not defined'):
+  with refusals.refused('python -c nothing', 'is not defined'):
     startup.process('-c', 'nothing')()
   environment = {'A_NAME': 'a value'}
   source = 'import os; assert os.environ["A_NAME"] == "a value"'

@@ -15,7 +15,7 @@ from benchmarks import peers
 from benchmarks import plots
 from benchmarks import tables
 from benchmarks import timing
-from moe_peft import errors
+from tests import refusals
 
 
 def a_table(**row):
@@ -118,10 +118,10 @@ def test_help_imports_no_jax():
 
 
 def test_peers_that_cannot_run_are_one_message():
-  with pytest.raises(errors.UserError, match='--peer_python nowhere'):
+  with refusals.refused('--peer_python', 'nowhere'):
     peers.Peer('nowhere', 'layer/frozen', {'threads': 1, 'device': 'cpu'})
   # An interpreter without its packages: the message has the commands.
-  with pytest.raises(errors.UserError, match='pip install --no-deps moe-peft'):
+  with refusals.refused('no such case', 'pip install --no-deps moe-peft'):
     peers.Peer(sys.executable, 'no such case', {'threads': 1, 'device': 'cpu'})
 
 
