@@ -5,6 +5,7 @@
 import contextlib
 import dataclasses
 import os
+import shutil
 import signal
 
 import jax
@@ -27,12 +28,28 @@ def train(experiment, evaluate=lambda step, params: None):
   setup = experiment_lib.prepare(experiment)
   # The loop donates the fresh parameters: keep a copy to compare with.
   fresh = {name: np.array(value) for name, value in setup.trainable.items()}
+  frozen = {name: np.array(value) for name, value in setup.frozen.items()}
   with contextlib.closing(loop.open_checkpoints(setup)) as checkpointer:
     state = loop.train(setup, checkpointer, evaluate)
+  assert_bit_equal(jax.device_get(setup.frozen), frozen)
   rows, _ = metrics_files.read_lines(
       experiment.run_dir / metrics_files.TRAIN
   )
   return dataclasses.replace(setup, trainable=fresh), state, rows
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """A run of four steps: (folder, setup, state, rows)."""
+  folder = tmp_path_factory.mktemp('trained')
+  return folder, *train(tiny.experiment(folder))
+
+
+def open_checkpoints(experiment):
+  """Opens and closes the checkpoints of a run; returns the newest step."""
+  setup = experiment_lib.prepare(experiment)
+  with contextlib.closing(loop.open_checkpoints(setup)) as checkpointer:
+    return checkpointer.latest_step()
 
 
 def losses(rows):
@@ -45,11 +62,8 @@ def assert_bit_equal(actual, expected):
     np.testing.assert_array_equal(actual[name], value, err_msg=name)
 
 
-def test_only_adapters_train_and_the_base_keeps_its_bits(tmp_path):
-  experiment = tiny.experiment(tmp_path)
-  before = jax.device_get(experiment_lib.prepare(experiment).frozen)
-  setup, state, rows = train(experiment)
-  assert_bit_equal(jax.device_get(setup.frozen), before)
+def test_only_adapters_train_and_the_base_keeps_its_bits(trained):
+  _, setup, state, rows = trained
   assert all(trainable.is_adapter(name) for name in state.params)
   changed = [
       name
@@ -161,15 +175,14 @@ def test_full_fine_tuning_is_a_method_like_the_others(tmp_path):
       assert not np.array_equal(value, setup.trainable[name]), name
 
 
-def test_another_experiment_is_refused_and_nothing_is_lost(tmp_path):
-  train(tiny.experiment(tmp_path))
-  with refusals.refused('MODEL_DIR', tmp_path, 'SEED'):
-    train(tiny.experiment(tmp_path, SEED=1))
+def test_another_experiment_is_refused_and_nothing_is_lost(trained):
+  folder = trained[0]
+  with refusals.refused('MODEL_DIR', folder, 'SEED'):
+    open_checkpoints(tiny.experiment(folder, SEED=1))
   with refusals.refused('MODEL_DIR', 'trainable parameters'):
-    train(tiny.experiment(tmp_path, RANK=3))
+    open_checkpoints(tiny.experiment(folder, RANK=3))
   # The run itself still continues.
-  _, state, rows = train(tiny.experiment(tmp_path, TRAIN_STEPS=5))
-  assert int(state.step) == 5 and len(rows) == 5
+  assert open_checkpoints(tiny.experiment(folder, TRAIN_STEPS=5)) == 4
 
 
 def test_a_base_may_move_but_not_change(tmp_path):
@@ -177,18 +190,20 @@ def test_a_base_may_move_but_not_change(tmp_path):
   frozen = jax.device_get(frozen)
   base, run_dir = tmp_path / 'base', tmp_path / 'run'
 
-  def train_from(folder, steps):
-    return train(tiny.experiment(
-        run_dir, INITIAL_CHECKPOINT_PATH=str(folder), TRAIN_STEPS=steps
-    ))
+  def of_base(folder):
+    return tiny.experiment(run_dir, INITIAL_CHECKPOINT_PATH=str(folder))
 
   bases.save_base(frozen, base)
-  train_from(base, 2)
+  setup = experiment_lib.prepare(of_base(base))
+  with contextlib.closing(loop.open_checkpoints(setup)) as checkpointer:
+    data = loop.train_data(setup.experiment)
+    checkpointer.save(2, train_step.init_state(setup), data)
+    checkpointer.wait()
   moved = base.rename(tmp_path / 'moved')
-  assert int(train_from(moved, 3)[1].step) == 3
+  assert open_checkpoints(of_base(moved)) == 2
   bases.save_base({k: -v for k, v in frozen.items()}, base)
   with refusals.refused('MODEL_DIR', 'base', base):
-    train_from(base, 4)
+    open_checkpoints(of_base(base))
 
 
 @pytest.mark.slow
@@ -291,9 +306,8 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_named(tmp_path):
-  experiment = tiny.experiment(tmp_path)
-  train(experiment)
+def test_a_damaged_checkpoint_is_named(trained, tmp_path):
+  shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
   for file in (tmp_path / 'checkpoints' / '4' / 'state').rglob('*'):
     if file.is_file():
       file.write_bytes(b'')
