@@ -223,7 +223,7 @@ def _read_splits(
         'data, which is then split by split_fractions.', _argument('data'),
     )
   if data:
-    shares = _shares(fractions)  # Wrong ones are told before files are read.
+    shares = _shares(fractions)  # Raises before files are read.
     return _split(read(data), shares)
   splits = {split: read(paths) for split, paths in files.items()}
   _warn_of_leaks(splits, name)

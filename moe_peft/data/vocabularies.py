@@ -69,6 +69,8 @@ class TokenizerVocabulary(seqio.Vocabulary):
           f'{tokenizer.id_to_token(0)!r}, is an ordinary one, but SeqIO pads '
           'with 0.', where, 'Use another vocabulary.',
       )
+    tokenizer.no_truncation()  # The run decides on lengths, not the file.
+    tokenizer.no_padding()
     return tokenizer
 
   @property
@@ -95,7 +97,7 @@ class TokenizerVocabulary(seqio.Vocabulary):
 
   def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
     encode = lambda text: np.asarray(self._encode(text.decode()), np.int32)
-    # Not stateful: iterators over it can be saved.
+    # TensorFlow saves iterators over functions that are not stateful.
     ids = tf.numpy_function(encode, [s], tf.int32, stateful=False)
     return tf.ensure_shape(ids, [None])
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from moe_peft.models import layers
 from moe_peft.models import rotary
 
-# Added in place of a masked logit; as large as float32 softmax ever needs.
+# What a masked logit becomes; float32 softmax never needs a larger one.
 MASKED_LOGIT = -1e10
 
 
@@ -161,7 +161,9 @@ class MultiHeadDotProductAttention(nn.Module):
     if bias is not None:
       logits = logits + bias.astype(logits.dtype)
     if mask is not None:
-      logits = jnp.where(mask, logits, jnp.asarray(MASKED_LOGIT, logits.dtype))
+      # Where all of a row is masked, as in padding, -inf would make NaN.
+      masked = max(MASKED_LOGIT, float(jnp.finfo(logits.dtype).min))
+      logits = jnp.where(mask, logits, jnp.asarray(masked, logits.dtype))
     weights = jax.nn.softmax(logits).astype(self.dtype)
     return layers.length_dropout(self.dropout_rate, self.deterministic)(weights)
 

@@ -56,8 +56,8 @@ class DecoderOnlyModel(language_model.LanguageModel):
   def predict(self, params: Params, batch: Batch, **options: Any):
     if self.target_length is None or 'decoder_segment_ids' in batch:
       return super().predict(params, batch, **options)
-    # The first positions of weight 1; behind them, if targets are fewer, some
-    # of weight 0.
+    # top_k gives the first positions of weight 1 and then, if an example has
+    # fewer targets, some of weight 0.
     weights = batch['decoder_loss_weights'].astype(jnp.float32)
     weights, positions = jax.lax.top_k(
         weights, min(self.target_length, weights.shape[-1])

@@ -83,3 +83,18 @@ def test_an_ordinary_token_cannot_be_padding(tmp_path):
   file = write_tokenizer(tmp_path, special=())
   with refusals.refused('VOCABULARY_FILE', file, "'!'"):
     vocabularies.TokenizerVocabulary(file, EOS_ID).encode('a')
+
+
+def test_lengths_are_those_of_the_run(tmp_path):
+  """A file may ask its reader to cut and to fill up."""
+  file = write_tokenizer(tmp_path)
+  whole = vocabularies.TokenizerVocabulary(file, EOS_ID).encode(TEXTS[0])
+  tokenizer = tokenizers.Tokenizer.from_file(file)
+  tokenizer.enable_truncation(2)
+  tokenizer.enable_padding(length=50)
+  tokenizer.save(file)
+  cut = tokenizers.Tokenizer.from_file(file).encode(TEXTS[0])
+  assert len(cut.ids) == 50 and sum(cut.attention_mask) == 2
+  assert vocabularies.TokenizerVocabulary(file, EOS_ID).encode(TEXTS[0]) == (
+      whole
+  )

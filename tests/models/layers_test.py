@@ -208,3 +208,17 @@ def test_float32_logits_keep_precision_in_bfloat16():
   assert values[False] == 0.5  # The difference is rounded away.
   expected = 1 / (1 + math.exp(-0.125))
   assert abs(values[True] - expected) < 0.004
+
+
+@pytest.mark.parametrize('dtype', [jnp.float16, jnp.bfloat16])
+def test_rows_that_see_nothing_stay_finite(dtype):
+  """Padding sees nothing, and -1e10 is no number of float16."""
+  module = attention.MultiHeadDotProductAttention(2, 4, dtype=dtype)
+  x = jax.random.normal(jax.random.key(0), (1, 3, 8), dtype)
+  mask = jnp.array([[[[1, 0, 0], [1, 1, 0], [0, 0, 0]]]], bool)
+  out, _ = module.init_with_output(jax.random.key(1), x, x, mask)
+  assert out.dtype == dtype and jnp.isfinite(out).all()
+  # Masked keys count for nothing.
+  other = x.at[:, 2].set(7.0)
+  changed, _ = module.init_with_output(jax.random.key(1), x, other, mask)
+  np.testing.assert_array_equal(out[:, :2], changed[:, :2])

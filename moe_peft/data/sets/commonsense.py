@@ -205,7 +205,7 @@ def register(
               ranking.keep_end_of_inputs,
               seqio.preprocessors.append_eos_after_trim,
           ],
-          # As in P3: no end of sequence between question and answer.
+          # P3 has no end of sequence there either.
           inputs_eos=False,
           targets_eos=add_eos,
       )

@@ -113,7 +113,7 @@ def _olmes(document) -> rows.Row:
 
 
 def _sciq(document) -> rows.Row:
-  # The files have the right answer last; the alphabet knows nothing of it.
+  # The files list the right answer last; the alphabetical order hides it.
   answer = document['correct_answer']
   choices = sorted([answer, *(document[f'distractor{i}'] for i in (1, 2, 3))])
   return _row(document['query'], choices, choices.index(answer))

@@ -114,7 +114,7 @@ def _add_task(
           seqio.preprocessors.append_eos,
           seqio.CacheDatasetPlaceholder(required=True),
       ],
-      inputs_eos=False,  # As in the released P3.
+      inputs_eos=False,  # The released P3 has none there.
   )
 
 

@@ -18,7 +18,7 @@ from moe_peft.data import rows as rows_lib
 from moe_peft.data.sets import commonsense
 from moe_peft.data.sets import contamination
 
-# Part of every recipe: raise it when the rows are made in another way.
+# It is part of every recipe; raise it when rows are made in another way.
 _FORMAT = 1
 
 _NOTES = """\
@@ -61,7 +61,7 @@ def prepare(
     package.check()
   out.mkdir(parents=True, exist_ok=True)
   console = rich.console.Console(stderr=True, highlight=False)
-  # Read and indexed only if some task is not finished.
+  # Rows are read and indexed only if some task is not finished.
   index = functools.cache(functools.partial(_evaluation_index, found))
   records = {}
   for name in cache.track(chosen, console):
@@ -122,10 +122,6 @@ def _read(
   return source.read(found[source.package])
 
 
-def _by_hash(rows: Iterable[rows_lib.Row]) -> list[rows_lib.Row]:
-  return rows_lib.by_hash(rows, text)
-
-
 def _prepare(name: str, found: Found, index, out: Path) -> dict[str, Any]:
   """Writes the cache of one task, unless it is there."""
   dataset = commonsense.DATASETS[name]
@@ -175,19 +171,21 @@ def _splits(
 ) -> tuple[dict[str, list[rows_lib.Row]], dict[str, int]]:
   """Returns the rows of our splits, and how many were left out, by cause."""
   official = dataset.official
-  splits = {'test': _by_hash(_read(dataset, official['test'], found))}
+  test = _read(dataset, official['test'], found)
+  splits = {'test': rows_lib.by_hash(test, text)}
   if 'train' not in official:
     return splits, {}
   left_out: dict[str, int] = {}
   train = _clean(_read(dataset, 'train', found), index(), left_out)
-  train = _by_hash(train)
+  train = rows_lib.by_hash(train, text)
   if official['validation'] == 'train':
     size = min(commonsense.TUNING_ROWS, len(train) // 10)
     tuning, train = train[:size], train[size:]
     tuned = contamination.Index(('validation', text(row)) for row in tuning)
     train = _clean(train, tuned, left_out)
   else:
-    tuning = _by_hash(_read(dataset, official['validation'], found))
+    tuning = _read(dataset, official['validation'], found)
+    tuning = rows_lib.by_hash(tuning, text)
   return {'train': train, 'validation': tuning, **splits}, left_out
 
 
