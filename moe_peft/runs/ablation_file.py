@@ -70,9 +70,8 @@ def read(folder: Path) -> Ablation | None:
   Raises:
     errors.UserError: It is damaged.
   """
-  if not (folder / FILE).is_file():
+  if (fields := json_file.read(folder / FILE)) is None:
     return None
-  fields = json_file.read(folder / FILE)
   tasks = fields.texts('tasks')
   return Ablation(
       tasks=tasks,

@@ -63,12 +63,14 @@ def read_text(path: Path) -> str:
     raise damaged(path, f'The file cannot be read ({e.strerror}).') from e
 
 
-def read(path: Path) -> 'Fields':
-  """The fields of a file that holds one JSON object.
+def read(path: Path) -> 'Fields | None':
+  """The fields of a file that holds one JSON object; None if it is absent.
 
   Raises:
     errors.UserError: It holds anything else, or a later program wrote it.
   """
+  if not path.is_file():
+    return None
   try:
     value = json.loads(read_text(path))
   except (ValueError, RecursionError) as e:

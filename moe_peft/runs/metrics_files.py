@@ -179,15 +179,15 @@ def router_log(path: Path, rows: Iterable[Mapping[str, Any]]) -> RouterCurves:
   """
   by_step = {int(row['step']): row.get('sites') for row in rows}
   steps = sorted(by_step)
+  columns = {'load': {}, 'selected': {}, 'left_behind': {}}
   try:
-    columns = {
-        name: {
-            site: np.array([by_step[s][site][name] for s in steps], np.float64)
-            for site in by_step[steps[-1]]
-        }
-        for name in ('load', 'selected', 'left_behind')
-    }
-  except (TypeError, KeyError, ValueError) as e:
+    for name, column in columns.items():
+      for site in by_step[steps[-1]]:
+        values = [by_step[step][site][name] for step in steps]
+        column[site] = np.array(values, np.float64)
+        if column[site].ndim != (2 if name == 'load' else 1):
+          raise ValueError(f'{name} of {site}')
+  except (TypeError, KeyError, ValueError, OverflowError) as e:
     raise json_file.damaged(
         path, '"sites" must map the same sites to "load", "selected" and '
         '"left_behind" in every line.'

@@ -87,9 +87,8 @@ def read(folder: Path, name: str = FILE) -> Results | None:
   Raises:
     errors.UserError: The file is damaged.
   """
-  if not (folder / name).is_file():
+  if (fields := json_file.read(folder / name)) is None:
     return None
-  fields = json_file.read(folder / name)
   tasks = fields.nested('tasks', dict)
   column = lambda column: {
       task: {
@@ -116,9 +115,8 @@ def read(folder: Path, name: str = FILE) -> Results | None:
 
 def read_base(path: Path) -> dict[str, dict[str, float]] | None:
   """Results of a bare base by task; None where there are none."""
-  if not path.is_file():
+  if (fields := json_file.read(path)) is None:
     return None
-  fields = json_file.read(path)
   if fields.get('version', int, 1) == 1:  # The whole file is the tasks.
     return json_file.Fields(path, {'tasks': fields.value}).nested(
         'tasks', float

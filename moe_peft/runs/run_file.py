@@ -87,9 +87,8 @@ def read(folder: Path) -> RunInfo | None:
   Raises:
     errors.UserError: It is damaged.
   """
-  if not is_finished(folder):
+  if (fields := json_file.read(folder / FILE)) is None:
     return None
-  fields = json_file.read(folder / FILE)
   kinds = {
       'mixture_or_task_name': str, 'num_params_total': int,
       'num_params_trainable': int, 'steps': int, 'batch_size': int,

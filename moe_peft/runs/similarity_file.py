@@ -39,7 +39,6 @@ def read(folder: Path) -> Similarity | None:
   Raises:
     errors.UserError: It is damaged.
   """
-  if not (folder / FILE).is_file():
+  if (fields := json_file.read(folder / FILE)) is None:
     return None
-  fields = json_file.read(folder / FILE)
   return Similarity(fields.by_site('cosine', lambda n: (n, n)))

@@ -78,16 +78,16 @@ def read(run_dir: Path) -> SnapshotFiles | None:
       for file in folder.glob('step_*.npz')
       if (match := re.fullmatch(r'step_(\d+)\.npz', file.name))
   }
-  if not steps or not (folder / _ROWS).is_file():
+  fields = json_file.read(folder / _ROWS)
+  if not steps or fields is None:
     return None
-  rows = json_file.read(folder / _ROWS).objects('rows')
   return SnapshotFiles(
       tuple(
           HeldOutRow(row.get('task', str), {
               stack: row.texts(stack)
               for stack in ('encoder', 'decoder') if stack in row.value
           })
-          for row in rows
+          for row in fields.objects('rows')
       ),
       dict(sorted(steps.items())),
   )

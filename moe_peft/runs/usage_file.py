@@ -100,9 +100,8 @@ def read(folder: Path) -> Usage | None:
   Raises:
     errors.UserError: It is damaged.
   """
-  if not (folder / FILE).is_file():
+  if (fields := json_file.read(folder / FILE)) is None:
     return None
-  fields = json_file.read(folder / FILE)
   tasks, sites = fields.texts('tasks'), fields.objects('sites')
   if not tasks or not sites:
     raise fields.error('tasks' if sites else 'sites', 'must not be empty')

@@ -149,6 +149,9 @@ def test_metrics_without_any_readable_line(run_dir):
         ('ablation.json', '{"tasks": ["a"], "loss": [1, 2]}', '"loss"'),
         ('metrics/routers.jsonl', '{"step": 1, "sites": {"a": {"load": 1}}}',
          '"selected"'),
+        ('metrics/routers.jsonl',
+         '{"step": 1, "sites": {"a":'
+         ' {"load": [1], "selected": [], "left_behind": 0}}}', '"selected"'),
         ('routing/rows.json', '{"rows": [1]}', 'rows[0]'),
         ('results.json', '{"tasks": {"qa": 3}}', '"qa" of tasks'),
         ('results.json', '{"tasks": {"qa": {"f1": 3}}}',
