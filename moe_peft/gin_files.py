@@ -17,6 +17,7 @@ import sys
 from typing import Any
 
 from moe_peft import errors
+from moe_peft import gin_names
 
 PACKAGE_DIR = Path(__file__).resolve().parent
 # In a wheel `gin/` and `configs/` lie inside the package, in a checkout
@@ -39,7 +40,9 @@ def resource(name: str) -> Path:
     if (folder / name).exists():
       return folder / name
   raise errors.UserError(
-      f'{name} does not ship with moe_peft.{_nearest(name, _shipped_gin())}'
+      f'{name} does not ship with moe_peft.',
+      where=name,
+      remedy=_nearest(name, _shipped_gin()),
   )
 
 
@@ -49,6 +52,9 @@ def load_gin(
     search_paths: str = '',
 ) -> None:
   """Parses gin files, then bindings, and locks the configuration.
+
+  A `config.gin` that a run of version 0.1 has written is read in the names of
+  today.
 
   Args:
     gin_files: Paths, or names found in the search paths or in the package.
@@ -74,17 +80,24 @@ def load_gin(
     gin.add_config_file_search_path(folder)
   files = [_find(name, folders) for name in gin_files]
   with _gin_errors():
-    gin.parse_config_files_and_bindings(files, None, finalize_config=False)
+    for file in files:
+      text = Path(file).read_text(encoding='utf-8')
+      if Path(file).name == 'config.gin' and gin_names.is_old(text):
+        gin.parse_config(gin_names.upgrade(text))
+      else:
+        gin.parse_config_file(file)
   known = macros()
   for binding in bindings:
     name, value = binding.split('=', maxsplit=1)
     name = name.strip()
     if re.fullmatch(r'[A-Z][A-Z0-9_]*', name) and name not in known:
+      now = gin_names.MACROS.get(name)
       raise errors.UserError(
-          f'--gin.{name}: no gin file uses the macro {name}.'
-          + _nearest(name, known)
+          f'No gin file uses the macro {name}.',
+          where=f'--gin.{name}',
+          remedy=f'It is called {now}.' if now else _nearest(name, known),
       )
-    with _gin_errors(f'--gin.{binding}: '):
+    with _gin_errors(f'--gin.{binding}'):
       gin.parse_config(f'{name} = {_quoted(value)}')
   check_macros()
   with _gin_errors():
@@ -131,19 +144,25 @@ def check_macros() -> None:
   for reference in gin.config.iterate_references(gin.config._CONFIG):
     name, _, kind = reference.scoped_selector.rpartition('/')
     if kind == 'gin.macro' and name not in known:
+      near = _nearest(name, known)
       raise errors.UserError(
-          f'The macro {name} is used but never set.{_nearest(name, known)} '
-          'Include the gin file that provides it, or add '
-          f'--gin.{name}=...'
+          f'The macro {name} is used but never set.',
+          where=name,
+          remedy=f'{near} Include the gin file that provides it, or add '
+          f'--gin.{name}=...'.strip(),
       )
   missing = macros(required=True)
   if missing:
     flags = ' '.join(f'--gin.{name}=...' for name in missing)
-    raise errors.UserError(f'Values are missing; add {flags}')
+    raise errors.UserError(
+        f'Values are missing: {", ".join(missing)}.',
+        where=missing[0],
+        remedy=f'Add {flags}',
+    )
 
 
 @contextlib.contextmanager
-def _gin_errors(prefix: str = '') -> Iterator[None]:
+def _gin_errors(where: str = '') -> Iterator[None]:
   """Turns gin's exceptions into user errors; they name file and line."""
   # Gin logs an error for every search path that lacks the file.
   logging.disable(logging.ERROR)
@@ -152,8 +171,10 @@ def _gin_errors(prefix: str = '') -> Iterator[None]:
   except errors.UserError:
     raise
   except Exception as error:  # Gin lets through whatever an import raises.
-    message = f'{prefix}{error}'.strip()
-    raise errors.UserError(message + _suggest(message)) from error
+    message = str(error).strip()
+    raise gin_names.renamed(message) or errors.UserError(
+        message, where=where, remedy=_suggest(message)
+    ) from error
   finally:
     logging.disable(logging.NOTSET)
 
@@ -188,8 +209,9 @@ def _find(name: str, folders: Sequence[str]) -> str:
     if candidate.is_file():
       return str(candidate)
   raise errors.UserError(
-      f'The gin file {name} does not exist.'
-      + _nearest(name, _shipped_gin())
+      f'The gin file {name} does not exist.',
+      where=name,
+      remedy=_nearest(name, _shipped_gin()),
   )
 
 
@@ -205,7 +227,7 @@ def _shipped_gin() -> list[str]:
 
 def _nearest(name: str, names: Sequence[str]) -> str:
   near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.4)
-  return f' Did you mean {" or ".join(near)}?' if near else ''
+  return f'Did you mean {" or ".join(near)}?' if near else ''
 
 
 def _suggest(message: str) -> str:

@@ -15,10 +15,10 @@ from moe_peft.methods import molora
 from tests import tiny_network
 
 RULES = (
-    inject.AdapterRule(
+    inject.OutputRule(
         'encoder/.*/wo', functools.partial(molora.MoLoRA, num_experts=3, rank=2)
     ),
-    inject.AdapterRule(
+    inject.OutputRule(
         'decoder/.*/query', functools.partial(lora.LoRA, rank=4)
     ),
 )

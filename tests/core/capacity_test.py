@@ -18,11 +18,13 @@ SCORES = np.array([1, 6, 3, 4, 5, 2], np.float32)[None, :, None] * np.ones(2)
 
 def within(limit, priority='position', segment_ids=None, selected=SELECTED,
            length=6):
-  ids = None if segment_ids is None else jnp.array([segment_ids])
+  rows = lambda x: jnp.asarray(x).reshape(-1, length, *x.shape[2:])
+  ids = None if segment_ids is None else rows(np.array([segment_ids]))
+  groups = capacity.Groups(1, 6, length, limit)
   kept = capacity.within_capacity(
-      jnp.asarray(selected), jnp.asarray(SCORES), ids, length, limit, priority
+      rows(selected), rows(SCORES), ids, groups, priority
   )
-  return np.asarray(kept)[0].astype(int)
+  return np.asarray(kept).reshape(6, 2).astype(int)
 
 
 def test_earlier_tokens_come_first():
@@ -100,24 +102,23 @@ def test_no_buffer_overflows(priority, slots):
   scores = jax.random.uniform(key, (20, 12, 4))
   cuts = jax.random.bernoulli(jax.random.key(9), 0.3, (20, 12))
   ids = 1 + jnp.cumsum(cuts, axis=1)
-  kept = capacity.within_capacity(selected, scores, ids, 12, slots, priority)
+  groups = capacity.Groups(20, 12, 12, slots)
+  kept = capacity.within_capacity(selected, scores, ids, groups, priority)
   assert kept.sum(axis=1).max() == slots
   assert not (kept & ~selected).any()
 
 
 def test_conventions():
-  # 64 tokens, 8 experts, k = 2: Flaxformer 1.25 * 64 / 8, V-MoE twice that.
-  flaxformer = capacity.Capacity(capacity_factor=1.25)
-  vmoe = capacity.Capacity(capacity_factor=1.25, counts_selected=True)
-  assert flaxformer.limit(64, 8, 2) == 10
-  assert vmoe.limit(64, 8, 2) == 20
-  assert capacity.Capacity(expert_capacity=7).limit(64, 8, 2) == 7
-  assert capacity.Capacity(capacity_factor=0.01).limit(64, 8, 2) == 1
-  assert capacity.Capacity(capacity_factor=99.0).limit(64, 8, 2) == 64
+  # 64 tokens, 8 experts, as Flaxformer: 1.25 * 64 / 8.
+  assert capacity.Capacity(capacity_factor=1.25).limit(64, 8) == 10
+  assert capacity.Capacity(expert_capacity=7).limit(64, 8) == 7
+  assert capacity.Capacity(capacity_factor=0.01).limit(64, 8) == 1
+  assert capacity.Capacity(capacity_factor=99.0).limit(64, 8) == 64
 
 
 @pytest.mark.parametrize(
     ('size', 'want'), [(None, (4, 6)), (3, (8, 3)), (12, (2, 12)), (6, (4, 6))]
 )
 def test_groups(size, want):
-  assert capacity.group_shape(size, 4, 6) == want
+  groups = capacity.Capacity(1.0, group_size=size).groups(4, 6, num_experts=2)
+  assert (groups.num_groups, groups.group_size) == want

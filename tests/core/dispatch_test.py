@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_peft import errors
 from moe_peft.core import capacity
 from moe_peft.core import dispatch
-from moe_peft.core import inject
 from moe_peft.core import partitioning
 from moe_peft.core import routing
+from moe_peft.core import selection
+from moe_peft.core import sites
+from moe_peft.core import tokens as tokens_lib
 from moe_peft.methods import adamole
 from moe_peft.methods import bottleneck
 from moe_peft.methods import expert_choice
@@ -29,37 +30,36 @@ from moe_peft.methods import mosld
 from moe_peft.methods import sira
 from moe_peft.methods import smoe_dropout
 from moe_peft.methods import smora
+from tests.refusals import refused
 
 BATCH, LENGTH, IN, OUT, NUM_EXPERTS, RANK = 8, 12, 16, 24, 4, 3
 
-SITE = inject.Site(kernel_axis_names=('embed', 'mlp'))
+SITE = sites.Site(kernel_axis_names=('embed', 'mlp'))
 ROUTERS = {
     'soft': {},
-    'top-2': dict(selection='top_k', num_selected_experts=2, renormalise=True),
+    'top-2': dict(select=selection.TopK(k=2, normalize=True)),
     'capacity': dict(
-        selection='top_k',
-        num_selected_experts=2,
+        select=selection.TopK(k=2),
         capacity=capacity.Capacity(capacity_factor=1.0),
     ),
     'capacity, small groups': dict(
-        selection='top_k',
-        num_selected_experts=2,
+        select=selection.TopK(k=2),
         capacity=capacity.Capacity(expert_capacity=1, group_size=4),
     ),
     'expert dropout, capacity': dict(
-        selection='top_k',
-        num_selected_experts=2,
-        gate_dropout=0.3,
+        select=selection.TopK(k=2, dropout=0.3),
         capacity=capacity.Capacity(capacity_factor=1.0),
     ),
-    'threshold': dict(selection='threshold', renormalise=True),
+    'threshold': dict(
+        scores=adamole.ThresholdScores(), select=adamole.Threshold()
+    ),
 }
 TOKENS = {
-    'full': routing.Tokens(),
-    'padded': routing.Tokens(
+    'full': tokens_lib.Tokens(),
+    'padded': tokens_lib.Tokens(
         valid=jnp.arange(LENGTH) < jnp.arange(5, 5 + BATCH)[:, None]
     ),
-    'packed': routing.Tokens(
+    'packed': tokens_lib.Tokens(
         valid=jnp.broadcast_to(jnp.arange(LENGTH) < 11, (BATCH, LENGTH)),
         segment_ids=jnp.broadcast_to(
             jnp.array([1] * 5 + [2] * 4 + [3] * 2 + [0]), (BATCH, LENGTH)
@@ -276,7 +276,6 @@ def test_all_experts_never_builds_experts_times_features():
 def choice(execution='auto', num_experts=4, rank=4, selected=2, slots=8):
   result = routing.Routing(
       *(jnp.zeros((1, 64, num_experts)),) * 3,
-      valid=None,
       metrics={},
       num_selected=selected,
       group_size=64,
@@ -309,7 +308,7 @@ def test_auto_logs_the_reason_once(caplog):
 
 
 def test_unknown_execution():
-  with pytest.raises(errors.UserError, match='all_experts, einsum, ragged'):
+  with refused('adapter.MoeAdapter.execution', 'all_experts, einsum, ragged'):
     choice('fastest')
 
 
@@ -318,7 +317,7 @@ def test_a_mesh_that_does_not_divide():
   adapter = molora.MoLoRA(site=SITE, num_experts=6)
   inputs, outputs, _ = arrays()
   with partitioning.use_mesh(mesh):
-    with pytest.raises(errors.UserError, match='NUM_EXPERT_PARTITIONS = 4'):
+    with refused('NUM_EXPERTS', 'NUM_EXPERT_PARTITIONS = 4'):
       jax.eval_shape(adapter.init, jax.random.key(0), inputs, outputs)
 
 

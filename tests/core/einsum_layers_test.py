@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_peft import errors
 from moe_peft.core import einsum_layers
 from moe_peft.core import inject
 from moe_peft.core import trainable
+from moe_peft.methods import ia3
 from moe_peft.methods import lora
 from moe_peft.methods import molora
 
@@ -42,7 +42,8 @@ def test_tokens_come_first_and_features_flat(name):
   x = jax.random.normal(jax.random.key(0), inputs)
   w = jax.random.normal(jax.random.key(1), kernel)
   outputs = jnp.einsum(equation, x, w)
-  layer = einsum_layers.find(Einsum(kernel), (equation, x), {})
+  run = lambda equation, x: jnp.einsum(equation, x, w)
+  layer = einsum_layers.find(Einsum(kernel), run, (equation, x), {}, {})
   np.testing.assert_array_equal(layer.flat_inputs(), x.reshape(2, 5, -1))
   flat = layer.flat_outputs(outputs)
   np.testing.assert_array_equal(
@@ -50,12 +51,16 @@ def test_tokens_come_first_and_features_flat(name):
   )
   np.testing.assert_array_equal(layer.restored(flat, outputs), outputs)
   assert layer.num_heads(outputs) == heads
+  np.testing.assert_array_equal(layer.run(), outputs)
+  np.testing.assert_allclose(
+      layer.run(2 * layer.flat_inputs()), 2 * outputs, rtol=1e-6
+  )
 
 
 @pytest.mark.parametrize('kind', ['first', 'attribute', 'call'])
 def test_lora_on_an_einsum_is_the_closed_form(kind):
   """outputs + alpha / rank * x A B, B's columns in the order of the heads."""
-  rule = inject.AdapterRule(
+  rule = inject.OutputRule(
       'layer',
       lambda **kwargs: lora.LoRA(rank=2, alpha=6.0, **kwargs),
   )
@@ -88,18 +93,23 @@ def test_lora_on_an_einsum_is_the_closed_form(kind):
   )
 
 
-def test_what_changes_inputs_refuses_an_einsum():
+def test_an_input_rule_scales_what_an_einsum_reads():
   class Model(nn.Module):
 
     @nn.compact
     def __call__(self, x):
       return Einsum((3, 6, 4), name='layer')('BTD,NDH->BTNH', x)
 
-  rule = inject.AdapterRule('layer', molora.MoLoRA, site_input=True)
-  with pytest.raises(errors.UserError, match='layer is an einsum'):
-    inject.AdaptedModule(Model(), (rule,)).init(
-        jax.random.key(0), jnp.ones((2, 5, 6))
-    )
+  x = jax.random.normal(jax.random.key(0), (2, 5, 6))
+  model = inject.AdaptedModule(Model(), (inject.InputRule('layer', ia3.IA3),))
+  params = model.init(jax.random.key(0), x)['params']
+  scaling = jnp.arange(6.0)
+  params['layer']['adapter']['scaling'] = scaling[None]
+  np.testing.assert_allclose(
+      model.apply({'params': params}, x),
+      Model().apply({'params': params}, x * scaling),
+      rtol=1e-5,
+  )
 
 
 def test_gemma_takes_experts_without_a_change():
@@ -128,7 +138,7 @@ def test_gemma_takes_experts_without_a_change():
   adapted = inject.AdaptedModule(
       gemma,
       (
-          inject.AdapterRule(
+          inject.OutputRule(
               r'.*/attn/(q_einsum|kv_einsum|attn_vec_einsum)',
               lambda **kwargs: molora.MoLoRA(num_experts=3, rank=2, **kwargs),
           ),

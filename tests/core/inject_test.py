@@ -12,15 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_peft import errors
 from moe_peft.core import inject
 from moe_peft.core import losses
-from moe_peft.core import routing
+from moe_peft.core import sites
 from moe_peft.methods import ia3
 from moe_peft.methods import lora
 from moe_peft.methods import molora
-from moe_peft.methods import mov
 from tests import tiny_network
+from tests.refusals import refused
 
 MOLORA = functools.partial(molora.MoLoRA, num_experts=3, rank=2)
 
@@ -42,7 +41,7 @@ def adapted(*rules, base=None, **options):
 class Probe(nn.Module):
   """An adapter that remembers what it was given."""
 
-  site: inject.Site
+  site: sites.Site
   seen = {}
 
   def __call__(self, inputs, outputs, tokens=None):
@@ -53,7 +52,7 @@ class Probe(nn.Module):
 def probe(rule_path, *args, network=None, **kwargs):
   Probe.seen.clear()
   network = network or tiny_network.Network()
-  rules = (inject.AdapterRule(rule_path, Probe),)
+  rules = (inject.OutputRule(rule_path, Probe),)
   model = inject.AdaptedModule(network, rules)
   args = args or tiny_network.tokens()
   init = functools.partial(model.init, **kwargs)
@@ -62,7 +61,7 @@ def probe(rule_path, *args, network=None, **kwargs):
 
 
 def test_whole_tree_of_new_parameters():
-  model = adapted(inject.AdapterRule('.*/(key|wo)', MOLORA))
+  model = adapted(inject.OutputRule('.*/(key|wo)', MOLORA))
   base = flat(init(tiny_network.Network())['params'])
   params = flat(init(model)['params'])
   want = {}
@@ -82,13 +81,13 @@ def test_whole_tree_of_new_parameters():
 
 
 def test_logical_axes():
-  axes = flat(init(adapted(inject.AdapterRule('.*/wo', MOLORA)))['params_axes'])
+  axes = flat(init(adapted(inject.OutputRule('.*/wo', MOLORA)))['params_axes'])
   path = 'decoder/layers_1/mlp/wo/adapter'
   assert axes[f'{path}/lora_a_axes'].names == ('expert', 'mlp', 'rank')
   assert axes[f'{path}/lora_b_axes'].names == ('expert', 'rank', 'embed')
   assert axes[f'{path}/router/kernel_axes'].names == ('mlp', 'unmodeled')
   axes = flat(
-      init(adapted(inject.AdapterRule('.*/act', ia3.IA3)))['params_axes']
+      init(adapted(inject.OutputRule('.*/act', ia3.IA3)))['params_axes']
   )
   # No mesh can divide one expert.
   assert axes['encoder/layers_0/mlp/act/adapter/scaling_axes'].names == (
@@ -98,8 +97,8 @@ def test_logical_axes():
 
 def test_first_match_wins():
   model = adapted(
-      inject.AdapterRule('.*/encoder/.*/wo|encoder/.*/wo', lora.LoRA),
-      inject.AdapterRule('.*/wo', ia3.IA3),
+      inject.OutputRule('.*/encoder/.*/wo|encoder/.*/wo', lora.LoRA),
+      inject.OutputRule('.*/wo', ia3.IA3),
   )
   params = flat(init(model)['params'])
   assert 'encoder/layers_0/mlp/wo/adapter/lora_a' in params
@@ -109,24 +108,29 @@ def test_first_match_wins():
 
 @pytest.mark.parametrize('path', ['.*/qurey', '.*/quer'])
 def test_a_rule_that_matches_nothing(path):
-  with pytest.raises(errors.UserError, match='query') as caught:
-    init(adapted(inject.AdapterRule(path, lora.LoRA)))
-  assert repr(path) in str(caught.value)
+  with refused('SITES', 'query', repr(path)):
+    init(adapted(inject.OutputRule(path, lora.LoRA)))
+
+
+@pytest.mark.parametrize('path', ['(', 3])
+def test_a_rule_that_is_no_regular_expression(path):
+  with refused('SITES', repr(path)):
+    init(adapted(inject.OutputRule(path, lora.LoRA)))
 
 
 def test_a_rule_that_an_earlier_one_leaves_nothing():
   rules = (
-      inject.AdapterRule('.*/wo', lora.LoRA),
-      inject.AdapterRule('.*/mlp/wo', ia3.IA3),
+      inject.OutputRule('.*/wo', lora.LoRA),
+      inject.OutputRule('.*/mlp/wo', ia3.IA3),
   )
-  with pytest.raises(errors.UserError, match='earlier rule'):
+  with refused('SITES', 'earlier rule'):
     init(adapted(*rules))
 
 
 def test_a_rule_that_matches_everything_takes_layers_only():
   # It also matches modules, adapters and routers: no recursion, no adapter
   # on anything but a layer.
-  params = flat(init(adapted(inject.AdapterRule('.*', lora.LoRA)))['params'])
+  params = flat(init(adapted(inject.OutputRule('.*', lora.LoRA)))['params'])
   owners = {k.split('/adapter/')[0] for k in params if '/adapter/' in k}
   assert {path.split('/')[-1] for path in owners} == {
       'query', 'key', 'value', 'out', 'wi_0', 'wi_1', 'act', 'wo',
@@ -135,7 +139,7 @@ def test_a_rule_that_matches_everything_takes_layers_only():
 
 
 def test_routers_are_not_shared():
-  model = adapted(inject.AdapterRule('.*/(key|wo)', MOLORA))
+  model = adapted(inject.OutputRule('.*/(key|wo)', MOLORA))
   params = flat(init(model)['params'])
   kernels = [v for k, v in params.items() if k.endswith('router/kernel')]
   assert len(kernels) == 8
@@ -144,7 +148,7 @@ def test_routers_are_not_shared():
 
 def test_it_works_in_a_compiled_function():
   # A context entered outside of jit would be ignored by the second call.
-  model = adapted(inject.AdapterRule('.*/wo', ia3.IA3))
+  model = adapted(inject.OutputRule('.*/wo', ia3.IA3))
   params = flat(init(model)['params'])
   apply = jax.jit(lambda p, *t: model.apply({'params': p}, *t))
   first = apply(traverse_util.unflatten_dict(params, sep='/'),
@@ -156,7 +160,7 @@ def test_it_works_in_a_compiled_function():
 
 
 def test_encode_and_decode_are_the_call():
-  model = adapted(inject.AdapterRule('.*/(key|wo)', MOLORA))
+  model = adapted(inject.OutputRule('.*/(key|wo)', MOLORA))
   variables = {'params': init(model)['params']}
   encoder, decoder, target = tiny_network.tokens()
   whole = model.apply(variables, encoder, decoder, target)
@@ -172,7 +176,7 @@ def test_encode_and_decode_are_the_call():
 def test_sites():
   seen = probe('.*')
   key = seen['decoder/layers_1/self_attention/key'][0]
-  assert key == inject.Site(
+  assert key == sites.Site(
       path='decoder/layers_1/self_attention/key',
       kernel_axis_names=('embed', 'joined_kv'),
       num_heads=2,
@@ -196,9 +200,9 @@ def test_cross_attention_reads_the_encoder():
   for name, encoder in (('key', True), ('value', True), ('query', False),
                         ('out', False)):
     path = f'decoder/layers_0/encoder_decoder_attention/{name}'
-    assert inject.reads_encoder(path) == encoder
-  assert not inject.reads_encoder('layers_0/mlp/wo')
-  assert inject.reads_encoder('encoder/encoder/mlp/wo')
+    assert sites.reads_encoder(path) == encoder
+  assert not sites.reads_encoder('layers_0/mlp/wo')
+  assert sites.reads_encoder('encoder/encoder/mlp/wo')
 
 
 def test_tokens_of_both_stacks():
@@ -209,7 +213,7 @@ def test_tokens_of_both_stacks():
     def __call__(self, inputs, outputs, tokens=None):
       seen[self.site.path] = tokens
       return outputs
-  model = adapted(inject.AdapterRule('.*/wo', Keep))
+  model = adapted(inject.OutputRule('.*/wo', Keep))
   model.init(jax.random.key(0), encoder, decoder, target, ids, 2 * ids)
   left = seen['encoder/layers_0/mlp/wo']
   np.testing.assert_array_equal(left.valid, encoder > 0)
@@ -223,15 +227,40 @@ def test_tokens_of_both_stacks():
   assert right.prompt.shape == (3, 6, 8)
 
 
-def test_embedding_and_step_reach_the_adapters():
-  seen = probe(
-      '.*/wo',
-      *tiny_network.tokens(),
-      inputs_embedding=jnp.ones((3, 5)),
-      step=jnp.array(7),
+def test_the_step_reaches_the_adapters():
+  seen = probe('.*/wo', *tiny_network.tokens(), step=jnp.array(7))
+  assert seen['encoder/layers_0/mlp/wo'][3].step.shape == ()
+
+
+def test_only_adapters_in_a_scan_are_numbered():
+  class Layer(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      index = self.param('layer_index', nn.initializers.ones, (1,))
+      return nn.Dense(4, name='wo')(x) + index, None
+
+  class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      scan = nn.scan(
+          Layer, variable_axes={'params': 0}, split_rngs={'params': True},
+          length=3,
+      )
+      return scan(name='layers')(x)[0]
+
+  class Numbered(nn.Module):
+    site: sites.Site
+    @nn.compact
+    def __call__(self, inputs, outputs, tokens=None):
+      return outputs + self.param('layer_index', nn.initializers.zeros, (1,))
+
+  model = inject.AdaptedModule(Net(), (inject.OutputRule('.*/wo', Numbered),))
+  params = flat(model.init(jax.random.key(0), jnp.ones((2, 5, 4)))['params'])
+  # The model's own parameter of that name keeps its values.
+  np.testing.assert_array_equal(params['layers/layer_index'].ravel(), [1] * 3)
+  np.testing.assert_array_equal(
+      params['layers/wo/adapter/layer_index'].ravel(), [0, 1, 2]
   )
-  tokens = seen['encoder/layers_0/mlp/wo'][3]
-  assert tokens.embedding.shape == (3, 5) and tokens.step.shape == ()
 
 
 def test_the_first_step_of_decoding_is_no_padding():
@@ -242,7 +271,7 @@ def test_the_first_step_of_decoding_is_no_padding():
       return nn.Dense(4, name='wo')(x)
 
   Probe.seen.clear()
-  model = inject.AdaptedModule(Decoder(), (inject.AdapterRule('wo', Probe),))
+  model = inject.AdaptedModule(Decoder(), (inject.OutputRule('wo', Probe),))
   begin = jnp.zeros((2, 1), jnp.int32)  # The id that begins a sequence is 0.
   for decode in (True, False):
     jax.eval_shape(
@@ -265,7 +294,7 @@ def test_tokens_inside_a_wrapper_that_names_no_arguments():
     def __call__(self, inputs, outputs, tokens=None):
       seen[self.site.path] = tokens
       return outputs
-  model = adapted(inject.AdapterRule('.*/wo', Keep), base=Wrapper())
+  model = adapted(inject.OutputRule('.*/wo', Keep), base=Wrapper())
   encoder, decoder, target = tiny_network.tokens()
   model.init(jax.random.key(0), encoder, decoder, target)
   for stack, tokens in (('encoder', encoder), ('decoder', target)):
@@ -280,14 +309,14 @@ def test_stock_flax_layers():
       x = nn.DenseGeneral((2, 3), name='heads')(x)
       return nn.DenseGeneral(4, axis=(-2, -1), name='join')(x)
 
-  model = inject.AdaptedModule(Net(), (inject.AdapterRule('.*', MOLORA),))
+  model = inject.AdaptedModule(Net(), (inject.OutputRule('.*', MOLORA),))
   params = flat(model.init(jax.random.key(0), jnp.ones((2, 5, 4)))['params'])
   assert params['heads/adapter/lora_b'].shape == (3, 2, 6)
   assert params['join/adapter/lora_a'].shape == (3, 6, 2)
 
 
-def test_site_input_scales_what_the_layer_reads():
-  rule = inject.AdapterRule('.*encoder/.*/wo', ia3.IA3, site_input=True)
+def test_an_input_rule_scales_what_the_layer_reads():
+  rule = inject.InputRule('.*encoder/.*/wo', ia3.IA3)
   model = adapted(rule)
   params = flat(init(model)['params'])
   names = [k for k in params if k.endswith('wo/adapter/scaling')]
@@ -306,55 +335,18 @@ def test_site_input_scales_what_the_layer_reads():
 
 
 def test_sown_shapes_and_routing_collection():
-  model = adapted(inject.AdapterRule('.*/(key|wo)', MOLORA))
+  model = adapted(inject.OutputRule('.*/(key|wo)', MOLORA))
   variables = {'params': init(model)['params']}
   _, state = model.apply(
       variables, *tiny_network.tokens(), mutable=['intermediates', 'routing']
   )
   sown = flat(state['intermediates'])
   names = {path.split('/')[-1] for path in sown}
-  assert names == set(losses.NAMES) - {'contrastive_loss', 'consistency_loss'}
+  assert names == {*losses.METRICS, 'auxiliary_loss', 'router_z_loss'}
   assert all(x.shape == (1, 1, 1) for (x,) in sown.values())
   weights = flat(state['routing'])
   assert len(weights) == 8
   assert all(x.shape == (3, 6, 3) for (x,) in weights.values())
-
-
-def test_consistency_is_zero_without_randomness():
-  model = adapted(inject.AdapterRule('.*/wo', MOLORA), consistency=True)
-  variables = {'params': init(model)['params']}
-  _, state = model.apply(
-      variables,
-      *tiny_network.tokens(),
-      rngs={'dropout': jax.random.key(0)},
-      mutable=['intermediates'],
-  )
-  loss = losses.collect(state['intermediates'])['consistency_loss']
-  np.testing.assert_allclose(loss, 0, atol=1e-6)
-
-
-def test_consistency_compares_two_draws():
-  dropped = functools.partial(
-      routing.Router,
-      selection='random',
-      num_selected_experts=1,
-  )
-  factory = functools.partial(
-      mov.MoV, num_experts=3, router_factory=dropped
-  )
-  model = adapted(inject.AdapterRule('.*/act', factory), consistency=True)
-  params = jax.tree.map(
-      lambda x: x + jax.random.normal(jax.random.key(1), x.shape),
-      init(model)['params'],
-  )
-  _, state = model.apply(
-      {'params': params},
-      *tiny_network.tokens(),
-      rngs={'dropout': jax.random.key(0)},
-      mutable=['intermediates'],
-  )
-  loss = losses.collect(state['intermediates'])['consistency_loss']
-  assert loss > 1e-3
 
 
 def test_gin_can_bind_a_rule():
@@ -363,9 +355,9 @@ def test_gin_can_bind_a_rule():
 from __gin__ import dynamic_registration
 from moe_peft.core import inject
 from moe_peft.methods import lora
-inject.AdaptedModule.rules = (@some/inject.AdapterRule(),)
-some/inject.AdapterRule.path = '.*/wo'
-some/inject.AdapterRule.adapter_factory = @lora.LoRA
+inject.AdaptedModule.rules = (@some/inject.OutputRule(),)
+some/inject.OutputRule.path = '.*/wo'
+some/inject.OutputRule.adapter_factory = @lora.LoRA
 lora.LoRA.alpha = 3.0
 """)
   model = gin.get_configurable(inject.AdaptedModule)(

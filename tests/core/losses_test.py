@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_peft import errors
 from moe_peft.core import losses
+from tests.refusals import refused
 
 VALID = jnp.array([[True, True, False]])
 
@@ -45,9 +45,10 @@ def test_collect_weighs_scanned_layers_like_sites():
   sown = {
       'encoder': {'wo': {'adapter': {'auxiliary_loss': (one,)}}},
       'decoder': {'auxiliary_loss': (stack,), 'other': (one,)},
+      'wo': {'a_new_loss': (one,)},
   }
   metrics = losses.collect(sown)
-  assert set(metrics) == {'auxiliary_loss'}
+  assert set(metrics) == {'auxiliary_loss', 'a_new_loss'}
   np.testing.assert_allclose(metrics['auxiliary_loss'], (6 + 0 + 1 + 2) / 4)
 
 
@@ -55,57 +56,5 @@ def test_total():
   metrics = {'auxiliary_loss': jnp.array(2.0), 'router_z_loss': jnp.array(3.0)}
   factors = {'auxiliary_loss': 0.5, 'router_z_loss': 0.0, 'none_such': 0.0}
   np.testing.assert_allclose(losses.total(metrics, factors), 1.0)
-  with pytest.raises(errors.UserError, match='contrastive_loss'):
+  with refused('LOSS_FACTORS', 'contrastive_loss'):
     losses.total(metrics, {'contrastive_loss': 0.1})
-
-
-def contrast(features, experts, used=None, temperature=0.5):
-  used = jnp.ones(len(experts), bool) if used is None else jnp.array(used)
-  return losses.contrastive_loss(
-      jnp.asarray(features), jnp.array(experts), used, temperature
-  )
-
-
-def test_contrastive_by_hand():
-  features = np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]])
-  # Normalised: z0 = z1, z2 orthogonal. Pair 2 has no positive.
-  want = -np.log(np.exp(2.0) / (np.exp(2.0) + 1.0))
-  np.testing.assert_allclose(contrast(features, [0, 0, 1]), want, rtol=1e-5)
-  # An unused pair does not count, whatever it holds.
-  more = np.concatenate([features, [[5.0, 5.0]]])
-  got = contrast(more, [0, 0, 1, 0], [True, True, True, False])
-  np.testing.assert_allclose(got, want, rtol=1e-5)
-
-
-def test_contrastive_prefers_separated_experts():
-  apart = np.array([[1.0, 0], [1, 0.1], [0, 1], [0.1, 1]])
-  mixed = apart[[0, 2, 1, 3]]
-  experts = [0, 0, 1, 1]
-  assert contrast(apart, experts) < contrast(mixed, experts)
-
-
-def test_contrastive_is_finite_where_all_features_are_zero():
-  value, grad = jax.value_and_grad(lambda x: contrast(x, [0, 0, 1, 1]))(
-      jnp.zeros((4, 3))
-  )
-  np.testing.assert_allclose(value, np.log(3), rtol=1e-5)
-  np.testing.assert_array_equal(grad, np.zeros((4, 3)))
-
-
-def test_contrastive_without_pairs():
-  assert contrast(np.eye(2), [0, 1]) == 0
-  assert contrast(np.eye(2), [0, 0], [False, False]) == 0
-
-
-def test_consistency_is_the_symmetric_divergence():
-  p, q = np.array([0.7, 0.3]), np.array([0.4, 0.6])
-  logits, other = jnp.log(p)[None, None], jnp.log(q)[None, None]
-  kl = lambda a, b: (a * np.log(a / b)).sum()
-  want = 0.5 * (kl(p, q) + kl(q, p))
-  got = losses.consistency_loss(logits, other, None)
-  np.testing.assert_allclose(got, want, rtol=1e-5)
-  assert losses.consistency_loss(logits, logits, None) == 0
-  padded = jnp.concatenate([other, 100 + other], axis=1)
-  first = jnp.concatenate([logits, logits], axis=1)
-  got = losses.consistency_loss(first, padded, jnp.array([[True, False]]))
-  np.testing.assert_allclose(got, want, rtol=1e-5)

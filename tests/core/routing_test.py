@@ -7,10 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_peft import errors
 from moe_peft.core import capacity
+from moe_peft.core import losses
 from moe_peft.core import routing
+from moe_peft.core import scores
 from moe_peft.core import selection
+from moe_peft.core import tokens as tokens_lib
+from moe_peft.methods import adamix
+from moe_peft.methods import adamole
+from moe_peft.methods import expert_choice
+from moe_peft.methods import smora
+from tests.refusals import refused
 
 # One row of four tokens whose features are their logits (the kernel is the
 # identity): probabilities are 1/(1+e^-d) for two experts d apart.
@@ -24,15 +31,18 @@ PROBS = np.stack(
 def route(inputs=LOGITS, tokens=None, rng=None, params=None, **options):
   """Routes with an identity kernel; returns the Routing."""
   num_experts = options.pop('num_experts', inputs.shape[-1])
-  router = routing.Router(num_experts=num_experts, **options)
+  reads = {k: options.pop(k) for k in ('num_heads', 'causal') if k in options}
+  router = routing.Router(
+      num_experts=num_experts, reads=routing.Features(**reads), **options
+  )
   if params is None:
     params = {'kernel': jnp.eye(inputs.shape[-1], num_experts)}
-    if options.get('selection') == 'threshold':
+    if options.get('scores') == adamole.ThresholdScores():
       params['threshold_kernel'] = jnp.zeros((inputs.shape[-1], 1))
       params['threshold_bias'] = jnp.zeros(1)
-    if options.get('selection') == 'random':
+    if options.get('scores') == adamix.NoScores():
       params = {}
-    if options.get('balancing_bias'):
+    if isinstance(options.get('select'), smora.BiasedTopK):
       params['bias'] = jnp.zeros(num_experts)
   rngs = {} if rng is None else {'dropout': jax.random.key(rng)}
   result, _ = router.apply(
@@ -41,7 +51,11 @@ def route(inputs=LOGITS, tokens=None, rng=None, params=None, **options):
   return result
 
 
-TOP_1 = dict(selection='top_k', num_selected_experts=1)
+TOP_1 = dict(select=selection.TopK(k=1))
+THRESHOLD = dict(
+    scores=adamole.ThresholdScores(), select=adamole.Threshold(normalize=False)
+)
+SEQUENCE = dict(scores=scores.SequenceScores())
 
 
 def test_soft_weights_are_the_probabilities():
@@ -55,14 +69,16 @@ def test_top_1_keeps_its_probability_or_becomes_one():
   kept = np.where(np.arange(2) == first[:, None], PROBS, 0)
   weights = route(**TOP_1).combine_weights[0]
   np.testing.assert_allclose(weights, kept, rtol=1e-6)
-  weights = route(renormalise=True, **TOP_1).combine_weights[0]
+  alone = selection.TopK(k=1, normalize=True)
+  with pytest.warns(UserWarning, match='NORMALIZE = False'):
+    weights = route(select=alone).combine_weights[0]
   np.testing.assert_allclose(weights, kept > 0, atol=1e-6)
 
 
-def test_softmax_over_the_selected_is_renormalised_softmax():
+def test_softmax_over_the_selected_is_normalized_softmax():
   inputs = jax.random.normal(jax.random.key(0), (2, 5, 6))
   weights = route(
-      inputs, selection='top_k', num_selected_experts=3, renormalise=True
+      inputs, select=selection.TopK(k=3, normalize=True)
   ).combine_weights
   kept = np.sort(inputs, axis=-1)[..., -3:-2]
   want = jax.nn.softmax(jnp.where(inputs >= kept, inputs, -jnp.inf))
@@ -78,20 +94,23 @@ def test_metrics_are_computed_where_they_can_be_sown():
 
 
 def test_sigmoid_scores():
-  weights = route(score='sigmoid').combine_weights
+  select = smora.BiasedTopK(k=2, normalize=False)
+  weights = route(select=select).combine_weights
   np.testing.assert_allclose(weights, 1 / (1 + np.exp(-LOGITS)), rtol=1e-6)
 
 
 def test_threshold():
   # tau = sigmoid(0) / num_experts = 1/4.
-  weights = route(selection='threshold').combine_weights[0]
+  weights = route(**THRESHOLD).combine_weights[0]
   np.testing.assert_allclose(weights, np.maximum(PROBS - 0.25, 0), atol=1e-6)
   assert (weights[1] > 0).all() and (weights[3] > 0).sum() == 1
 
 
 def test_threshold_always_leaves_an_expert():
   inputs = jax.random.normal(jax.random.key(0), (4, 50, 8))
-  weights = route(inputs, selection='threshold', renormalise=True)
+  weights = route(
+      inputs, scores=adamole.ThresholdScores(), select=adamole.Threshold()
+  )
   np.testing.assert_allclose(
       weights.combine_weights.sum(-1), np.ones((4, 50)), atol=1e-5
   )
@@ -99,20 +118,25 @@ def test_threshold_always_leaves_an_expert():
 
 def test_random_draws_while_training_and_averages_after():
   inputs = jnp.zeros((2, 40, 5))
-  options = dict(selection='random', num_selected_experts=2)
-  weights = route(inputs, rng=0, **options).combine_weights
-  np.testing.assert_array_equal((weights > 0).sum(-1), np.full((2, 40), 2))
-  np.testing.assert_allclose(weights.sum(-1), 1)
-  assert len(np.unique(np.asarray(weights[0]), axis=0)) > 3
-  batch = route(inputs, rng=0, unit='batch', **options).combine_weights
-  assert len(np.unique(np.asarray(batch).reshape(-1, 5), axis=0)) == 1
+  options = dict(
+      scores=adamix.NoScores(), select=adamix.RandomChoice(k=2)
+  )
+  drawn = set()
+  for seed in range(6):
+    weights = route(inputs, rng=seed, **options).combine_weights
+    np.testing.assert_array_equal((weights > 0).sum(-1), np.full((2, 40), 2))
+    np.testing.assert_allclose(weights.sum(-1), 1)
+    (same,) = np.unique(np.asarray(weights).reshape(-1, 5), axis=0)
+    drawn.add(tuple(same))
+  assert len(drawn) > 2
   after = route(inputs, **options).combine_weights
   np.testing.assert_allclose(after, np.full((2, 40, 5), 0.2))
 
 
 def test_gate_dropout_comes_before_the_selection():
   inputs = jnp.broadcast_to(jnp.array([3.0, 2.0, 1.0, 0.0]), (1, 400, 4))
-  weights = route(inputs, rng=0, gate_dropout=0.5, **TOP_1).combine_weights[0]
+  drop = dict(select=selection.TopK(k=1, dropout=0.5))
+  weights = route(inputs, rng=0, **drop).combine_weights[0]
   probs = jax.nn.softmax(jnp.array([3.0, 2.0, 1.0, 0.0]))
   # The best expert that was not dropped, scaled by 1 / (1 - 0.5).
   for e in range(4):
@@ -120,26 +144,19 @@ def test_gate_dropout_comes_before_the_selection():
     np.testing.assert_allclose(share, 0.5 ** (e + 1), atol=0.08)
     np.testing.assert_allclose(weights[:, e].max(), 2 * probs[e], rtol=1e-5)
   assert (weights.sum(-1) == 0).any()  # All four dropped.
-  kept = route(inputs, gate_dropout=0.5, **TOP_1).combine_weights
+  kept = route(inputs, **drop).combine_weights
   np.testing.assert_allclose(kept[..., 0], probs[0] * np.ones((1, 400)))
 
 
-def test_jitter_only_while_training():
-  plain = route().router_logits
-  np.testing.assert_array_equal(route(jitter=0.1).router_logits, plain)
-  ratio = route(jitter=0.1, rng=0).router_logits[..., 0] / plain[..., 0]
-  moved = np.abs(np.asarray(ratio)[0, [0, 1, 3]] - 1)
-  assert (moved > 0).all() and (moved < 0.1001).all()
-
-
-def test_beside_is_the_product_and_changes_nothing():
-  matrix = jax.random.normal(jax.random.key(0), (2, 3))
+def test_a_product_with_its_rows_is_what_it_would_compute():
   router = routing.Router(num_experts=2)
-  params = {'params': {'kernel': jnp.eye(2)}}
-  with_product = router.apply(params, LOGITS, None, matrix.T)
-  np.testing.assert_allclose(with_product.product, LOGITS @ matrix, rtol=1e-6)
+  params = {'params': {'kernel': jnp.array([[1.0, 2.0], [3.0, 4.0]])}}
+  rows = router.apply(params, 2, method='rows')
+  np.testing.assert_array_equal(rows, [[1.0, 3.0], [2.0, 4.0]])
+  given = router.apply(params, LOGITS, product=LOGITS @ rows.T)
+  own = router.apply(params, LOGITS)
   np.testing.assert_allclose(
-      with_product.combine_weights, route().combine_weights, rtol=1e-6
+      given.combine_weights, own.combine_weights, rtol=1e-6
   )
 
 
@@ -148,9 +165,7 @@ def test_inactive_experts_get_nothing():
   result = router.apply(
       {'params': {'kernel': jnp.eye(2)}},
       LOGITS,
-      None,
-      None,
-      jnp.array([False, True]),
+      active=jnp.array([False, True]),
   )
   np.testing.assert_array_equal(
       result.combine_weights, jnp.broadcast_to(jnp.array([0.0, 1.0]), (1, 4, 2))
@@ -162,7 +177,7 @@ def test_heads_share_a_kernel():
   result = route(
       inputs,
       num_experts=2,
-      unit='head',
+      scores=scores.HeadScores(),
       num_heads=2,
       params={'kernel': jnp.eye(2)},
   )
@@ -176,47 +191,41 @@ def test_heads_share_a_kernel():
 def test_sequence_mean_respects_padding_and_packing():
   valid = jnp.array([[True, True, True, False]])
   weights = route(
-      tokens=routing.Tokens(valid=valid), unit='sequence', causal=False
+      tokens=tokens_lib.Tokens(valid=valid), **SEQUENCE, causal=False
   ).combine_weights
   # Mean logits of the three real tokens: (1, 1/3).
   want = jax.nn.softmax(jnp.array([1.0, 1 / 3]))
   np.testing.assert_allclose(weights[0], np.tile(want, (4, 1)), rtol=1e-6)
-  packed = routing.Tokens(valid=valid, segment_ids=jnp.array([[1, 1, 2, 0]]))
-  weights = route(tokens=packed, unit='sequence', causal=False).combine_weights
+  packed = tokens_lib.Tokens(valid=valid, segment_ids=jnp.array([[1, 1, 2, 0]]))
+  weights = route(tokens=packed, **SEQUENCE, causal=False).combine_weights
   first = jax.nn.softmax(jnp.array([1.5, 0.0]))
   np.testing.assert_allclose(weights[0, :2], np.tile(first, (2, 1)), rtol=1e-6)
   np.testing.assert_allclose(weights[0, 2], PROBS[2], rtol=1e-6)
 
 
 def test_sequence_in_a_decoder_reads_the_prompt():
-  tokens = routing.Tokens(
+  tokens = tokens_lib.Tokens(
       prompt=LOGITS,
       prompt_valid=jnp.array([[True, False, True, False]]),
       segment_ids=jnp.array([[2, 1]]),
       prompt_segment_ids=jnp.array([[1, 1, 2, 0]]),
   )
   inputs = jnp.zeros((1, 2, 2))
-  weights = route(inputs, tokens, unit='sequence').combine_weights[0]
+  weights = route(inputs, tokens, **SEQUENCE).combine_weights[0]
   np.testing.assert_allclose(weights, PROBS[[2, 0]], rtol=1e-6)
 
 
-def test_external_embedding():
-  tokens = routing.Tokens(embedding=LOGITS[:, 0])
-  weights = route(tokens=tokens, unit='embedding').combine_weights[0]
-  np.testing.assert_allclose(weights, np.tile(PROBS[0], (4, 1)), rtol=1e-6)
-
-
 def test_balancing_bias_selects_and_learns_from_the_load():
-  options = dict(balancing_bias=True, **TOP_1)
+  options = dict(select=smora.BiasedTopK(k=1, normalize=False))
   params = {'kernel': jnp.eye(2), 'bias': jnp.array([-0.5, 0.5])}
 
   def total(params):
     return route(params=params, **options).combine_weights.sum()
 
   result = route(params=params, **options)
-  # Biased: (0.38, 0.62), (0.23, 0.77), (-0.23, 1.23), (0.45, 0.55) + ...
-  chosen = np.argmax(PROBS + np.array([-0.5, 0.5]), axis=-1)
-  want = np.where(np.arange(2) == chosen[:, None], PROBS, 0)
+  scores = 1 / (1 + np.exp(-np.asarray(LOGITS[0]))) + np.array([-0.5, 0.5])
+  chosen = np.argmax(scores, axis=-1)
+  want = np.where(np.arange(2) == chosen[:, None], scores, 0)
   np.testing.assert_allclose(result.combine_weights[0], want, rtol=1e-6)
   grad = jax.grad(total)(params)['bias']
   load = np.bincount(chosen, minlength=2)
@@ -226,7 +235,7 @@ def test_balancing_bias_selects_and_learns_from_the_load():
 
 def test_metrics_leave_padding_out():
   valid = jnp.array([[True, True, True, False]])
-  padded = route(tokens=routing.Tokens(valid=valid), **TOP_1).metrics
+  padded = route(tokens=tokens_lib.Tokens(valid=valid), **TOP_1).metrics
   short = route(LOGITS[:, :3], **TOP_1).metrics
   for name, value in short.items():
     np.testing.assert_allclose(padded[name], value, rtol=1e-6, err_msg=name)
@@ -247,7 +256,8 @@ def test_metrics_leave_padding_out():
 
 def test_sira_form_of_the_loss():
   switch = route(**TOP_1).metrics['auxiliary_loss']
-  sira = route(load_balance='sira', **TOP_1).metrics['auxiliary_loss']
+  form = losses.LoadBalance('sira')
+  sira = route(losses=(form,), **TOP_1).metrics['auxiliary_loss']
   np.testing.assert_allclose(sira * 2**2, switch, rtol=1e-6)
 
 
@@ -268,55 +278,53 @@ def test_select_top_k_is_top_k():
       np.testing.assert_array_equal(got, want)
 
 
+def test_padding_that_nobody_described_is_refused():
+  unknown = tokens_lib.Tokens(known=False)
+  router = routing.Router(num_experts=2, **TOP_1)
+  params = {'params': {'kernel': jnp.eye(2)}}
+  plain = router.apply(params, LOGITS)
+  # Weights of tokens do not depend on padding: nothing is refused.
+  got = router.apply(params, LOGITS, unknown)
+  np.testing.assert_array_equal(got.combine_weights, plain.combine_weights)
+  where = 'inject.AdaptedModule.describe_tokens'
+  with refused(where, 'tokens_argument', 'all_real'):
+    router.apply(params, LOGITS, unknown, mutable=['intermediates'])
+  limit = capacity.Capacity(expert_capacity=2, at_evaluation=True)
+  with refused(where, 'capacity'):
+    router.clone(capacity=limit).apply(params, LOGITS, unknown)
+  with refused(where):
+    route(tokens=unknown, causal=False, **SEQUENCE)
+
+
 LIMIT = capacity.Capacity(expert_capacity=2)
+FIRST = capacity.Capacity(expert_capacity=1, priority='probability')
+SMALL = capacity.Capacity(expert_capacity=1, group_size=3, at_evaluation=True)
 
 
 @pytest.mark.parametrize(
-    ('options', 'words'),
+    ('options', 'where', 'names'),
     [
-        (dict(num_selected_experts=3, selection='top_k'), 'NUM_EXPERTS = 2'),
-        (dict(selection='top_k'), 'num_selected_experts'),
-        (dict(num_selected_experts=1), "selection = 'top_k'"),
-        (dict(score='tanh'), 'softmax, sigmoid'),
-        (dict(selection='best'), 'expert_choice'),
-        (dict(gate_dropout=1.0), 'gate_dropout'),
-        (dict(jitter=-0.1), 'jitter'),
-        (dict(unit='batch'), "'random'"),
-        (dict(unit='head'), 'MoV'),
-        (dict(unit='embedding'), 'inputs_embedding'),
-        (dict(unit='sequence'), 'encoder'),
-        (dict(selection='expert_choice', capacity=LIMIT), 'SITES'),
-        (dict(selection='expert_choice', causal=False), 'capacity'),
-        (dict(capacity=LIMIT), 'limits a selection'),
-        (dict(capacity=capacity.Capacity(), **TOP_1), 'exactly one'),
-        (
-            dict(
-                capacity=capacity.Capacity(
-                    expert_capacity=1, priority='probability'
-                ),
-                **TOP_1,
-            ),
-            'SITES',
-        ),
-        (
-            dict(
-                capacity=capacity.Capacity(
-                    expert_capacity=1, group_size=3, at_evaluation=True
-                ),
-                **TOP_1,
-            ),
-            'group_size = 3',
-        ),
+        (dict(select=selection.TopK(k=3)), 'NUM_SELECTED_EXPERTS',
+         ['NUM_EXPERTS = 2']),
+        (dict(select=selection.TopK()), 'NUM_SELECTED_EXPERTS', ['None']),
+        (dict(select=selection.TopK(k='two')), 'NUM_SELECTED_EXPERTS', []),
+        (dict(select=selection.Soft(dropout=1.0)), 'GATE_DROPOUT', ['1.0']),
+        (dict(scores=scores.HeadScores()), 'scores.HeadScores',
+         ['TokenScores']),
+        (SEQUENCE, 'scores.SequenceScores', ['SITES']),
+        (dict(select=expert_choice.ChooseTokens(), capacity=LIMIT), 'SITES',
+         []),
+        (dict(select=expert_choice.ChooseTokens(), causal=False),
+         'expert_choice.ExpertChoiceRouter.capacity', ['CAPACITY_FACTOR']),
+        (dict(capacity=LIMIT), 'capacity.Capacity', ['selection.TopK']),
+        (dict(capacity=capacity.Capacity(), **TOP_1), 'capacity.Capacity', []),
+        (dict(capacity=FIRST, **TOP_1), 'capacity.Capacity.priority',
+         ['SITES']),
+        (dict(capacity=SMALL, **TOP_1), 'capacity.Capacity.group_size', ['3']),
+        (dict(losses=(losses.LoadBalance('best'),)), 'losses.LoadBalance.form',
+         ['switch', 'sira']),
     ],
 )
-def test_impossible_options(options, words):
-  with pytest.raises(errors.UserError, match=words):
+def test_impossible_options(options, where, names):
+  with refused(where, *names):
     route(**options)
-
-
-def test_packed_rows_have_no_external_embedding():
-  tokens = routing.Tokens(
-      embedding=LOGITS[:, 0], segment_ids=jnp.array([[1, 1, 2, 2]])
-  )
-  with pytest.raises(errors.UserError, match='packing'):
-    route(tokens=tokens, unit='embedding')

@@ -15,6 +15,7 @@ import pytest
 
 from moe_peft.core import inject
 from moe_peft.core import routing
+from moe_peft.core import scores
 from moe_peft.core import trainable
 from moe_peft.methods import ia3
 from moe_peft.methods import lora
@@ -29,7 +30,9 @@ SIZES = {
 }
 VECTORS = '.*/(key|value|act)'
 MATRICES = '.*/(query|key|value|out|wi_0|wo)'
-PER_HEAD = functools.partial(routing.Router, unit='head')
+PER_HEAD = functools.partial(
+    routing.Router, scores=scores.HeadScores()
+)
 METHODS = {
     'ia3': (VECTORS, ia3.IA3),
     'mov-10': (
@@ -91,7 +94,7 @@ def test_trainable_parameters(size, method):
   )
   path, factory = METHODS[method]
   model = inject.AdaptedModule(
-      t5.Transformer(config), (inject.AdapterRule(path, factory),)
+      t5.Transformer(config), (inject.OutputRule(path, factory),)
   )
   ids = jnp.ones((1, 2), jnp.int32)
   init = functools.partial(model.init, enable_dropout=False)
