@@ -123,6 +123,21 @@ class _Search(NamedTuple):
   done: Beams  # These have; their scores are divided by the length penalty.
   cache: Cache
 
+  def is_hopeful(self, longest: jax.Array) -> jax.Array:
+    """Whether some live beam may beat a finished one; `longest`: a penalty."""
+    # Scores only fall and the penalty only grows: no live beam ends better.
+    best_live = self.live.scores[:, 0] / longest
+    return jnp.any(best_live > jnp.min(self.done.scores, axis=-1))
+
+  def result(self, longest: jax.Array) -> Beams:
+    """The beams that have ended, or else the live ones, example by example."""
+    live_scores = self.live.scores / longest
+    any_done = jnp.any(jnp.isfinite(self.done.scores), axis=1, keepdims=True)
+    return Beams(
+        jnp.where(any_done[..., None], self.done.tokens, self.live.tokens),
+        jnp.where(any_done, self.done.scores, live_scores),
+    )
+
 
 def length_penalty(length: jax.Array | int, alpha: float) -> jax.Array:
   """`((5 + length) / 6) ** alpha` (arXiv 1609.08144, equation 14)."""
@@ -145,17 +160,17 @@ def beam_search(
 
   An end-of-sequence token finishes a beam if it is among the `num_beams` best
   continuations, so one beam with `alpha = 0` is greedy decoding. The search
-  stops when no live beam can still beat a finished one.
+  stops when no live beam can still beat a finished one. The step, the cache and
+  `start_tokens` are for `batch_size * num_beams` rows, the beams of an example
+  side by side.
 
   Args:
-    tokens_to_logits: One step of the model, see the module's docstring, for
-      `batch_size * num_beams` rows, the beams of an example side by side.
-    cache: An empty cache for `batch_size * num_beams` rows.
+    tokens_to_logits: As in `sample`.
+    cache: As in `sample`.
     batch_size: Number of examples.
-    max_decode_length: Number of tokens to generate at most.
-    eos_id: The id that ends a sequence.
-    start_tokens: What the model reads first, `<int32>[batch * num_beams]` or
-      one for all.
+    max_decode_length: As in `sample`.
+    eos_id: As in `sample`.
+    start_tokens: As in `sample`.
     num_beams: Number of sequences followed at once.
     alpha: Exponent of the length penalty, at least 0; T5 uses 0.6.
     cache_batch_axis: Axis of the rows in the arrays of `cache`: 0, and 1 with
@@ -174,13 +189,10 @@ def beam_search(
     if value < least:
       raise errors.UserError(f'It must be at least {least}, not {value}.', name)
 
+  longest = length_penalty(max_decode_length, alpha)
+
   def unfinished(search):
-    # Scores only fall and the penalty only grows: no live beam ends better.
-    best_live = search.live.scores[:, 0] / length_penalty(
-        max_decode_length, alpha
-    )
-    hopeful = best_live > jnp.min(search.done.scores, axis=-1)
-    return (search.index < max_decode_length) & jnp.any(hopeful)
+    return (search.index < max_decode_length) & search.is_hopeful(longest)
 
   def step(search):
     ids = _last_token(search.live.tokens, search.index, start_tokens)
@@ -189,21 +201,15 @@ def beam_search(
     log_probs = log_probs.reshape(batch_size, num_beams, -1)
     parents, candidates = _continue(search.live, search.index, log_probs)
     ended = candidates.tokens[:, :, search.index] == eos_id
-    live, order, done = _sort(
-        candidates, ended, length_penalty(search.index + 1, alpha), search.done
-    )
+    penalty = length_penalty(search.index + 1, alpha)
+    live, order, done = _sort(candidates, ended, penalty, search.done)
     new_cache = _reorder(new_cache, _gather(parents, order), cache_batch_axis)
     return _Search(search.index + 1, live, done, new_cache)
 
   search = jax.lax.while_loop(
       unfinished, step, _start(batch_size, num_beams, max_decode_length, cache)
   )
-  any_done = jnp.any(jnp.isfinite(search.done.scores), axis=1, keepdims=True)
-  live_scores = search.live.scores / length_penalty(max_decode_length, alpha)
-  return Beams(
-      jnp.where(any_done[..., None], search.done.tokens, search.live.tokens),
-      jnp.where(any_done, search.done.scores, live_scores),
-  )
+  return search.result(longest)
 
 
 def _start(batch_size, num_beams, max_decode_length, cache) -> _Search:
