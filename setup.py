@@ -60,11 +60,13 @@ setuptools.setup(
         'clu>=0.0.12,<0.1',
         'gin-config>=0.5,<0.6',
         'jinja2>=3.1,<4',
+        'markupsafe>=3,<4',
         'matplotlib>=3.9,<4',
         'ml_dtypes>=0.5',
         'numpy>=2',
         'rich>=13',
         'safetensors>=0.5',
+        'scipy>=1.13',
         'tensorboard>=2.20,<3',  # CLU's writers import it.
     ],
     extras_require={

@@ -1,6 +1,6 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A small run directory in the format that the engine writes."""
+"""A small run directory of version 1, as older runs have it."""
 
 import json
 import math

@@ -99,10 +99,10 @@ class Fields:
     Raises:
       errors.UserError: It is no object.
     """
-    self._path, self._of, self.value = path, '', value
     if not isinstance(value, dict):
-      raise self.error(of or 'the file', 'must be a JSON object')
-    self._of = f' of {of}' if of else ''
+      what = f'"{of}"' if of else 'The file'
+      raise damaged(path, f'{what} must be a JSON object.')
+    self._path, self._of, self.value = path, f' of {of}' if of else '', value
 
   def error(self, name: str, rule: str) -> errors.UserError:
     """The error for a field that is not as it must be."""

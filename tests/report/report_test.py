@@ -87,6 +87,9 @@ def test_page_stands_alone(run_dir, make_run, tmp_path):
   assert 'http:' not in text and 'https:' not in text
   assert '@import' not in text and 'url(//' not in text
   assert not {'script', 'link', 'iframe', 'object'} & set(page.tags)
+  assert len(re.findall('role="img" aria-label="[^"]', text)) == (
+      text.count('role="img"')
+  )
   assert all(a.startswith(('#', 'data:')) for a in page.addresses)
   assert {a[1:] for a in page.addresses if a[0] == '#'} <= set(page.ids)
   assert set(re.findall(r'url\(#([^)]*)\)', text)) <= set(page.ids)
