@@ -1,10 +1,11 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The figure of who always gives the same answer, to stand beside every other.
+"""What always giving the same answer would score, for comparison.
 
-It is measured on the examples and with the metrics that the model was: the
-most frequent target of tasks that generate; of tasks that score choices, the
-best place among the choices (always the first, always the second, ...).
+It is measured on the same examples and with the same metrics as the model. The
+answer is the most frequent target of tasks that generate, and the best place
+among the choices (always the first, always the second, ...) of tasks that score
+them.
 """
 
 import collections
@@ -25,8 +26,8 @@ def measure(
   are (`idx`, as `ranking.rank_classification` adds it).
 
   Args:
-    task: the task.
-    examples: the evaluated examples with their task features, as NumPy.
+    task: The task.
+    examples: The evaluated examples with their task features, as NumPy.
   """
   examples = list(examples)
   texts = [_target_text(task, example) for example in examples]

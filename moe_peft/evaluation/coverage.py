@@ -8,7 +8,7 @@ import seqio
 
 from moe_peft.data import ranking
 
-# Answer choices that are looked at, at most.
+# At most so many answer choices are looked at.
 _LOOKED_AT = 4_000
 
 
@@ -18,8 +18,8 @@ def questions_cut(
   """What TASK_FEATURE_LENGTHS takes from a task that does without what it cuts.
 
   Args:
-    task: a task of a cache.
-    split: its split; the first questions are looked at, some thousand choices.
+    task: A task of a cache.
+    split: Its split; the first questions are looked at, some thousand choices.
     lengths: TASK_FEATURE_LENGTHS.
 
   Returns:
@@ -44,7 +44,7 @@ def questions_cut(
   }
 
 
-# Percent of the questions; a task that loses more is named.
+# A task that loses more percent of its questions is named.
 _MUCH = 5
 _WORDS = {
     'left_out': 'of the questions are left out, a choice is too long',
@@ -60,8 +60,8 @@ def warning(
   """One line that names the tasks of which much is cut; empty if none is.
 
   Args:
-    cut: by task, what `questions_cut` returns.
-    split: the evaluated split.
+    cut: By task, what `questions_cut` returns.
+    split: The evaluated split.
     lengths: TASK_FEATURE_LENGTHS.
   """
   parts = [

@@ -26,7 +26,7 @@ from moe_peft.models import language_model
 
 Params = Mapping[str, Any]
 Results = dict[str, dict[str, float]]
-# What `evaluate` gives to metrics.
+# These are what `evaluate` gives to metrics.
 _OUTPUTS = {
     seqio.metrics.ModelOutputType.PREDICTION,
     seqio.metrics.ModelOutputType.SCORE,
@@ -155,40 +155,29 @@ class Evaluator:
     """
     score, generate = self._functions(model)
 
-    def run(function, split):
-      def run_dataset(dataset, *unused_args):
-        outputs = []
-        for indices, batch in split(dataset, self._batch_size):
-          rows = jax.device_get(function(params, batch))
-          outputs.extend(zip(indices, rows[: len(indices)], strict=True))
-          on_batch()
-        return outputs
-
-      return run_dataset
+    def outputs(function, split, dataset, *unused_args):
+      found = []
+      for indices, batch in split(dataset, self._batch_size):
+        rows = jax.device_get(function(params, batch))
+        found.extend(zip(indices, rows[: len(indices)], strict=True))
+        on_batch()
+      return found
 
     with partitioning.use_mesh(self._mesh):
       metrics, _ = self._seqio.evaluate(
           compute_metrics=True,
           step=step,
-          score_fn=run(score, batches.short),
-          predict_fn=run(generate, batches.whole),
+          score_fn=functools.partial(outputs, score, batches.short),
+          predict_fn=functools.partial(outputs, generate, batches.whole),
       )
       losses = {
           task.name: self._loss(task.name, functools.partial(score, params))
           for task in self._seqio.eval_tasks
           if seqio.metrics.ModelOutputType.SCORE not in _output_types(task)
       }
-    try:
-      computed = metrics.result()
-    except ValueError as error:  # SeqIO wraps what a metric raises.
-      if isinstance(error.__cause__, errors.UserError):
-        cause = error.__cause__
-        raise errors.UserError(str(error), cause.where, cause.remedy) from error
-      raise
     return {
-        task: {name: float(_value(v)) for name, v in values.items()}
-        | ({'loss': losses[task]} if task in losses else {})
-        for task, values in computed.items()
+        task: values | ({'loss': losses[task]} if task in losses else {})
+        for task, values in _computed(metrics).items()
     }
 
   def _loss(self, task: str, score: Callable[[Any], jax.Array]) -> float:
@@ -263,6 +252,25 @@ class Evaluator:
           for function in (score, generate)
       )
     return self._compiled[id(model)]
+
+
+def _computed(metrics: Any) -> Results:
+  """Waits for the future of SeqIO's metrics.
+
+  Raises:
+    errors.UserError: What a metric raises; SeqIO wraps it.
+  """
+  try:
+    computed = metrics.result()
+  except ValueError as error:
+    cause = error.__cause__
+    if isinstance(cause, errors.UserError):
+      raise errors.UserError(str(error), cause.where, cause.remedy) from error
+    raise
+  return {
+      task: {name: float(_value(value)) for name, value in values.items()}
+      for task, values in computed.items()
+  }
 
 
 def _output_types(task: seqio.Task) -> set[seqio.metrics.ModelOutputType]:

@@ -61,7 +61,7 @@ def prune(keep: int, out: Path, split: str, rows: int) -> None:
         remedy='Choose another folder.',
     )
   trained = _open(split, rows)
-  # What cannot be pruned says so before experts are scored.
+  # A run that cannot be pruned is refused before its experts are scored.
   routers = ablation.routers(
       trained.model, trained.params, next(iter(trained.batches.values()))
   )

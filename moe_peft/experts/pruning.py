@@ -21,6 +21,7 @@ from moe_peft.core import sites
 from moe_peft.experts import ablation
 from moe_peft.methods import adamole
 from moe_peft.methods import expert_choice
+from moe_peft.runs import config_file
 from moe_peft.runs import run_file
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
@@ -29,7 +30,7 @@ from moe_peft.training import train_step
 
 Params = Mapping[str, Any]
 
-# Nats: a pruned model and the whole one under masks differ by rounding only.
+# In nats: a pruned model differs from the masked one by rounding only.
 _TOLERANCE = 1e-3
 
 
@@ -207,25 +208,32 @@ def write(
   )
   shapes = {**smaller.frozen, **smaller.trainable}
   pruned = slice_params(params, shapes, kept)
-  lost = [k for k in smaller.frozen if params[k].shape != shapes[k].shape]
-  if lost:
-    raise _cannot_be_pruned(
-        f'{lost[0]} does not train, so it is in no checkpoint and a smaller '
-        'one would be drawn anew.'
-    )
+  for path in smaller.frozen:
+    if params[path].shape != shapes[path].shape:
+      raise _cannot_be_pruned(
+          f'{path} does not train, so it is in no checkpoint and a smaller one '
+          'would be drawn anew.'
+      )
   after = _losses(smaller.experiment.model, pruned, batches, {}, mesh)
-  worst = max(abs(after[task] - masked[task]) for task in after)
+  _check_equal(after, masked)
+  _save(smaller, pruned, step, out)
+  return Pruned(kept, before, after, loop.count_params(smaller)[0])
+
+
+def _check_equal(
+    pruned: Mapping[str, float], masked: Mapping[str, float]
+) -> None:
+  """Checks that a pruned model has the losses of the masked one."""
+  worst = max(abs(pruned[task] - masked[task]) for task in pruned)
   if not worst < _TOLERANCE:
     raise _cannot_be_pruned(
         f'The pruned model differs from the masked one by {worst:.2g} nats, so '
         'the method depends on the number of experts in another way.'
     )
-  _save(smaller, pruned, step, out)
-  return Pruned(kept, before, after, loop.count_params(smaller)[0])
 
 
 def _losses(model, params, batches, masks, mesh) -> dict[str, float]:
-  masks = masks or {'': np.ones((1, 1), bool)}  # Of no site: all experts.
+  masks = masks or {'': np.ones((1, 1), bool)}  # No site: all.
   loss = ablation.loss_fn(model, mesh)
   with partitioning.use_mesh(mesh):
     return {
@@ -248,7 +256,7 @@ def _save(setup, params, step, out) -> None:
     ))
     checkpointer.save(step, state, loop.train_data(setup.experiment))
     checkpointer.wait()
-  atomic.write(out / 'config.gin', gin.config_str())
+  atomic.write(out / config_file.FILE, gin.config_str())
 
 
 def summary(

@@ -10,7 +10,8 @@ import numpy as np
 
 from moe_peft.routers import statistics
 
-# Periods in a row before a warning: a router may pass through such a state.
+# A warning takes so many periods in a row: a router may pass through such a
+# state.
 PATIENCE = 3
 
 

@@ -19,7 +19,7 @@ from moe_peft import errors
 from moe_peft import gin_files
 from moe_peft.core import trainable
 
-# Tried in this order.
+# They are tried in this order.
 SIZE_MACROS = ('RANK', 'NUM_EXPERTS')
 
 
@@ -153,7 +153,7 @@ def _value(macro: str) -> int | None:
 
 
 def _smallest(macro: str) -> int:
-  """One; of experts as many as are selected, and two for a choice."""
+  """One, but of experts as many as are selected, and at least two."""
   if macro != 'NUM_EXPERTS':
     return 1
   return max(2, _value('NUM_SELECTED_EXPERTS') or 0)

@@ -34,7 +34,7 @@ def evaluate_run(split: str) -> None:
   experiment = dataclasses.replace(run.build(), eval_split=split)
   setup, params = restore(experiment)
   evaluator = scoring.make_evaluator(setup)
-  # Not of `params`: full fine-tuning has changed what the base was.
+  # `params` would not do: full fine-tuning has changed their base.
   base = scoring.base_params({**setup.trainable, **setup.frozen})
   results = scoring.results(
       evaluator,

@@ -25,6 +25,7 @@ from moe_peft.evaluation import evaluator as evaluator_lib
 from moe_peft.routers import similarity
 from moe_peft.routers import snapshots
 from moe_peft.routers import usage
+from moe_peft.runs import config_file
 from moe_peft.runs import metrics_files
 from moe_peft.runs import results_file
 from moe_peft.runs import run_file
@@ -39,8 +40,8 @@ from moe_peft.training import scoring
 
 console = rich.console.Console(stderr=True, highlight=False)
 
-# Of each task: a share of an expert is a mean over thousands of tokens by then,
-# and as many rows as are scored would take as long again.
+# Rows of each task whose routing is observed. The share of an expert is then a
+# mean over thousands of tokens; all scored rows would take as long again.
 _ROUTED_ROWS = 256
 
 
@@ -130,7 +131,7 @@ class _Session:
     self._evals = metrics_files.JsonLines(
         self._dir / metrics_files.EVALUATION, step
     )
-    # What each process that worked on this run has cost.
+    # It tells what each process that worked on this run has cost.
     self._processes = metrics_files.JsonLines(
         self._dir / metrics_files.PROCESSES, step
     )
@@ -139,7 +140,7 @@ class _Session:
         self._evaluator.first_rows(snapshots.ROWS_PER_TASK),
         self._setup.mesh,
     )
-    atomic.write(self._dir / 'config.gin', gin.config_str())
+    atomic.write(self._dir / config_file.FILE, gin.config_str())
 
   def close(self) -> None:
     self._evals.close()
