@@ -24,9 +24,7 @@ def main(argv: Sequence[str]) -> int | None:
       'file', nargs='?', help='text file, one input a line (default: stdin)'
   )
   parser.add_argument(
-      '--decode',
-      choices=('greedy', 'beam', 'sample'),
-      default='greedy',
+      '--decode', choices=('greedy', 'beam', 'sample'), default='greedy',
       help='default: greedy',
   )
   parser.add_argument(

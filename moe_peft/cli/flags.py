@@ -47,20 +47,15 @@ def make_parser(command: str, description: str, example: str) -> Parser:
   )
 
 
-def whole_number(minimum: int, maximum: int = 2**31 - 1) -> Callable:
-  """Type of a flag that takes a whole number of at least `minimum`."""
+def whole_number(minimum: int) -> Callable[[str], int]:
+  """Type of a flag that takes a whole number, of at most 32 bits."""
 
   def parse(text: str) -> int:
-    try:
-      value = int(text)
-    except ValueError:
-      value = None
-    if value is None or not minimum <= value <= maximum:
-      limit = f' and at most {maximum}' if value and value > maximum else ''
+    if not re.fullmatch(r'-?\d+', text) or not minimum <= int(text) < 2**31:
       raise argparse.ArgumentTypeError(
-          f'{text} is no whole number of at least {minimum}{limit}'
+          f'{text} is no whole number of at least {minimum}, below 2**31'
       )
-    return value
+    return int(text)
 
   return parse
 
@@ -79,25 +74,17 @@ def positive_number(text: str) -> float:
 def add_gin_flags(parser: argparse.ArgumentParser) -> None:
   """Adds T5X's gin flags to a parser."""
   parser.add_argument(
-      '--gin_file',
-      action='append',
-      default=[],
-      metavar='FILE',
+      '--gin_file', action='append', default=[], metavar='FILE',
       help='gin file, by path or by the name it ships under; may be repeated, '
       'the later one wins',
   )
   parser.add_argument(
-      '--gin.NAME',
-      dest='gin_bindings',
-      action='append',
-      default=[],
+      '--gin.NAME', dest='gin_bindings', action='append', default=[],
       metavar='VALUE',
       help='sets a gin macro or binding, for example --gin.TRAIN_STEPS=100',
   )
   parser.add_argument(
-      '--gin_search_paths',
-      default='',
-      metavar='DIR,DIR',
+      '--gin_search_paths', default='', metavar='DIR,DIR',
       help='more folders in which gin files are looked for',
   )
 
@@ -130,7 +117,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     absl.logging.set_verbosity(absl.logging.ERROR)
     sys.exit(main(rewrite_gin_args(sys.argv[1:])) or 0)
   except errors.UserError as error:
-    print(f'error: {error}', file=sys.stderr)
+    # Gin gives the error a second line, of the call in which it was raised.
+    print(f'error: {errors.UserError.__str__(error)}', file=sys.stderr)
     sys.exit(2)
   except KeyboardInterrupt:
     print('Interrupted.', file=sys.stderr)
@@ -159,8 +147,7 @@ def require_gin_file(args: argparse.Namespace) -> None:
   """Raises errors.UserError if no gin file is given."""
   if not args.gin_file:
     raise errors.UserError(
-        'There is no gin file.',
-        '--gin_file',
+        'There is no gin file.', '--gin_file',
         'Give at least one, for example configs/quickstart.gin.',
     )
 
@@ -177,8 +164,7 @@ def load_run(args: argparse.Namespace) -> None:
   config = Path(args.run).expanduser() / 'config.gin'
   if not config.is_file():
     raise errors.UserError(
-        'This folder is no run: it holds no config.gin.',
-        args.run,
+        'This folder is no run: it holds no config.gin.', args.run,
         'Give the MODEL_DIR of a training run.',
     )
   gin_files.load_gin(

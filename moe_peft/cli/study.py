@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int | None:
   from moe_peft.study import study
 
   try:
-    study.run(configurations.Options(**vars(args)))
+    study.run(configurations.StudyOptions(**vars(args)))
   except processes.Stopped:
     print('Stopped; run the same command to continue.', file=sys.stderr)
     return _STOPPED

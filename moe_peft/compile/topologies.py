@@ -98,8 +98,7 @@ class Topology:
     """
     if importlib.util.find_spec('libtpu') is None:
       raise errors.UserError(
-          'The compiler of TPUs is not installed (700 MB).',
-          'libtpu',
+          'The compiler of TPUs is not installed (700 MB).', 'libtpu',
           "Run pip install -e '.[tpu]'.",
       )
     for variable, value in _ENVIRONMENT.items():
@@ -147,9 +146,6 @@ def find(name: str) -> Topology:
     return TOPOLOGIES[name]
   near = difflib.get_close_matches(name, TOPOLOGIES, n=3, cutoff=0.3)
   raise errors.UserError(
-      f'{name} is none of the slices that are known.',
-      '--topology',
-      f'Near ones are {", ".join(near)}.'
-      if near
-      else f'Known are {", ".join(TOPOLOGIES)}.',
+      f'{name} is none of the slices that are known.', '--topology',
+      f'Choose for example {", ".join(near or TOPOLOGIES)}.',
   )

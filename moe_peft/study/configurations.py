@@ -21,7 +21,7 @@ _NOT_COMPARED = re.compile(
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class StudyOptions:
   """What the command line says about a study.
 
   Attributes:
@@ -78,18 +78,18 @@ class Configuration:
   def name(self) -> str:
     return self.file.stem
 
-  def trial(self, values: records.Values) -> 'Job':
+  def trial(self, values: records.Values) -> 'StudyRun':
     """The run that tries some values, with the first seed."""
     folder = self.folder / 'tuning' / records.text(values)
-    return Job(self, self.seeds[0], 'validation', values, folder)
+    return StudyRun(self, self.seeds[0], 'validation', values, folder)
 
-  def run(self, seed: int, values: records.Values, split: str) -> 'Job':
+  def run(self, seed: int, values: records.Values, split: str) -> 'StudyRun':
     """The run of a seed that the table counts."""
-    return Job(self, seed, split, values, self.folder / f'seed{seed}')
+    return StudyRun(self, seed, split, values, self.folder / f'seed{seed}')
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class StudyRun:
   """One training run.
 
   Attributes:
@@ -106,7 +106,7 @@ class Job:
   values: records.Values
   folder: Path
 
-  def arguments(self, options: Options) -> list[str]:
+  def arguments(self, options: StudyOptions) -> list[str]:
     """Arguments of `python -m moe_peft.train`."""
     # Runs of one base share its scores.
     base_results = self.configuration.folder.parent / 'base_results'
@@ -129,7 +129,7 @@ class Job:
     ]
 
 
-def load(options: Options) -> dict[str, list[Configuration]]:
+def load(options: StudyOptions) -> dict[str, list[Configuration]]:
   """Reads all gin files, before anything runs.
 
   Returns:
@@ -161,20 +161,19 @@ def load(options: Options) -> dict[str, list[Configuration]]:
   return studies
 
 
-def _check_names(options: Options, names: Sequence[str]) -> None:
+def _check_names(options: StudyOptions, names: Sequence[str]) -> None:
   asked = [('--only', name) for name in options.only]
   # The reference may be missing from --only: its rows may be there already.
   asked += [('--reference', options.reference)] if options.reference else []
   for flag, name in asked:
     if name not in names:
       raise errors.UserError(
-          f'{options.folder} has no gin file {name}.',
-          flag,
+          f'{options.folder} has no gin file {name}.', flag,
           f'It has {", ".join(names)}.',
       )
 
 
-def _read(file: Path, options: Options, folder: Path) -> Configuration:
+def _read(file: Path, options: StudyOptions, folder: Path) -> Configuration:
   """Loads a file's configuration and reads its macros."""
   import gin
 
@@ -212,8 +211,7 @@ def _grid(file: Path, grid: Any, macros) -> dict[str, list[str]]:
       isinstance(values, (tuple, list)) and values for values in grid.values()
   ):
     raise errors.UserError(
-        f'{file} sets TUNE to {grid!r}.',
-        'TUNE',
+        f'{file} sets TUNE to {grid!r}.', 'TUNE',
         "Give values for each macro, as {'LEARNING_RATE': (1e-3, 3e-3)}.",
     )
   if unknown := set(grid) - set(macros):
@@ -231,8 +229,7 @@ def _seeds(file: Path, seeds: Any) -> Sequence[int]:
       or len(set(seeds)) < len(seeds)
   ):
     raise errors.UserError(
-        f'{file} sets SEEDS to {seeds!r}.',
-        'SEEDS',
+        f'{file} sets SEEDS to {seeds!r}.', 'SEEDS',
         'Give whole numbers, each of them once, as (0, 1).',
     )
   return seeds

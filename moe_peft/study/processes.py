@@ -122,8 +122,7 @@ def _lock(stream: TextIO, folder: Path) -> None:
     fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError as error:
     raise errors.UserError(
-        'Another process is training this run.',
-        folder,
+        'Another process is training this run.', folder,
         'Wait for that process, or end it.',
     ) from error
 

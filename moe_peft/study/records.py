@@ -120,8 +120,7 @@ def check_macros(path: Path, macros: Mapping[str, str]) -> None:
     if known.get(name, value) != value:
       raise errors.UserError(
           f'The runs that are there have {name} = {known[name]}, and now it is '
-          f'{value}.',
-          path,
+          f'{value}.', path,
           'Name another folder with --out and --results.',
       )
   _write(path, {**known, **macros})
@@ -213,9 +212,7 @@ def _load(path: Path, empty: Any) -> Any:
   try:
     return json.loads(json_file.read_text(path))
   except (ValueError, RecursionError) as error:
-    raise json_file.damaged(
-        path, f'The file is not valid JSON ({error}).'
-    ) from error
+    raise json_file.damaged(path, f'It is no JSON ({error}).') from error
 
 
 def _write(path: Path, content: Any) -> None:

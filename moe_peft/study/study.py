@@ -16,10 +16,10 @@ from moe_peft.study import records as records_lib
 from moe_peft.study import tables
 
 Configuration = configurations_lib.Configuration
-Job = configurations_lib.Job
+StudyRun = configurations_lib.StudyRun
 
 
-def run(options: configurations_lib.Options) -> None:
+def run(options: configurations_lib.StudyOptions) -> None:
   """Runs what is not finished, and prints a table for each folder.
 
   Raises:
@@ -42,7 +42,7 @@ class _Study:
       self,
       inside: str,
       configurations: Sequence[Configuration],
-      options: configurations_lib.Options,
+      options: configurations_lib.StudyOptions,
   ):
     self._configurations, self._options = configurations, options
     results = options.results / inside
@@ -62,27 +62,27 @@ class _Study:
             for values in c.trials
             if len(c.trials) > 1 and not records.trial(c.name, values)
         ],
-        lambda job, row: records.add_trial(
-            job.configuration.name, job.values, records_lib.score(row)
+        lambda run, row: records.add_trial(
+            run.configuration.name, run.values, records_lib.score(row)
         ),
     )
-    jobs = []
+    runs = []
     for seeds in itertools.zip_longest(
         *(c.seeds for c in self._configurations)
     ):
       for c, seed in zip(self._configurations, seeds, strict=True):
         best = records.best(c.name, c.trials)
         if seed is not None and not records.row(c.name, seed, best):
-          jobs.append(c.run(seed, best, self._options.split))
+          runs.append(c.run(seed, best, self._options.split))
           if seed == c.seeds[0]:
-            take_over(c.trial(best), jobs[-1])
-    self._run_all(jobs, self._add_row)
+            take_over(c.trial(best), runs[-1])
+    self._run_all(runs, self._add_row)
     print(self._write_table())
 
-  def _add_row(self, job: Job, row: records_lib.Row) -> None:
-    tuned = {'tuned': dict(job.values)} if job.values else {}
+  def _add_row(self, run: StudyRun, row: records_lib.Row) -> None:
+    tuned = {'tuned': dict(run.values)} if run.values else {}
     self._records.add_row(
-        {'name': job.configuration.name, 'seed': job.seed, **row, **tuned}
+        {'name': run.configuration.name, 'seed': run.seed, **row, **tuned}
     )
     self._write_table()
 
@@ -100,13 +100,15 @@ class _Study:
     return text
 
   def _run_all(
-      self, jobs: Sequence[Job], add: Callable[[Job, records_lib.Row], None]
+      self,
+      runs: Sequence[StudyRun],
+      add: Callable[[StudyRun, records_lib.Row], None],
   ) -> None:
     """Runs what is not finished; `add` gets what each run has left."""
-    ended = [job for job in jobs if run_file.is_finished(job.folder)]
-    for job in ended:
-      add(job, records_lib.read_run(job.folder))
-    left = [job for job in jobs if job not in ended]
+    ended = [run for run in runs if run_file.is_finished(run.folder)]
+    for run in ended:
+      add(run, records_lib.read_run(run.folder))
+    left = [run for run in runs if run not in ended]
     count = itertools.count(1)
 
     def done(index: int) -> None:
@@ -116,21 +118,21 @@ class _Study:
             flush=True)
 
     processes.run_all(
-        [(job.folder, job.arguments(self._options)) for job in left],
+        [(run.folder, run.arguments(self._options)) for run in left],
         self._options.jobs,
         done,
     )
 
 
-def take_over(trial: Job, job: Job) -> None:
+def take_over(trial: StudyRun, run: StudyRun) -> None:
   """Begins a run with what a trial of the same values has trained.
 
   Scores are left behind: they are of another split. Nothing is done if the
   trial is missing or of another seed, as with other `--seeds` than before.
   """
-  if job.folder.exists() or records_lib.seed(trial.folder) != job.seed:
+  if run.folder.exists() or records_lib.seed(trial.folder) != run.seed:
     return
-  partial = job.folder.with_suffix('.partial')
+  partial = run.folder.with_suffix('.partial')
   shutil.rmtree(partial, ignore_errors=True)
   for part in ('checkpoints', 'metrics', 'tensorboard'):
     shutil.copytree(
@@ -138,4 +140,4 @@ def take_over(trial: Job, job: Job) -> None:
         partial / part,
         ignore=shutil.ignore_patterns('eval.jsonl'),
     )
-  partial.rename(job.folder)
+  partial.rename(run.folder)
