@@ -161,7 +161,7 @@ class Comparison:
     """The same of the 'base' or the 'constant' answer; None if unknown."""
     value = lambda run, task, metric: (
         run.results.constant(task) if name == 'constant'
-        else scores_lib.scores_of(run)[task, metric].base
+        else run.scores[task, metric].base
     )
     known = {
         column: value(run, *column)

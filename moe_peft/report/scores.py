@@ -15,7 +15,6 @@ import numpy as np
 
 from moe_peft.report import plots
 from moe_peft.runs import metrics_files
-from moe_peft.runs import results_file
 from moe_peft.runs import run as run_lib
 
 # A task and a metric.
@@ -63,13 +62,10 @@ def columns(
 ) -> dict[Column, bool]:
   """Tasks and their (primary) metrics; whether a lower value is better."""
   return {
-      (s.task, s.metric): s.metric in run.results.lower_is_better
-      for run in runs for s in run.scores if s.primary or not primary
+      column: score.metric in run.results.lower_is_better
+      for run in runs for column, score in run.scores.items()
+      if score.primary or not primary
   }
-
-
-def scores_of(run: run_lib.Run) -> dict[Column, results_file.Score]:
-  return {(s.task, s.metric): s for s in run.scores}
 
 
 def charts(
@@ -79,10 +75,10 @@ def charts(
   tasks: dict[tuple[str, bool], list[str]] = {}
   for (task, metric), lower in columns(runs).items():
     tasks.setdefault((metric, lower), []).append(task)
-  scores = [scores_of(run) for run in runs]
   value = lambda name, metric, of_metric: np.array([
-      [getattr(x.get((task, metric)), name, math.nan) for task in of_metric]
-      for x in scores
+      [getattr(run.scores.get((task, metric)), name, math.nan)
+       for task in of_metric]
+      for run in runs
   ])
   return [
       (metric, lower, plots.dumbbells(
@@ -97,20 +93,18 @@ def mean(
     run: run_lib.Run, of: Iterable[Column], name: str = 'adapted'
 ) -> float:
   """Mean over columns; NaN where the run lacks one."""
-  scores = scores_of(run)
   return statistics.fmean(
-      getattr(scores.get(column), name, math.nan) for column in of
+      getattr(run.scores.get(column), name, math.nan) for column in of
   )
 
 
 def best(
-    runs: Iterable[run_lib.Run], of: Mapping[Column, bool]
+    runs: Sequence[run_lib.Run], of: Mapping[Column, bool]
 ) -> dict[Column, float]:
   """The best adapted value of each column."""
-  scores = [scores_of(run) for run in runs]
   found = {}
   for column, lower in of.items():
-    values = [x[column].adapted for x in scores if column in x]
+    values = [r.scores[column].adapted for r in runs if column in r.scores]
     if values := [value for value in values if math.isfinite(value)]:
       found[column] = min(values) if lower else max(values)
   return found

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`results.json`: every metric of every task before and after training."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 import dataclasses
 import math
 from pathlib import Path
@@ -50,13 +50,17 @@ class Results:
   questions_cut: Mapping[str, int] = dataclasses.field(default_factory=dict)
   lower_is_better: tuple[str, ...] = ('loss',)
 
-  def scores(self) -> Iterator[Score]:
-    """Every metric of every task, the primary metric of a task first."""
+  def scores(self) -> dict[tuple[str, str], Score]:
+    """Scores by task and metric, the primary metric of a task first."""
+    scores = {}
     for task, values in self.adapted.items():
       first = self.primary_metric.get(task, next(iter(values), None))
       for metric in sorted(values, key=lambda metric: metric != first):
         base = self.base.get(task, {}).get(metric, math.nan)
-        yield Score(task, metric, base, values[metric], metric == first)
+        scores[task, metric] = Score(
+            task, metric, base, values[metric], metric == first
+        )
+    return scores
 
   def constant(self, task: str) -> float:
     """The best constant answer in the primary metric; NaN if not measured."""

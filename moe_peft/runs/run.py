@@ -57,9 +57,9 @@ class Run:
   notices: tuple[str, ...]
 
   @property
-  def scores(self) -> tuple[results_file.Score, ...]:
-    """Every metric of every task; empty before the final evaluation."""
-    return tuple(self.results.scores()) if self.results else ()
+  def scores(self) -> dict[tuple[str, str], results_file.Score]:
+    """Scores by task and metric; empty before the final evaluation."""
+    return self.results.scores() if self.results else {}
 
 
 def read_all(paths: Sequence[Path]) -> list[Run]:
@@ -102,16 +102,7 @@ def read(path: Path) -> Run:
       damaged beyond what an interrupted writer leaves behind.
   """
   path = Path(path)
-  if not path.is_dir():
-    raise errors.UserError(
-        'There is no such directory.', path, 'Give the MODEL_DIR of a run.'
-    )
-  # run.json comes last, so an interrupted run has its metrics only.
-  if not any((path / name).exists() for name in (run_file.FILE, 'metrics')):
-    raise errors.UserError(
-        f'The directory holds neither {run_file.FILE} nor metrics/, so it is '
-        'no run.', path, 'Give the MODEL_DIR of a run of moe_peft.train.',
-    )
+  _check_folder(path)
   notices: list[str] = []
   info = run_file.read(path)
   if info is None:
@@ -154,6 +145,19 @@ def read(path: Path) -> Run:
       config=json_file.read_text(config) if config.is_file() else '',
       notices=tuple(notices),
   )
+
+
+def _check_folder(path: Path) -> None:
+  if not path.is_dir():
+    raise errors.UserError(
+        'There is no such directory.', path, 'Give the MODEL_DIR of a run.'
+    )
+  # run.json comes last, so an interrupted run has its metrics only.
+  if not any((path / name).exists() for name in (run_file.FILE, 'metrics')):
+    raise errors.UserError(
+        f'The directory holds neither {run_file.FILE} nor metrics/, so it is '
+        'no run.', path, 'Give the MODEL_DIR of a run of moe_peft.train.',
+    )
 
 
 def _rows(path: Path, notices: list[str]) -> list[dict[str, Any]]:

@@ -56,7 +56,7 @@ def test_results(tmp_path):
   _value(tmp_path / 'results_test.json')
   assert results_file.read(tmp_path) is None
   read = results_file.read(tmp_path, 'results_test.json')
-  first, second = read.scores()
+  first, second = read.scores().values()
   assert (first.metric, first.adapted, first.primary) == ('loss', 3.0, True)
   assert math.isnan(first.base) and math.isnan(read.constant('qa'))
   assert (second.metric, second.base, second.primary) == ('f1', 1.0, False)

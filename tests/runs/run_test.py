@@ -25,11 +25,11 @@ def test_reads_everything(run_dir):
   assert run.train['loss'].values[19] == pytest.approx(2 * math.exp(-1))
   curve = run.evaluation['stress', 'exact_match']
   np.testing.assert_array_equal(curve.values, [0, 20, 40])
-  first = run.scores[0]
+  first, *_ = run.scores.values()
   assert (first.metric, first.base, first.adapted, first.primary) == (
       'exact_match', 12.25, 61.75, True
   )
-  assert [s.primary for s in run.scores] == [True, False] * 3
+  assert [s.primary for s in run.scores.values()] == [True, False] * 3
   assert run.usage.sites[3].path == 'encoder/layers_1/mlp/wo'
   np.testing.assert_allclose(
       run.usage.sites[3].load, np.tile([0.5, 0.25, 0.25, 0], (3, 1))
@@ -88,7 +88,7 @@ def test_unrouted_unfinished_run(run_dir):
     (run_dir / name).unlink()
   run = run_lib.read(run_dir)
   assert run.info == run_file.RunInfo() and len(run.train['loss'].steps) == 40
-  assert run.usage is None and run.scores == () and run.config == ''
+  assert run.usage is None and run.scores == {} and run.config == ''
   for name in ('run.json', 'results.json'):
     assert any(name in notice for notice in run.notices)
 
