@@ -57,7 +57,9 @@ setuptools.setup(
     install_requires=_JAX
     + _DATA
     + [
+        'absl-py>=2',
         'clu>=0.0.12,<0.1',
+        'etils[epath]>=1.9',  # Paths of Orbax.
         'gin-config>=0.5,<0.6',
         'jinja2>=3.1,<4',
         'markupsafe>=3,<4',
@@ -83,6 +85,7 @@ setuptools.setup(
         + _GGUF
         + _NOTEBOOK
         + [
+            'psutil>=6',
             'pytest>=8',
             'pytest-xdist>=3',
             'ruff>=0.9',

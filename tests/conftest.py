@@ -4,11 +4,17 @@
 
 Eight host devices for the sharding tests. Programs are compiled quickly rather
 than well, and kept between runs: compilation is most of the time of the tests.
+A worker keeps below 2 GB: what JAX remembers is dropped when it grows.
 """
 
+import ctypes
 import gc
 import os
 from pathlib import Path
+import sys
+
+import psutil
+import pytest
 
 _CACHE = Path(__file__).parents[1] / '.pytest_cache' / 'jax'
 _FLAGS = (
@@ -30,3 +36,26 @@ os.environ['XLA_FLAGS'] = ' '.join(
 # Collections go through all that JAX and TensorFlow hold: by default they take
 # a tenth of a small run's time and more.
 gc.set_threshold(100_000, 20, 5)
+
+_WORKER_BYTES = 2 << 30
+
+
+def pytest_xdist_auto_num_workers() -> int:
+  """As many workers as there are cores, and as fit into the free memory."""
+  cores = len(psutil.Process().cpu_affinity())
+  fit = psutil.virtual_memory().available // (_WORKER_BYTES * 5 // 4)
+  return max(1, min(cores, fit))
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _bounded_memory():
+  """Drops compiled programs once a worker has grown; disk still has them."""
+  yield
+  if 'jax' not in sys.modules:
+    return
+  if psutil.Process().memory_info().rss < _WORKER_BYTES * 3 // 4:
+    return
+  sys.modules['jax'].clear_caches()
+  gc.collect()
+  if sys.platform == 'linux':
+    ctypes.CDLL(None).malloc_trim(0)  # Gives freed memory back to the system.

@@ -4,11 +4,13 @@
 
 import functools
 
+from flax import linen as nn
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moe_peft.core import adapter as adapter_lib
 from moe_peft.core import losses
 from moe_peft.core import routing
 from moe_peft.core import scores
@@ -37,6 +39,26 @@ def test_initialisation_leaves_no_statistics_in_the_state():
   adapter = molora.MoLoRA(site=SITE, num_experts=3)
   variables = adapter.init(jax.random.key(0), X, Y)
   assert set(variables) == {'params', 'params_axes'}
+
+
+class Shift(adapter_lib.MoeAdapter):
+  """The smallest method: experts are numbers that are added."""
+
+  @nn.compact
+  def __call__(self, inputs, outputs, tokens=None):
+    shift = self.param_with_axes(
+        'shift', nn.initializers.ones, (self.num_experts,), ('expert',)
+    )
+    weights = self.route(inputs, tokens).combine_weights
+    return outputs + (weights @ shift)[..., None]
+
+
+def test_a_method_is_a_subclass_with_a_call():
+  adapter = Shift(site=SITE, num_experts=3)
+  variables = adapter.init(jax.random.key(0), X, Y)
+  assert variables['params_axes']['shift_axes'].names == ('expert',)
+  # Soft weights sum to one, and so do equal shifts.
+  np.testing.assert_allclose(adapter.apply(variables, X, Y), Y + 1, rtol=1e-5)
 
 
 def test_no_expert():

@@ -14,6 +14,7 @@ from moe_peft import errors
 from moe_peft.core import inject
 from moe_peft.core import losses
 from moe_peft.core import routing
+from moe_peft.core import scores
 from moe_peft.core import trainable
 from moe_peft.methods import molora
 from moe_peft.methods import mov
@@ -32,18 +33,20 @@ SIZES = dict(
     dropout_rate=0.0,
 )
 TOKENS = jnp.array([[3, 4, 5, 1, 0], [5, 6, 7, 8, 1]])
-PER_HEAD = functools.partial(routing.Router, unit='head')
+PER_HEAD = functools.partial(
+    routing.Router, scores=scores.HeadScores()
+)
 MOV = functools.partial(mov.MoV, num_experts=3, router_factory=PER_HEAD)
 RULES = {
     'molora': (
-        inject.AdapterRule(
+        inject.OutputRule(
             '.*/(query|key|value|out|wi_0|wo)',
             functools.partial(molora.MoLoRA, num_experts=3),
         ),
     ),
     'mov': (
-        inject.AdapterRule('.*/(key|value)', MOV),
-        inject.AdapterRule('.*/wo', MOV, site_input=True),
+        inject.OutputRule('.*/(key|value)', MOV),
+        inject.InputRule('.*/wo', MOV),
     ),
 }
 
