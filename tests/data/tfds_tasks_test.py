@@ -100,6 +100,7 @@ def test_splits_are_those_that_tfds_reads(data_dir):
   assert sizes == {'train': 32, 'validation': 80}
 
 
+@pytest.mark.slow
 def test_it_trains(tmp_path, data_dir):
   name = register(data_dir, 'tfds_train')
   experiment = tiny.experiment(tmp_path, MIXTURE_OR_TASK_NAME=name)

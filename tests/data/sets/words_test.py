@@ -126,7 +126,14 @@ def _evaluator(name, **kwargs):
   )
 
 
-@pytest.mark.parametrize('name', words.RANKED)
+@pytest.mark.parametrize(
+    'name',
+    [
+        name if name in ('syllables', 'rhyme') else
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in words.RANKED
+    ],
+)
 def test_ranking_survives_the_evaluator(name):
   # Scores come back in batches that cut through the choices, out of order.
   def perfect(dataset, *unused):
