@@ -98,7 +98,7 @@ def register(
     )
     _add(TRAINED, made, ('train', 'validation'), vocabulary)
     for name in TEST_SETS:
-      read = functools.partial(_test, Path(data_dir), name)
+      read = lambda n=name: {'test': list(test_rows(Path(data_dir), n))}
       _add(name, read, ('test',), vocabulary)
     seqio.MixtureRegistry.add(MIXTURE, [TRAINED, *TEST_SETS], default_rate=1.0)
   return mixture
@@ -123,10 +123,6 @@ def _number(text: str) -> str:
   """`9.0` as it is written in a text: `9`."""
   number = float(text.replace(',', ''))
   return str(int(number)) if number == int(number) else str(number)
-
-
-def _test(folder: Path, name: str) -> dict[str, list[rows_lib.Row]]:
-  return {'test': list(test_rows(folder, name))}
 
 
 def test_rows(folder: Path, name: str) -> Iterator[rows_lib.Row]:

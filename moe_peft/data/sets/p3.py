@@ -84,7 +84,8 @@ def register(
   if f'{HELD_OUT_MIXTURE}{suffix}' not in seqio.MixtureRegistry.names():
     vocabulary = vocabulary or seqio.SentencePieceVocabulary(T5_VOCABULARY)
     for info in p3_catalog.tasks().values():
-      _add_task(info.name + suffix, vocabulary, _metric_fns(info))
+      metric_fns = dict.fromkeys(f for m in info.metrics for f in _METRICS[m])
+      _add_task(info.name + suffix, vocabulary, list(metric_fns))
       if info.has_choices:
         name = info.scored_name + suffix
         _add_task(name, vocabulary, [ranking.rank_accuracy], ranked=True)
@@ -116,11 +117,6 @@ def _add_task(
       ],
       inputs_eos=False,  # The released P3 has none there.
   )
-
-
-def _metric_fns(info: p3_catalog.TaskInfo):
-  functions = [f for name in info.metrics for f in _METRICS[name]]
-  return list(dict.fromkeys(functions))
 
 
 def held_out_table(
