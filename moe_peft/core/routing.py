@@ -128,7 +128,7 @@ class Router(nn.Module):
     logits = jnp.broadcast_to(logits, (batch, length, logits.shape[-1]))
     context = selection.Context(
         tokens=tokens,
-        valid=lambda: self._valid(tokens, batch, length, units),
+        valid=lambda: _valid(tokens, batch, length, units),
         active=active,
         training=self.has_rng('dropout'),
         per_row=self.scores.per_row,
@@ -136,11 +136,13 @@ class Router(nn.Module):
     decision = self.select(self, logits, context)
     gates, selected = decision.gates, decision.selected
     load = gates if selected is None else selected.astype(jnp.float32)
-    groups = self._groups(batch, length, units, context.training)
+    groups = _groups(self, batch, length, units, context.training)
     if selected is not None and tokens.known:
       selected &= context.valid()[..., None]
     if groups.expert_capacity is not None:
-      selected = self._limit(decision, selected, tokens, groups, units)
+      selected = _within_capacity(
+          self, decision, selected, tokens, groups, units
+      )
     if selected is not None:
       gates = jnp.where(selected, gates, 0.0)
     logits = selection.mask(logits[..., : self.num_experts], active)
@@ -184,36 +186,49 @@ class Router(nn.Module):
     for loss in self.losses:
       loss.check()
 
-  @nn.nowrap
-  def _valid(self, tokens, batch, length, units):
-    """Returns <bool>[batch, length]."""
-    tokens.require_known('A router')
-    if tokens.valid is None:
-      return jnp.ones((batch, length), bool)
-    return jnp.repeat(tokens.valid, units, axis=1)
 
-  @nn.nowrap
-  def _groups(self, batch, length, units, training) -> capacity_lib.Groups:
-    # One step of decoding has one token a row: a limit would mean nothing.
-    limited = self.capacity is not None and length > units and (
-        training or self.capacity.at_evaluation or self.select.limits_evaluation
-    )
-    if not limited:
-      return capacity_lib.Groups(batch, length, length)
-    return self.capacity.groups(batch, length, self.num_experts, units)
+def _valid(
+    tokens: tokens_lib.Tokens, batch: int, length: int, units: int
+) -> jax.Array:
+  """Returns which routed units are real, <bool>[batch, length]."""
+  tokens.require_known('A router')
+  if tokens.valid is None:
+    return jnp.ones((batch, length), bool)
+  return jnp.repeat(tokens.valid, units, axis=1)
 
-  @nn.nowrap
-  def _limit(self, decision, selected, tokens, groups, units):
-    """Returns which selections find a slot, <bool>[batch, length, experts]."""
-    tokens.require_known('A capacity')
-    segment_ids = tokens.segment_ids
-    return capacity_lib.within_capacity(
-        selected,
-        decision.scores,
-        None if segment_ids is None else jnp.repeat(segment_ids, units, axis=1),
-        groups,
-        self.select.priority or self.capacity.priority,
-    )
+
+def _groups(
+    router: Router, batch: int, length: int, units: int, training: bool
+) -> capacity_lib.Groups:
+  """Returns the capacity groups, without a limit where there is none."""
+  capacity = router.capacity
+  # One step of decoding has one token a row: a limit would mean nothing.
+  limited = capacity is not None and length > units and (
+      training or capacity.at_evaluation or router.select.limits_evaluation
+  )
+  if not limited:
+    return capacity_lib.Groups(batch, length, length)
+  return capacity.groups(batch, length, router.num_experts, units)
+
+
+def _within_capacity(
+    router: Router,
+    decision: selection.Decision,
+    selected: jax.Array,
+    tokens: tokens_lib.Tokens,
+    groups: capacity_lib.Groups,
+    units: int,
+) -> jax.Array:
+  """Returns which selections find a slot, <bool>[batch, length, experts]."""
+  tokens.require_known('A capacity')
+  ids = tokens.segment_ids
+  return capacity_lib.within_capacity(
+      selected,
+      decision.scores,
+      None if ids is None else jnp.repeat(ids, units, axis=1),
+      groups,
+      router.select.priority or router.capacity.priority,
+  )
 
 
 def _metrics(
