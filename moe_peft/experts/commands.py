@@ -82,7 +82,7 @@ def prune(keep: int, out: Path, split: str, rows: int) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Trained:
+class _Opened:
   """A trained run on its devices, and held-out rows.
 
   Attributes:
@@ -116,7 +116,7 @@ class _Trained:
     }
 
 
-def _open(split: str, rows: int) -> _Trained:
+def _open(split: str, rows: int) -> _Opened:
   run.use_compilation_cache()
   experiment = run.build()
   # Answer choices count as rows, and the right ones must be among them.
@@ -127,10 +127,10 @@ def _open(split: str, rows: int) -> _Trained:
     step = checkpointer.require_step()
     params = loop.restore_params(setup, checkpointer)
   batches = scoring.make_evaluator(setup).first_rows(rows)
-  return _Trained(setup, params, step, split, batches)
+  return _Opened(setup, params, step, split, batches)
 
 
-def _known(trained: _Trained) -> ablation_file.Ablation | None:
+def _known(trained: _Opened) -> ablation_file.Ablation | None:
   """What was measured before, if it is of this step and these rows."""
   known = ablation_file.read(trained.run_dir)
   wanted = trained.step, trained.split, trained.num_rows
@@ -144,7 +144,7 @@ def _known(trained: _Trained) -> ablation_file.Ablation | None:
   return None
 
 
-def _measure(trained: _Trained) -> ablation_file.Ablation:
+def _measure(trained: _Opened) -> ablation_file.Ablation:
   """Scores the experts, and writes `ablation.json`."""
   batch = next(iter(trained.batches.values()))
   num_sites = len(ablation.routers(trained.model, trained.params, batch))

