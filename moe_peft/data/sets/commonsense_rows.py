@@ -165,7 +165,9 @@ _CONVERTERS = {
 }
 
 
-def olmes(package: packages.Package, task: str, variant: str) -> CommonsenseSource:
+def olmes(
+    package: packages.Package, task: str, variant: str
+) -> CommonsenseSource:
   """A split in OLMES's layout of requests.
 
   Args:
