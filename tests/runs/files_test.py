@@ -14,6 +14,7 @@ from moe_peft.runs import metrics_files
 from moe_peft.runs import results_file
 from moe_peft.runs import run_file
 from moe_peft.runs import similarity_file
+from moe_peft.runs import site_names
 from moe_peft.runs import snapshot_files
 from moe_peft.runs import usage_file
 from tests import refusals
@@ -72,6 +73,15 @@ def test_results_of_a_base_with_and_without_version(tmp_path):
   results_file.write_base(path, values)
   _value(path)
   assert results_file.read_base(path) == values
+
+
+def test_sites_are_named_and_ordered_by_layer():
+  assert site_names.split(LATER) == ('encoder', 10, 'mlp/wo')
+  assert sorted([LATER, SITE], key=site_names.order) == [SITE, LATER]
+  assert site_names.describe(SITE, 4) == {
+      'path': SITE, 'stack': 'encoder', 'layer': 2, 'name': 'mlp/wo',
+      'num_experts': 4,
+  }
 
 
 def test_usage(tmp_path):
