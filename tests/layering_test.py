@@ -37,7 +37,8 @@ PLAIN = ('core', 'methods', 'models')
 HEAVY = {'t5x', 'tensorflow', 'tensorflow_datasets', 'torch'}
 # The package that an imported module belongs to, where names differ.
 DISTRIBUTIONS = {
-    'absl': 'absl-py', 'gin': 'gin-config', 'orbax': 'orbax-checkpoint',
+    'absl': 'absl-py', 'gin': 'gin-config',
+    'huggingface_hub': 'huggingface-hub', 'orbax': 'orbax-checkpoint',
     'reasoning_gym': 'reasoning-gym', 'rouge_score': 'rouge-score',
     'tensorflow_datasets': 'tensorflow-datasets', 'yaml': 'pyyaml',
 }  # fmt: skip
@@ -145,7 +146,7 @@ def test_what_is_imported_is_declared():
   for module, file in modules().items():
     for name in {x.partition('.')[0] for x in imported(file)} - known:
       distribution = DISTRIBUTIONS.get(name, name)
-      assert re.search(rf"'{distribution}[\s<>=@~!']", setup), (
+      assert re.search(rf"'{distribution}[\s\[<>=@~!']", setup), (
           f'{module} imports {name}: declare {distribution} in setup.py'
       )
 
