@@ -104,7 +104,7 @@ setuptools.setup(
             'torch>=2.6',
             'transformers>=5.23,<6',
             'peft>=0.21.2,<0.22',
-            'huggingface-hub>=1,<2',
+            'huggingface-hub>=1,<3',
             'sentencepiece>=0.2',
         ],
         # On no package index: from the public repositories.
