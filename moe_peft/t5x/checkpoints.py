@@ -109,15 +109,12 @@ class AdapterCheckpointer:
         return  # T5X saves once more where it resumes.
       if self._saved_identity is None:  # The base never changes.
         self._saved_identity = self._identity(train_state)
-      items = {
-          'state': ocp.args.PyTreeSave(
-              self._trained(train_state.state_dict())
-          ),
-          'base': ocp.args.JsonSave(self._saved_identity),
-      }
-      if self._dataset_iterator is not None:
-        items['dataset'] = t5x_checkpoints.DatasetArgs(self._dataset_iterator)
-      manager.save(step, args=ocp.args.Composite(**items), force=True)
+      items = ocp.args.Composite(
+          state=ocp.args.PyTreeSave(self._trained(train_state.state_dict())),
+          base=ocp.args.JsonSave(self._saved_identity),
+          **self._dataset_items(),
+      )
+      manager.save(step, args=items, force=True)
       manager.wait_until_finished()
 
   def restore(
@@ -151,23 +148,27 @@ class AdapterCheckpointer:
       )
     folder, _, step = path.rstrip('/').rpartition('checkpoint_')
     shapes = self._trained(self._sharded_shapes())
-    items = {
+    items = ocp.args.Composite(
         # Partial: to evaluate, T5X wants no optimizer state.
-        'state': ocp.args.PyTreeRestore(
+        state=ocp.args.PyTreeRestore(
             shapes,
             restore_args=ocp.checkpoint_utils.construct_restore_args(shapes),
             partial_restore=True,
         ),
-        'base': ocp.args.JsonRestore(),
-    }
-    if self._dataset_iterator is not None:
-      items['dataset'] = t5x_checkpoints.DatasetArgs(self._dataset_iterator)
+        base=ocp.args.JsonRestore(),
+        **self._dataset_items(),
+    )
     with self._manager(folder) as manager:
-      restored = manager.restore(int(step), args=ocp.args.Composite(**items))
+      restored = manager.restore(int(step), args=items)
     everything = trainable.flatten(self._train_state.state_dict())
     absent = {k: None for k, leaf in everything.items() if leaf is None}
     state = trainable.unflatten(absent | trainable.flatten(restored['state']))
     return self._with_base(path, state, restored['base'])
+
+  def _dataset_items(self) -> dict[str, Any]:
+    if self._dataset_iterator is None:
+      return {}
+    return {'dataset': t5x_checkpoints.DatasetArgs(self._dataset_iterator)}
 
   def _with_base(self, path, state, saved):
     """The whole train state of restored adapters."""
@@ -182,10 +183,9 @@ class AdapterCheckpointer:
           remedy='Say where the base lies now.',
       )
 
-    def keep_base(from_checkpoint, _, is_resuming=False):
+    def keep_base(from_checkpoint, unused_state, is_resuming=False):
       del is_resuming
-      flat = trainable.flatten(from_checkpoint['target'])
-      frozen = {k: v for k, v in flat.items() if not self._regex.fullmatch(k)}
+      frozen = self._frozen(from_checkpoint['target'])
       return {'target': trainable.unflatten(frozen)}
 
     # As it was trained: where T5X resumes, it does not say the type again.
@@ -256,26 +256,29 @@ class AdapterCheckpointer:
         if leaf is not None and keep(path)
     })
 
+  def _frozen(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The flat parameters of the base."""
+    flat = trainable.flatten(params)
+    return {k: v for k, v in flat.items() if not self._regex.fullmatch(k)}
+
   def _sharded_shapes(self) -> dict[str, Any]:
     shapes = trainable.flatten(self._train_state.state_dict())
     axes = self._partitioner.get_mesh_axes(self._train_state).state_dict()
     axes = trainable.flatten(axes)
-    mesh = self._partitioner.mesh
 
     def sharded(path, leaf):
-      if leaf is None:
-        return None
-      spec = axes.get(path)
-      spec = jax.sharding.PartitionSpec() if spec is None else spec
-      sharding = jax.sharding.NamedSharding(mesh, spec)
+      spec = axes.get(path) or jax.sharding.PartitionSpec()
+      sharding = jax.sharding.NamedSharding(self._partitioner.mesh, spec)
       return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    return trainable.unflatten({k: sharded(k, v) for k, v in shapes.items()})
+    return trainable.unflatten({
+        path: None if leaf is None else sharded(path, leaf)
+        for path, leaf in shapes.items()
+    })
 
   def _identity(self, train_state: Any) -> dict[str, Any]:
     """Where the base lies, its size, type and a fingerprint of its values."""
-    params = trainable.flatten(train_state.state_dict()['target'])
-    frozen = {k: v for k, v in params.items() if not self._regex.fullmatch(k)}
+    frozen = self._frozen(train_state.state_dict()['target'])
     return {
         **bases.identity(self._base_path, frozen, self._partitioner.mesh),
         'dtype': str(jnp.result_type(*frozen.values())) if frozen else None,

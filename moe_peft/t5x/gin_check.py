@@ -73,7 +73,7 @@ def _shapes(name: str, size: int) -> dict[str, Any]:
   return trainable.flatten(variables['params'])
 
 
-# The first of all, or gin's own would complain before it, about one macro and
-# without a remedy.
+# It has to be the first: gin's own check would complain before it, about one
+# macro and without a remedy.
 gin.config._FINALIZE_HOOKS.insert(0, _check)  # pylint: disable=protected-access
 gin.config.register_finalize_hook(_choose_size)

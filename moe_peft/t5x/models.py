@@ -19,7 +19,7 @@ from moe_peft import errors
 from moe_peft.core import losses
 
 Batch = Mapping[str, jax.Array]
-# Made in training only.
+# These are made in training only.
 _TRAINING_LOSSES = ('consistency_loss',)
 
 

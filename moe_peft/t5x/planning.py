@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run of `t5x.train` for `python -m moe_peft plan --t5x`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import importlib
 import sys
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 
 from moe_peft import errors
 from moe_peft import gin_files as gin_files_lib
+from moe_peft.t5x import gin_check
 from moe_peft.training import subject as subject_lib
 
 
@@ -27,28 +29,10 @@ def subject(
   Raises:
     errors.UserError: If T5X is missing, or for wrong files and bindings.
   """
-  try:
-    with gin.unlock_config():  # It registers its classes.
-      script = importlib.import_module('t5x.train')
-  except ImportError as error:
-    raise errors.UserError(
-        f'T5X cannot be imported: {error}.',
-        where='--t5x',
-        remedy='Put T5X on PYTHONPATH; docs/t5x.md says how.',
-    ) from error
-  from moe_peft.t5x import gin_check  # Its gin files would import it too late.
-
-  # Its gin files import `__main__` and mean the script.
-  main, sys.modules['__main__'] = sys.modules['__main__'], script
-  try:
-    gin_files_lib.load_gin(
-        gin_files,
-        ["MODEL_DIR='unused'", "INITIAL_CHECKPOINT_PATH='unused'", *bindings],
-        search_paths,
-    )
+  paths = ["MODEL_DIR='unused'", "INITIAL_CHECKPOINT_PATH='unused'"]
+  with _script_as_main():
+    gin_files_lib.load_gin(gin_files, [*paths, *bindings], search_paths)
     model = gin_check.macro('MODEL')
-  finally:
-    sys.modules['__main__'] = main
 
   def init_optimizer(variables):
     # Some of its optimizers ask for the logical axes.
@@ -65,3 +49,22 @@ def subject(
       jnp.dtype(macro('BASE_DTYPE', 'float32')),
       (macro('NUM_EXPERT_PARTITIONS', 1), macro('NUM_MODEL_PARTITIONS', 1)),
   )
+
+
+@contextlib.contextmanager
+def _script_as_main() -> Iterator[None]:
+  """Puts `t5x.train` in the place of `__main__`, which its gin files import."""
+  try:
+    with gin.unlock_config():  # It registers its classes.
+      script = importlib.import_module('t5x.train')
+  except ImportError as error:
+    raise errors.UserError(
+        f'T5X cannot be imported: {error}.',
+        where='--t5x',
+        remedy='Put T5X on PYTHONPATH; docs/t5x.md says how.',
+    ) from error
+  main, sys.modules['__main__'] = sys.modules['__main__'], script
+  try:
+    yield
+  finally:
+    sys.modules['__main__'] = main

@@ -5,7 +5,6 @@
 from collections.abc import Callable, Iterator, Mapping
 import concurrent.futures
 import contextlib
-import functools
 from pathlib import Path
 import resource
 import sys
@@ -185,7 +184,7 @@ class TrainLog:
     self._writer.close()
 
 
-@functools.partial(jax.jit, donate_argnums=0)
+@jax.jit
 def merge(metrics: Metrics, more: Metrics) -> Metrics:
   """The metrics of all steps of both, merged on the device."""
   return jax.tree.map(

@@ -1,0 +1,80 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What the log of a run writes of metrics on the device."""
+
+import contextlib
+
+from clu import metrics as clu_metrics
+import jax.numpy as jnp
+import pytest
+
+from moe_peft.runs import metrics_files
+from moe_peft.training import metrics
+from tests import refusals
+
+SITE = 'encoder/layers_0/mlp/wo'
+
+
+def of_step(loss, tokens, selected=2.0):
+  """Metrics as a training step returns them."""
+  tokens = jnp.float32(tokens)
+  average = lambda total: clu_metrics.Average(jnp.asarray(total), tokens)
+  return {
+      'loss': average(loss * tokens),
+      'accuracy': average(0.5 * tokens),
+      'grad_norm': clu_metrics.Average(jnp.float32(loss), jnp.float32(1)),
+      'routing': {
+          SITE: {
+              'load': average(jnp.array([0.25, 0.75]) * tokens),
+              'selected': average(selected * tokens),
+              'left_behind': average(0.0 * tokens),
+          }
+      },
+  }
+
+
+def write(folder, *rows, first_step=0):
+  """Logs pairs (step, metrics); returns the rows of both files."""
+  progress = metrics.Progress('train', 10)
+  log = metrics.TrainLog(folder, first_step, progress, lambda step: 0.5 * step)
+  with contextlib.closing(log):
+    for step, values in rows:
+      log.submit(step, values)
+  return tuple(
+      metrics_files.read_lines(folder / name)[0]
+      for name in (metrics_files.TRAIN, metrics_files.ROUTERS)
+  )
+
+
+def test_a_row_has_means_over_tokens_and_over_steps(tmp_path):
+  merged = metrics.merge(of_step(1.0, 30), of_step(4.0, 10, selected=1.0))
+  ((row,), (routers,)) = write(tmp_path, (2, merged))
+  assert row['step'] == 2
+  assert row['loss'] == pytest.approx((30 * 1 + 10 * 4) / 40)
+  assert row['grad_norm'] == pytest.approx((1 + 4) / 2)
+  assert row['learning_rate'] == 0.5  # Of the step before, from 0.
+  assert row['tokens_per_second'] == pytest.approx(
+      20 * row['steps_per_second']
+  )
+  assert routers['sites'][SITE] == {
+      'load': [0.25, 0.75], 'selected': 1.75, 'left_behind': 0.0
+  }
+
+
+def test_a_period_without_target_tokens_has_no_loss(tmp_path):
+  """JSON has no NaN."""
+  ((row,), _) = write(tmp_path, (1, of_step(1.0, 0)))
+  assert row['loss'] is None and row['grad_norm'] == 1
+
+
+def test_a_resumed_run_writes_its_steps_once(tmp_path):
+  write(tmp_path, (1, of_step(1.0, 8)), (2, of_step(2.0, 8)))
+  rows, routers = write(tmp_path, (2, of_step(3.0, 8)), first_step=1)
+  assert [row['loss'] for row in rows] == [1, 3]
+  assert [row['step'] for row in routers] == [1, 2]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+  (tmp_path / 'metrics').write_text('')
+  with refusals.refused(tmp_path / 'metrics'):
+    write(tmp_path)
