@@ -8,6 +8,7 @@ import pathlib
 from typing import Any
 
 from flax import traverse_util
+from flax.linen import partitioning
 import gin
 import jax
 import jax.numpy as jnp
@@ -343,32 +344,17 @@ def test_remat_equals_none(case):
     )
 
 
-PERMUTED = {
-    'scaling': 0,
-    'lora_a': 0,
-    'lora_b': 0,
-    'down': 0,
-    'down_bias': 0,
-    'up': 0,
-    'up_bias': 0,
-    'bias': -1,
-}
-
-
 def test_permuting_experts_changes_nothing(case):
   if case.row.file == 'mode':
-    pytest.skip('its router kernel is laid out by rank; see mode_test.py')
+    pytest.skip('its router kernel is laid out by rank; see tests/methods')
+  axes = flatten(partitioning.get_axis_names(case.variables['params_axes']))
 
   def permute(path, x):
-    name = path.split('/')[-1]
-    if not trainable.is_adapter(path) or name == 'layer_index':
+    if not trainable.is_adapter(path) or path.endswith('layer_index'):
       return x
-    if name == 'kernel':
-      return x[:, ::-1]
-    if name in ('threshold_kernel', 'threshold_bias', 'scale', 'column_scale'):
-      return x
-    axis = 0 if 'lora' in name else PERMUTED[name]
-    return jnp.flip(x, axis)
+    # Experts lie along these axes, in adapters and in routers.
+    names = enumerate(axes[path])
+    return jnp.flip(x, [i for i, n in names if n in ('expert', 'unmodeled')])
 
   flat = {path: permute(path, x) for path, x in flatten(case.moved).items()}
   params = traverse_util.unflatten_dict(flat, sep='/')
