@@ -33,7 +33,7 @@ _METRICS = ['rouge-score>=0.1.2,<0.2', 'sacrebleu>=2.5,<3']
 
 setuptools.setup(
     name='moe-peft-jax',
-    version='0.1.0',
+    version='0.2.0',
     description=(
         'Mixture-of-experts parameter-efficient fine-tuning in JAX and Flax'
     ),
