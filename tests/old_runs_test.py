@@ -102,10 +102,8 @@ def printed(main, *argv):
   return out.getvalue()
 
 
-@pytest.mark.parametrize(
-    'name',
-    ['decoder_only', pytest.param('encoder_decoder', marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['decoder_only', 'encoder_decoder'])
 def test_a_run_of_version_0_1(name, tmp_path):
   folder = unpack(name, tmp_path) / name
   expected = EXPECTED[name]

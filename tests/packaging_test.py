@@ -16,7 +16,7 @@ from moe_peft import gin_files
 assert str(gin_files.PACKAGE_DIR).startswith(sys.argv[1])
 gin_files.RESOURCE_DIRS = gin_files.RESOURCE_DIRS[:1]
 for name in ('configs/quickstart.gin', 'gin/methods/molora.gin',
-             'bases/tiny_t5/model.safetensors', 'data/p3_tasks.json'):
+             'bases/tiny_t5/model.safetensors', 'data/sets/p3_tasks.json'):
   assert gin_files.resource(name).is_file(), name
 gin_files.load_gin(['configs/quickstart.gin'], ['TRAIN_STEPS=3'])
 """
@@ -60,7 +60,7 @@ def test_the_wheel_holds_nothing_else(site):
 def test_importing_the_package_loads_no_other_framework():
   code = (
       'import sys, moe_peft\n'
-      'from moe_peft import inject\n'
+      'from moe_peft.core import inject\n'
       'from moe_peft.methods import molora\n'
       'bad = {"tensorflow", "torch", "t5x", "seqio"} & set(sys.modules)\n'
       'assert not bad, bad\n'

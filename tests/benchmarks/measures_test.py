@@ -90,6 +90,7 @@ def test_layer_has_a_case_for_every_method():
   }
 
 
+@pytest.mark.slow
 def test_step():
   # Wide enough for matrix products to be all that counts.
   sizes = TINY | {
@@ -200,6 +201,7 @@ def test_the_decoder_trains_what_the_issue_says():
   }
 
 
+@pytest.mark.slow
 def test_decoder_step():
   sizes = decoder.SIZES | {
       'vocab_size': 64, 'emb_dim': 16, 'mlp_dim': 32, 'num_layers': 1,
@@ -232,6 +234,7 @@ def test_scaling():
   assert 0.8 < rows['experts 4']['gflop_slope'] < 1.2
 
 
+@pytest.mark.slow
 def test_checkpoint():
   rows = by_case(
       checkpoint.measure(
@@ -299,6 +302,7 @@ def test_input():
   assert many['real_tokens'] > 2 * one['real_tokens']
 
 
+@pytest.mark.slow
 def test_slow_data_cost_what_they_take():
   experiment = experiments.build('tiny_t5', 'molora', (32, 16), 8, TINY)
   batch = experiments.random_batch(experiment)

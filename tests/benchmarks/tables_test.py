@@ -126,6 +126,7 @@ def test_peers_that_cannot_run_are_one_message():
 
 
 @pytest.mark.hf
+@pytest.mark.slow
 def test_a_peer_answers_with_seconds_and_counts():
   pytest.importorskip('torch')
   sizes = {'features': 16, 'tokens': 32, 'num_experts': 3, 'rank': 2}

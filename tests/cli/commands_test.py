@@ -131,6 +131,7 @@ def test_infer_refuses_lines_that_do_not_fit(run_dir, tmp_path):
     infer.main([str(run_dir), str(tmp_path / 'none.txt')])
 
 
+@pytest.mark.slow
 def test_a_run_becomes_a_base(run_dir, tmp_path):
   assert save_base.main([str(run_dir), str(tmp_path / 'base')]) is None
   assert train.main(arguments(

@@ -7,6 +7,7 @@ import json
 
 import gin
 import numpy as np
+import pytest
 
 from moe_peft import gin_files
 from moe_peft.cli import flags
@@ -45,6 +46,7 @@ def write_run(run_dir, base, steps=2):
   (run_dir / 'config.gin').write_text(gin.config_str())
 
 
+@pytest.mark.slow
 def test_a_run_on_an_imported_base_is_exported(tmp_path, capsys, request):
   hf_folder = models.write_model(
       tmp_path / 'hf', SIZES, models.random_tensors(SIZES)

@@ -148,6 +148,7 @@ def test_collectives_of_the_shape_of_a_kernel(tmp_path, scan):
   assert not find(24, 20, op_name='query/adapter/dot_general')
 
 
+@pytest.mark.slow
 def test_flops_are_those_of_the_traced_step(tmp_path):
   experiment = tiny.experiment(
       tmp_path, SCAN_LAYERS=True, REMAT_POLICY='full',

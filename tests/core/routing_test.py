@@ -45,10 +45,13 @@ def route(inputs=LOGITS, tokens=None, rng=None, params=None, **options):
     if isinstance(options.get('select'), smora.BiasedTopK):
       params['bias'] = jnp.zeros(num_experts)
   rngs = {} if rng is None else {'dropout': jax.random.key(rng)}
-  result, _ = router.apply(
-      {'params': params}, inputs, tokens, rngs=rngs, mutable=['intermediates']
+  run = jax.jit(
+      lambda params, inputs, tokens: router.apply(
+          {'params': params}, inputs, tokens, rngs=rngs,
+          mutable=['intermediates'],
+      )[0]
   )
-  return result
+  return run(params, inputs, tokens)
 
 
 TOP_1 = dict(select=selection.TopK(k=1))

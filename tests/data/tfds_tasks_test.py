@@ -126,7 +126,7 @@ def test_it_trains(tmp_path, data_dir):
         ({'splits': {'train': 'train[:x%]'}}, ['train[:x%]', 'train']),
         ({'splits': {'train': 'test[16:]'}}, ['no rows', 'test[16:]']),
         ({'inputs_key': 'questions'}, ['questions', "'question'?"]),
-        ({'targets_key': 'length'}, ["'length'", "['answer', 'question']"]),
+        ({'targets_key': 'length'}, ["'length'", "'answer'", "'question'"]),
     ],
 )
 def test_what_cannot_work_is_said_at_once(data_dir, options, names):

@@ -225,6 +225,7 @@ def test_a_pruned_run_is_the_masked_one(tmp_path, method, bindings, capsys):
   assert 'This run was pruned' in text and 'past_tense' in text
 
 
+@pytest.mark.slow
 def test_scores_of_another_step_are_measured_anew(
     tmp_path, monkeypatch, capsys
 ):

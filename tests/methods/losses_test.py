@@ -80,12 +80,15 @@ def consistency_of(path, adapter, noise=0.0):
       lambda x: x + noise * jax.random.normal(jax.random.key(1), x.shape),
       params,
   )
-  _, state = model.apply(
-      {'params': params},
-      *tokens,
-      rngs={'dropout': jax.random.key(0)},
-      mutable=['intermediates'],
+  run = jax.jit(
+      lambda params: model.apply(
+          {'params': params},
+          *tokens,
+          rngs={'dropout': jax.random.key(0)},
+          mutable=['intermediates'],
+      )[1]
   )
+  state = run(params)
   return losses.collect(state['intermediates'])['consistency_loss']
 
 

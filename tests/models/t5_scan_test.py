@@ -164,7 +164,12 @@ def test_scan_equals_the_unrolled_model():
 
 
 @pytest.mark.parametrize(
-    'name', ['unrolled-full', 'scan-minimal', 'scan-full']
+    'name',
+    [
+        pytest.param('unrolled-full', marks=pytest.mark.slow),
+        'scan-minimal',
+        pytest.param('scan-full', marks=pytest.mark.slow),
+    ],
 )
 def test_remat_changes_nothing(name):
   """Also with dropout: the second forward pass repeats the masks."""

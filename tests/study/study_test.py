@@ -50,6 +50,7 @@ def started(monkeypatch):
   return folders
 
 
+@pytest.mark.slow
 def test_a_study_tunes_tabulates_and_never_repeats(tmp_path, started, capsys):
   """Two trials at once, then the best with its seed; records are enough."""
   write_study(

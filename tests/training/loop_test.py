@@ -145,7 +145,7 @@ def test_microbatches_do_not_change_the_gradient(tmp_path):
     'partitions',
     [
         pytest.param((1, 1), marks=pytest.mark.slow),
-        (4, 1),
+        pytest.param((4, 1), marks=pytest.mark.slow),
         pytest.param((2, 2), marks=pytest.mark.slow),
     ],
 )
@@ -166,6 +166,7 @@ def test_eight_devices_train_as_one(tmp_path, monkeypatch, partitions):
   np.testing.assert_allclose(losses(rows), losses(expected), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_is_a_method_like_the_others(tmp_path):
   setup, state, _ = train(tiny.experiment(tmp_path, 'full'))
   assert not setup.frozen
@@ -251,6 +252,7 @@ def test_the_base_may_be_stored_in_bfloat16(tmp_path):
   assert all(np.isfinite(losses(rows)))
 
 
+@pytest.mark.slow
 def test_packed_rows_train(tmp_path):
   _, _, rows = train(
       tiny.experiment(

@@ -72,7 +72,11 @@ def test_shuffling_follows_the_seed():
 
 
 @pytest.mark.parametrize(
-    'name, pack', [('tiny_pretrain', True), ('quickstart', False)]
+    'name, pack',
+    [
+        pytest.param('tiny_pretrain', True, marks=pytest.mark.slow),
+        ('quickstart', False),
+    ],
 )
 def test_restored_iterators_continue(name, pack, tmp_path):
   def make():
@@ -95,7 +99,12 @@ def test_restored_iterators_continue(name, pack, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'name', ['span_strings', 'past_tense', 'word_form']
+    'name',
+    [
+        pytest.param('span_strings', marks=pytest.mark.slow),
+        'past_tense',
+        'word_form',
+    ],
 )
 def test_measured_lengths_hold(name):
   record = registration.RECORDS[name]
