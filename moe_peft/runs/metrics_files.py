@@ -27,7 +27,11 @@ PROCESSES = 'metrics/processes.jsonl'
 
 
 class JsonLines:
-  """Appends rows to a file; a resumed run drops what it repeats."""
+  """Appends rows to a file; a resumed run drops what it repeats.
+
+  Attributes:
+    steps: The steps of the rows.
+  """
 
   def __init__(self, path: Path, first_step: int):
     """Opens a file.
@@ -37,8 +41,10 @@ class JsonLines:
       first_step: Rows of later steps are removed: this run writes them anew.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    self.steps: set[int] = set()
     if path.exists():
       rows = [r for r in read_lines(path)[0] if r['step'] <= first_step]
+      self.steps = {int(row['step']) for row in rows}
       kept = ''.join(json_file.dumps(row) + '\n' for row in rows)
       if kept != path.read_text(encoding='utf-8', errors='replace'):
         atomic.write(path, kept)
@@ -47,8 +53,10 @@ class JsonLines:
   def is_empty(self) -> bool:
     return self._file.tell() == 0  # It is open for appending.
 
-  def write(self, row: Mapping[str, Any]) -> None:
-    self._file.write(json_file.dumps(row) + '\n')
+  def write(self, *rows: Mapping[str, Any]) -> None:
+    """Appends rows that belong together: a kill leaves all of them or none."""
+    self.steps.update(int(row['step']) for row in rows)
+    self._file.write(''.join(json_file.dumps(row) + '\n' for row in rows))
     self._file.flush()
 
   def close(self) -> None:

@@ -3,7 +3,8 @@
 """Checkpoints of what training changes.
 
 A checkpoint holds the trainable parameters, the optimizer state, the step, the
-position in the data and the identity of the base. The base stays where it is.
+position in the data, the sums of the log's next row, the identity of the base
+and of the data, and a checksum of every file. The base stays where it is.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,10 @@ from clu.data import dataset_iterator
 import orbax.checkpoint as ocp
 
 from moe_peft import errors
+from moe_peft.training import checksums
+
+# What becomes of the folder of a damaged checkpoint when training goes on.
+_DAMAGED = 'damaged_{step}'
 
 
 class _IteratorHandler(ocp.CheckpointHandler):
@@ -63,7 +68,11 @@ class Checkpointer:
   """Asynchronous checkpoints of one run.
 
   A checkpoint becomes visible when it is whole; what was saved before stays
-  until then.
+  until then. Opening them finds the newest whole one; a damaged one is never
+  deleted, and moves aside when a new one is saved.
+
+  Attributes:
+    damaged: The file that tells, by step, for those that are newer.
   """
 
   def __init__(self, run_dir: Path, keep: int, identity: Mapping[str, Any]):
@@ -77,7 +86,7 @@ class Checkpointer:
 
     Raises:
       errors.UserError: If the folder cannot be written, or holds checkpoints
-        of another experiment.
+        of another experiment, or damaged ones only.
     """
     self._folder = run_dir.absolute() / 'checkpoints'
     self._identity = json.loads(json.dumps(identity))
@@ -92,12 +101,38 @@ class Checkpointer:
     self._manager = ocp.CheckpointManager(
         self._folder,
         options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
-        item_names=('state', 'data', 'identity'),
+        item_handlers={
+            'state': ocp.StandardCheckpointHandler(),
+            'data': _IteratorHandler(),
+            'identity': ocp.JsonCheckpointHandler(),
+            'log': ocp.JsonCheckpointHandler(),
+            checksums.ITEM: checksums.Handler(),  # The last one.
+        },
     )
+    self.damaged = self._find_damaged()
     self._check_identity(run_dir)
 
+  def _find_damaged(self) -> dict[int, Path]:
+    """The damaged checkpoints that are newer than the newest whole one."""
+    damaged = {}
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      file = checksums.damaged_file(self._folder / str(step))
+      if file is None:
+        return damaged
+      damaged[step] = file
+    if damaged:
+      raise self._damage(next(iter(damaged.values())), 'The file has changed.')
+    return damaged
+
+  def _damage(self, where: Path, what: str) -> errors.UserError:
+    return errors.UserError(
+        f'The checkpoint is damaged: {what}', where=where,
+        remedy='Put it back from a copy; to train anew, choose another '
+        'MODEL_DIR.',
+    )
+
   def _check_identity(self, run_dir: Path) -> None:
-    step = self._manager.latest_step()
+    step = self.latest_step()
     if step is None:
       return
     saved = self._manager.restore(
@@ -119,7 +154,8 @@ class Checkpointer:
 
   def latest_step(self) -> int | None:
     """Step of the newest whole checkpoint, or None."""
-    return self._manager.latest_step()
+    steps = self._manager.all_steps()
+    return max((x for x in steps if x not in self.damaged), default=None)
 
   def require_step(self) -> int:
     """Step of the newest whole checkpoint, or a UserError."""
@@ -133,17 +169,37 @@ class Checkpointer:
     return step
 
   def save(self, step: int, state: Any,
-           data: dataset_iterator.DatasetIterator) -> None:
-    """Starts to save; errors of the save before are raised here."""
+           data: dataset_iterator.DatasetIterator,
+           log: Mapping[str, Any] | None = None) -> None:
+    """Starts to save; errors of the save before are raised here.
+
+    Args:
+      step: The step.
+      state: The state after it.
+      data: The iterator whose position is saved.
+      log: JSON that `restore_log` returns.
+    """
     with _disk_errors(self._folder):
+      if self.damaged:
+        self._move_damaged()
       self._manager.save(
           step,
           args=ocp.args.Composite(
               state=ocp.args.StandardSave(state),
               data=_IteratorArgs(data),
               identity=ocp.args.JsonSave(self._identity),
+              log=ocp.args.JsonSave(dict(log or {})),
+              **{checksums.ITEM: checksums.Args()},
           ),
       )
+
+  def _move_damaged(self) -> None:
+    """Makes place for new checkpoints of the same steps."""
+    for step in self.damaged:
+      aside = self._folder / _DAMAGED.format(step=step)
+      (self._folder / str(step)).rename(aside)
+    self.damaged = {}
+    self._manager.reload()
 
   def restore(self, step: int, state: Any,
               data: dataset_iterator.DatasetIterator | None = None) -> Any:
@@ -169,11 +225,14 @@ class Checkpointer:
       raise
     except Exception as error:  # Orbax and tensorstore raise many kinds.
       first_line = str(error).strip().splitlines()[0]
-      raise errors.UserError(
-          f'The checkpoint is damaged or of another experiment: {first_line}',
-          where=self._folder / str(step),
-          remedy='Remove the folder to continue from the checkpoint before it.',
-      ) from error
+      raise self._damage(self._folder / str(step), first_line) from error
+
+  def restore_log(self, step: int) -> dict[str, Any]:
+    """What was saved as `log`; empty for checkpoints of older versions."""
+    if not (self._folder / str(step) / 'log').exists():
+      return {}
+    args = ocp.args.Composite(log=ocp.args.JsonRestore())
+    return self._manager.restore(step, args=args)['log']
 
   def wait(self) -> None:
     """Waits until everything is on disk."""

@@ -53,6 +53,8 @@ class Experiment:
     checkpoint_period: Steps between checkpoints.
     checkpoints_to_keep: Number of newest checkpoints kept.
     log_period: Steps between rows of metrics.
+    max_skipped_steps: Steps without finite loss, gradient and parameters, one
+      after another, that end the run.
     num_expert_partitions: Size of the mesh axis `expert`.
     num_model_partitions: Size of the mesh axis `model`.
     param_budget: Most parameters to train, see budget.py, or None.
@@ -80,8 +82,9 @@ class Experiment:
   eval_mixture_or_task_name: str | None = None
   base_results_dir: str | None = None
   checkpoint_period: int = 1000
-  checkpoints_to_keep: int = 1
+  checkpoints_to_keep: int = 2
   log_period: int = 20
+  max_skipped_steps: int = 10
   num_expert_partitions: int = 1
   num_model_partitions: int = 1
   param_budget: float | None = None
@@ -89,7 +92,7 @@ class Experiment:
 
   def __post_init__(self):
     for name in ('train_steps', 'batch_size', 'num_microbatches', 'log_period',
-                 'eval_batch_size', 'checkpoint_period'):
+                 'eval_batch_size', 'checkpoint_period', 'max_skipped_steps'):
       if getattr(self, name) < 1:
         raise errors.UserError(
             f'{getattr(self, name)} is less than 1.', where=name.upper()

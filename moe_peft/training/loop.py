@@ -5,12 +5,14 @@
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import signal
+import sys
 from typing import Any
 
 from clu.data import dataset_iterator
 import jax
 import seqio
 
+from moe_peft import errors
 from moe_peft.core import partitioning
 from moe_peft.core import trainable
 from moe_peft.data import catalog
@@ -58,9 +60,15 @@ def identity(setup: experiment_lib.Setup) -> dict[str, Any]:
 def open_checkpoints(setup: experiment_lib.Setup) -> checkpoints.Checkpointer:
   """The checkpoints of a run; a UserError if they are of another one."""
   experiment = setup.experiment
-  return checkpoints.Checkpointer(
+  checkpointer = checkpoints.Checkpointer(
       experiment.run_dir, experiment.checkpoints_to_keep, identity(setup)
   )
+  for file in checkpointer.damaged.values():
+    print(
+        f'warning: {file} is damaged; the checkpoint of step '
+        f'{checkpointer.latest_step()} is used.', file=sys.stderr,
+    )
+  return checkpointer
 
 
 def train(
@@ -74,24 +82,33 @@ def train(
     setup: The experiment on its devices.
     checkpointer: Where checkpoints are read and written.
     evaluate: Called as `evaluate(step, flat_parameters)` every `eval_period`
-      steps, the last step excepted.
+      steps, the last step excepted, and again where it resumes at such a step.
 
   Returns:
     The last state, or None if a signal (Ctrl-C, SIGTERM) ended the run early;
     then everything is saved.
+
+  Raises:
+    errors.UserError: If MAX_SKIPPED_STEPS steps in a row, or the last ones,
+      were not finite; no checkpoint of them is saved.
   """
   experiment = setup.experiment
   data = train_data(experiment)
+  begun = {}
   first_step = checkpointer.latest_step() or 0
   if first_step:
     state = checkpointer.restore(
         first_step, train_step.abstract_state(setup), data
     )
+    if first_step >= experiment.train_steps:
+      return state
+    begun = checkpointer.restore_log(first_step)
   else:
     state = train_step.init_state(setup)
   progress = metrics_lib.Progress('train', experiment.train_steps, first_step)
   log = metrics_lib.TrainLog(
-      experiment.run_dir, first_step, progress, experiment.learning_rate
+      experiment.run_dir, first_step, progress, experiment.learning_rate,
+      begun,
   )
   with _stop_signals() as stopped, setup.context(), contextlib.closing(log):
     state = _run_steps(
@@ -107,27 +124,49 @@ def _run_steps(setup, state, first_step, data, checkpointer, evaluate, log,
   experiment = setup.experiment
   step_fn = train_step.make_train_step(setup)
   sharding = partitioning.batch_sharding(setup.mesh)
-  since_log = None
+  due = experiment.eval_period and first_step % experiment.eval_period == 0
+  if due and first_step:  # It may have been stopped while it evaluated.
+    evaluate(first_step, {**setup.frozen, **state.params})
   for step in range(first_step + 1, experiment.train_steps + 1):
     batch = jax.device_put(next(data), sharding)
     if step == first_step + 1:
       step_fn = step_fn.lower(state, setup.frozen, batch).compile()
       log.start_clock()
     state, metrics = step_fn(state, setup.frozen, batch)
-    since_log = metrics_lib.merge(since_log, metrics) if since_log else metrics
-    last = step == experiment.train_steps or stopped()
-    if step % experiment.log_period == 0 or last:
-      log.submit(step, since_log)
-      since_log = None
-    if step % experiment.checkpoint_period == 0 or last:
+    log.add(metrics)
+    last = step == experiment.train_steps
+    if (whole := step % experiment.log_period == 0) or last:
+      log.write(step, whole)
+    leave = last or stopped()
+    if step % experiment.checkpoint_period == 0 or leave:
       log.wait()
-      checkpointer.save(step, state, data)
-    if last:
+      # A skipped step may be the first of those that end the run.
+      if not metrics['skipped'].total:
+        checkpointer.save(step, state, data, log.begun())
+    _check_skipped(experiment, log, checkpointer, 1 if last else None)
+    if leave:
       break
     if experiment.eval_period and step % experiment.eval_period == 0:
       evaluate(step, {**setup.frozen, **state.params})
       log.start_clock()
   return state
+
+
+def _check_skipped(experiment, log, checkpointer, limit=None):
+  """Ends a run that does not come back to finite numbers."""
+  number = log.skipped_in_a_row
+  if number < (limit or experiment.max_skipped_steps):
+    return
+  checkpointer.wait()
+  saved = checkpointer.latest_step()
+  raise errors.UserError(
+      'The loss, its gradient or the parameters are not finite: the last '
+      f'{number} steps up to step {log.step} were skipped.',
+      where='LEARNING_RATE',
+      remedy='Make it smaller, or WARMUP_STEPS larger; the same command then '
+      + ('begins anew.' if saved is None else
+         f'continues from the checkpoint of step {saved}, which is finite.'),
+  )
 
 
 @contextlib.contextmanager

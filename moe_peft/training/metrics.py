@@ -13,6 +13,7 @@ from typing import Any
 
 from clu import metric_writers
 from clu import metrics as clu_metrics
+import flax
 import jax
 import numpy as np
 import rich.console
@@ -24,6 +25,32 @@ from moe_peft.runs import metrics_files
 
 # A nested dictionary of CLU metrics; `routing` has those of each router.
 Metrics = Mapping[str, Any]
+
+
+@flax.struct.dataclass
+class Skipped(clu_metrics.Metric):
+  """How many steps were skipped since something was not finite.
+
+  Attributes:
+    steps: `<int32>[]`, number of steps.
+    total: `<int32>[]`, how many of them were skipped.
+    in_a_row: `<int32>[]`, how many of the last ones, without one in between.
+  """
+
+  steps: jax.Array
+  total: jax.Array
+  in_a_row: jax.Array
+
+  def merge(self, other: 'Skipped') -> 'Skipped':
+    through = other.in_a_row == other.steps
+    return Skipped(
+        self.steps + other.steps,
+        self.total + other.total,
+        other.in_a_row + through * self.in_a_row,
+    )
+
+  def compute(self) -> jax.Array:
+    return self.total
 
 
 class Progress:
@@ -120,12 +147,33 @@ class TrainLog:
   """Turns metrics on the device into rows, without stopping the loop.
 
   The metrics are fetched in a thread. The loop waits only if it is a whole
-  logging period ahead of the device.
+  logging period ahead of the device. The sums of a period that has begun are
+  part of a checkpoint (`begun`), so a resumed run writes the rows of one that
+  was never stopped.
+
+  Attributes:
+    step: The last step with a row of this process; 0 before.
+    skipped_in_a_row: How many steps up to it were skipped, one after another.
   """
 
   def __init__(self, run_dir: Path, first_step: int, progress: Progress,
-               learning_rate: Callable[[int], Any]):
+               learning_rate: Callable[[int], Any],
+               begun: Mapping[str, Any] | None = None):
+    """Opens the files of a run.
+
+    Args:
+      run_dir: The folder of the run.
+      first_step: The step of the checkpoint from which it continues.
+      progress: Shows the newest row.
+      learning_rate: Schedule.
+      begun: What `begun` returned when the checkpoint was saved.
+    """
+    self._begun = dict(begun or {})
+    self.step, self.skipped_in_a_row = 0, 0
+    self._sums: Metrics | None = None
     self._folder = run_dir / 'metrics'
+    # A run that ends within a period has a row of a part of it.
+    first_step -= self._begun.get('steps', 0)
     with _disk_errors(self._folder):
       rows, self._routers = (
           metrics_files.JsonLines(run_dir / name, first_step)
@@ -146,12 +194,40 @@ class TrainLog:
   def start_clock(self) -> None:
     """Begins a period: what came before is not counted in tokens/s."""
     self.wait()
-    self._time = time.monotonic()
+    self._time = time.monotonic() - self._begun.get('seconds', 0.0)
 
-  def submit(self, step: int, metrics: Metrics) -> None:
-    """Writes the metrics of the steps since the last call."""
+  def add(self, metrics: Metrics) -> None:
+    """Adds the metrics of a step to those since the last row."""
+    if self._begun:
+      self._sums, self._begun = _from_json(self._begun['sums'], metrics), {}
+    self._sums = merge(self._sums, metrics) if self._sums else metrics
+
+  def write(self, step: int, whole: bool = True) -> None:
+    """Writes the row of the steps since the last one.
+
+    Args:
+      step: The last of them.
+      whole: Whether the next row begins behind it.
+    """
     self.wait()
-    self._pending = self._thread.submit(self._write, step, metrics)
+    self._pending = self._thread.submit(self._write, step, self._sums)
+    if whole:
+      self._sums = None
+
+  def begun(self) -> dict[str, Any]:
+    """What is known of the steps since the last row, as JSON."""
+    if self._sums is None:
+      return {}
+    return {
+        'steps': int(self._sums['skipped'].steps),
+        'seconds': time.monotonic() - self._time,
+        'sums': {
+            jax.tree_util.keystr(path): x.tolist()
+            for path, x in jax.tree_util.tree_leaves_with_path(
+                jax.device_get(self._sums)
+            )
+        },
+    }
 
   def wait(self) -> None:
     """Waits for what was submitted, and raises its error if it failed."""
@@ -168,14 +244,17 @@ class TrainLog:
     means = jax.tree.map(
         lambda metric: metric.compute(), metrics, is_leaf=_is_metric
     )
-    routing = means.pop('routing')
+    routing, skipped = means.pop('routing'), metrics['skipped']
     self._writer.write_scalars(step, {
         **{name: float(x) for name, x in means.items()},
         'learning_rate': float(np.asarray(self._learning_rate(step - 1))),
         'tokens_per_second': float(metrics['loss'].count) / seconds,
-        'steps_per_second': float(metrics['grad_norm'].count) / seconds,
+        'steps_per_second': float(skipped.steps) / seconds,
     })
     self._router_log.log(step, routing)
+    before = self.skipped_in_a_row if skipped.in_a_row == skipped.steps else 0
+    self.skipped_in_a_row = int(skipped.in_a_row) + before
+    self.step = step
 
   def close(self) -> None:
     self.wait()
@@ -190,6 +269,18 @@ def merge(metrics: Metrics, more: Metrics) -> Metrics:
   return jax.tree.map(
       lambda one, other: one.merge(other), metrics, more, is_leaf=_is_metric
   )
+
+
+def _from_json(sums: Mapping[str, Any], like: Metrics) -> Metrics | None:
+  """What `TrainLog.begun` wrote; None if it was of other metrics."""
+  paths, tree = jax.tree_util.tree_flatten_with_path(like)
+  names = [jax.tree_util.keystr(path) for path, _ in paths]
+  if sums.keys() != set(names):
+    return None
+  return jax.tree.unflatten(tree, [
+      np.asarray(sums[name], x.dtype)
+      for name, (_, x) in zip(names, paths, strict=True)
+  ])
 
 
 def _is_metric(x: Any) -> bool:

@@ -29,6 +29,7 @@ from moe_peft.runs import config_file
 from moe_peft.runs import metrics_files
 from moe_peft.runs import results_file
 from moe_peft.runs import run_file
+from moe_peft.runs import run_lock
 from moe_peft.runs import similarity_file
 from moe_peft.runs import snapshot_files
 from moe_peft.runs import usage_file
@@ -125,6 +126,7 @@ class _Session:
     self._experiment, self._dir = experiment, experiment.run_dir
     self._start = time.monotonic()
     self._setup = experiment_lib.prepare(experiment)
+    self._lock = run_lock.take(self._dir)
     self._checkpointer = loop.open_checkpoints(self._setup)
     self._evaluator = scoring.make_evaluator(self._setup)
     step = self._checkpointer.latest_step() or 0
@@ -146,21 +148,22 @@ class _Session:
     self._evals.close()
     self._processes.close()
     self._checkpointer.close()
+    self._lock.close()
 
   def run(self) -> bool:
     """Evaluates the base, trains, evaluates; False if a signal ended it."""
     self._describe()
     base = self._base_results()
     if self._evals.is_empty():
-      self._log_results(0, base)
+      # The rows come last: without them both are made again.
       self._snapshot(0, {**self._setup.frozen, **self._setup.trainable})
-    state = loop.train(self._setup, self._checkpointer, self._evaluate)
+      self._log_results(0, base)
+    state = loop.train(self._setup, self._checkpointer, self._evaluate_once)
     if state is None:
       self._log_process()
       step = self._checkpointer.latest_step()
-      console.print(
-          f'Stopped; saved at step {step}. Run the same command to continue.'
-      )
+      saved = f'saved at step {step}' if step else 'nothing is saved yet'
+      console.print(f'Stopped; {saved}. Run the same command to continue.')
       return False
     params = {**self._setup.frozen, **state.params}
     adapted = self._evaluate(self._experiment.train_steps, params)
@@ -217,9 +220,13 @@ class _Session:
     results = scoring.evaluate(
         self._evaluator, f'step {step}', self._experiment.model, params, step
     )
-    self._log_results(step, results)
     self._snapshot(step, params)
+    self._log_results(step, results)
     return results
+
+  def _evaluate_once(self, step: int, params: Mapping[str, Any]) -> None:
+    if step not in self._evals.steps:
+      self._evaluate(step, params)
 
   def _snapshot(self, step: int, params: Mapping[str, Any]) -> None:
     if weights := self._snapshots.weights(params):
@@ -227,12 +234,14 @@ class _Session:
       snapshot_files.write(self._dir, step, weights, rows)
 
   def _log_results(self, step: int, results: evaluator_lib.Results) -> None:
-    for task, values in results.items():
-      self._evals.write({'step': step, 'task': task, **values})
+    self._evals.write(*(
+        {'step': step, 'task': task, **values}
+        for task, values in results.items()
+    ))
 
   def _log_process(self) -> None:
     self._processes.write({
-        'step': self._checkpointer.latest_step(),
+        'step': self._checkpointer.latest_step() or 0,
         'device': f'{jax.device_count()} {jax.devices()[0].device_kind}',
         'seconds': round(time.monotonic() - self._start, 1),
         'peak_memory_bytes': metrics.peak_memory_bytes(),

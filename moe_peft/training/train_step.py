@@ -15,6 +15,7 @@ from moe_peft.core import partitioning
 from moe_peft.core import trainable
 from moe_peft.models import language_model
 from moe_peft.training import experiment as experiment_lib
+from moe_peft.training import metrics as metrics_lib
 
 Array = jax.Array
 Batch = Mapping[str, Array]
@@ -123,7 +124,11 @@ def make_train_step(setup: experiment_lib.Setup) -> TrainStep:
 
 
 def _step_fn(experiment: experiment_lib.Experiment) -> TrainStep:
-  """One step as a pure function."""
+  """One step as a pure function.
+
+  A step whose loss, gradient or new parameters are not finite is skipped:
+  it changes nothing, and its metrics count nowhere.
+  """
   model, optimizer = experiment.model, experiment.optimizer
 
   def step_fn(state, frozen, batch):
@@ -134,15 +139,26 @@ def _step_fn(experiment: experiment_lib.Experiment) -> TrainStep:
     updates, opt_state = optimizer.update(
         grads, state.opt_state, state.params
     )
-    metrics['grad_norm'] = clu_metrics.Average(
-        optax.global_norm(grads), jnp.ones(())
+    params = optax.apply_updates(state.params, updates)
+    norm = optax.global_norm(grads)
+    metrics['grad_norm'] = clu_metrics.Average(norm, jnp.ones(()))
+    # A norm overflows long before a parameter does: no step leaves parameters
+    # that the next one can only turn into NaN.
+    finite = jnp.isfinite(metrics['loss'].total + norm) & jnp.isfinite(
+        optax.global_norm(params)
     )
-    state = state.replace(
-        step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
-        opt_state=opt_state,
+    params, opt_state, metrics = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old),
+        (params, opt_state, metrics),
+        (state.params, state.opt_state, jax.tree.map(jnp.zeros_like, metrics)),
     )
-    return state, metrics
+    skipped = jnp.where(finite, 0, 1)
+    metrics['skipped'] = metrics_lib.Skipped(
+        jnp.ones_like(skipped), skipped, skipped
+    )
+    return state.replace(
+        step=state.step + 1, params=params, opt_state=opt_state
+    ), metrics
 
   return step_fn
 

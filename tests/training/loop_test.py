@@ -16,8 +16,10 @@ from moe_peft import errors
 from moe_peft.core import trainable
 from moe_peft.runs import metrics_files
 from moe_peft.training import bases
+from moe_peft.training import checksums
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
+from moe_peft.training import metrics
 from moe_peft.training import train_step
 from tests import refusals
 from tests.training import tiny
@@ -107,6 +109,34 @@ def test_resume_is_bit_equal_to_no_interruption(tmp_path):
   for left, right in zip(jax.tree.leaves(state.opt_state),
                          jax.tree.leaves(expected.opt_state), strict=True):
     np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.slow
+def test_logs_do_not_show_where_a_run_was_killed(tmp_path):
+  def experiment(folder):
+    return tiny.experiment(
+        tmp_path / folder, TRAIN_STEPS=9, LOG_PERIOD=4, CHECKPOINT_PERIOD=3,
+        EVAL_PERIOD=5,
+    )
+
+  def rows(folder, file):
+    found, _ = metrics_files.read_lines(tmp_path / folder / file)
+    for row in found:
+      for name in ('tokens_per_second', 'steps_per_second'):
+        row.pop(name, None)
+    return found
+
+  def kill(step, params):
+    raise InterruptedError
+
+  train(experiment('whole'))
+  with pytest.raises(InterruptedError):  # With a row of step 4, saved at 3.
+    train(experiment('killed'), kill)
+  train(experiment('killed'))
+  for file in (metrics_files.TRAIN, metrics_files.ROUTERS):
+    whole = rows('whole', file)
+    assert [row['step'] for row in whole] == [4, 8, 9]
+    assert rows('killed', file) == whole
 
 
 @pytest.mark.slow
@@ -215,6 +245,52 @@ def test_more_steps_continue_a_finished_run(tmp_path):
   assert [row['step'] for row in rows] == [1, 2, 3, 4]
 
 
+def test_a_step_that_is_not_finite_changes_nothing(tmp_path):
+  setup = experiment_lib.prepare(tiny.experiment(tmp_path))
+  step_fn = train_step.make_train_step(setup)
+  batch = next(loop.train_data(setup.experiment))
+  name = min(name for name in setup.frozen if 'mlp' in name)
+  bad = {**setup.frozen, name: setup.frozen[name] * np.nan}
+  with setup.context():
+    first, _ = step_fn(train_step.init_state(setup), setup.frozen, batch)
+    kept = jax.device_get(first)
+    state, skipped = step_fn(first, bad, batch)
+    after = jax.device_get(state)
+    _, taken = step_fn(state, setup.frozen, batch)
+  assert after.step == kept.step + 1
+  for left, right in zip(jax.tree.leaves((after.params, after.opt_state)),
+                         jax.tree.leaves((kept.params, kept.opt_state)),
+                         strict=True):
+    np.testing.assert_array_equal(left, right)
+  assert skipped['skipped'].compute() == 1 and skipped['loss'].count == 0
+  assert taken['skipped'].compute() == 0 and np.isfinite(taken['loss'].total)
+  assert metrics.merge(skipped, taken)['loss'] == taken['loss']
+
+
+@pytest.mark.parametrize(
+    ('steps', 'stopped_at', 'skipped'),
+    [
+        (30, 6, [0, 0, 1, 3]),
+        pytest.param(4, 4, [0, 0, 1, 1], marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_diverges_ends_and_keeps_its_checkpoint(
+    tmp_path, steps, stopped_at, skipped
+):
+  train(tiny.experiment(tmp_path, TRAIN_STEPS=2))
+  with refusals.refused(
+      'LEARNING_RATE', f'up to step {stopped_at}', 'checkpoint of step 2'
+  ):
+    train(tiny.experiment(
+        tmp_path, TRAIN_STEPS=steps, LEARNING_RATE=1e30, LOG_PERIOD=3,
+        CHECKPOINT_PERIOD=2, MAX_SKIPPED_STEPS=3,
+    ))
+  assert os.listdir(tmp_path / 'checkpoints') == ['2']
+  rows, _ = metrics_files.read_lines(tmp_path / metrics_files.TRAIN)
+  assert [row['skipped'] for row in rows] == skipped
+  assert rows[-1]['loss'] is None  # JSON has no NaN.
+
+
 def test_learning_rates_by_group(tmp_path):
   setup, state, rows = train(
       tiny.experiment(tmp_path, ROUTER_LEARNING_RATE=0.0)
@@ -307,9 +383,60 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     loop.open_checkpoints(setup)
 
 
-@pytest.mark.slow
-def test_a_damaged_checkpoint_is_named(trained, tmp_path):
+def test_a_flipped_bit_is_found_wherever_it_is(trained, tmp_path):
   shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
+  experiment = tiny.experiment(tmp_path, TRAIN_STEPS=5)
+  setup = experiment_lib.prepare(experiment)
+  checkpoint = tmp_path / 'checkpoints' / '4'
+  files = [
+      file for item in ('state', 'data', 'identity', 'log')
+      for file in (checkpoint / item).rglob('*') if file.is_file()
+  ]
+  random = np.random.default_rng(0)
+  for file in files:
+    content = file.read_bytes()
+    if not content:
+      continue
+    flipped = bytearray(content)
+    flipped[random.integers(len(content))] ^= 1 << random.integers(8)
+    file.write_bytes(flipped)
+    with refusals.refused(file, 'damaged'):
+      loop.open_checkpoints(setup)
+    file.unlink()
+    with refusals.refused(file, 'damaged'):
+      loop.open_checkpoints(setup)
+    file.write_bytes(content)
+  assert open_checkpoints(experiment) == 4
+
+
+def test_the_newest_whole_checkpoint_is_used(tmp_path, capsys):
+  def experiment(steps):
+    return tiny.experiment(tmp_path, TRAIN_STEPS=steps, CHECKPOINT_PERIOD=2)
+
+  _, expected, rows = train(experiment(4))
+  checkpoints = tmp_path / 'checkpoints'
+  assert {path.name for path in checkpoints.iterdir()} == {'2', '4'}
+  file = max(
+      (x for x in (checkpoints / '4' / 'state').rglob('*') if x.is_file()),
+      key=lambda x: x.stat().st_size,
+  )
+  content = bytearray(file.read_bytes())
+  content[len(content) // 2] ^= 1
+  file.write_bytes(content)
+  assert open_checkpoints(experiment(4)) == 2
+  warning = capsys.readouterr().err
+  assert str(file) in warning and 'step 2 is used' in warning
+  _, state, again = train(experiment(4))
+  assert_bit_equal(state.params, expected.params)
+  assert losses(again) == losses(rows)
+  names = {path.name for path in checkpoints.iterdir()}
+  assert names == {'2', '4', 'damaged_4'}  # Nothing is deleted.
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_without_checksums_is_named(trained, tmp_path):
+  shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
+  shutil.rmtree(tmp_path / 'checkpoints' / '4' / checksums.ITEM)
   for file in (tmp_path / 'checkpoints' / '4' / 'state').rglob('*'):
     if file.is_file():
       file.write_bytes(b'')

@@ -3,6 +3,7 @@
 """What the log of a run writes of metrics on the device."""
 
 import contextlib
+import json
 
 from clu import metrics as clu_metrics
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from tests import refusals
 SITE = 'encoder/layers_0/mlp/wo'
 
 
-def of_step(loss, tokens, selected=2.0):
+def of_step(loss, tokens, selected=2.0, skipped=False):
   """Metrics as a training step returns them."""
   tokens = jnp.float32(tokens)
   average = lambda total: clu_metrics.Average(jnp.asarray(total), tokens)
@@ -23,6 +24,9 @@ def of_step(loss, tokens, selected=2.0):
       'loss': average(loss * tokens),
       'accuracy': average(0.5 * tokens),
       'grad_norm': clu_metrics.Average(jnp.float32(loss), jnp.float32(1)),
+      'skipped': metrics.Skipped(
+          jnp.int32(1), jnp.int32(skipped), jnp.int32(skipped)
+      ),
       'routing': {
           SITE: {
               'load': average(jnp.array([0.25, 0.75]) * tokens),
@@ -39,7 +43,8 @@ def write(folder, *rows, first_step=0):
   log = metrics.TrainLog(folder, first_step, progress, lambda step: 0.5 * step)
   with contextlib.closing(log):
     for step, values in rows:
-      log.submit(step, values)
+      log.add(values)
+      log.write(step)
   return tuple(
       metrics_files.read_lines(folder / name)[0]
       for name in (metrics_files.TRAIN, metrics_files.ROUTERS)
@@ -72,6 +77,52 @@ def test_a_resumed_run_writes_its_steps_once(tmp_path):
   rows, routers = write(tmp_path, (2, of_step(3.0, 8)), first_step=1)
   assert [row['loss'] for row in rows] == [1, 3]
   assert [row['step'] for row in routers] == [1, 2]
+
+
+def test_a_period_that_a_checkpoint_cuts_has_one_row(tmp_path):
+  progress = metrics.Progress('train', 10)
+
+  def opened(folder, first_step=0, begun=None):
+    return contextlib.closing(metrics.TrainLog(
+        tmp_path / folder, first_step, progress, lambda step: 0.1, begun
+    ))
+
+  steps = [of_step(loss, 1 / 3, skipped=loss == 2) for loss in (0.1, 2, 0.7)]
+  with opened('whole') as log:
+    for values in steps:
+      log.add(values)
+    log.write(3)
+  with opened('cut') as log:
+    for values in steps[:2]:
+      log.add(values)
+    log.write(2, whole=False)  # The run was to end there.
+    begun = json.loads(json.dumps(log.begun()))
+  assert begun['steps'] == 2
+  with opened('cut', 2, begun) as log:
+    log.add(steps[2])
+    log.write(3)
+  whole, cut = (
+      metrics_files.read_lines(tmp_path / folder / metrics_files.TRAIN)[0]
+      for folder in ('whole', 'cut')
+  )
+  for rows in (whole, cut):
+    for name in ('tokens_per_second', 'steps_per_second'):
+      del rows[0][name]
+  assert cut == whole and whole[0]['skipped'] == 1
+
+
+def test_skipped_steps_in_a_row_are_counted_over_periods(tmp_path):
+  progress = metrics.Progress('train', 10)
+  log = metrics.TrainLog(tmp_path, 0, progress, lambda step: 0.1)
+  seen = []
+  with contextlib.closing(log):
+    for step, skipped in enumerate('01110111111', start=1):
+      log.add(of_step(1.0, 1, skipped=int(skipped)))
+      if step % 2 == 0:
+        log.write(step)
+        log.wait()
+        seen.append(log.skipped_in_a_row)
+  assert seen == [1, 3, 1, 3, 5]
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

@@ -1,0 +1,57 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`train.lock`: one process at a time trains into a folder.
+
+The lock is the operating system's: it ends with its process, however that ends,
+so none is ever stale, and NFS carries it to other hosts. The text of the file
+only says who has it.
+"""
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+import socket
+from typing import IO
+
+from moe_peft import errors
+
+FILE = 'train.lock'
+
+
+def take(folder: Path) -> IO[str]:
+  """Locks a run's folder, which is made where it is missing.
+
+  Returns:
+    An open file; closing it frees the folder.
+
+  Raises:
+    errors.UserError: If another process has it, or it cannot be written.
+  """
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / FILE).open('a+', encoding='utf-8')
+  except OSError as error:
+    raise errors.UserError(
+        f'{folder} cannot be written: {error.strerror}.',
+        where='MODEL_DIR',
+        remedy='Choose another folder.',
+    ) from error
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as error:
+    with file:
+      file.seek(0)
+      owner = file.read(200).strip() or 'another process'
+    raise errors.UserError(
+        f'{folder} is being trained by {owner}.',
+        where='MODEL_DIR',
+        remedy='Wait for it or stop it, or choose another folder.',
+    ) from error
+  except OSError:
+    return file  # A file system without locks.
+  with contextlib.suppress(OSError):  # A full disk: the lock holds without.
+    file.truncate(0)
+    file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
+    file.flush()
+  return file
