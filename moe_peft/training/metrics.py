@@ -241,9 +241,10 @@ class TrainLog:
     metrics = jax.device_get(metrics)
     now = time.monotonic()
     seconds, self._time = now - self._time, now
-    means = jax.tree.map(
-        lambda metric: metric.compute(), metrics, is_leaf=_is_metric
-    )
+    with np.errstate(invalid='ignore'):  # Of a period without any tokens.
+      means = jax.tree.map(
+          lambda metric: metric.compute(), metrics, is_leaf=_is_metric
+      )
     routing, skipped = means.pop('routing'), metrics['skipped']
     self._writer.write_scalars(step, {
         **{name: float(x) for name, x in means.items()},
