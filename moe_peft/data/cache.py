@@ -10,6 +10,7 @@ the cache was made, and the checksums of its files.
 import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
+import hashlib
 import json
 from pathlib import Path
 import shutil
@@ -42,6 +43,15 @@ def read_record(folder: Path) -> dict[str, Any] | None:
   except (OSError, ValueError, KeyError, TypeError, AttributeError):
     return None
   return record if whole else None
+
+
+def identity(folder: Path) -> str:
+  """SHA-256 over what a cache says of itself, sizes of files included."""
+  digest = hashlib.sha256()
+  for path in sorted(folder.iterdir()):
+    content = path.read_bytes() if path.suffix == '.json' else b''
+    digest.update(repr((path.name, path.stat().st_size, content)).encode())
+  return digest.hexdigest()
 
 
 def reuse(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -101,7 +101,16 @@ def register_task(
   files = {split: paths for split, paths in files.items() if paths}
   splits = _read_splits(name, read, files, data, split_fractions)
   registration.add_rows(
-      registration.TaskRecord(name, lambda: splits, vocabulary),
+      registration.TaskRecord(
+          name,
+          lambda: splits,
+          vocabulary,
+          files=tuple(
+              file
+              for paths in (files.values() if files else [data])
+              for file in local_files.find(paths)
+          ),
+      ),
       tuple(splits),
       metric_fns=metric_fns,
       ranked=ranked,

@@ -5,6 +5,7 @@
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
+import hashlib
 import re
 from typing import Any
 
@@ -30,12 +31,14 @@ class TaskRecord:
     rows_fn: returns split -> rows; reads nothing before it is called.
     vocabulary: of inputs and targets.
     span_corruption: None for tasks that ask and answer.
+    files: from which the rows were read, if they are the user's.
   """
 
   name: str
   rows_fn: RowsFn
   vocabulary: seqio.Vocabulary
   span_corruption: span_corruption_lib.SpanCorruption | None = None
+  files: tuple[str, ...] = ()
 
   @functools.cached_property
   def max_lengths(self) -> dict[str, int]:
@@ -58,6 +61,17 @@ class TaskRecord:
     if isinstance(self.vocabulary, seqio.ByteVocabulary):
       return len(text.encode())
     return len(self.vocabulary.encode(text))
+
+  def identities(self) -> dict[str, str]:
+    """SHA-256 of every file, or of the rows of a task without files."""
+    if self.files:
+      return {file: _sha256(file) for file in self.files}
+    rows = [
+        (split, row.inputs, row.targets, *row.choices)
+        for split, of_split in sorted(self.rows_fn().items())
+        for row in of_split
+    ]
+    return {self.name: hashlib.sha256(repr(rows).encode()).hexdigest()}
 
   def dataset(
       self, split: str, shuffle_files: bool, seed: int | None = None
@@ -83,6 +97,12 @@ class TaskRecord:
       )
       features['training'] = tf.fill([len(rows)], split == 'train')
     return tf.data.Dataset.from_tensor_slices(features)
+
+
+def _sha256(file: str) -> str:
+  """Of a file on a disk or in a bucket."""
+  with tf.io.gfile.GFile(file, 'rb') as opened:
+    return hashlib.sha256(opened.read()).hexdigest()
 
 
 RECORDS: dict[str, TaskRecord] = {}

@@ -3,7 +3,9 @@
 """Pretrained bases: how they are read, checked, told apart and written."""
 
 from collections.abc import Mapping
+import contextlib
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from safetensors import numpy as safetensors_numpy
 
+from moe_peft import atomic
 from moe_peft import errors
 from moe_peft import gin_files
 from moe_peft.core import trainable
@@ -49,15 +52,20 @@ def load_base(path: str, expected: Params) -> dict[str, np.ndarray]:
     errors.UserError: If nothing readable lies there, or if the checkpoint is
       of another model.
   """
-  folder = Path(path).expanduser()
-  if not folder.exists():
-    try:
-      folder = gin_files.resource(path)
-    except errors.UserError as error:
-      raise _missing(path) from error
+  folder = _find(path)
   params = read_arrays(folder)
   check_shapes(folder, params, expected)
   return {name: params[name] for name in expected if name in params}
+
+
+def _find(path: str) -> Path:
+  folder = Path(path).expanduser()
+  if folder.exists():
+    return folder
+  try:
+    return gin_files.resource(path)
+  except errors.UserError as error:
+    raise _missing(path) from error
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -171,7 +179,7 @@ def identity(
   Returns:
     `path`, number of `parameters`, and `sha256` over the sorted names, shapes
     and types and the first and last `SAMPLE_BYTES` bytes of each array; None
-    without parameters.
+    without parameters. On the host also `content`, SHA-256 over all bytes.
   """
   samples = _samples
   if mesh is not None:
@@ -183,11 +191,58 @@ def identity(
     digest.update(f'{name} {array.shape} {array.dtype}\n'.encode())
     for end in ends[name]:
       digest.update(np.ascontiguousarray(end).tobytes())
-  return {
+  sampled = digest.hexdigest() if params else None
+  found = {
       'path': path,
       'parameters': trainable.num_params(params),
-      'sha256': digest.hexdigest() if params else None,
+      'sha256': sampled,
   }
+  if mesh is None and params:
+    found['content'] = _content(path, params, sampled)
+  return found
+
+
+def is_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+  """Whether two identities are of one base; its folder may have moved.
+
+  Older runs do not know the `content`.
+  """
+  ignored = {'path'} | ({'content'} & (one.keys() ^ other.keys()))
+  known = lambda x: {k: v for k, v in x.items() if k not in ignored}
+  return known(one) == known(other)
+
+
+def _content(path: str | None, params: Params, sampled: str) -> str:
+  """SHA-256 over all bytes.
+
+  The bytes are hashed once: the result is remembered by the path of the base,
+  the sizes and times of its files and the samples.
+  """
+  if not path:
+    return _sha256(params)
+  root = _find(path)
+  files = [root] if root.is_file() else sorted(root.rglob('*'))
+  states = [(str(file.absolute()), file.stat()) for file in files]
+  key = hashlib.sha256(repr([
+      sampled, *((name, x.st_size, x.st_mtime_ns) for name, x in states)
+  ]).encode()).hexdigest()
+  cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache'))
+  remembered = cache / 'moe_peft' / 'bases' / key
+  with contextlib.suppress(OSError):
+    return remembered.read_text()
+  content = _sha256(params)
+  with contextlib.suppress(OSError):
+    remembered.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write(remembered, content)
+  return content
+
+
+def _sha256(params: Params) -> str:
+  digest = hashlib.sha256()
+  for name, array in sorted(params.items()):
+    digest.update(f'{name} {array.shape} {array.dtype}\n'.encode())
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+  return digest.hexdigest()
 
 
 def _samples(params: Params) -> dict[str, tuple[Any, Any]]:

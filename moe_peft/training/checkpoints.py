@@ -3,8 +3,9 @@
 """Checkpoints of what training changes.
 
 A checkpoint holds the trainable parameters, the optimizer state, the step, the
-position in the data, the sums of the log's next row, the identity of the base
-and of the data, and a checksum of every file. The base stays where it is.
+position in the data, the identity of the base, the loop's notes (what the data
+are, the sums of the log's next row) and a checksum of every file. The base
+stays where it is.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from clu.data import dataset_iterator
 import orbax.checkpoint as ocp
 
 from moe_peft import errors
+from moe_peft.training import bases
 from moe_peft.training import checksums
 
 # What becomes of the folder of a damaged checkpoint when training goes on.
@@ -58,10 +60,11 @@ class _IteratorArgs(ocp.args.CheckpointArgs):
     self.iterator = iterator
 
 
-def _without_path(identity: Mapping[str, Any]) -> dict[str, Any]:
-  """An identity with its base told by values alone: the folder may move."""
-  base = identity.get('base') or {}
-  return {**identity, 'base': {k: v for k, v in base.items() if k != 'path'}}
+def _is_same(key: str, one: Any, other: Any) -> bool:
+  """Whether a part of an identity has not changed."""
+  if key == 'base':
+    return bases.is_same(one or {}, other or {})
+  return one == other
 
 
 class Checkpointer:
@@ -105,7 +108,7 @@ class Checkpointer:
             'state': ocp.StandardCheckpointHandler(),
             'data': _IteratorHandler(),
             'identity': ocp.JsonCheckpointHandler(),
-            'log': ocp.JsonCheckpointHandler(),
+            'notes': ocp.JsonCheckpointHandler(),
             checksums.ITEM: checksums.Handler(),  # The last one.
         },
     )
@@ -138,9 +141,9 @@ class Checkpointer:
     saved = self._manager.restore(
         step, args=ocp.args.Composite(identity=ocp.args.JsonRestore())
     )['identity']
-    then, now = _without_path(saved), _without_path(self._identity)
     different = sorted(
-        key for key in then.keys() | now.keys() if then.get(key) != now.get(key)
+        key for key in saved.keys() | self._identity.keys()
+        if not _is_same(key, saved.get(key), self._identity.get(key))
     )
     if different:
       key = different[0]
@@ -170,14 +173,14 @@ class Checkpointer:
 
   def save(self, step: int, state: Any,
            data: dataset_iterator.DatasetIterator,
-           log: Mapping[str, Any] | None = None) -> None:
+           notes: Mapping[str, Any] | None = None) -> None:
     """Starts to save; errors of the save before are raised here.
 
     Args:
       step: The step.
       state: The state after it.
       data: The iterator whose position is saved.
-      log: JSON that `restore_log` returns.
+      notes: JSON that `restore_notes` returns.
     """
     with _disk_errors(self._folder):
       if self.damaged:
@@ -188,7 +191,7 @@ class Checkpointer:
               state=ocp.args.StandardSave(state),
               data=_IteratorArgs(data),
               identity=ocp.args.JsonSave(self._identity),
-              log=ocp.args.JsonSave(dict(log or {})),
+              notes=ocp.args.JsonSave(dict(notes or {})),
               **{checksums.ITEM: checksums.Args()},
           ),
       )
@@ -227,12 +230,12 @@ class Checkpointer:
       first_line = str(error).strip().splitlines()[0]
       raise self._damage(self._folder / str(step), first_line) from error
 
-  def restore_log(self, step: int) -> dict[str, Any]:
-    """What was saved as `log`; empty for checkpoints of older versions."""
-    if not (self._folder / str(step) / 'log').exists():
+  def restore_notes(self, step: int) -> dict[str, Any]:
+    """What was saved as `notes`; empty for checkpoints of older versions."""
+    if not (self._folder / str(step) / 'notes').exists():
       return {}
-    args = ocp.args.Composite(log=ocp.args.JsonRestore())
-    return self._manager.restore(step, args=args)['log']
+    args = ocp.args.Composite(notes=ocp.args.JsonRestore())
+    return self._manager.restore(step, args=args)['notes']
 
   def wait(self) -> None:
     """Waits until everything is on disk."""

@@ -55,6 +55,8 @@ class Experiment:
     log_period: Steps between rows of metrics.
     max_skipped_steps: Steps without finite loss, gradient and parameters, one
       after another, that end the run.
+    allow_changed_data: Whether a run goes on with other data than those of its
+      checkpoint.
     num_expert_partitions: Size of the mesh axis `expert`.
     num_model_partitions: Size of the mesh axis `model`.
     param_budget: Most parameters to train, see budget.py, or None.
@@ -85,6 +87,7 @@ class Experiment:
   checkpoints_to_keep: int = 2
   log_period: int = 20
   max_skipped_steps: int = 10
+  allow_changed_data: bool = False
   num_expert_partitions: int = 1
   num_model_partitions: int = 1
   param_budget: float | None = None

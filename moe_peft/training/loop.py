@@ -89,20 +89,25 @@ def train(
     then everything is saved.
 
   Raises:
-    errors.UserError: If MAX_SKIPPED_STEPS steps in a row, or the last ones,
+    errors.UserError: If the data are not those of the checkpoint, or if
+      MAX_SKIPPED_STEPS steps in a row, or the last ones,
       were not finite; no checkpoint of them is saved.
   """
   experiment = setup.experiment
   data = train_data(experiment)
+  notes = {'data': catalog.identities(experiment.mixture_or_task_name)}
   begun = {}
   first_step = checkpointer.latest_step() or 0
   if first_step:
+    saved = checkpointer.restore_notes(first_step)
+    if not experiment.allow_changed_data:
+      _check_data(first_step, saved.get('data'), notes['data'])
     state = checkpointer.restore(
         first_step, train_step.abstract_state(setup), data
     )
     if first_step >= experiment.train_steps:
       return state
-    begun = checkpointer.restore_log(first_step)
+    begun = saved.get('log')
   else:
     state = train_step.init_state(setup)
   progress = metrics_lib.Progress('train', experiment.train_steps, first_step)
@@ -112,14 +117,15 @@ def train(
   )
   with _stop_signals() as stopped, setup.context(), contextlib.closing(log):
     state = _run_steps(
-        setup, state, first_step, data, checkpointer, evaluate, log, stopped
+        setup, state, first_step, data, notes, checkpointer, evaluate, log,
+        stopped,
     )
   checkpointer.wait()
   return None if stopped() else state
 
 
-def _run_steps(setup, state, first_step, data, checkpointer, evaluate, log,
-               stopped):
+def _run_steps(setup, state, first_step, data, notes, checkpointer, evaluate,
+               log, stopped):
   """Runs the steps that are left."""
   experiment = setup.experiment
   step_fn = train_step.make_train_step(setup)
@@ -142,7 +148,7 @@ def _run_steps(setup, state, first_step, data, checkpointer, evaluate, log,
       log.wait()
       # A skipped step may be the first of those that end the run.
       if not metrics['skipped'].total:
-        checkpointer.save(step, state, data, log.begun())
+        checkpointer.save(step, state, data, {**notes, 'log': log.begun()})
     _check_skipped(experiment, log, checkpointer, 1 if last else None)
     if leave:
       break
@@ -150,6 +156,26 @@ def _run_steps(setup, state, first_step, data, checkpointer, evaluate, log,
       evaluate(step, {**setup.frozen, **state.params})
       log.start_clock()
   return state
+
+
+def _check_data(step, then, now) -> None:
+  """Refuses other data than those that the run has seen.
+
+  Files that have other names and the same content are the same.
+  """
+  if then is None or sorted(then.values()) == sorted(now.values()):
+    return  # A version without identities saved it, or nothing has changed.
+  changed = next(
+      name for name in (*now, *then) if then.get(name) != now.get(name)
+  )
+  was, now = (str(x.get(changed, 'absent'))[:12] for x in (then, now))
+  raise errors.UserError(
+      f'The data have changed since step {step}: {changed} was {was} and now '
+      f'is {now} (SHA-256, or a version).',
+      where=changed,
+      remedy='Put back what it was, or choose another MODEL_DIR; '
+      '--gin.ALLOW_CHANGED_DATA=True goes on with the data of now.',
+  )
 
 
 def _check_skipped(experiment, log, checkpointer, limit=None):

@@ -5,7 +5,9 @@
 import pytest
 import seqio
 
+from moe_peft.data import cache
 from moe_peft.data import catalog
+from moe_peft.data import local
 from moe_peft.data import vocabularies
 from moe_peft.data.sets import words as _words  # noqa: F401 (registers tasks)
 from tests import refusals
@@ -103,3 +105,27 @@ def test_a_metric_says_of_which_values_less_is_better(others_task):
   """The letters "wer" in the name of a value say nothing."""
   assert catalog.lower_is_better(others_task) == ['wer']
   assert catalog.lower_is_better('past_tense') == []
+
+
+def test_data_are_told_apart(tmp_path):
+  words = catalog.identities('past_tense')
+  assert list(words) == ['past_tense'] and len(words['past_tense']) == 64
+  assert catalog.identities('past_tense') == words
+  file = tmp_path / 'rows.jsonl'
+  file.write_text('{"inputs": "walk", "targets": "walked"}\n')
+  name = local.register_task('told_apart', train=str(file))
+  first = catalog.identities(name)
+  assert list(first) == [str(file)]
+  file.write_text(file.read_text() * 2)
+  assert catalog.identities(name) != first
+
+
+def test_caches_are_told_apart(tmp_path):
+  (tmp_path / 'info.train.json').write_text('{}')
+  (tmp_path / 'train.tfrecord').write_bytes(b'123')
+  first = cache.identity(tmp_path)
+  assert cache.identity(tmp_path) == first
+  (tmp_path / 'train.tfrecord').write_bytes(b'1234')
+  second = cache.identity(tmp_path)
+  (tmp_path / 'info.train.json').write_text('[]')
+  assert len({first, second, cache.identity(tmp_path)}) == 3

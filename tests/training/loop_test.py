@@ -14,6 +14,8 @@ import pytest
 
 from moe_peft import errors
 from moe_peft.core import trainable
+from moe_peft.data import catalog
+from moe_peft.data import local
 from moe_peft.runs import metrics_files
 from moe_peft.training import bases
 from moe_peft.training import checksums
@@ -291,6 +293,40 @@ def test_a_run_that_diverges_ends_and_keeps_its_checkpoint(
   assert rows[-1]['loss'] is None  # JSON has no NaN.
 
 
+def test_other_data_are_named_and_files_may_move():
+  then = {'a.jsonl': 'one', 'b.jsonl': 'two'}
+  loop._check_data(3, None, then)  # Saved by an older version.
+  loop._check_data(3, then, {'b.jsonl': 'two', 'c.jsonl': 'one'})
+  with refusals.refused('b.jsonl', 'step 3', 'two', 'three'):
+    loop._check_data(3, then, {'a.jsonl': 'one', 'b.jsonl': 'three'})
+  with refusals.refused('b.jsonl', 'absent'):
+    loop._check_data(3, then, {'a.jsonl': 'one'})
+
+
+@pytest.mark.slow
+def test_a_run_does_not_go_on_with_other_data(tmp_path):
+  file = tmp_path / 'rows.jsonl'
+  row = '{"inputs": "walk %d", "targets": "walked"}\n'
+  file.write_text(''.join(row % i for i in range(16)))
+  name = local.register_task('changing', train=str(file), validation=str(file))
+
+  def experiment(steps, **bindings):
+    return tiny.experiment(
+        tmp_path / 'run', MIXTURE_OR_TASK_NAME=name, TRAIN_STEPS=steps,
+        **bindings,
+    )
+
+  train(experiment(2))
+  before = catalog.identities(name)[str(file)]
+  file.write_text(file.read_text() + row % 16)
+  assert open_checkpoints(experiment(3)) == 2  # To evaluate it.
+  with refusals.refused(file, 'step 2', before[:12], 'ALLOW_CHANGED_DATA'):
+    train(experiment(3))
+  _, state, _ = train(experiment(3, ALLOW_CHANGED_DATA=True))
+  assert int(state.step) == 3
+  train(experiment(3))  # Those are its data now.
+
+
 def test_learning_rates_by_group(tmp_path):
   setup, state, rows = train(
       tiny.experiment(tmp_path, ROUTER_LEARNING_RATE=0.0)
@@ -389,7 +425,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(trained, tmp_path):
   setup = experiment_lib.prepare(experiment)
   checkpoint = tmp_path / 'checkpoints' / '4'
   files = [
-      file for item in ('state', 'data', 'identity', 'log')
+      file for item in ('state', 'data', 'identity', 'notes')
       for file in (checkpoint / item).rglob('*') if file.is_file()
   ]
   random = np.random.default_rng(0)
