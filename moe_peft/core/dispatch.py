@@ -244,9 +244,7 @@ def beside(kernel: jax.Array) -> jax.Array:
 
 def rows_of(bias: jax.Array, expert: jax.Array) -> jax.Array:
   """Returns <float>[rows, features], `bias[expert]`; shared if of size 1."""
-  if bias.shape[0] == 1:
-    return bias
-  return jnp.take(bias, jnp.minimum(expert, bias.shape[0] - 1), axis=0)
+  return jnp.take(bias, expert, axis=0, mode='clip')
 
 
 def dispatch_arrays(
