@@ -120,6 +120,8 @@ def load_again(*bindings: str) -> None:
 
 def import_tensorflow() -> None:
   """Imports TensorFlow without the notes that its libraries print."""
+  # It only reads data here: that it finds no GPU is no error.
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   sys.stderr.flush()
   stderr = os.dup(2)
   with open(os.devnull, 'w') as nothing:
