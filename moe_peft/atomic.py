@@ -1,9 +1,14 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are there whole or not at all."""
+"""Files and folders that are there whole or not at all."""
 
+from collections.abc import Iterator
+import contextlib
 import os
 import pathlib
+import shutil
+
+from moe_peft import errors
 
 
 def write(path: str | os.PathLike, data: str | bytes) -> None:
@@ -28,3 +33,52 @@ def write(path: str | os.PathLike, data: str | bytes) -> None:
   except BaseException:
     partial.unlink(missing_ok=True)
     raise
+
+
+@contextlib.contextmanager
+def new_folder(
+    path: pathlib.Path, where: str, force: bool = False
+) -> Iterator[pathlib.Path]:
+  """Yields a new folder that becomes `path` if nothing goes wrong.
+
+  Args:
+    path: The folder.
+    where: What the user calls it, such as `--out`.
+    force: Whether what is there now may be replaced. It stays beside the new
+      folder as `NAME.old`, which only a later call removes.
+
+  Raises:
+    errors.UserError: If `path` exists and is not an empty folder, unless
+      `force`, or the disk refuses.
+  """
+  path = path.expanduser().absolute()
+  taken = path.exists() and not (path.is_dir() and not any(path.iterdir()))
+  if taken and not force:
+    raise errors.UserError(
+        f'{path} exists and is not an empty folder.', where=where,
+        remedy='Choose another one, or give --force: it keeps what is there '
+        f'as {path.name}.old.',
+    )
+  aside = path.with_name(f'.{path.name}.{os.getpid()}.part')
+  try:
+    aside.mkdir(parents=True)
+    yield aside
+    if taken:
+      _move_away(path)
+    elif path.exists():
+      path.rmdir()
+    aside.rename(path)
+  except OSError as error:
+    raise errors.UserError(
+        f'{path} could not be written ({error.strerror or error}).',
+        where=path,
+    ) from error
+  finally:
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _move_away(path: pathlib.Path) -> None:
+  old = path.with_name(f'{path.name}.old')
+  if old.is_dir():
+    shutil.rmtree(old)
+  path.rename(old)

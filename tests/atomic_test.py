@@ -5,6 +5,7 @@
 import pytest
 
 from moe_peft import atomic
+from tests import refusals
 
 
 def test_writes_text_and_bytes(tmp_path):
@@ -26,3 +27,29 @@ def test_failure_leaves_the_old_file_and_nothing_partial(tmp_path):
     atomic.write(tmp_path / 'folder', 'a file cannot replace a folder')
   assert target.read_text() == 'old'
   assert {entry.name for entry in tmp_path.iterdir()} == {'a', 'folder'}
+
+
+def test_a_folder_appears_when_it_is_whole(tmp_path):
+  out = tmp_path / 'out'
+  with atomic.new_folder(out, '--out') as folder:
+    (folder / 'file').write_text('one')
+    assert not out.exists()
+  assert (out / 'file').read_text() == 'one'
+  with pytest.raises(ZeroDivisionError):
+    with atomic.new_folder(tmp_path / 'other', '--out'):
+      raise ZeroDivisionError
+  assert [path.name for path in tmp_path.iterdir()] == ['out']
+
+
+def test_a_folder_is_replaced_by_force_only_and_kept(tmp_path):
+  out = tmp_path / 'out'
+  out.mkdir()
+  for text in ('one', 'two', 'three'):
+    with atomic.new_folder(out, '--out', force=text != 'one') as folder:
+      (folder / 'file').write_text(text)
+  with refusals.refused('--out', out, '--force', 'out.old'):
+    with atomic.new_folder(out, '--out'):
+      raise AssertionError('It is refused before any work.')
+  assert (out / 'file').read_text() == 'three'
+  assert (tmp_path / 'out.old' / 'file').read_text() == 'two'
+  assert {path.name for path in tmp_path.iterdir()} == {'out', 'out.old'}

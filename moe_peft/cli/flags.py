@@ -89,6 +89,14 @@ def add_gin_flags(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def add_force_flag(parser: argparse.ArgumentParser) -> None:
+  """Adds --force to a command that writes a folder."""
+  parser.add_argument(
+      '--force', action='store_true',
+      help='replace the folder if it exists; the old one is kept as NAME.old',
+  )
+
+
 def rewrite_gin_args(args: Sequence[str]) -> list[str]:
   """Rewrites `--gin.NAME=VALUE` to the flag that argparse knows.
 
@@ -113,8 +121,9 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
   try:
     import absl.logging
 
-    # SeqIO and Orbax log much that helps nobody here.
-    absl.logging.set_verbosity(absl.logging.ERROR)
+    # SeqIO and Orbax log much that helps nobody here, and traces of errors
+    # that they raise as well.
+    absl.logging.set_verbosity(absl.logging.FATAL)
     sys.exit(main(rewrite_gin_args(sys.argv[1:])) or 0)
   except errors.UserError as error:
     # Gin gives the error a second line, of the call in which it was raised.

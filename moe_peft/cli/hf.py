@@ -86,6 +86,7 @@ def _add_export(commands) -> None:
       help='with --collapse: cut the LoRA to this rank')
   add('--per_task', action='store_true',
       help='with --collapse: one LoRA for each "task" of the examples')
+  flags.add_force_flag(parser)
   flags.add_gin_flags(parser)
 
 
@@ -131,13 +132,14 @@ def _export(args: argparse.Namespace) -> int:
   trained = trained_lib.from_run(args.base)
   if args.collapse:
     measured = export.export_collapsed(
-        trained, args.out, args.collapse, args.rank, args.per_task
+        trained, args.out, args.collapse, args.rank, args.per_task,
+        args.force,
     )
     for losses in measured:
       text = ', '.join(f'{k} {v:.4f}' for k, v in losses.items())
       print(f'loss per token of {args.collapse.name} in nats: {text}')
   else:
-    export.export(trained, args.out, args.format)
+    export.export(trained, args.out, args.format, args.force)
   print(f'{args.out}: written')
   written = [args.out]
   if args.per_task:

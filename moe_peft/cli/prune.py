@@ -30,9 +30,12 @@ def main(argv: Sequence[str]) -> int | None:
       '--out', type=Path, required=True, metavar='DIR', help='folder to write'
   )
   ablate.add_data_flags(parser)
+  flags.add_force_flag(parser)
   flags.add_gin_flags(parser)
   args = parser.parse_args(argv)
   flags.load_run(args)
   from moe_peft.experts import commands
 
-  return commands.prune(args.keep, args.out, args.split, args.rows)
+  return commands.prune(
+      args.keep, args.out, args.split, args.rows, args.force
+  )

@@ -11,7 +11,7 @@ from typing import Any
 import rich.console
 import rich.table
 
-from moe_peft import errors
+from moe_peft import atomic
 from moe_peft.experts import ablation
 from moe_peft.experts import pruning
 from moe_peft.models import language_model
@@ -42,38 +42,36 @@ def ablate(split: str, rows: int) -> Path:
   return trained.run_dir
 
 
-def prune(keep: int, out: Path, split: str, rows: int) -> None:
+def prune(
+    keep: int, out: Path, split: str, rows: int, force: bool = False
+) -> None:
   """Writes a run with fewer experts and prints the losses.
 
   Args:
     keep: Experts that stay at each site.
-    out: Its folder.
+    out: Its folder; appears when it is whole.
     split: Split of the rows on which losses are measured.
     rows: Rows of each task.
+    force: As of `atomic.new_folder`.
 
   Raises:
-    errors.UserError: If the run cannot be pruned.
+    errors.UserError: If the run cannot be pruned, or the folder is taken.
   """
-  if out.exists() and any(out.iterdir()):
-    raise errors.UserError(
-        f'{out} is not an empty folder.',
-        where='--out',
-        remedy='Choose another folder.',
+  with atomic.new_folder(out, '--out', force) as folder:
+    trained = _open(split, rows)
+    # A run that cannot be pruned is refused before its experts are scored.
+    routers = ablation.routers(
+        trained.model, trained.params, next(iter(trained.batches.values()))
     )
-  trained = _open(split, rows)
-  # A run that cannot be pruned is refused before its experts are scored.
-  routers = ablation.routers(
-      trained.model, trained.params, next(iter(trained.batches.values()))
-  )
-  num_experts = pruning.check_routers(routers, keep)
-  pruning.check_keep(num_experts, keep)
-  measured = _known(trained) or _measure(trained)
-  pruned = pruning.write(
-      trained.setup, trained.params, trained.step, measured.scores(),
-      trained.batches, keep, out,
-  )
-  info = run_file.read(trained.run_dir) or run_file.RunInfo()
-  pruning.summary(info, pruned, trained.run_dir).write(out)
+    num_experts = pruning.check_routers(routers, keep)
+    pruning.check_keep(num_experts, keep)
+    measured = _known(trained) or _measure(trained)
+    pruned = pruning.write(
+        trained.setup, trained.params, trained.step, measured.scores(),
+        trained.batches, keep, folder,
+    )
+    info = run_file.read(trained.run_dir) or run_file.RunInfo()
+    pruning.summary(info, pruned, trained.run_dir).write(folder)
   rich.console.Console().print(_table(pruned))
   run.console.print(
       f'{keep} of {num_experts} experts at {len(pruned.kept)} sites; '

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from moe_peft import atomic
 from moe_peft import errors
 from moe_peft.hf import base_config
 from moe_peft.hf import card
@@ -36,18 +37,24 @@ _EXPERTS_ALONE = (
 )
 
 
-def export(trained: trained_lib.Trained, out: Path, file_format: str) -> None:
+def export(
+    trained: trained_lib.Trained,
+    out: Path,
+    file_format: str,
+    force: bool = False,
+) -> None:
   """Writes a folder.
 
   Args:
     trained: The model.
     out: Folder to write; appears when it is whole.
     file_format: A key of `FORMATS`.
+    force: As of `atomic.new_folder`.
 
   Raises:
     errors.UserError: If the format cannot hold the method.
   """
-  with folders.written_whole(out) as folder:
+  with atomic.new_folder(out, '--out', force) as folder:
     FORMATS[file_format](folder, trained, out)
     tokenizer.write(folder, trained)
 
@@ -58,6 +65,7 @@ def export_collapsed(
     calibration: Path,
     rank: int | None = None,
     per_task: bool = False,
+    force: bool = False,
 ) -> list[Mapping[str, float]]:
   """Writes one ordinary LoRA, or one for each task in a folder of its own.
 
@@ -68,6 +76,7 @@ def export_collapsed(
       `per_task`.
     rank: Rank to cut to.
     per_task: Whether gates are averaged task by task.
+    force: As of `atomic.new_folder`.
 
   Returns:
     The measured losses, see `collapse.Collapsed`.
@@ -88,7 +97,7 @@ def export_collapsed(
           'does not begin with a dot.',
       )
   measure = collapse_lib.measure_fn(trained)
-  with folders.written_whole(out) as folder:
+  with atomic.new_folder(out, '--out', force) as folder:
     for task in tasks:
       part = [row for row in rows if not per_task or row['task'] == task]
       collapsed = collapse_lib.collapse(trained, part, rank, measure)

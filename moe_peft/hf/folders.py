@@ -1,15 +1,9 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Model folders: files, tensors that are read one at a time.
+"""Model folders: files, tensors that are read one at a time."""
 
-What is written goes to a folder beside and is renamed at the end: a folder
-that can be seen is whole.
-"""
-
-from collections.abc import Collection, Iterable, Iterator, Mapping
-import contextlib
+from collections.abc import Collection, Iterable, Mapping
 import json
-import os
 from pathlib import Path
 import shutil
 from typing import Any
@@ -31,35 +25,6 @@ TOKENIZER_FILES = (
     'added_tokens.json',
 )
 _EXTRAS = {'torch': 'hf', 'transformers': 'hf', 'peft': 'hf', 'gguf': 'gguf'}
-
-
-@contextlib.contextmanager
-def written_whole(folder: Path) -> Iterator[Path]:
-  """Yields a new folder that becomes `folder` if nothing goes wrong.
-
-  Raises:
-    errors.UserError: If `folder` exists and is not empty, or the disk refuses.
-  """
-  folder = folder.expanduser().absolute()
-  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-    raise errors.UserError(
-        f'--out {folder} exists and is not an empty folder.', where='--out',
-        remedy='Remove it or choose another one.',
-    )
-  aside = folder.with_name(f'.{folder.name}.{os.getpid()}.part')
-  try:
-    aside.mkdir(parents=True)
-    yield aside
-    if folder.exists():
-      folder.rmdir()
-    aside.rename(folder)
-  except OSError as error:
-    raise errors.UserError(
-        f'{folder} could not be written ({error.strerror or error}).',
-        where=folder,
-    ) from error
-  finally:
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def read_json(file: Path) -> dict[str, Any]:

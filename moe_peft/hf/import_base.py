@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from moe_peft import atomic
 from moe_peft import errors
 from moe_peft.hf import base_config
 from moe_peft.hf import folders
@@ -67,7 +68,7 @@ def import_base(
   mixture = import_experts.read(experts, config) if experts else None
   if mixture:  # Adapters stay float32, whatever the type of the base.
     params |= {k: lazy_arrays.of(v) for k, v in mixture.params.items()}
-  with folders.written_whole(out) as folder:
+  with atomic.new_folder(out, '--out') as folder:
     if file_format == 'orbax':
       lazy_arrays.write_orbax(folder, params)
     else:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 import contextlib
 import json
 from pathlib import Path
+import re
 from typing import Any
 
 from clu.data import dataset_iterator
@@ -255,9 +256,11 @@ def _disk_errors(folder: Path) -> Iterator[None]:
   except errors.UserError:
     raise
   except Exception as error:  # Orbax, tensorstore and TensorFlow have kinds.
-    text = ' '.join(str(error).split())
+    # Without the names that TensorFlow has for its functions.
+    text = re.sub(r'\{\{.*?\}\}|\[Op:.*?\]', '', str(error))
+    text = ' '.join(text.split())
     raise errors.UserError(
-        f'The checkpoint cannot be saved: {text[:300]}',
+        f'The checkpoint cannot be saved: {text[:300].rstrip(" .")}.',
         where=folder,
         remedy='Free some space and run the same command again; it continues '
         'from the last checkpoint that was saved whole.',

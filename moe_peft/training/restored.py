@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import rich.console
 
+from moe_peft import atomic
 from moe_peft import errors
 from moe_peft.core import trainable
 from moe_peft.training import bases
@@ -95,10 +96,20 @@ def infer(lines: Sequence[str], **decoding_options: Any) -> Iterator[str]:
       yield experiment.model.output_vocabulary.decode(ids.tolist())
 
 
-def save_base(folder: Path) -> None:
-  """Writes the configured run's parameters, adapters excepted, as a base."""
-  _, params = restore(run.build())
-  file = bases.save_base(jax.device_get(scoring.base_params(params)), folder)
+def save_base(out: Path, force: bool = False) -> None:
+  """Writes the configured run's parameters, adapters excepted, as a base.
+
+  Args:
+    out: Folder to write; appears when it is whole.
+    force: As of `atomic.new_folder`.
+
+  Raises:
+    errors.UserError: If the folder is taken, or there is no checkpoint.
+  """
+  with atomic.new_folder(out, 'OUT', force) as folder:
+    _, params = restore(run.build())
+    bases.save_base(jax.device_get(scoring.base_params(params)), folder)
+  file = out / bases.BASE_FILE
   run.console.print(f'{file}: {file.stat().st_size / 1e6:.1f} MB')
 
 
