@@ -25,6 +25,7 @@ from t5x import checkpoints as t5x_checkpoints
 from moe_peft import errors
 from moe_peft.core import trainable
 from moe_peft.training import bases
+from moe_peft.training import checksums
 
 # Of the identity of a base: the first had a fingerprint of another kind.
 _VERSION = 2
@@ -113,6 +114,7 @@ class AdapterCheckpointer:
           state=ocp.args.PyTreeSave(self._trained(train_state.state_dict())),
           base=ocp.args.JsonSave(self._saved_identity),
           **self._dataset_items(),
+          **{checksums.ITEM: checksums.Args()},
       )
       manager.save(step, args=items, force=True)
       manager.wait_until_finished()
@@ -136,7 +138,8 @@ class AdapterCheckpointer:
       The whole train state.
 
     Raises:
-      errors.UserError: If the base is not the one the adapters belong to.
+      errors.UserError: If a file has changed since it was written, or if the
+        base is not the one the adapters belong to.
     """
     del lazy_parameters
     if not (epath.Path(path) / 'base').is_dir():
@@ -145,6 +148,13 @@ class AdapterCheckpointer:
           self._restore_dtype,
           state_transformation_fns=state_transformation_fns,
           fallback_state=fallback_state,
+      )
+    if (damaged := checksums.damaged_file(epath.Path(path))) is not None:
+      raise errors.UserError(
+          'The checkpoint is damaged: the file has changed.',
+          where=damaged,
+          remedy=f'Put it back from a copy, or move {path} elsewhere to '
+          'continue from the checkpoint before it.',
       )
     folder, _, step = path.rstrip('/').rpartition('checkpoint_')
     shapes = self._trained(self._sharded_shapes())
@@ -241,6 +251,7 @@ class AdapterCheckpointer:
             'state': ocp.PyTreeCheckpointHandler(),
             'base': ocp.JsonCheckpointHandler(),
             'dataset': dataset,
+            checksums.ITEM: checksums.Handler(),  # The last one.
         },
     )
 

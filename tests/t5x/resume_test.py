@@ -11,6 +11,7 @@ import pytest
 
 from moe_peft.core import trainable
 from moe_peft.training import bases
+from moe_peft.training import checksums
 from tests.t5x import processes
 
 pytest.importorskip('t5x')
@@ -64,6 +65,15 @@ def test_killed_runs_continue_bit_for_bit(tmp_path):
   kill_at(arguments, folder, ['checkpoint_15*tmp*', 'checkpoint_18'])
   left = {path.name for path in folder.glob('checkpoint_*')}
   assert 'checkpoint_6' in left and 'checkpoint_30' not in left
+  # Checkpoints of T5X runs have checksums.
+  saved = left - {path.name for path in folder.glob('*tmp*')}
+  newest = folder / max(saved, key=lambda name: int(name.split('_')[1]))
+  assert checksums.damaged_file(newest) is None
+  file_of_state = next((newest / 'state').rglob('d/*'))
+  content = file_of_state.read_bytes()
+  file_of_state.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+  assert checksums.damaged_file(newest) == file_of_state
+  file_of_state.write_bytes(content)
   processes.train(file, folder, base, TRAIN_STEPS=30)
   check_equal(
       read_state(tmp_path / 'whole' / 'checkpoint_30'),
