@@ -9,6 +9,7 @@ import difflib
 import importlib
 import importlib.util  # noqa: F401  (gin relies on somebody's import)
 import inspect
+import io
 import logging
 import os
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 from moe_peft import errors
 from moe_peft import gin_names
+from moe_peft import gin_trust
 
 PACKAGE_DIR = Path(__file__).resolve().parent
 # In a wheel `gin/` and `configs/` lie inside the package, in a checkout
@@ -50,27 +52,32 @@ def load_gin(
     gin_files: Sequence[str],
     bindings: Sequence[str] = (),
     search_paths: str = '',
+    trust: bool = False,
 ) -> None:
   """Parses gin files, then bindings, and locks the configuration.
 
-  A `config.gin` that a run of version 0.1 has written is read in the names of
-  today.
+  Gin files are code, and whoever gives them trusts them; but a `config.gin` is
+  what a run has written, whosoever that was, and may only name the parts of
+  experiments (`gin_trust`). One of version 0.1 is read in the names of today.
 
   Args:
     gin_files: Paths, or names found in the search paths or in the package.
     bindings: `NAME=VALUE`; a value that gin cannot read, such as a bare path,
       is taken as a string.
     search_paths: Comma-separated folders.
+    trust: Whether a `config.gin` is code like any other gin file.
 
   Raises:
-    errors.UserError: For a file, binding or macro that does not exist, and
-      for a macro that must be given and was not.
+    errors.UserError: For a file, binding or macro that does not exist, for a
+      macro that must be given and was not, and for a `config.gin` that names
+      anything else than the parts of experiments.
   """
   import gin
 
   _loaded.clear()
   _loaded.update(
-      gin_files=gin_files, bindings=bindings, search_paths=search_paths
+      gin_files=gin_files, bindings=bindings, search_paths=search_paths,
+      trust=trust,
   )
   import_tensorflow()
   gin.clear_config()
@@ -79,11 +86,10 @@ def load_gin(
   for folder in folders:
     gin.add_config_file_search_path(folder)
   files = [_find(name, folders) for name in gin_files]
-  with _gin_errors():
-    for file in files:
-      text = Path(file).read_text(encoding='utf-8')
-      if Path(file).name == 'config.gin' and gin_names.is_old(text):
-        gin.parse_config(gin_names.upgrade(text))
+  for file in files:
+    with _gin_errors():
+      if Path(file).name == gin_trust.FILE:
+        gin.parse_config(_config_of_run(file, trust))
       else:
         gin.parse_config_file(file)
   known = macros()
@@ -102,6 +108,19 @@ def load_gin(
   check_macros()
   with _gin_errors():
     gin.finalize()
+
+
+def _config_of_run(file: str, trust: bool) -> io.StringIO:
+  """The text of a `config.gin`, in the names of today, checked."""
+  text = Path(file).read_text(encoding='utf-8')
+  if gin_names.is_old(text):
+    text = gin_names.upgrade(text)
+  if not trust:
+    gin_trust.check(text, file)
+  # Gin parses what has been checked, and names the file in its messages.
+  stream = io.StringIO(text)
+  stream.name = file
+  return stream
 
 
 def load_again(*bindings: str) -> None:

@@ -25,7 +25,7 @@ command_line_test.target:
 
 @pytest.fixture
 def config(tmp_path):
-  path = tmp_path / 'config.gin'
+  path = tmp_path / 'mine.gin'
   path.write_text(CONFIG)
   return str(path)
 

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from moe_peft import errors
 from moe_peft import gin_files
+from moe_peft import gin_trust
 
 _INTERRUPTED = 130  # The status that shells give to what Ctrl-C ends.
 
@@ -87,6 +88,11 @@ def add_gin_flags(parser: argparse.ArgumentParser) -> None:
       '--gin_search_paths', default='', metavar='DIR,DIR',
       help='more folders in which gin files are looked for',
   )
+  parser.add_argument(
+      '--trust_gin', action='store_true',
+      help='runs the config.gin of a run as the code that it is, whatever it '
+      'imports; by default it may only name the parts of experiments',
+  )
 
 
 def add_force_flag(parser: argparse.ArgumentParser) -> None:
@@ -148,7 +154,8 @@ def load_gin(args: argparse.Namespace, *bindings: str) -> None:
   """
   require_gin_file(args)
   gin_files.load_gin(
-      args.gin_file, [*bindings, *args.gin_bindings], args.gin_search_paths
+      args.gin_file, [*bindings, *args.gin_bindings], args.gin_search_paths,
+      args.trust_gin,
   )
 
 
@@ -170,7 +177,7 @@ def load_run(args: argparse.Namespace) -> None:
   Raises:
     errors.UserError: If there is no such run, or for wrong bindings.
   """
-  config = Path(args.run).expanduser() / 'config.gin'
+  config = Path(args.run).expanduser() / gin_trust.FILE
   if not config.is_file():
     raise errors.UserError(
         'This folder is no run: it holds no config.gin.', args.run,
@@ -179,5 +186,5 @@ def load_run(args: argparse.Namespace) -> None:
   gin_files.load_gin(
       [str(config), *args.gin_file],
       [f'MODEL_DIR={args.run!r}', *args.gin_bindings],
-      args.gin_search_paths,
+      args.gin_search_paths, args.trust_gin,
   )

@@ -53,7 +53,8 @@ def _load(args: argparse.Namespace) -> Any:
     from moe_peft.t5x import planning as t5x_planning
 
     return t5x_planning.subject(
-        args.gin_file, args.gin_bindings, args.gin_search_paths
+        args.gin_file, args.gin_bindings, args.gin_search_paths,
+        args.trust_gin,
     )
   from moe_peft.training import run
   from moe_peft.training import subject

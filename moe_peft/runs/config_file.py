@@ -8,9 +8,10 @@ import tokenize
 
 from gin import config_parser
 
+from moe_peft import gin_trust
 from moe_peft.runs import json_file
 
-FILE = 'config.gin'
+FILE = gin_trust.FILE
 
 
 class _AsWritten(config_parser.ParserDelegate):
@@ -50,7 +51,9 @@ def bindings(text: str, path: Path) -> dict[str, str]:
         scope = f'{x.scope}/' if x.scope else ''
         name = f'.{x.arg_name}' if x.arg_name else ''
         found[f'{scope}{x.selector}{name}'] = repr(x.value)
-  except (SyntaxError, ValueError, tokenize.TokenError) as e:
+  except (
+      SyntaxError, ValueError, RecursionError, tokenize.TokenError
+  ) as e:
     raise json_file.damaged(path, f'The file is not gin ({e}).') from e
   return found
 

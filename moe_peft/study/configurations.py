@@ -38,6 +38,7 @@ class StudyOptions:
     gin_file: Gin files that are read after each one of the folder.
     gin_bindings: Bindings that are read last.
     gin_search_paths: Folders of gin files, with commas.
+    trust_gin: Whether a `config.gin` among them is run as code.
   """
 
   folder: str
@@ -52,6 +53,7 @@ class StudyOptions:
   gin_file: Sequence[str] = ()
   gin_bindings: Sequence[str] = ()
   gin_search_paths: str = ''
+  trust_gin: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +127,7 @@ class StudyRun:
     return [
         *(f'--gin_file={name}' for name in files),
         f'--gin_search_paths={options.gin_search_paths}',
+        *(['--trust_gin'] if options.trust_gin else []),
         *(f'--gin.{binding}' for binding in bindings),
     ]
 
@@ -181,6 +184,7 @@ def _read(file: Path, options: StudyOptions, folder: Path) -> Configuration:
       [str(file), *options.gin_file],
       ["MODEL_DIR='unused'", *options.gin_bindings],
       options.gin_search_paths,
+      options.trust_gin,
   )
   macros = {
       name: gin.query_parameter(f'%{name}') for name in gin_files.macros()

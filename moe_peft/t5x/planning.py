@@ -17,7 +17,10 @@ from moe_peft.training import subject as subject_lib
 
 
 def subject(
-    gin_files: Sequence[str], bindings: Sequence[str], search_paths: str
+    gin_files: Sequence[str],
+    bindings: Sequence[str],
+    search_paths: str,
+    trust: bool = False,
 ) -> subject_lib.Subject:
   """The run of `t5x.train` that gin files describe.
 
@@ -25,13 +28,16 @@ def subject(
     gin_files: As of `gin_files.load_gin`.
     bindings: The same.
     search_paths: The same.
+    trust: The same.
 
   Raises:
     errors.UserError: If T5X is missing, or for wrong files and bindings.
   """
   paths = ["MODEL_DIR='unused'", "INITIAL_CHECKPOINT_PATH='unused'"]
   with _script_as_main():
-    gin_files_lib.load_gin(gin_files, [*paths, *bindings], search_paths)
+    gin_files_lib.load_gin(
+        gin_files, [*paths, *bindings], search_paths, trust
+    )
     model = gin_check.macro('MODEL')
 
   def init_optimizer(variables):
