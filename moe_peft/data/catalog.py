@@ -13,6 +13,9 @@ from moe_peft.data import cache
 from moe_peft.data import metrics
 from moe_peft.data import registration
 
+# Vocabularies that read it as the same ids are the same.
+_PROBE = 'In 1984, 37 quick brown foxes jumped over lazy dogs; Größe? naïve!'
+
 
 def get_task_or_mixture(name: str) -> seqio.Task | seqio.Mixture:
   """Returns a registered task or mixture.
@@ -155,6 +158,50 @@ def check_feature_lengths(name: str, lengths: Mapping[str, int]) -> None:
         f'{name!r} has {what}.', 'TASK_FEATURE_LENGTHS',
         f'Set --gin.TASK_FEATURE_LENGTHS="{enough}".',
     )
+
+
+def check_vocabularies(
+    name: str, vocabularies: Mapping[str, seqio.Vocabulary], num_rows: int
+) -> None:
+  """Checks that a task or mixture and a model mean the same by an id.
+
+  Args:
+    name: task or mixture.
+    vocabularies: those of the model for `inputs` and `targets`.
+    num_rows: rows of the model's embedding.
+
+  Raises:
+    errors.UserError: they read a text as different ids, or a vocabulary has
+      ids that the embedding lacks; the message has both numbers.
+  """
+  features = get_task_or_mixture(name).output_features
+  for feature, ours in vocabularies.items():
+    if feature not in features:
+      continue
+    theirs = features[feature].vocabulary
+    if isinstance(theirs, seqio.PassThroughVocabulary):
+      continue  # Its rows are ids.
+    if not _same_ids(theirs, ours):
+      raise errors.UserError(
+          f'{name!r} has another vocabulary ({type(theirs).__name__}) than the '
+          f'model ({type(ours).__name__}): one text has different ids.',
+          'VOCABULARY',
+          'Give vocabulary = %VOCABULARY to the function that registers the '
+          'task, or take a task of this vocabulary.',
+      )
+    if ours.vocab_size > num_rows:
+      raise errors.UserError(
+          f'The vocabulary has {ours.vocab_size} ids, and the embedding of the '
+          f'model {num_rows} rows.', 'VOCABULARY',
+          'Take the tokenizer that the model was trained with.',
+      )
+
+
+def _same_ids(one: seqio.Vocabulary, other: seqio.Vocabulary) -> bool:
+  # Copies of one file are equal to nobody but here.
+  return one == other or (
+      (one.encode(_PROBE), one.eos_id) == (other.encode(_PROBE), other.eos_id)
+  )
 
 
 def primary_metric(task_name: str) -> str:

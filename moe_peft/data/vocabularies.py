@@ -39,7 +39,17 @@ class TokenizerVocabulary(seqio.Vocabulary):
     Args:
       tokenizer_file: Path of a `tokenizer.json`.
       eos_id: The id that ends a sequence.
+
+    Raises:
+      errors.UserError: If that is 0, with which SeqIO pads: padding is never
+        trained, so no answer would end.
     """
+    if type(eos_id) is not int or eos_id < 1:
+      raise errors.UserError(
+          f'The end of a sequence cannot have the id {eos_id!r}.',
+          'vocabularies.TokenizerVocabulary.eos_id',
+          'Choose the id of another special token; 0 is padding.',
+      )
     super().__init__()
     self.tokenizer_file = tokenizer_file
     self._eos_id = eos_id
@@ -49,8 +59,8 @@ class TokenizerVocabulary(seqio.Vocabulary):
     """The `tokenizers.Tokenizer`.
 
     Raises:
-      errors.UserError: If the package or the file is missing, or if id 0,
-        with which SeqIO pads, is an ordinary token.
+      errors.UserError: If the package or the file is missing, if id 0, with
+        which SeqIO pads, is an ordinary token, or if `eos_id` is no token.
     """
     tokenizers = packages.import_optional('tokenizers', 'gguf')
     where = 'VOCABULARY_FILE'
@@ -69,6 +79,12 @@ class TokenizerVocabulary(seqio.Vocabulary):
           f'{tokenizer.id_to_token(0)!r}, is an ordinary one, but SeqIO pads '
           'with 0.', where, 'Use another vocabulary.',
       )
+    if tokenizer.id_to_token(self._eos_id) is None:
+      raise errors.UserError(
+          f'{self.tokenizer_file} has no token with the id {self._eos_id}, '
+          'which is to end sequences.',
+          'vocabularies.TokenizerVocabulary.eos_id',
+      )
     tokenizer.no_truncation()  # The run decides on lengths, not the file.
     tokenizer.no_padding()
     return tokenizer
@@ -85,9 +101,10 @@ class TokenizerVocabulary(seqio.Vocabulary):
   def unk_id(self) -> None:
     return None
 
-  @property
+  @functools.cached_property
   def _base_vocab_size(self) -> int:
-    return self.tokenizer.get_vocab_size()
+    # Ids may have holes.
+    return max(self.tokenizer.get_vocab().values()) + 1
 
   def _encode(self, s: str) -> Sequence[int]:
     return self.tokenizer.encode(s, add_special_tokens=False).ids

@@ -9,16 +9,33 @@ from typing import Any
 import rich.table
 
 from moe_peft.core import trainable
+from moe_peft.data import catalog
 from moe_peft.evaluation import evaluator as evaluator_lib
 from moe_peft.models import language_model
 from moe_peft.runs import results_file
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import metrics
 
+# The table of token embeddings, in our networks and in those of T5X.
+_EMBEDDING = 'token_embedder/embedding'
+
 
 def make_evaluator(setup: experiment_lib.Setup) -> evaluator_lib.Evaluator:
-  """The evaluator of an experiment."""
+  """The evaluator of an experiment.
+
+  Raises:
+    errors.UserError: If a task has another vocabulary than the model, or the
+      vocabulary more ids than the model's embedding has rows.
+  """
   experiment = setup.experiment
+  model, params = experiment.model, {**setup.trainable, **setup.frozen}
+  vocabularies = {
+      'inputs': model.input_vocabulary, 'targets': model.output_vocabulary
+  }
+  if _EMBEDDING in params:
+    num_rows = params[_EMBEDDING].shape[0]
+    for name in {experiment.mixture_or_task_name, experiment.eval_name}:
+      catalog.check_vocabularies(name, vocabularies, num_rows)
   return evaluator_lib.Evaluator(
       experiment.eval_name,
       experiment.model.feature_converter(),
