@@ -165,7 +165,8 @@ def read(templates: Path, name: str, subset: str | None) -> dict[str, Prompt]:
       '!', lambda loader, _, node: loader.construct_mapping(node, deep=True)
   )
   try:
-    found = yaml.load(path.read_text(encoding='utf-8'), Loader)['templates']
+    loader = Loader(path.read_text(encoding='utf-8'))
+    found = loader.get_single_data()['templates']
     prompts = [
         Prompt(
             name=item['name'],
