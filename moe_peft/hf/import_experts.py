@@ -8,7 +8,6 @@ them (`TRAINABLE_REGEX = '.*/router/.*'`), or everything.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import math
 from pathlib import Path
 import re
 from typing import Any
@@ -19,6 +18,7 @@ from moe_peft import errors
 from moe_peft.core import sites as core_sites
 from moe_peft.hf import entries
 from moe_peft.hf import folders
+from moe_peft.hf import lora_config
 from moe_peft.hf import t5_names
 from moe_peft.models import t5
 
@@ -118,14 +118,7 @@ def _layer_shapes(config: t5.T5Config) -> dict[str, tuple[int, ...]]:
 def _read_one(source: Path) -> dict[str, Any]:
   """Returns `{module: (A [r, in], B [out, r], scale)}`."""
   refuse = lambda what: errors.UserError(f'{source} {what}', where=source)
-  if not (source / folders.ADAPTER_CONFIG).is_file():
-    raise refuse(f'is no PEFT folder: it has no {folders.ADAPTER_CONFIG}.')
-  config = folders.read_json(source / folders.ADAPTER_CONFIG)
-  kind = config.get('peft_type')
-  if kind != 'LORA':
-    raise refuse(f'has peft_type {kind!r}; only LORA becomes an expert.')
-  if config.get('bias', 'none') != 'none' or config.get('use_dora'):
-    raise refuse('uses bias or DoRA, which MoLoRA experts do not have.')
+  config = lora_config.read(source)
   halves: dict[str, dict[str, np.ndarray]] = {}
   tensors = folders.Tensors(source, 'adapter_model')
   for name in tensors.shapes:
@@ -136,23 +129,19 @@ def _read_one(source: Path) -> dict[str, Any]:
     halves.setdefault(match[1], {})[match[2]] = array
   if not halves:
     raise refuse('holds no tensors.')
+  ranks, scales = config.ranks(list(halves)), config.scales(list(halves))
   adapter = {}
   for module, pair in halves.items():
     if len(pair) != 2:
       raise refuse(f'lacks lora_A or lora_B of {module}.')
-    rank = pair['A'].shape[0]
-    alpha = _pattern(config.get('alpha_pattern'), module, config['lora_alpha'])
-    scale = alpha / (math.sqrt(rank) if config.get('use_rslora') else rank)
-    adapter[module] = (pair['A'], pair['B'], scale)
+    down, up, rank = pair['A'], pair['B'], ranks[module]
+    if down.ndim != 2 or up.ndim != 2 or {len(down), up.shape[1]} != {rank}:
+      raise refuse(
+          f'has rank {rank} for {module}, whose lora_A is {down.shape} and '
+          f'lora_B {up.shape}.'
+      )
+    adapter[module] = (down, up, scales[module])
   return adapter
-
-
-def _pattern(patterns: Mapping[str, Any] | None, module: str, default):
-  """Value of a module, as PEFT looks it up: by suffix, as an expression."""
-  for pattern, value in (patterns or {}).items():
-    if re.match(rf'(.*\.)?({pattern})$', module):
-      return value
-  return default
 
 
 def _stack(params, config) -> dict[str, np.ndarray]:

@@ -106,10 +106,10 @@ def test_bad_folders_are_named(tmp_path):
   with refusals.refused(folder, 'lora_A or lora_B'):
     import_experts.read([folder], adapted.CONFIG)
   change_config(other, use_dora=True)
-  with refusals.refused(other, 'DoRA'):
+  with refusals.refused('use_dora', other):
     import_experts.read([other], adapted.CONFIG)
   change_config(other, peft_type='IA3')
-  with refusals.refused(other, "'IA3'", 'LORA'):
+  with refusals.refused('peft_type', other, "'IA3'", 'LORA'):
     import_experts.read([other], adapted.CONFIG)
 
 
