@@ -137,7 +137,10 @@ def _export(args: argparse.Namespace) -> int:
     )
     for losses in measured:
       text = ', '.join(f'{k} {v:.4f}' for k, v in losses.items())
-      print(f'loss per token of {args.collapse.name} in nats: {text}')
+      print(
+          'mean loss of a target token in nats, on the rows of '
+          f'{args.collapse.name} that the gates were averaged over: {text}'
+      )
   else:
     export.export(trained, args.out, args.format, args.force)
   print(f'{args.out}: written')

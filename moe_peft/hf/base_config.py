@@ -3,9 +3,11 @@
 """What the readers of `config.json` share, and the gin file of a base."""
 
 from collections.abc import Mapping, Sequence
+import reprlib
 from typing import Any
 
 from moe_peft import errors
+from moe_peft.hf import folders
 
 FILE = 'config.json'
 HfConfig = Mapping[str, Any]
@@ -14,8 +16,8 @@ HfConfig = Mapping[str, Any]
 def unsupported(field: str, value: Any, supported: str) -> errors.UserError:
   """The error of a field whose value our models do not compute."""
   return errors.UserError(
-      f'{FILE} has {field} {value!r}, which cannot be imported.', where=field,
-      remedy=f'Take a model that has {supported}.',
+      f'{FILE} has {field} {reprlib.repr(value)}, which cannot be imported.',
+      where=field, remedy=f'Take a model that has {supported}.',
   )
 
 
@@ -31,16 +33,56 @@ def sizes(config: HfConfig, names: Mapping[str, str]) -> dict[str, int]:
         f'{FILE} lacks {", ".join(missing)}.', where=FILE,
         remedy='Fetch the folder again.',
     )
-  for name in names:
-    integer(name, config[name])
-  return {ours: config[theirs] for theirs, ours in names.items()}
+  return {ours: integer(x, config[x]) for x, ours in names.items()}
 
 
-def integer(field: str, value: Any, minimum: int = 1) -> int:
+def integer(
+    field: str, value: Any, minimum: int = 1, maximum: int = 2**31 - 1
+) -> int:
   """Returns the value; raises errors.UserError if it is another thing."""
-  if type(value) is not int or value < minimum:
-    raise unsupported(field, value, f'an integer of at least {minimum} there')
+  if type(value) is not int or not minimum <= value <= maximum:
+    raise unsupported(
+        field, value, f'an integer from {minimum} to {maximum} there'
+    )
   return value
+
+
+def number(field: str, value: Any, minimum: float = 0.0) -> float:
+  """Returns the value as a float; raises errors.UserError if it is none."""
+  if type(value) not in (int, float) or not minimum <= value < 1e30:
+    raise unsupported(field, value, f'a number of at least {minimum} there')
+  return float(value)
+
+
+def boolean(field: str, value: Any) -> bool:
+  """Returns the value; raises errors.UserError if it is another thing."""
+  if type(value) is not bool:
+    raise unsupported(field, value, 'true or false there')
+  return value
+
+
+def check_fixed(config: HfConfig, fixed: HfConfig) -> None:
+  """Raises errors.UserError for fields that are there with other values."""
+  for name, value in fixed.items():
+    given = config.get(name, value)
+    if given != value or isinstance(given, bool) != isinstance(value, bool):
+      raise unsupported(name, given, f'{value!r} there')
+
+
+def check_depth(
+    tensors: folders.Tensors, field: str, num_layers: int
+) -> None:
+  """Checks a number of layers before anything is made for each of them.
+
+  Raises:
+    errors.UserError: If there are fewer tensors than layers.
+  """
+  if num_layers > len(tensors.shapes):
+    raise errors.UserError(
+        f'{FILE} has {field} {num_layers}, and the files hold '
+        f'{len(tensors.shapes)} tensors.', where=field,
+        remedy='Fetch the folder again.',
+    )
 
 
 def to_gin(
@@ -48,7 +90,7 @@ def to_gin(
     config: Any,
     fields: Sequence[str],
     imports: Sequence[str],
-    vocabulary: Sequence[str],
+    bindings: Sequence[str],
 ) -> str:
   """Returns a gin file of a model, like those under gin/models/.
 
@@ -56,8 +98,8 @@ def to_gin(
     architecture: 't5' or 'llama': a module of models/ and a gin file.
     config: The model's configuration.
     fields: Its fields that are bound.
-    imports: Import statements that the vocabulary needs.
-    vocabulary: Bindings of the vocabulary.
+    imports: Import statements that the bindings need.
+    bindings: Bindings of the vocabulary, and what else the model needs.
   """
   return '\n'.join([
       '# Written by `python -m moe_peft hf import`.',
@@ -70,9 +112,26 @@ def to_gin(
       '',
       f"include 'gin/models/{architecture}_architecture.gin'",
       '',
-      *vocabulary,
+      *bindings,
       f'SCAN_LAYERS = {config.scan_layers}',
       f'{architecture}.{type(config).__name__}:',
       *(f'  {name} = {getattr(config, name)!r}' for name in fields),
       '',
   ])
+
+
+def tokenizer_bindings(file: str, eos_id: int | None) -> list[str]:
+  """Bindings of a `vocabularies.TokenizerVocabulary`.
+
+  Args:
+    file: Path of a `tokenizer.json`; empty if whoever trains must name it.
+    eos_id: The id that ends a sequence; None if whoever trains must say it.
+  """
+  required = '%gin.REQUIRED'
+  return [
+      f'VOCABULARY_FILE = {repr(file) if file else required}',
+      'VOCABULARY = @vocabularies.TokenizerVocabulary()',
+      'vocabularies.TokenizerVocabulary:',
+      '  tokenizer_file = %VOCABULARY_FILE',
+      f'  eos_id = {required if eos_id is None else eos_id}',
+  ]

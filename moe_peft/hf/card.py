@@ -6,6 +6,7 @@ Written by us: PEFT's own card would carry the local path of the base.
 """
 
 from collections.abc import Mapping, Sequence
+import html
 import json
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def write(
   base = ' '.join(trained.base_model.split())
   title = sites_lib.methods(sites) if sites else 'T5'
   text = _front_matter(base, sites, kind, library)
-  text += f'# {title} on {base or "a T5 trained from scratch"}\n\n'
+  text += f'# {title} on {html.escape(base) or "a T5 trained from scratch"}\n\n'
   text += _table(trained.facts, sites)
   if kind in _USES:
     use = _USES[kind].replace('BASE', json.dumps(base or 'DIR/base'))

@@ -52,8 +52,11 @@ def export(
     force: As of `atomic.new_folder`.
 
   Raises:
-    errors.UserError: If the format cannot hold the method.
+    errors.UserError: If the format cannot hold the method, or not all that
+      was trained.
   """
+  if file_format in ('peft', 'experts'):
+    _check_base(trained)
   with atomic.new_folder(out, '--out', force) as folder:
     FORMATS[file_format](folder, trained, out)
     tokenizer.write(folder, trained)
@@ -82,8 +85,10 @@ def export_collapsed(
     The measured losses, see `collapse.Collapsed`.
 
   Raises:
-    errors.UserError: If the rows cannot be used, or the experts are vectors.
+    errors.UserError: If the rows cannot be used, the experts are vectors, or
+      parameters of the base were trained too.
   """
+  _check_base(trained)
   rows = collapse_lib.read_rows(calibration)
   tasks, measured = [''], []
   if per_task:
@@ -107,6 +112,21 @@ def export_collapsed(
       tokenizer.write(target, trained)
       measured.append(collapsed.losses)
   return measured
+
+
+def _check_base(trained: trained_lib.Trained) -> None:
+  """Raises errors.UserError if an adapter would leave out what was trained.
+
+  A base without a name is written beside its adapter, as it was trained.
+  """
+  if trained.base_model and trained.changed:
+    raise errors.UserError(
+        f'The run trained {len(trained.changed)} parameters of the base too, '
+        f'such as {min(trained.changed)}; an adapter of {trained.base_model} '
+        'would leave them out.', where='TRAINABLE_REGEX',
+        remedy='Use --format full, or --format merged for methods without a '
+        'router.',
+    )
 
 
 def _write_fixture(folder, trained, params=None) -> str:

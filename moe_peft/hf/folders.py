@@ -24,6 +24,8 @@ TOKENIZER_FILES = (
     'special_tokens_map.json',
     'added_tokens.json',
 )
+# Indexes of the largest models have a tenth of it.
+_MAX_JSON_BYTES = 2**26
 _EXTRAS = {'torch': 'hf', 'transformers': 'hf', 'peft': 'hf', 'gguf': 'gguf'}
 
 
@@ -31,11 +33,13 @@ def read_json(file: Path) -> dict[str, Any]:
   """Reads a JSON object.
 
   Raises:
-    errors.UserError: If there is none.
+    errors.UserError: If there is none, or a very large one.
   """
   try:
+    if file.stat().st_size > _MAX_JSON_BYTES:
+      raise ValueError(f'it is larger than {_MAX_JSON_BYTES} bytes.')
     content = json.loads(file.read_text(encoding='utf-8'))
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise errors.UserError(
         f'{file} cannot be read: {error}', where=file
     ) from error

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from moe_peft import errors
+from moe_peft.hf import base_config
 from moe_peft.hf import folders
 
 _TENSORS = {
@@ -110,12 +111,25 @@ class GgufFile:
 
     Args:
       folder: Where to.
+
+    Raises:
+      errors.UserError: If what the file says of it cannot be used.
     """
     if (
         self._fields.get('tokenizer.ggml.model') != 'gpt2'
         or self._fields.get('tokenizer.ggml.pre') not in _SINGLE_DIGITS
     ):
       return
+    try:
+      tokenizer = self._tokenizer()
+    except Exception as error:  # The fields may be anything, or missing.
+      raise errors.UserError(
+          f'The tokenizer of {self._file} cannot be read ({error!r}).',
+          where=self._file, remedy='Fetch it again.',
+      ) from error
+    tokenizer.save(str(folder / 'tokenizer.json'))
+
+  def _tokenizer(self) -> Any:
     import gguf
     import tokenizers
     from tokenizers import decoders
@@ -144,25 +158,25 @@ class GgufFile:
         for token, kind in zip(tokens, kinds, strict=True)
         if kind == control
     ])
-    tokenizer.save(str(folder / 'tokenizer.json'))
+    return tokenizer
 
   def _config(self) -> dict[str, Any]:
     field = functools.partial(_field, self._fields, self._file)
     scaling = self._fields.get('llama.rope.scaling.type', 'none')
-    heads = field('attention.head_count')
+    size = lambda name: base_config.integer(name, field(name))
+    heads, width = size('attention.head_count'), size('embedding_length')
+    tokens = self._fields.get('tokenizer.ggml.tokens')
+    has_tokens = isinstance(tokens, list) and tokens
     return {
         'model_type': 'llama',
         'architectures': ['LlamaForCausalLM'],
-        'vocab_size': len(self._fields.get('tokenizer.ggml.tokens', ()))
-        or field('vocab_size'),
-        'hidden_size': field('embedding_length'),
+        'vocab_size': len(tokens) if has_tokens else field('vocab_size'),
+        'hidden_size': width,
         'intermediate_size': field('feed_forward_length'),
         'num_hidden_layers': field('block_count'),
         'num_attention_heads': heads,
         'num_key_value_heads': field('attention.head_count_kv', heads),
-        'head_dim': field(
-            'attention.key_length', field('embedding_length') // heads
-        ),
+        'head_dim': field('attention.key_length', width // heads),
         'rms_norm_eps': field('attention.layer_norm_rms_epsilon'),
         'rope_theta': field('rope.freq_base', 10000.0),
         'rope_scaling': None if scaling == 'none' else {'rope_type': scaling},

@@ -69,26 +69,28 @@ def import_base(
   if mixture:  # Adapters stay float32, whatever the type of the base.
     params |= {k: lazy_arrays.of(v) for k, v in mixture.params.items()}
   with atomic.new_folder(out, '--out') as folder:
-    if file_format == 'orbax':
-      lazy_arrays.write_orbax(folder, params)
-    else:
-      lazy_arrays.write_safetensors(folder / folders.WEIGHTS, params)
+    # First what may be refused, then the weights, which take longest.
     if isinstance(tensors, gguf_file.GgufFile):
       tensors.write_tokenizer(folder)
     else:
       folders.copy_files(source, folder, folders.TOKENIZER_FILES)
-    folders.write_json(folder / HF_CONFIG_FILE, hf_config)
-    name = hub_id or hf_config.get('_name_or_path', '')
-    folders.write_json(
-        folder / SOURCE_FILE, {'base_model': name, 'layout': layout}
-    )
+    found = [x for x in network.TOKENIZER_FILES if (folder / x).is_file()]
     # The gin file names the tokenizer's file by the path that it will have.
-    path = str(out.expanduser().absolute() / network.TOKENIZER_FILE)
-    path = path if (folder / network.TOKENIZER_FILE).is_file() else ''
+    path = str(out.expanduser().absolute() / found[0]) if found else ''
     text = network.to_gin(config, path, hf_config)
     (folder / 'model.gin').write_text(text, 'utf-8')
     if mixture:
       (folder / 'experts.gin').write_text(mixture.to_gin(), 'utf-8')
+    folders.write_json(folder / HF_CONFIG_FILE, hf_config)
+    name = hub_id or hf_config.get('_name_or_path')
+    name = name if isinstance(name, str) else ''
+    folders.write_json(
+        folder / SOURCE_FILE, {'base_model': name, 'layout': layout}
+    )
+    if file_format == 'orbax':
+      lazy_arrays.write_orbax(folder, params)
+    else:
+      lazy_arrays.write_safetensors(folder / folders.WEIGHTS, params)
   return config
 
 
@@ -105,7 +107,7 @@ def _open(source: Path) -> tuple[Any, dict[str, Any]]:
     )
   hf_config = folders.read_json(file)
   kind = hf_config.get('model_type')
-  if kind not in _NETWORKS:
+  if not isinstance(kind, str) or kind not in _NETWORKS:
     raise base_config.unsupported(
         'model_type', kind, 't5 (T5 1.0 and 1.1, flan-T5, ByT5), mt5 or llama'
     )
@@ -113,6 +115,16 @@ def _open(source: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def read_source(folder: Path) -> dict[str, Any]:
-  """Returns what `import_base` recorded of a base; empty for other bases."""
+  """Returns what `import_base` recorded of a base; empty for other bases.
+
+  Raises:
+    errors.UserError: If the record is damaged.
+  """
   file = folder / SOURCE_FILE
-  return folders.read_json(file) if file.is_file() else {}
+  source = folders.read_json(file) if file.is_file() else {}
+  if not isinstance(source.get('base_model', ''), str):
+    raise errors.UserError(
+        f'base_model of {file} is no text.', where=file,
+        remedy='Import the base again.',
+    )
+  return source

@@ -3,6 +3,7 @@
 """LLaMA's `config.json` and tensors as models/llama.py has them."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from moe_peft import errors
 from moe_peft.hf import base_config
@@ -13,7 +14,7 @@ from moe_peft.models import llama
 
 HF_EMBEDDING = 'model.embed_tokens.weight'
 HF_LOGITS = 'lm_head.weight'
-TOKENIZER_FILE = 'tokenizer.json'
+TOKENIZER_FILES = ('tokenizer.json',)
 _SIZES = {
     'vocab_size': 'vocab_size',
     'hidden_size': 'emb_dim',
@@ -59,30 +60,48 @@ def from_hf(
         remedy='A LLaMA has the layouts t5 (layers one by one) and scan.',
     )
   sizes = base_config.sizes(config, _SIZES)
-  for name, value in _FIXED.items():
-    if config.get(name, value) != value:
-      raise base_config.unsupported(name, config[name], f'{value!r} there')
+  base_config.check_fixed(config, _FIXED)
+  heads = sizes['num_heads']
+  result = llama.LlamaConfig(
+      **sizes,
+      num_kv_heads=base_config.integer(
+          'num_key_value_heads', _given(config, 'num_key_value_heads', heads)
+      ),
+      head_dim=base_config.integer(
+          'head_dim', _given(config, 'head_dim', sizes['emb_dim'] // heads)
+      ),
+      rope_theta=_rope_theta(config),
+      norm_epsilon=base_config.number(
+          'rms_norm_eps', config.get('rms_norm_eps', 1e-6)
+      ),
+      logits_via_embedding=base_config.boolean(
+          'tie_word_embeddings', config.get('tie_word_embeddings', False)
+      ),
+      scan_layers=layout == 'scan',
+  )
+  llama.check_config(result)
+  return result
+
+
+def _given(config: base_config.HfConfig, name: str, default: Any) -> Any:
+  """A field, or its default where it is absent or null."""
+  value = config.get(name)
+  return default if value is None else value
+
+
+def _rope_theta(config: base_config.HfConfig) -> float:
   # Transformers 5 keeps all of it in one field.
-  rope = config.get('rope_parameters') or config.get('rope_scaling') or {}
+  name = 'rope_parameters' if config.get('rope_parameters') else 'rope_scaling'
+  rope = config.get(name) or {}
+  if not isinstance(rope, dict):
+    raise base_config.unsupported(name, rope, 'an object there')
   kind = rope.get('rope_type', rope.get('type', 'default'))
   if kind != 'default':
     raise base_config.unsupported(
         'rope_type', kind, 'rotary positions without scaling'
     )
-  heads = sizes['num_heads']
-  result = llama.LlamaConfig(
-      **sizes,
-      num_kv_heads=config.get('num_key_value_heads') or heads,
-      head_dim=config.get('head_dim') or sizes['emb_dim'] // heads,
-      rope_theta=float(
-          rope.get('rope_theta') or config.get('rope_theta') or 10000.0
-      ),
-      norm_epsilon=config.get('rms_norm_eps', 1e-6),
-      logits_via_embedding=config.get('tie_word_embeddings', False),
-      scan_layers=layout == 'scan',
-  )
-  llama.check_config(result)
-  return result
+  theta = _given(rope, 'rope_theta', _given(config, 'rope_theta', 10000.0))
+  return base_config.number('rope_theta', theta, minimum=1.0)
 
 
 def to_gin(
@@ -95,29 +114,48 @@ def to_gin(
   Args:
     config: The model.
     vocabulary: Path of its `tokenizer.json`; empty if it has none.
-    hf_config: Contents of `config.json`, which has the end of a sequence.
+    hf_config: Contents of `config.json`, which has the ids that begin and
+      end a sequence.
 
   Raises:
-    errors.UserError: If the end of a sequence is no id.
+    errors.UserError: If one of them is no id of the vocabulary, or the end of
+      a sequence is padding.
   """
-  eos = hf_config.get('eos_token_id')
-  eos = eos[0] if isinstance(eos, list) and eos else eos
-  if eos is not None:
-    base_config.integer('eos_token_id', eos, minimum=0)
-  required = '%gin.REQUIRED'
-  bindings = [
-      f'VOCABULARY_FILE = {repr(vocabulary) if vocabulary else required}',
-      'VOCABULARY = @vocabularies.TokenizerVocabulary()',
-      'vocabularies.TokenizerVocabulary:',
-      '  tokenizer_file = %VOCABULARY_FILE',
-      f'  eos_id = {required if eos is None else eos}',
-  ]
+  eos = _special_id(config, hf_config, 'eos_token_id')
+  if eos == 0:
+    raise errors.UserError(
+        f'{base_config.FILE} has eos_token_id 0. SeqIO pads with 0, and '
+        'padding is not trained, so no answer would end.',
+        where='eos_token_id',
+        remedy='Write the id of another special token there, for example '
+        'the end of a turn.',
+    )
+  bindings = base_config.tokenizer_bindings(vocabulary, eos)
+  bos = _special_id(config, hf_config, 'bos_token_id')
+  if bos is not None:
+    bindings.append(f'decoder_only.DecoderOnlyModel.bos_id = {bos}')
   fields = (
       *_SIZES.values(), 'num_kv_heads', 'head_dim', 'rope_theta',
       'norm_epsilon', 'logits_via_embedding',
   )
-  imports = ['from moe_peft.data import vocabularies']
+  imports = [
+      'from moe_peft.data import vocabularies',
+      'from moe_peft.models import decoder_only',
+  ]
   return base_config.to_gin('llama', config, fields, imports, bindings)
+
+
+def _special_id(
+    config: llama.LlamaConfig,
+    hf_config: base_config.HfConfig,
+    name: str,
+) -> int | None:
+  """An id that `config.json` names, the first of several; None for none."""
+  value = hf_config.get(name)
+  value = value[0] if isinstance(value, list) and value else value
+  if value is None:
+    return None
+  return base_config.integer(name, value, 0, config.vocab_size - 1)
 
 
 def entries(config: llama.LlamaConfig, layout: str) -> list[entries_lib.Entry]:
@@ -167,6 +205,7 @@ def plan(
   Raises:
     errors.UserError: For missing, unused and mis-shaped tensors.
   """
+  base_config.check_depth(tensors, 'num_hidden_layers', config.num_layers)
   found = entries(config, layout)
   ignored = {
       f'model.layers.{i}.self_attn.rotary_emb.inv_freq'

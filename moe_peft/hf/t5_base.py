@@ -40,7 +40,9 @@ _POSITIONS = {
     'relative_attention_num_buckets': 32,
     'relative_attention_max_distance': 128,
 }
-TOKENIZER_FILE = 'spiece.model'
+TOKENIZER_FILES = ('spiece.model', 'tokenizer.json')
+_NUM_BYTES = 384  # Ids of ByT5, which needs no file.
+# All T5 begin with padding; ours, SeqIO's and T5X's do.
 GENERATION_CONFIG = {
     'decoder_start_token_id': 0,
     'eos_token_id': 1,
@@ -64,25 +66,31 @@ def from_hf(config: base_config.HfConfig, layout: str = 't5') -> t5.T5Config:
     errors.UserError: If it is not a model that `models/t5.py` computes.
   """
   sizes = base_config.sizes(config, _SIZES)
+  base_config.check_fixed(
+      config, {'layer_norm_epsilon': 1e-6, **GENERATION_CONFIG}
+  )
   activation = config.get('feed_forward_proj', 'relu')
-  if activation not in _ACTIVATIONS:
+  if not isinstance(activation, str) or activation not in _ACTIVATIONS:
     raise base_config.unsupported(
         'feed_forward_proj', activation, f'one of {", ".join(_ACTIVATIONS)}'
     )
-  epsilon = config.get('layer_norm_epsilon', 1e-6)
-  if epsilon != 1e-6:
-    raise base_config.unsupported('layer_norm_epsilon', epsilon, '1e-6 there')
+  decoder_layers = config.get('num_decoder_layers')
   result = t5.T5Config(
       **sizes,
       num_decoder_layers=base_config.integer(
           'num_decoder_layers',
-          config.get('num_decoder_layers') or config['num_layers'],
+          config['num_layers'] if decoder_layers is None else decoder_layers,
       ),
       mlp_activations=_ACTIVATIONS[activation],
-      dropout_rate=config.get('dropout_rate', 0.1),
+      dropout_rate=base_config.number(
+          'dropout_rate', config.get('dropout_rate', 0.1)
+      ),
       logits_via_embedding=_scales_logits(config),
       scan_layers=layout == 'scan',
-      **{k: config.get(k, default) for k, default in _POSITIONS.items()},
+      **{
+          name: base_config.integer(name, config.get(name, default))
+          for name, default in _POSITIONS.items()
+      },
   )
   t5.check_config(result)
   return result
@@ -97,8 +105,11 @@ def _scales_logits(config: base_config.HfConfig) -> bool:
   """
   if config['model_type'] == 'mt5':
     return False
-  tied = config.get('tie_word_embeddings', True)
-  return tied and config.get('scale_decoder_outputs', True)
+  tied, scaled = (
+      base_config.boolean(name, config.get(name, True))
+      for name in ('tie_word_embeddings', 'scale_decoder_outputs')
+  )
+  return tied and scaled
 
 
 def to_hf(config: t5.T5Config) -> dict[str, Any]:
@@ -139,26 +150,33 @@ def to_gin(
 
   Args:
     config: The model.
-    vocabulary: Path of a SentencePiece model; empty for bytes.
+    vocabulary: Path of the tokenizer's file; empty if it has none.
     hf_config: Contents of `config.json`; nothing more is read from it.
   """
   del hf_config
-  bindings = [
-      'VOCABULARY = @seqio.ByteVocabulary()',
-      'seqio.ByteVocabulary.extra_ids = 125',
-  ]
-  if vocabulary:
+  imports = ['import seqio', '']
+  if vocabulary.endswith('.json'):
+    imports = ['from moe_peft.data import vocabularies']
+    bindings = base_config.tokenizer_bindings(
+        vocabulary, GENERATION_CONFIG['eos_token_id']
+    )
+  elif vocabulary or config.vocab_size != _NUM_BYTES:
+    file = repr(vocabulary) if vocabulary else '%gin.REQUIRED'
     bindings = [
-        f'VOCABULARY_FILE = {vocabulary!r}',
+        f'VOCABULARY_FILE = {file}',
         'VOCABULARY = @seqio.SentencePieceVocabulary()',
         'seqio.SentencePieceVocabulary.sentencepiece_model_file = '
         '%VOCABULARY_FILE',
+    ]
+  else:
+    bindings = [
+        'VOCABULARY = @seqio.ByteVocabulary()',
+        'seqio.ByteVocabulary.extra_ids = 125',
     ]
   fields = (
       *_SIZES.values(), 'num_decoder_layers', 'mlp_activations',
       'logits_via_embedding', *_POSITIONS,
   )
-  imports = ['import seqio', '']
   return base_config.to_gin('t5', config, fields, imports, bindings)
 
 
@@ -181,6 +199,10 @@ def plan(
     errors.UserError: For missing, unused and mis-shaped tensors, and for two
       embeddings that differ.
   """
+  base_config.check_depth(tensors, 'num_layers', config.num_encoder_layers)
+  base_config.check_depth(
+      tensors, 'num_decoder_layers', config.num_decoder_layers
+  )
   shared, head = t5_names.HF_EMBEDDINGS[0], t5_names.HF_LOGITS
   own_head = head in tensors.shapes
   expected = entries_lib.source_shapes(t5_names.entries(config, layout))

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A trained model as the exports see it, and how a run becomes one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -35,6 +35,7 @@ class Trained:
     base_model: Name of the base on the Hub; empty if it has none.
     base_folder: Where the base was read from, with what `import_base` left
       there; None if nowhere.
+    changed: Paths of the parameters of the base that were trained too.
     vocabulary: A `seqio.Vocabulary`; None: only the base's files are known.
     facts: What the card tells, label by label.
   """
@@ -43,6 +44,7 @@ class Trained:
   params: Mapping[str, np.ndarray]
   base_model: str = ''
   base_folder: Path | None = None
+  changed: Sequence[str] = ()
   vocabulary: Any = None
   facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -153,6 +155,7 @@ def from_run(base_model: str = '') -> Trained:
       params={k: np.asarray(v) for k, v in params.items()},
       base_model=base_model or source.get('base_model', ''),
       base_folder=folder,
+      changed=[k for k in setup.trainable if not trainable.is_adapter(k)],
       vocabulary=experiment.model.input_vocabulary,
       facts={
           'trained on': f'`{experiment.mixture_or_task_name}`',

@@ -99,7 +99,12 @@ def load(
     assert peft_tuner.NAME == 'MOE_PEFT'  # Importing registered it.
   own = folder / 'base'
   name = base or (str(own) if own.is_dir() else '')
-  name = name or config['base_model_name_or_path']
+  name = name or config.get('base_model_name_or_path')
+  if not isinstance(name, str) or not name:
+    raise errors.UserError(
+        f'The adapter of {folder} does not name its base.', where='--base',
+        remedy='Give it with --base.',
+    )
   if offline and not (Path(name).is_dir() or _is_cached(name)):
     raise errors.UserError(f'{name} is not on this machine.', where='--base')
   model = _from_pretrained(auto, name, **options)
@@ -118,7 +123,10 @@ def _is_cached(name: str) -> bool:
   # transformers asks the Hub again and again, even for local files only.
   import huggingface_hub
 
-  file = huggingface_hub.try_to_load_from_cache(name, 'config.json')
+  try:
+    file = huggingface_hub.try_to_load_from_cache(name, 'config.json')
+  except ValueError:  # The name is none that the Hub could have.
+    return False
   return isinstance(file, str)
 
 

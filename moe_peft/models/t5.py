@@ -13,6 +13,7 @@ from flax import linen as nn
 from flax import struct
 import jax.numpy as jnp
 
+from moe_peft import errors
 from moe_peft.models import attention
 from moe_peft.models import layers
 from moe_peft.models import stack
@@ -69,9 +70,24 @@ def check_config(config: T5Config) -> None:
       config,
       (
           'vocab_size emb_dim num_heads num_encoder_layers num_decoder_layers '
-          'head_dim mlp_dim relative_attention_num_buckets'
+          'head_dim mlp_dim relative_attention_num_buckets '
+          'relative_attention_max_distance'
       ).split(),
   )
+  buckets = config.relative_attention_num_buckets
+  if buckets < 4:
+    raise errors.UserError(
+        f'It must be at least 4, not {buckets}: one for near and one for far '
+        'keys on either side.',
+        stack.field(config, 'relative_attention_num_buckets'),
+    )
+  if config.relative_attention_max_distance <= buckets // 2:
+    raise errors.UserError(
+        f'It must be more than {buckets // 2}, half of '
+        'relative_attention_num_buckets, not '
+        f'{config.relative_attention_max_distance}.',
+        stack.field(config, 'relative_attention_max_distance'),
+    )
 
 
 class Encoder(nn.Module):

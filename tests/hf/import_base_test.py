@@ -339,7 +339,7 @@ def spoil(folder, config, tensors, how):
         ('activation', 'feed_forward_proj', ("'gelu'", 'gated-gelu')),
         ('sizes', 'config.json', ('d_kv',)),
         ('text', 'd_model', ('import os',)),
-        ('epsilon', 'layer_norm_epsilon', ('1e-05', '1e-6')),
+        ('epsilon', 'layer_norm_epsilon', ('1e-05', '1e-06')),
         ('truncated', '{folder}/model.safetensors', ('truncated',)),
         ('no weights', '{folder}', ('model.safetensors', 'pytorch_model.bin')),
         ('no config', '{folder}', ('config.json',)),
