@@ -168,7 +168,8 @@ def _logits(run_dir, batch, masks):
   """Logits of a run as the commands read it, under masks."""
   flags.load_run(
       argparse.Namespace(
-          run=str(run_dir), gin_file=[], gin_bindings=[], gin_search_paths=''
+          run=str(run_dir), gin_file=[], gin_bindings=[], gin_search_paths='',
+          trust_gin=False,
       )
   )
   setup, params = restored.restore(run.build())
