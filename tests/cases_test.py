@@ -13,10 +13,13 @@ import gin
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
+import seqio
 
 from moe_peft import gin_files
 from moe_peft.cli import hf
+from moe_peft.data import catalog
 from moe_peft.data import vocabularies
+from moe_peft.data.sets import words  # noqa: F401  (registers tasks)
 from moe_peft.hf import export
 from moe_peft.hf import import_base
 from moe_peft.hf import import_experts
@@ -48,7 +51,7 @@ T5 = {
 def write_tokenizer(folder, num_ids=32, **changes):
   """A word a letter; ids 0 to 3 are special."""
   special = ['<pad>', '<s>', '</s>', '<unk>']
-  words = [*special, *(chr(ord('a') + i) for i in range(num_ids - 4))]
+  vocabulary = [*special, *(chr(ord('a') + i) for i in range(num_ids - 4))]
   content = {
       'version': '1.0', 'truncation': None, 'padding': None,
       'added_tokens': [
@@ -59,7 +62,7 @@ def write_tokenizer(folder, num_ids=32, **changes):
       'normalizer': None, 'pre_tokenizer': {'type': 'Whitespace'},
       'post_processor': None, 'decoder': None,
       'model': {'type': 'WordLevel', 'unk_token': '<unk>',
-                'vocab': {x: i for i, x in enumerate(words)}},
+                'vocab': {x: i for i, x in enumerate(vocabulary)}},
       **changes,
   }  # fmt: skip
   (folder / 'tokenizer.json').write_text(json.dumps(content))
@@ -256,6 +259,13 @@ def test_a_run_whose_ids_mean_nothing_does_not_begin(
   with refusals.refused('VOCABULARY', *names):
     run.run_experiment()
   assert not list((tmp_path / 'run').rglob('*.jsonl'))
+
+
+def test_copies_of_a_vocabulary_are_the_same():
+  ours = {'inputs': seqio.ByteVocabulary(extra_ids=7)}
+  catalog.check_vocabularies('past_tense', ours, 384)
+  with refusals.refused('VOCABULARY', '266', '265'):
+    catalog.check_vocabularies('past_tense', ours, 265)
 
 
 def write_lora(folder, **changes):
