@@ -9,6 +9,7 @@ nothing: the files are hashed in the thread that has written them.
 """
 
 from collections.abc import Iterator
+from concurrent import futures
 import hashlib
 import json
 from pathlib import Path
@@ -30,8 +31,7 @@ class Handler(ocp.CheckpointHandler):
     """There is nothing to restore: see `damaged_file`."""
 
   def finalize(self, directory):
-    checkpoint = directory.parent
-    sums = {name: _sha256(checkpoint / name) for name in _files(checkpoint)}
+    sums = _sums(directory.parent)
     (directory / _FILE).write_text(json.dumps(sums, indent=1))
 
 
@@ -54,27 +54,28 @@ def damaged_file(checkpoint: Path) -> Path | None:
   if not item.exists():
     return None
   try:
-    sums = dict(json.loads((item / _FILE).read_text()))
+    then = dict(json.loads((item / _FILE).read_text()))
   except (OSError, ValueError, TypeError):
     return item / _FILE
-  found = _files(checkpoint)
-  for name in sorted(sums.keys() | found):
-    if name not in found or sums.get(name) != _sha256(checkpoint / name):
-      return checkpoint / name
-  return None
+  now = _sums(checkpoint)
+  changed = [x for x in then.keys() | now.keys() if then.get(x) != now.get(x)]
+  return checkpoint / min(changed) if changed else None
 
 
-def _files(checkpoint: Path) -> set[str]:
-  """Files of the items, by their path within the checkpoint.
+def _sums(checkpoint: Path) -> dict[str, str]:
+  """Checksums of the files of the items, by path within the checkpoint.
 
   Orbax's own record of times and handlers lies beside them and is no item.
   """
-  return {
-      str(file.relative_to(checkpoint))
+  files = [
+      file
       for item in checkpoint.iterdir()
       if item.is_dir() and not item.name.startswith(ITEM)
       for file in _walk(item)
-  }
+  ]
+  names = [str(file.relative_to(checkpoint)) for file in files]
+  with futures.ThreadPoolExecutor() as pool:  # Hashing frees the lock.
+    return dict(zip(names, pool.map(_sha256, files), strict=True))
 
 
 def _walk(folder: Path) -> Iterator[Path]:
