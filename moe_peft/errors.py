@@ -2,6 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one error that users are meant to see."""
 
+from collections.abc import Iterator
+import contextlib
+import re
+
 
 class UserError(ValueError):
   """Something the user gave is wrong.
@@ -21,8 +25,37 @@ class UserError(ValueError):
     super().__init__(what, where, remedy)
     self.what, self.where, self.remedy = what, str(where), remedy
 
+  def __init_subclass__(cls):
+    # Gin raises what a configurable raises as a subclass of its own, whose text
+    # has a second line. The text stays ours.
+    cls.__str__ = UserError.__str__
+
   def __str__(self) -> str:
     text = f'{self.what} {self.remedy}'.strip()
     if self.where and self.where not in text:
-      return f'{self.where}: {text}'
-    return text
+      text = f'{self.where}: {text}'
+    return re.sub(r'\s*\n\s*', ' ', text)  # What libraries say has lines.
+
+
+@contextlib.contextmanager
+def refused(what: str, where: object, remedy: str = '') -> Iterator[None]:
+  """Turns whatever a user's input makes foreign code raise into a UserError.
+
+  Only for code that does nothing but judge the input, such as building a
+  network: there a failure is hardly ever ours.
+
+  Args:
+    what: What cannot be done, a sentence; what the code said is added.
+    where: As of `UserError`.
+    remedy: As of `UserError`.
+
+  Raises:
+    UserError: The code raised something.
+  """
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as error:
+    said = ' '.join(f'{type(error).__name__}: {error}'.split())
+    raise UserError(f'{what} {said[:400]}', where, remedy) from error

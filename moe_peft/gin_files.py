@@ -3,9 +3,10 @@
 """Finds and parses gin files; mistakes in them are one clear error."""
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import difflib
+import functools
 import importlib
 import importlib.util  # noqa: F401  (gin relies on somebody's import)
 import inspect
@@ -19,7 +20,9 @@ from typing import Any
 
 from moe_peft import errors
 from moe_peft import gin_names
+from moe_peft import gin_places
 from moe_peft import gin_trust
+from moe_peft import gin_values
 
 PACKAGE_DIR = Path(__file__).resolve().parent
 # In a wheel `gin/` and `configs/` lie inside the package, in a checkout
@@ -53,6 +56,7 @@ def load_gin(
     bindings: Sequence[str] = (),
     search_paths: str = '',
     trust: bool = False,
+    defaults: Mapping[str, Any] | None = None,
 ) -> None:
   """Parses gin files, then bindings, and locks the configuration.
 
@@ -66,46 +70,58 @@ def load_gin(
       is taken as a string.
     search_paths: Comma-separated folders.
     trust: Whether a `config.gin` is code like any other gin file.
+    defaults: Values of macros, before the bindings, where files use them.
 
   Raises:
     errors.UserError: For a file, binding or macro that does not exist, for a
-      macro that must be given and was not, and for a `config.gin` that names
-      anything else than the parts of experiments.
+      macro that must be given and was not, for a value that is not allowed, and
+      for a `config.gin` that names anything else than the parts of experiments.
   """
   import gin
 
   _loaded.clear()
   _loaded.update(
       gin_files=gin_files, bindings=bindings, search_paths=search_paths,
-      trust=trust,
+      trust=trust, defaults=defaults,
   )
   import_tensorflow()
   gin.clear_config()
   folders = [p for p in search_paths.split(',') if p]
   folders += [str(folder) for folder in RESOURCE_DIRS]
-  for folder in folders:
-    gin.add_config_file_search_path(folder)
+  # Files of packages are looked for as well: T5X includes its own so. Gin's way
+  # to them fails at folders on Python's path that are no packages.
+  gin.config._LOCATION_PREFIXES[:] = [
+      os.getcwd(), *folders, *filter(None, sys.path)
+  ]
   files = [_find(name, folders) for name in gin_files]
   for file in files:
-    with _gin_errors():
+    with _gin_errors(file):
       if Path(file).name == gin_trust.FILE:
         gin.parse_config(_config_of_run(file, trust))
       else:
         gin.parse_config_file(file)
   known = macros()
+  for name, value in (defaults or {}).items():
+    if name in known:
+      gin.parse_config(f'{name} = {value!r}')
+  flags = []
   for binding in bindings:
-    name, value = binding.split('=', maxsplit=1)
-    name = name.strip()
-    if re.fullmatch(r'[A-Z][A-Z0-9_]*', name) and name not in known:
+    name, _, value = map(str.strip, binding.partition('='))
+    flags.append(f'{name} = {_quoted(value)}')
+    if '.' not in name and name not in known:
       now = gin_names.MACROS.get(name)
       raise errors.UserError(
           f'No gin file uses the macro {name}.',
           where=f'--gin.{name}',
-          remedy=f'It is called {now}.' if now else _nearest(name, known),
+          remedy=f'It is called {now}.' if now
+          else _nearest(name.upper(), known),
       )
     with _gin_errors(f'--gin.{binding}'):
-      gin.parse_config(f'{name} = {_quoted(value)}')
+      gin.parse_config(flags[-1])
   check_macros()
+  gin_values.check_config(functools.partial(
+      gin_places.place, files, flags, lambda name: _located(name, folders)
+  ))
   with _gin_errors():
     gin.finalize()
 
@@ -192,7 +208,10 @@ def _gin_errors(where: str = '') -> Iterator[None]:
   except errors.UserError:
     raise
   except Exception as error:  # Gin lets through whatever an import raises.
-    message = str(error).strip()
+    # Gin shows the line and points at the place, and quotes a flag as a file.
+    message = re.sub(r'\n  In bindings string.*', '', str(error), flags=re.S)
+    message = re.sub(r'Searched config paths: .*?\]\.', '', message)
+    message = message.rstrip(' ^\n')
     raise gin_names.renamed(message) or errors.UserError(
         message, where=where, remedy=_suggest(message)
     ) from error
@@ -225,10 +244,16 @@ def _quoted(value: str) -> str:
     return value if is_reference else repr(value)
 
 
-def _find(name: str, folders: Sequence[str]) -> str:
+def _located(name: str, folders: Sequence[str]) -> str | None:
   for candidate in (Path(name), *(Path(folder) / name for folder in folders)):
     if candidate.is_file():
       return str(candidate)
+  return None
+
+
+def _find(name: str, folders: Sequence[str]) -> str:
+  if (found := _located(name, folders)) is not None:
+    return found
   raise errors.UserError(
       f'The gin file {name} does not exist.',
       where=name,
@@ -263,11 +288,14 @@ def _suggest(message: str) -> str:
       message,
   )
   if match:
-    configurable = gin.get_configurable(match[1])
-    return _nearest(match[2], inspect.signature(configurable).parameters)
-  match = re.search(r'Unable to open file: (\S+)\. ', message)
+    wrapped = gin.config._REGISTRY.get_match(match[1]).wrapped
+    return _nearest(match[2], inspect.signature(wrapped).parameters)
+  match = re.search(r'Unable to open file: (\S+)\.', message)
   if match:
     return _nearest(match[1], _shipped_gin())
+  match = re.search(r"'(\w+)' was not provided by an import", message)
+  if match:
+    return f'Import {match[1]} in the same file.'
   match = re.search(r"No configurable matching '([\w./]+)'", message)
   if match:
     return _nearest(match[1], gin.config._REGISTRY._selector_map)

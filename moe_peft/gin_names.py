@@ -126,7 +126,7 @@ class _Reference:
     return self.source
 
 
-class _Delegate:
+class Delegate:
   """Makes the references of gin's parser."""
 
   def configurable_reference(self, name: str, evaluate: bool) -> _Reference:
@@ -156,7 +156,7 @@ def upgrade(text: str) -> str:
   from gin import config_parser
 
   imports, bindings = [], {}
-  for statement in config_parser.ConfigParser(text, _Delegate()):
+  for statement in config_parser.ConfigParser(text, Delegate()):
     if isinstance(statement, config_parser.ImportStatement):
       imports.append(_import(statement))
     else:

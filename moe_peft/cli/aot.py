@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int | None:
 
   slices = [topologies.find(name) for name in args.topology]
   slices[0].devices()  # Says at once if the compiler is missing.
-  flags.load_gin(args, "MODEL_DIR='unused'")
+  flags.load_gin(args, MODEL_DIR='unused')
   pairs = [(s, e) for s in slices for e in args.execution or [None]]
   reports = []
   for number, (topology, execution) in enumerate(pairs, start=1):

@@ -11,17 +11,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 import re
 import sys
-from typing import NoReturn
+import traceback
+from typing import Any, NoReturn
 
 from moe_peft import errors
 from moe_peft import gin_files
 from moe_peft import gin_trust
 
 _INTERRUPTED = 130  # The status that shells give to what Ctrl-C ends.
+_DEBUG = '--debug'
 
 
 class Parser(argparse.ArgumentParser):
   """A parser whose errors are user errors of one line."""
+
+  def __init__(self, *args: Any, epilog: str | None = None, **kwargs: Any):
+    """Takes the arguments of argparse."""
+    note = f'{_DEBUG} after any command shows the stack trace of an error.'
+    epilog = '\n'.join(filter(None, [epilog, note]))
+    super().__init__(*args, epilog=epilog, **kwargs)
 
   def error(self, message: str) -> NoReturn:
     """Raises errors.UserError for what argparse has found."""
@@ -123,17 +131,23 @@ def rewrite_gin_args(args: Sequence[str]) -> list[str]:
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
-  """Runs a command line; user errors end it in one line with status 2."""
+  """Runs a command line; user errors end it in one line with status 2.
+
+  `--debug` shows the stack trace of the error too.
+  """
+  debug = _DEBUG in sys.argv[1:]
+  args = [arg for arg in sys.argv[1:] if arg != _DEBUG]
   try:
     import absl.logging
 
     # SeqIO and Orbax log much that helps nobody here, and traces of errors
     # that they raise as well.
     absl.logging.set_verbosity(absl.logging.FATAL)
-    sys.exit(main(rewrite_gin_args(sys.argv[1:])) or 0)
+    sys.exit(main(rewrite_gin_args(args)) or 0)
   except errors.UserError as error:
-    # Gin gives the error a second line, of the call in which it was raised.
-    print(f'error: {errors.UserError.__str__(error)}', file=sys.stderr)
+    if debug:
+      traceback.print_exception(error)
+    print(f'error: {error}', file=sys.stderr)
     sys.exit(2)
   except KeyboardInterrupt:
     print('Interrupted.', file=sys.stderr)
@@ -142,20 +156,20 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     sys.exit(1)
 
 
-def load_gin(args: argparse.Namespace, *bindings: str) -> None:
+def load_gin(args: argparse.Namespace, **defaults: Any) -> None:
   """Loads the configuration that the gin flags describe.
 
   Args:
     args: Parsed arguments with the gin flags.
-    *bindings: Bindings that the flags may override.
+    **defaults: Values of macros that the flags may override.
 
   Raises:
     errors.UserError: If there is no gin file, or for what it has wrong.
   """
   require_gin_file(args)
   gin_files.load_gin(
-      args.gin_file, [*bindings, *args.gin_bindings], args.gin_search_paths,
-      args.trust_gin,
+      args.gin_file, args.gin_bindings, args.gin_search_paths, args.trust_gin,
+      defaults,
   )
 
 
@@ -177,7 +191,8 @@ def load_run(args: argparse.Namespace) -> None:
   Raises:
     errors.UserError: If there is no such run, or for wrong bindings.
   """
-  config = Path(args.run).expanduser() / gin_trust.FILE
+  folder = Path(args.run).expanduser()
+  config = folder / gin_trust.FILE
   if not config.is_file():
     raise errors.UserError(
         'This folder is no run: it holds no config.gin.', args.run,
@@ -185,6 +200,12 @@ def load_run(args: argparse.Namespace) -> None:
     )
   gin_files.load_gin(
       [str(config), *args.gin_file],
-      [f'MODEL_DIR={args.run!r}', *args.gin_bindings],
-      args.gin_search_paths, args.trust_gin,
+      args.gin_bindings,
+      args.gin_search_paths,
+      args.trust_gin,
+      {'MODEL_DIR': args.run},
   )
+  if not (folder / 'checkpoints').is_dir():
+    raise errors.UserError(
+        'The run has no checkpoint.', args.run, 'Train it first.'
+    )

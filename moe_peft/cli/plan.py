@@ -59,5 +59,5 @@ def _load(args: argparse.Namespace) -> Any:
   from moe_peft.training import run
   from moe_peft.training import subject
 
-  flags.load_gin(args, "MODEL_DIR='unused'")
+  flags.load_gin(args, MODEL_DIR='unused')
   return subject.of_experiment(run.build())

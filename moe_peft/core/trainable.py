@@ -183,8 +183,17 @@ def by_path(
     The optimizer of flat trainable parameters.
 
   Raises:
-    errors.UserError: At `init`, if a parameter matches no rule.
+    errors.UserError: For what is no regular expression; at `init`, if a
+      parameter matches no rule.
   """
+  for regex, _ in rules:
+    try:
+      re.compile(regex)
+    except (re.error, TypeError) as error:
+      raise errors.UserError(
+          f'{regex!r} is no regular expression ({error}).',
+          where='trainable.by_path.rules',
+      ) from error
   # The expressions are keys in checkpoints. Of two equal ones, the first
   # decides, so the first has to stay in the dictionary.
   return partition(

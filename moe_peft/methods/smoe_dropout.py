@@ -48,6 +48,15 @@ class GrowingTopK(selection.TopK):
   first_k: int = 8
   growth_steps: int | None = None
 
+  def check(self, router):
+    super().check(router)
+    if not 1 <= self.first_k <= self.k:
+      raise errors.UserError(
+          f'FIRST_K = {self.first_k} is not between 1 and '
+          f'NUM_SELECTED_EXPERTS = {self.k}.',
+          where='FIRST_K',
+      )
+
   def num_selected(self, context):
     """Returns k at this step, a number or a traced <int32>[]."""
     if self.growth_steps is None or not context.training:

@@ -11,6 +11,7 @@ from typing import Any
 
 from moe_peft import errors
 from moe_peft import gin_files
+from moe_peft.data import catalog
 from moe_peft.study import records
 
 _DEFAULT_SEEDS = (0, 1, 2)
@@ -180,12 +181,16 @@ def _read(file: Path, options: StudyOptions, folder: Path) -> Configuration:
   """Loads a file's configuration and reads its macros."""
   import gin
 
-  gin_files.load_gin(
-      [str(file), *options.gin_file],
-      ["MODEL_DIR='unused'", *options.gin_bindings],
-      options.gin_search_paths,
-      options.trust_gin,
-  )
+  def load_gin(*bindings):
+    gin_files.load_gin(
+        [str(file), *options.gin_file],
+        [*options.gin_bindings, *bindings],
+        options.gin_search_paths,
+        options.trust_gin,
+        {'MODEL_DIR': 'unused'},
+    )
+
+  load_gin()
   macros = {
       name: gin.query_parameter(f'%{name}') for name in gin_files.macros()
   }
@@ -193,6 +198,10 @@ def _read(file: Path, options: StudyOptions, folder: Path) -> Configuration:
     grid = {k: values for k, values in options.tune.items() if k in macros}
   else:
     grid = _grid(file, macros.get('TUNE', {}), macros)
+  for name, values in grid.items():
+    for value in values:
+      load_gin(f'{name}={value}')  # Says what is wrong with a value.
+  _check_split(macros, options.split)
   return Configuration(
       file,
       folder,
@@ -208,6 +217,14 @@ def _read(file: Path, options: StudyOptions, folder: Path) -> Configuration:
       },
       macros.get('EVAL_MIXTURE_OR_TASK_NAME') is not None,
   )
+
+
+def _check_split(macros: Mapping[str, Any], split: str) -> None:
+  """Checks a split; of tasks that a call registers, the run will."""
+  name = macros.get('MIXTURE_OR_TASK_NAME')
+  if isinstance(name, str):
+    name = macros.get('EVAL_MIXTURE_OR_TASK_NAME') or name
+    catalog.check_split(name, split, '--split')
 
 
 def _grid(file: Path, grid: Any, macros) -> dict[str, list[str]]:

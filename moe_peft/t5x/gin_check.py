@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_peft import gin_files
+from moe_peft import gin_values
 from moe_peft.core import trainable
 from moe_peft.training import budget
 
@@ -37,6 +38,7 @@ def macro(name: str, default: Any = None) -> Any:
 def _check(config: Any) -> None:
   del config  # The one that `gin_files` reads.
   gin_files.check_macros()
+  gin_values.check_config()
 
 
 def _choose_size(config: Any) -> dict[str, int] | None:

@@ -33,11 +33,9 @@ def subject(
   Raises:
     errors.UserError: If T5X is missing, or for wrong files and bindings.
   """
-  paths = ["MODEL_DIR='unused'", "INITIAL_CHECKPOINT_PATH='unused'"]
+  paths = {'MODEL_DIR': 'unused', 'INITIAL_CHECKPOINT_PATH': 'unused'}
   with _script_as_main():
-    gin_files_lib.load_gin(
-        gin_files, [*paths, *bindings], search_paths, trust
-    )
+    gin_files_lib.load_gin(gin_files, bindings, search_paths, trust, paths)
     model = gin_check.macro('MODEL')
 
   def init_optimizer(variables):

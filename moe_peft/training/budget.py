@@ -66,12 +66,6 @@ def choose(
     errors.UserError: If there is no such macro, or the smallest size is too
       large.
   """
-  if param_budget <= 0:
-    raise errors.UserError(
-        f'{param_budget} is not positive.',
-        where='PARAM_BUDGET',
-        remedy='Give a share of the base below 1, or a number of parameters.',
-    )
   macro = _find_macro(macro)
   of_size = functools.cache(functools.partial(shapes, macro))
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from moe_peft import errors
+from moe_peft import gin_values
 from moe_peft.core import partitioning
 from moe_peft.core import trainable
 from moe_peft.models import language_model
@@ -94,12 +95,12 @@ class Experiment:
   budget_macro: str | None = None
 
   def __post_init__(self):
-    for name in ('train_steps', 'batch_size', 'num_microbatches', 'log_period',
-                 'eval_batch_size', 'checkpoint_period', 'max_skipped_steps'):
-      if getattr(self, name) < 1:
-        raise errors.UserError(
-            f'{getattr(self, name)} is less than 1.', where=name.upper()
-        )
+    # What gin's references have given was not checked with the macros.
+    for field in dataclasses.fields(self):
+      name, value = field.name.upper(), getattr(self, field.name)
+      if not callable(value):  # The schedule has the name of its peak.
+        gin_values.check(name, value)
+        gin_values.check_type(value, field.type, name)
     if self.batch_size % self.num_microbatches:
       raise errors.UserError(
           f'{self.num_microbatches} does not divide BATCH_SIZE = '
@@ -182,7 +183,9 @@ def lay_out(
       experiment.batch_size // experiment.num_microbatches, mesh,
       'BATCH_SIZE / NUM_MICROBATCHES',
   )
-  with partitioning.use_mesh(mesh):
+  with partitioning.use_mesh(mesh), errors.refused(
+      'The network that the gin files describe cannot be built.', 'MODEL'
+  ):
     # The key is part of what is traced: nothing may run on absent devices.
     variables = jax.eval_shape(lambda: experiment.init(jax.random.key(0)))
     shardings = partitioning.param_shardings(variables['params_axes'], mesh)

@@ -132,7 +132,6 @@ def test_counts_need_not_be_on_a_line():
     [
         ('molora', {'PARAM_BUDGET': 1000}, 'PARAM_BUDGET', ('RANK = 1', 1000)),
         ('ia3', {'PARAM_BUDGET': 0.01}, 'PARAM_BUDGET', budget.SIZE_MACROS),
-        ('lora', {'PARAM_BUDGET': -1}, 'PARAM_BUDGET', (-1,)),
         (
             'lora',
             {'PARAM_BUDGET': 0.01, 'BUDGET_MACRO': 'RANKS'},

@@ -1,0 +1,357 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What the values of macros and bindings may be, checked once gin is parsed.
+
+`RULES` has a line for each macro that users set. A parameter of ours that has
+the name of a macro, such as `molora.MoLoRA.rank`, has its range too; all others
+must be of the type that they are annotated with. What a reference to a function
+gives is known when it is called; it is not judged here.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import inspect
+import math
+import os
+import re
+import types
+import typing
+from typing import Any
+
+from moe_peft import errors
+
+# Says what is wrong with a value, as the end of a sentence; '' for nothing.
+Rule = Callable[[Any], str]
+_INT32 = 2**31
+
+
+def whole(minimum: int) -> Rule:
+  """A whole number of at most 32 bits."""
+
+  def problem(value):
+    if type(value) is int and minimum <= value < _INT32:
+      return ''
+    return f'is no whole number of at least {minimum} (and below 2**31)'
+
+  return problem
+
+
+def number(
+    above: float = -math.inf,
+    below: float = math.inf,
+    least: float = -math.inf,
+    most: float = math.inf,
+) -> Rule:
+  """A finite number within bounds."""
+  bounds = {'above': above, 'of at least': least, 'below': below,
+            'of at most': most}
+  words = [f'{k} {v:g}' for k, v in bounds.items() if math.isfinite(v)]
+
+  def problem(value):
+    if type(value) in (int, float) and (
+        above < value < below and least <= value <= most
+    ):
+      return ''
+    return f'is no finite number {" and ".join(words)}'.rstrip()
+
+  return problem
+
+
+def one_of(*choices: Any) -> Rule:
+  """One of a few values."""
+
+  def problem(value):
+    same = any(type(value) is type(x) and value == x for x in choices)
+    return '' if same else f'is none of {", ".join(map(repr, choices))}'
+
+  return problem
+
+
+def text(value: Any) -> str:
+  """A text that is not empty."""
+  return '' if isinstance(value, str) and value.strip() else 'is no text'
+
+
+def path(value: Any) -> str:
+  """A path."""
+  if isinstance(value, os.PathLike) or (not text(value) and '\0' not in value):
+    return ''
+  return 'is no path'
+
+
+def regex(value: Any) -> str:
+  """A regular expression."""
+  if text(value):
+    return 'is no regular expression'
+  try:
+    re.compile(value)
+  except re.error as error:
+    return f'is no regular expression ({error})'
+  return ''
+
+
+def optional(rule: Rule) -> Rule:
+  """What a rule allows, or None."""
+
+  def problem(value):
+    wrong = '' if value is None else rule(value)
+    return wrong and f'{wrong}, nor None'
+
+  return problem
+
+
+def each(rule: Rule, kind: type = tuple) -> Rule:
+  """A tuple or list, or with `kind=dict` an object by text, of such values."""
+  kinds, name = (
+      (Mapping, 'an object by name') if kind is dict
+      else ((tuple, list), 'a tuple')
+  )
+
+  def problem(value):
+    if not isinstance(value, kinds):
+      return f'is not {name}'
+    if kind is dict and (wrong := next(filter(text, value), None)) is not None:
+      return f'has the key {wrong!r}, which is no text'
+    values = value.values() if kind is dict else value
+    return next((f'has {x!r}, which {rule(x)}' for x in values if rule(x)), '')
+
+  return problem
+
+
+def some(rule: Rule) -> Rule:
+  """What a rule allows, unless it is empty."""
+  return lambda value: rule(value) or ('' if value else 'is empty')
+
+
+_BOOL = one_of(True, False)
+_COUNT = whole(1)
+_RATE = number(least=0, below=1)
+_SHARE = number(least=0)
+
+
+def _dtype(value: Any) -> str:
+  """A type of floats, by its name or as JAX has it."""
+  name = getattr(value, '__name__', value)
+  return one_of('float32', 'bfloat16', 'float16')(name)
+
+
+RULES: Mapping[str, Rule] = {
+    # What is trained, on what, for how long.
+    'MODEL_DIR': path,
+    'MIXTURE_OR_TASK_NAME': text,
+    'EVAL_MIXTURE_OR_TASK_NAME': optional(text),
+    'TASK_FEATURE_LENGTHS': some(each(_COUNT, dict)),
+    'TRAIN_STEPS': _COUNT,
+    'BATCH_SIZE': _COUNT,
+    'NUM_MICROBATCHES': optional(_COUNT),
+    'PACKING': _BOOL,
+    'SEED': whole(0),
+    'RANDOM_SEED': optional(whole(0)),
+    'TRAINABLE_REGEX': regex,
+    'PARAM_BUDGET': optional(number(above=0)),
+    'BUDGET_MACRO': optional(text),
+    # The base.
+    'INITIAL_CHECKPOINT_PATH': optional(path),
+    'BASE_PATH': optional(path),
+    'VOCABULARY_FILE': path,
+    'BASE_DTYPE': _dtype,
+    'ACTIVATION_DTYPE': _dtype,
+    'DROPOUT_RATE': _RATE,
+    'SCAN_LAYERS': _BOOL,
+    'REMAT_POLICY': one_of('none', 'minimal', 'full'),
+    # Optimization.
+    'LEARNING_RATE': _SHARE,
+    'ROUTER_LEARNING_RATE': _SHARE,
+    'WARMUP_STEPS': whole(0),
+    'WEIGHT_DECAY': _SHARE,
+    'LABEL_SMOOTHING': _RATE,
+    'Z_LOSS': _SHARE,
+    'LOSS_FACTORS': each(number(), dict),
+    'ADAFACTOR_DECAY_RATE': number(above=0),
+    'ADAFACTOR_STEP_OFFSET': whole(1 - _INT32),
+    'ADAFACTOR_PARAMETER_SCALE': _BOOL,
+    'ADAFACTOR_FACTORED': _BOOL,
+    # Evaluation, checkpoints, logs.
+    'EVAL_PERIOD': whole(0),
+    'EVAL_BATCH_SIZE': _COUNT,
+    'EVAL_EXAMPLES': optional(_COUNT),
+    'EVAL_SPLIT': text,
+    'BASE_RESULTS_DIR': optional(path),
+    'CHECKPOINT_PERIOD': _COUNT,
+    'CHECKPOINTS_TO_KEEP': _COUNT,
+    'LOG_PERIOD': _COUNT,
+    'MAX_SKIPPED_STEPS': _COUNT,
+    'ALLOW_CHANGED_DATA': _BOOL,
+    'SITE_METRICS': each(text),
+    # Devices.
+    'NUM_EXPERT_PARTITIONS': _COUNT,
+    'NUM_MODEL_PARTITIONS': _COUNT,
+    # Data sets.
+    'CACHE_DIR': optional(path),
+    'MAX_EVAL_ROWS': optional(_COUNT),
+    'USE_CACHED_TASKS': _BOOL,
+    # Methods.
+    'SITES': regex,
+    'ATTENTION_SITES': regex,
+    'MLP_SITES': regex,
+    'NUM_EXPERTS': _COUNT,
+    'EXPERTS_BY_DEPTH': optional(some(each(_COUNT))),
+    'NUM_SELECTED_EXPERTS': _COUNT,
+    'FIRST_K': _COUNT,
+    'GROWTH_STEPS': optional(_COUNT),
+    'RANK': _COUNT,
+    'ALPHA': number(above=0),
+    'MAX_THRESHOLD': optional(number(above=0, most=1)),
+    'NORMALIZE': _BOOL,
+    'RESIDUAL': _BOOL,
+    'GATE_DROPOUT': _RATE,
+    'CAPACITY_FACTOR': number(above=0),
+    'CAPACITY_AT_EVALUATION': _BOOL,
+    'AUX_LOSS_FACTOR': _SHARE,
+    'ROUTER_Z_LOSS_FACTOR': _SHARE,
+    'CONSISTENCY_LOSS_FACTOR': _SHARE,
+    'CONTRASTIVE_LOSS_FACTOR': _SHARE,
+}
+
+
+def check(name: str, value: Any, where: str = '') -> None:
+  """Checks a value against the rule of a macro; others may be anything.
+
+  Args:
+    name: Name of the macro.
+    value: The value.
+    where: What the user set, by default the macro.
+
+  Raises:
+    errors.UserError: The value is not allowed.
+  """
+  wrong = RULES[name](value) if name in RULES else ''
+  if wrong:
+    where = where or name
+    raise errors.UserError(f'{where} = {value!r:.80} {wrong}.', where)
+
+
+def check_config(
+    place: Callable[[str, str, str], str] = lambda *key: '',
+) -> None:
+  """Checks all macros and bindings that gin has parsed.
+
+  Args:
+    place: Says in a sentence where a binding was set; called with its scope,
+      the full name of what it is bound to, and its own name, as gin has them.
+
+  Raises:
+    errors.UserError: A value is not allowed, or a macro refers to itself.
+  """
+  import gin
+
+  def order(item):
+    # What is bound to a macro is wrong because of it.
+    (_, selector), arguments = item
+    return selector != 'gin.macro', '%' in repr(arguments)
+
+  bindings = sorted(gin.config._CONFIG.items(), key=order)
+  for (scope, selector), arguments in bindings:
+    ours = selector.startswith('moe_peft.')
+    hints = _hints(selector) if ours else {}
+    for name, bound in arguments.items():
+      try:
+        value = _literal(bound)
+      except LookupError:
+        continue
+      key = scope, selector, name
+      try:
+        if selector == 'gin.macro':
+          check(scope, value)
+        elif ours:
+          key = _macro_key(bound) or key
+          check(name.upper(), value, _as_written(*key))
+          check_type(value, hints.get(name, Any), _as_written(*key))
+      except errors.UserError as error:
+        error.remedy = place(*key)
+        raise
+
+
+def check_type(value: Any, hint: Any, where: str) -> None:
+  """Raises errors.UserError if a value is not of an annotated type."""
+  if not fits(value, hint):
+    hint = inspect.formatannotation(hint)
+    raise errors.UserError(f'{where} = {value!r:.80} is no {hint}.', where)
+
+
+def _macro_key(value: Any) -> tuple[str, str, str] | None:
+  """The key of the macro that a value is, or None."""
+  name, _, kind = getattr(value, 'scoped_selector', '').rpartition('/')
+  return (name, kind, 'value') if kind == 'gin.macro' else None
+
+
+def _as_written(scope: str, selector: str, name: str) -> str:
+  if selector == 'gin.macro':
+    return scope
+  short = '.'.join([*selector.split('.')[-2:], name])
+  return f'{scope}/{short}' if scope else short
+
+
+def _literal(value: Any, within: Sequence[str] = ()) -> Any:
+  """A bound value with its macros replaced.
+
+  Raises:
+    LookupError: It holds what only a call can tell.
+    errors.UserError: A macro refers to itself.
+  """
+  import gin
+
+  if isinstance(value, (tuple, list)):
+    return type(value)(_literal(x, within) for x in value)
+  if isinstance(value, dict):
+    return {k: _literal(x, within) for k, x in value.items()}
+  if not hasattr(value, 'scoped_selector'):
+    return value
+  key = _macro_key(value)
+  if key is None:
+    raise LookupError(value)
+  name, *_ = key
+  if name in within:
+    raise errors.UserError(
+        f'The macro refers to itself: {" = ".join([*within, name])}.', name
+    )
+  return _literal(gin.query_parameter(f'%{name}'), (*within, name))
+
+
+def _hints(selector: str) -> Mapping[str, Any]:
+  """Annotations of what a configurable takes."""
+  import gin
+
+  wrapped = gin.config._REGISTRY[selector].wrapped
+  try:
+    return typing.get_type_hints(wrapped)
+  except (NameError, TypeError):  # A name that is imported for checkers alone.
+    return {}
+
+
+def fits(value: Any, hint: Any) -> bool:
+  """Whether a value is of an annotated type; protocols take anything."""
+  origin, inside = typing.get_origin(hint) or hint, typing.get_args(hint)
+  if origin in (typing.Union, types.UnionType):
+    return any(fits(value, x) for x in inside)
+  if origin in (None, types.NoneType):
+    return value is None
+  if origin is float:
+    return type(value) in (int, float)
+  if origin in (int, bool, str):
+    return type(value) is origin
+  if origin is Callable:
+    return callable(value)
+  if origin is Any or not isinstance(origin, type) or (
+      getattr(origin, '_is_protocol', False)
+  ):
+    return True
+  if not issubclass(origin, (Sequence, Mapping)) or hasattr(origin, '_fields'):
+    return isinstance(value, origin)
+  if issubclass(origin, Mapping):
+    return isinstance(value, Mapping) and (
+        not inside or all(fits(x, inside[1]) for x in value.values())
+    )
+  of = inside[0] if inside else Any
+  if isinstance(value, str):  # A sequence of texts by Python's rules.
+    return of in (str, Any)
+  return isinstance(value, (tuple, list)) and all(fits(x, of) for x in value)
