@@ -8,6 +8,7 @@ choices (rank classification). The same tasks give the same numbers under T5X.
 
 from collections.abc import Callable, Mapping
 import functools
+import hashlib
 from typing import Any
 
 import jax
@@ -111,6 +112,19 @@ class Evaluator:
         .cardinality().numpy().item()
         for task in self._seqio.eval_tasks
     }
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Identity of what is scored: the tasks, their metrics, their examples."""
+    digest = hashlib.sha256()
+    for task in self._seqio.eval_tasks:
+      metrics = [getattr(fn, '__name__', fn) for fn in task.metric_fns]
+      digest.update(f'{task.name} {metrics}'.encode())
+      dataset = self._seqio.cached_task_datasets[task.name]
+      for example in dataset.as_numpy_iterator():
+        features = {k: np.asarray(x).tolist() for k, x in example.items()}
+        digest.update(repr(sorted(features.items())).encode())
+    return digest.hexdigest()
 
   @functools.cached_property
   def constant_answer(self) -> Results:

@@ -116,14 +116,12 @@ class _Opened:
 
 def _open(split: str, rows: int) -> _Opened:
   run.use_compilation_cache()
-  experiment = run.build()
-  # Answer choices count as rows, and the right ones must be among them.
-  experiment = dataclasses.replace(experiment, eval_split=split)
-  setup = experiment_lib.prepare(experiment)
+  setup = experiment_lib.prepare(run.build(split))
   rows += -rows % setup.mesh.size
   with contextlib.closing(loop.open_checkpoints(setup)) as checkpointer:
     step = checkpointer.require_step()
     params = loop.restore_params(setup, checkpointer)
+  # Answer choices count as rows, and the right ones must be among them.
   batches = scoring.make_evaluator(setup).first_rows(rows)
   return _Opened(setup, params, step, split, batches)
 

@@ -117,17 +117,22 @@ def read(folder: Path, name: str = FILE) -> Results | None:
   )
 
 
-def read_base(path: Path) -> dict[str, dict[str, float]] | None:
-  """Results of a bare base by task; None where there are none."""
-  if (fields := json_file.read(path)) is None:
+def read_base(path: Path, of: str) -> dict[str, dict[str, float]] | None:
+  """Results of a bare base by task.
+
+  Args:
+    path: The file.
+    of: Digest of all that the results depend on.
+
+  Returns:
+    None where there are none, or those of something else.
+  """
+  fields = json_file.read(path)
+  if fields is None or fields.value.get('of') != of:
     return None
-  if fields.get('version', int, 1) == 1:  # The whole file is the tasks.
-    return json_file.Fields(path, {'tasks': fields.value}).nested(
-        'tasks', float
-    )
   return fields.nested('tasks', float)
 
 
-def write_base(path: Path, values: Values) -> None:
+def write_base(path: Path, of: str, values: Values) -> None:
   """Writes results of a bare base for the runs that share it."""
-  json_file.write(path, {'tasks': values})
+  json_file.write(path, {'of': of, 'tasks': values})

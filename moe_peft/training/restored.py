@@ -4,7 +4,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ def evaluate_run(split: str) -> None:
     errors.UserError: If there is no checkpoint or no such split.
   """
   run.use_compilation_cache()
-  experiment = dataclasses.replace(run.build(), eval_split=split)
+  experiment = run.build(split)
   setup, params = restore(experiment)
   evaluator = scoring.make_evaluator(setup)
   # `params` would not do: full fine-tuning has changed their base.

@@ -4,6 +4,7 @@
 
 from collections.abc import Mapping, Sequence
 import contextlib
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -38,6 +39,7 @@ from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
 from moe_peft.training import metrics
 from moe_peft.training import scoring
+from moe_peft.training import train_step
 
 console = rich.console.Console(stderr=True, highlight=False)
 
@@ -61,19 +63,46 @@ def run_experiment() -> Path | None:
     return experiment.run_dir if session.run() else None
 
 
-def build() -> experiment_lib.Experiment:
+def build(split: str | None = None) -> experiment_lib.Experiment:
   """The experiment that gin describes, its task checked.
 
   If it has a budget of parameters, the configuration is parsed anew with the
   size that keeps to it.
 
+  Args:
+    split: The split to evaluate, as the flag --split names it; by default
+      EVAL_SPLIT.
+
   Raises:
-    errors.UserError: For an unknown task or lengths that are too short, if no
-      run file configures an Experiment, or if no size keeps to the budget.
+    errors.UserError: For an unknown task or split or lengths that are too
+      short, if no run file configures an Experiment, or if no size keeps to the
+      budget.
   """
   experiment = _configured()
+  _check_folder('MODEL_DIR', experiment.run_dir)
+  _check_folder('BASE_RESULTS_DIR', experiment.base_results_dir or '')
   for name in {experiment.mixture_or_task_name, experiment.eval_name}:
     catalog.check_feature_lengths(name, experiment.task_feature_lengths)
+  catalog.check_split(
+      experiment.mixture_or_task_name, 'train', 'MIXTURE_OR_TASK_NAME'
+  )
+  where = 'EVAL_SPLIT' if split is None else '--split'
+  split = experiment.eval_split if split is None else split
+  catalog.check_split(experiment.eval_name, split, where)
+  return dataclasses.replace(_within_budget(experiment), eval_split=split)
+
+
+def _check_folder(macro: str, path: str | Path) -> None:
+  path = Path(path).expanduser()
+  there = next(p for p in (path, *path.absolute().parents) if p.exists())
+  if not there.is_dir():
+    raise errors.UserError(f'{path}: {there} is no folder.', macro)
+
+
+def _within_budget(
+    experiment: experiment_lib.Experiment,
+) -> experiment_lib.Experiment:
+  """The experiment, or the one that keeps to its budget."""
   if experiment.param_budget is None:
     return experiment
   choice = budget.choose(
@@ -88,17 +117,13 @@ def build() -> experiment_lib.Experiment:
 
 
 def _configured() -> experiment_lib.Experiment:
-  try:
+  with errors.refused(
+      'The gin files describe no experiment that can be built.',
+      where='--gin_file',
+      remedy='Give a model, a method and a run file, in this order, as '
+      'configs/quickstart.gin does.',
+  ):
     return gin.get_configurable(experiment_lib.Experiment)()
-  except errors.UserError:
-    raise
-  except (TypeError, RuntimeError, ValueError) as error:
-    raise errors.UserError(
-        f'The gin files describe no experiment that can be built: {error}',
-        where='--gin_file',
-        remedy='Give a model, a method and a run file, in this order, as '
-        'configs/quickstart.gin does.',
-    ) from error
 
 
 def _shapes(macro: str, size: int) -> Mapping[str, Any]:
@@ -126,6 +151,7 @@ class _Session:
     self._experiment, self._dir = experiment, experiment.run_dir
     self._start = time.monotonic()
     self._setup = experiment_lib.prepare(experiment)
+    train_step.check(self._setup)
     self._lock = run_lock.take(self._dir)
     self._checkpointer = loop.open_checkpoints(self._setup)
     self._evaluator = scoring.make_evaluator(self._setup)
@@ -183,36 +209,37 @@ class _Session:
       console.print(f'Continuing from step {step}.')
 
   def _base_results(self) -> evaluator_lib.Results:
-    """Results of the bare base, kept for the runs that continue this one."""
-    path = self._base_results_path()
-    if (known := results_file.read_base(path)) is not None:
+    """Results of the bare base, kept for all runs that have the same."""
+    experiment, of = self._experiment, self._base_digest()
+    path = self._dir / 'base_results.json'
+    if experiment.base_results_dir is not None:
+      path = Path(experiment.base_results_dir).expanduser() / f'{of}.json'
+    if (known := results_file.read_base(path, of)) is not None:
       return known
     results = scoring.evaluate(
         self._evaluator,
         'base',
-        self._experiment.model.without_adapters(),
+        experiment.model.without_adapters(),
         scoring.base_params({**self._setup.trainable, **self._setup.frozen}),
     )
-    results_file.write_base(path, results)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    results_file.write_base(path, of, results)
     return results
 
-  def _base_results_path(self) -> Path:
+  def _base_digest(self) -> str:
+    """A hash of all that the results of the base depend on."""
     experiment = self._experiment
-    if experiment.base_results_dir is None:
-      return self._dir / 'base_results.json'
     what = {
         'base': self._setup.base or experiment.seed,
         'network': repr(experiment.model.without_adapters().module),
         'dtype': str(experiment.base_dtype),
         'task': experiment.eval_name,
-        'rows': self._evaluator.num_examples,
-        'lengths': dict(experiment.task_feature_lengths),
         'split': experiment.eval_split,
+        'lengths': dict(experiment.task_feature_lengths),
+        'scored': self._evaluator.fingerprint,
     }
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
-    folder = Path(experiment.base_results_dir).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f'{digest.hexdigest()[:16]}.json'
+    return digest.hexdigest()[:16]
 
   def _evaluate(
       self, step: int, params: Mapping[str, Any]

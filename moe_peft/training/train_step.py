@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from moe_peft import errors
 from moe_peft.core import partitioning
 from moe_peft.core import trainable
 from moe_peft.models import language_model
@@ -102,6 +103,27 @@ def abstract_batch(setup: experiment_lib.Setup) -> dict[str, Any]:
           experiment.task_feature_lengths
       ).items()
   }
+
+
+def check(setup: experiment_lib.Setup) -> None:
+  """Traces the loss and the optimizer, which computes nothing.
+
+  Raises:
+    errors.UserError: What the gin files describe cannot be trained.
+  """
+  model, optimizer = setup.experiment.model, setup.experiment.optimizer
+
+  def step(params, frozen, batch):
+    merged = trainable.unflatten({**frozen, **params})
+    key = jax.random.key(0)
+    model.loss(merged, batch, key, jnp.ones(()), 1.0, step=jnp.int32(0))
+    return optimizer.update(params, optimizer.init(params), params)
+
+  with setup.context(), errors.refused(
+      'The training step that the gin files describe cannot be built.',
+      '--gin_file',
+  ):
+    jax.eval_shape(step, setup.trainable, setup.frozen, abstract_batch(setup))
 
 
 def make_train_step(setup: experiment_lib.Setup) -> TrainStep:

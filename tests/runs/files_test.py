@@ -64,15 +64,16 @@ def test_results(tmp_path):
   assert read.lower_is_better == ('loss', 'ter')
 
 
-def test_results_of_a_base_with_and_without_version(tmp_path):
+def test_results_of_a_base_are_those_of_what_was_scored(tmp_path):
   path = tmp_path / 'base.json'
-  assert results_file.read_base(path) is None
+  assert results_file.read_base(path, 'a') is None
   values = {'qa': {'f1': 1.0}}
-  path.write_text(json.dumps(values))
-  assert results_file.read_base(path) == values
-  results_file.write_base(path, values)
+  path.write_text(json.dumps(values))  # Earlier versions did not say it.
+  assert results_file.read_base(path, 'a') is None
+  results_file.write_base(path, 'a', values)
   _value(path)
-  assert results_file.read_base(path) == values
+  assert results_file.read_base(path, 'a') == values
+  assert results_file.read_base(path, 'b') is None
 
 
 def test_sites_are_named_and_ordered_by_layer():

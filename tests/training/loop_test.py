@@ -414,9 +414,12 @@ def test_several_processes_are_those_of_t5x(tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_written(tmp_path):
   (tmp_path / 'file').write_text('')
-  setup = experiment_lib.prepare(tiny.experiment(tmp_path / 'file' / 'run'))
+  with refusals.refused('MODEL_DIR', tmp_path / 'file', 'no folder'):
+    tiny.experiment(tmp_path / 'file' / 'run')
+  experiment = tiny.experiment(tmp_path / 'run')
+  experiment = dataclasses.replace(experiment, model_dir=str(tmp_path / 'file'))
   with refusals.refused('MODEL_DIR', tmp_path / 'file'):
-    loop.open_checkpoints(setup)
+    loop.open_checkpoints(experiment_lib.prepare(experiment))
 
 
 def test_a_flipped_bit_is_found_wherever_it_is(trained, tmp_path):
