@@ -3,12 +3,17 @@
 """`python -m moe_peft.infer`: answers lines with a trained run."""
 
 from collections.abc import Sequence
+import json
 from pathlib import Path
+import re
 import sys
 
 from moe_peft import errors
 from moe_peft.cli import flags
 from moe_peft.data import text_files
+
+# Where programs cut a text into lines: those of `str.splitlines`.
+_LINE_ENDS = re.compile('[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]')
 
 
 def main(argv: Sequence[str]) -> int | None:
@@ -16,7 +21,7 @@ def main(argv: Sequence[str]) -> int | None:
   parser = flags.make_parser(
       'moe_peft.infer',
       'Prints one line for each input line; a line break inside an answer is '
-      'printed as \\n.',
+      'printed as \\n, and --json tells it from these two characters.',
       'runs/quickstart questions.txt',
   )
   parser.add_argument('run', metavar='RUN', help='MODEL_DIR of the run')
@@ -39,6 +44,10 @@ def main(argv: Sequence[str]) -> int | None:
       '--seed', type=flags.whole_number(0), default=0, metavar='N',
       help='for --decode=sample (default: 0)',
   )
+  parser.add_argument(
+      '--json', action='store_true',
+      help='print each answer as a string of JSON, its exact text',
+  )
   flags.add_gin_flags(parser)
   args = parser.parse_args(argv)
   lines = _read_lines(args.file)
@@ -56,8 +65,13 @@ def main(argv: Sequence[str]) -> int | None:
       },
   }[args.decode]
   for answer in restored.infer(lines, **options):
-    print(answer.replace('\r', '\\r').replace('\n', '\\n'), flush=True)
+    print(json.dumps(answer) if args.json else _one_line(answer), flush=True)
   return None
+
+
+def _one_line(text: str) -> str:
+  """The text with what ends a line written as in Python, `\\n` or `\\x85`."""
+  return _LINE_ENDS.sub(lambda end: repr(end[0])[1:-1], text)
 
 
 def _read_lines(file: str | None) -> list[str]:

@@ -118,9 +118,8 @@ def test_a_run_of_version_0_1(name, tmp_path):
         )
   questions = tmp_path / 'questions.txt'
   questions.write_text('past tense: walk\npast tense: sing\n')
-  assert printed(infer.main, folder, questions).split('\n')[:-1] == (
-      expected['answers']
-  )
+  answers = printed(infer.main, folder, questions, '--json').splitlines()
+  assert [json.loads(answer) for answer in answers] == expected['answers']
   page = tmp_path / 'page.html'
   printed(report.main, folder, f'--out={page}')
   assert 'past_tense' in page.read_text()

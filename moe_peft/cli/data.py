@@ -8,6 +8,7 @@ from pathlib import Path
 
 from moe_peft import errors
 from moe_peft import gin_files
+from moe_peft.cli import flags
 
 _EPILOG = """\
 examples:
@@ -21,13 +22,15 @@ examples:
 
 def main(argv: Sequence[str]) -> int | None:
   """Parses the command line and runs the command."""
-  parser = argparse.ArgumentParser(
+  parser = flags.Parser(
       prog='python -m moe_peft data',
       description='Rows to caches in the layout of SeqIO.',
       epilog=_EPILOG,
       formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  commands = parser.add_subparsers(dest='command', required=True)
+  commands = parser.add_subparsers(
+      dest='command', required=True, metavar='{prepare,prompts}'
+  )
   _add_prepare(commands)
   _add_prompts(commands)
   args = vars(parser.parse_args(argv))
@@ -80,10 +83,11 @@ def _add_prepare(commands) -> None:
       help='added to task names; needed with --vocabulary',
   )
   parser.add_argument(
-      '--max_rows', type=int, metavar='N', help='rows of a split at most'
+      '--max_rows', type=flags.whole_number(1), metavar='N',
+      help='rows of a split at most',
   )
   parser.add_argument(
-      '--num_shards', type=int, metavar='N',
+      '--num_shards', type=flags.whole_number(1), metavar='N',
       help='files of a split (default: 1)',
   )
   parser.set_defaults(run=_prepare)
@@ -109,11 +113,6 @@ def _add_promptsource(parser, **options) -> None:
 
 def _prepare(packages: Path | None, **arguments) -> None:
   gin_files.import_tensorflow()  # Not for --help.
-  for name in ('max_rows', 'num_shards'):
-    if arguments[name] is not None and arguments[name] < 1:
-      raise errors.UserError(
-          f'It must be 1 or more, not {arguments[name]}.', f'--{name}'
-      )
   given = {k: v for k, v in arguments.items() if v not in (None, '', [])}
   if packages is not None:
     from moe_peft.data.sets import prepare_commonsense

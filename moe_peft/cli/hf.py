@@ -27,7 +27,9 @@ def main(argv: Sequence[str]) -> int | None:
       epilog=_EPILOG,
       formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  commands = parser.add_subparsers(dest='command', required=True)
+  commands = parser.add_subparsers(
+      dest='command', required=True, metavar='{import,export,verify}'
+  )
   _add_import(commands)
   _add_export(commands)
   _add_verify(commands)

@@ -108,8 +108,8 @@ def identities(name: str) -> dict[str, str]:
   return found
 
 
-def max_lengths(name: str) -> dict[str, int]:
-  """Returns the lengths in tokens, EOS included, that fit all examples.
+def longest(name: str) -> dict[str, tuple[int, str]]:
+  """Returns the most tokens of each feature, EOS included, and their place.
 
   Tasks that were not registered by this package do not count: SeqIO cannot
   tell their lengths without running their whole pipeline.
@@ -117,12 +117,21 @@ def max_lengths(name: str) -> dict[str, int]:
   Raises:
     errors.UserError: unknown name, or the task's data is not installed.
   """
-  longest = {'inputs': 0, 'targets': 0}
+  most = {'inputs': (0, ''), 'targets': (0, '')}
   for task in task_names(name):
     if task in registration.RECORDS:
-      lengths = registration.RECORDS[task].max_lengths
-      longest = {k: max(longest[k], lengths[k]) for k in longest}
-  return longest
+      found = registration.RECORDS[task].longest
+      most = {k: max(most[k], found[k]) for k in most}
+  return most
+
+
+def max_lengths(name: str) -> dict[str, int]:
+  """Returns the lengths in tokens, EOS included, that fit all examples.
+
+  Raises:
+    errors.UserError: as `longest`.
+  """
+  return {feature: size for feature, (size, _) in longest(name).items()}
 
 
 def check_feature_lengths(name: str, lengths: Mapping[str, int]) -> None:
@@ -138,6 +147,11 @@ def check_feature_lengths(name: str, lengths: Mapping[str, int]) -> None:
       one needed.
   """
   get_task_or_mixture(name)
+  if extra := lengths.keys() - {'inputs', 'targets'}:
+    raise errors.UserError(
+        f'There is no feature {min(extra)!r}.', 'TASK_FEATURE_LENGTHS',
+        'Tasks have inputs and targets.',
+    )
   for feature in ('inputs', 'targets'):
     length = lengths.get(feature)
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
@@ -147,12 +161,14 @@ def check_feature_lengths(name: str, lengths: Mapping[str, int]) -> None:
           "Write for example {'inputs': 32, 'targets': 24}.",
       )
   reads_cache(name)
-  needed = max_lengths(name)
-  short = [f for f in needed if needed[f] > lengths[f]]
+  needed = longest(name)
+  short = {f: x for f, x in needed.items() if x[0] > lengths[f]}
   if short:
-    enough = {f: max(needed[f], lengths[f]) for f in needed}
+    enough = {f: max(needed[f][0], lengths[f]) for f in needed}
     what = ' and '.join(
-        f'{f} of up to {needed[f]} tokens (given: {lengths[f]})' for f in short
+        f'{f} of up to {size} tokens (given: {lengths[f]})'
+        + (f' in {place}' if place else '')
+        for f, (size, place) in short.items()
     )
     raise errors.UserError(
         f'{name!r} has {what}.', 'TASK_FEATURE_LENGTHS',
@@ -202,6 +218,26 @@ def _same_ids(one: seqio.Vocabulary, other: seqio.Vocabulary) -> bool:
   return one == other or (
       (one.encode(_PROBE), one.eos_id) == (other.encode(_PROBE), other.eos_id)
   )
+
+
+def check_split(name: str, split: str, where: str) -> None:
+  """Checks that a task, or at least one of a mixture, has a split.
+
+  Args:
+    name: task or mixture.
+    split: the split.
+    where: what names it, a macro or a flag.
+
+  Raises:
+    errors.UserError: unknown name, or no task has such a split.
+  """
+  tasks = seqio.get_subtasks(get_task_or_mixture(name))
+  splits = {known for task in tasks for known in task.splits}
+  if split not in splits:
+    raise errors.UserError(
+        f'{name} has no split {split!r}.', where,
+        f'Its splits are {", ".join(sorted(splits)) or "none"}.',
+    )
 
 
 def primary_metric(task_name: str) -> str:

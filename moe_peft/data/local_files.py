@@ -188,4 +188,4 @@ def _row(example: Mapping[str, Any], keys: Keys, place: str) -> rows.Row:
         f'{keys.targets!r} is {targets!r}, which is none of the choices '
         f'{list(choices)}.', place,
     )
-  return rows.Row(inputs=inputs, targets=targets, choices=tuple(choices))
+  return rows.Row(inputs, targets, choices=tuple(choices), place=place)

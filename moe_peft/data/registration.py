@@ -41,9 +41,9 @@ class TaskRecord:
   files: tuple[str, ...] = ()
 
   @functools.cached_property
-  def max_lengths(self) -> dict[str, int]:
-    """Most tokens of `inputs` and `targets` in any split, EOS included."""
-    lengths = {'inputs': 0, 'targets': 0}
+  def longest(self) -> dict[str, tuple[int, str]]:
+    """Most tokens of `inputs` and `targets`, EOS included, and their place."""
+    longest = {'inputs': (0, ''), 'targets': (0, '')}
     for rows in self.rows_fn().values():
       for row in rows:
         if self.span_corruption:
@@ -53,9 +53,10 @@ class TaskRecord:
               self._num_tokens(row.inputs),
               max(map(self._num_tokens, row.choices or (row.targets,))),
           )
-        for feature, size in zip(lengths, sizes, strict=True):
-          lengths[feature] = max(lengths[feature], size + 1)
-    return lengths
+        for feature, size in zip(longest, sizes, strict=True):
+          if size + 1 > longest[feature][0]:
+            longest[feature] = size + 1, row.place
+    return longest
 
   def _num_tokens(self, text: str) -> int:
     if isinstance(self.vocabulary, seqio.ByteVocabulary):

@@ -20,12 +20,14 @@ class Row:
     words: dictionary words that occur in the row; all are of one split (word
       tasks only).
     choices: the possible answers (rank classification), empty otherwise.
+    place: file and line, for messages; of local files only.
   """
 
   inputs: str
   targets: str
   words: tuple[str, ...] = ()
   choices: tuple[str, ...] = ()
+  place: str = dataclasses.field(default='', compare=False)
 
 
 def stable_hash(text: str) -> int:

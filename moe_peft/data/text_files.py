@@ -16,6 +16,9 @@ import zlib
 
 from moe_peft import errors
 
+# Of a line of JSON: a file without line feeds is no JSON Lines.
+_MAX_CHARACTERS = 10_000_000
+
 
 def unzip(content: bytes, file: str | os.PathLike) -> bytes:
   """Returns the content of a gzip file.
@@ -66,14 +69,17 @@ def json_lines(
     file: its name, for messages.
 
   Raises:
-    errors.UserError: a line is not one JSON object, or has half of a surrogate
+    errors.UserError: a line is not one JSON object, is longer than 10 million
+      characters, has a key twice, NaN or infinity, or half of a surrogate
       pair, which no text can hold; the message has the number of the line.
   """
   for place, line in lines(content, file):
     if not line.strip():
       continue
     try:
-      value = json.loads(line)
+      if len(line) > _MAX_CHARACTERS:
+        raise ValueError(f'it has {len(line):,} characters')
+      value = _decode(line)
       if '\\u' in line:
         json.dumps(value, ensure_ascii=False).encode('utf-8')
     except UnicodeEncodeError as error:
@@ -92,3 +98,21 @@ def json_lines(
           'Each line must be one, such as {"inputs": "...", "targets": "..."}.',
       )
     yield place, value
+
+
+def _constant(name: str) -> None:
+  raise ValueError(f'{name} is no number of JSON')
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  value = dict(pairs)
+  if len(value) < len(pairs):
+    keys = [key for key, _ in pairs]
+    twice = next(key for key in keys if keys.count(key) > 1)
+    raise ValueError(f'the key {twice!r:.60} stands twice in an object')
+  return value
+
+
+_decode = json.JSONDecoder(
+    object_pairs_hook=_object, parse_constant=_constant
+).decode
