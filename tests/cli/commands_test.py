@@ -5,6 +5,7 @@
 import io
 import json
 import re
+import shutil
 
 import pytest
 
@@ -77,6 +78,19 @@ def test_a_finished_run_is_not_trained_again(run_dir, capsys):
   assert [row['step'] for row in rows] == [1, 2]
 
 
+def test_the_base_is_scored_again_on_another_split(run_dir, tmp_path):
+  folder = tmp_path / 'run'
+  shutil.copytree(run_dir, folder)
+  train.main(arguments(MODEL_DIR=str(folder), EVAL_SPLIT='test'))
+  before, after = (
+      json.loads((x / 'results.json').read_text()) for x in (run_dir, folder)
+  )
+  assert (before['split'], after['split']) == ('validation', 'test')
+  for column in ('base', 'adapted'):
+    losses = [x['tasks']['past_tense']['loss'][column] for x in (before, after)]
+    assert losses[0] != losses[1]
+
+
 def test_evaluate_scores_another_split(run_dir, capsys):
   assert evaluate.main([str(run_dir), '--split=test']) is None
   assert 'past_tense' in capsys.readouterr().out
@@ -116,6 +130,21 @@ def test_line_breaks_within_an_answer_are_escaped(
   write_stdin(monkeypatch, b'\xef\xbb\xbfa')  # A byte order mark is no text.
   infer.main([str(run_dir)])
   assert capsys.readouterr().out == 'a\\nb\\r\n'
+
+
+def test_every_end_of_a_line_is_escaped_and_json_is_exact(
+    run_dir, capsys, monkeypatch
+):
+  text = 'a\\n\n\x0b\x0c\x1c\x85\u2028\u2029é"'
+  monkeypatch.setattr(restored, 'infer', lambda lines, **_: iter([text]))
+  write_stdin(monkeypatch, b'a')
+  infer.main([str(run_dir)])
+  out = capsys.readouterr().out
+  assert len(out.splitlines()) == 1 and 'é"' in out and '\\u2028' in out
+  write_stdin(monkeypatch, b'a')
+  infer.main([str(run_dir), '--json'])
+  (line,) = capsys.readouterr().out.splitlines()
+  assert json.loads(line) == text
 
 
 def write_stdin(monkeypatch, data):

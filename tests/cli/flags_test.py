@@ -93,6 +93,20 @@ def test_a_user_error_costs_no_trace():
   assert result.stderr.count('\n') == 1
 
 
+@pytest.mark.parametrize(
+    'args', [['trian'], ['hf', 'import'], ['train', '--gin_file=x.gin']]
+)
+def test_debug_shows_the_trace_too(args, monkeypatch, capsys):
+  for debug in ([], ['--debug']):
+    monkeypatch.setattr('sys.argv', ['moe-peft', *args, *debug])
+    with pytest.raises(SystemExit) as ended:
+      flags.run(main.dispatch)
+    err = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert ('Traceback' in err) == bool(debug)
+    assert err.rstrip().split('\n')[-1].startswith('error: ')
+
+
 def test_ctrl_c_while_modules_are_imported_costs_no_trace():
   with subprocess.Popen(
       [sys.executable, '-m', 'moe_peft.train',
