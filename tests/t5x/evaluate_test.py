@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from moe_peft import errors
+from moe_peft.training import checksums
 from tests.t5x import networks
 from tests.t5x import training
 
@@ -105,6 +106,8 @@ def test_a_base_that_was_moved_is_named_and_may_be_given(
   shutil.copytree(runs / 'adapters' / 'checkpoint_3', checkpoint)
   file = next(checkpoint.glob('base/*'))
   file.write_text(file.read_text().replace(base, '/nowhere/checkpoint_1'))
+  # As if the checkpoint had been written so, and not damaged since.
+  checksums.Handler().finalize(checkpoint / checksums.ITEM)
   with pytest.raises(errors.UserError, match='/nowhere/checkpoint_1'):
     evaluate(checkpoint, tmp_path / 'a', **SIZES)
   results, _ = evaluate(
