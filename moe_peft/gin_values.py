@@ -78,6 +78,13 @@ def path(value: Any) -> str:
   return 'is no path'
 
 
+def paths(value: Any) -> str:
+  """A path, or as T5X has it a list of paths, which may be empty."""
+  if isinstance(value, list | tuple):
+    return next(filter(None, map(path, value)), '')
+  return path(value)
+
+
 def regex(value: Any) -> str:
   """A regular expression."""
   if text(value):
@@ -150,7 +157,7 @@ RULES: Mapping[str, Rule] = {
     'PARAM_BUDGET': optional(number(above=0)),
     'BUDGET_MACRO': optional(text),
     # The base.
-    'INITIAL_CHECKPOINT_PATH': optional(path),
+    'INITIAL_CHECKPOINT_PATH': optional(paths),
     'BASE_PATH': optional(path),
     'VOCABULARY_FILE': path,
     'BASE_DTYPE': _dtype,

@@ -79,7 +79,10 @@ TABLE = {
     'smear': Row('smear', SMALL),
     'smoe_dropout': Row(
         'smoe_dropout',
-        {**SMALL, 'NUM_SELECTED_EXPERTS': 2, 'GROWTH_STEPS': None},
+        {
+            **SMALL, 'FIRST_K': 1, 'NUM_SELECTED_EXPERTS': 2,
+            'GROWTH_STEPS': None,
+        },
     ),
     'adamix': Row('adamix', SMALL),
     'moelora': Row('moelora', SMALL),
