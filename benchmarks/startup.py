@@ -25,7 +25,8 @@ IMPORTS = {
     'JAX, Flax and Optax alone': JAX_FLAX,
     'import moe_peft': f'{JAX_FLAX}\nimport moe_peft',
     'the same with all of its core': (
-        f'{JAX_FLAX}\nfrom moe_peft import inject, trainable, partitioning\n'
+        f'{JAX_FLAX}\n'
+        'from moe_peft.core import inject, trainable, partitioning\n'
         'from moe_peft.methods import molora, mov, sira\n'
         'from moe_peft.models import t5, encoder_decoder'
     ),

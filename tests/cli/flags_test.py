@@ -107,11 +107,13 @@ def test_debug_shows_the_trace_too(args, monkeypatch, capsys):
     assert err.rstrip().split('\n')[-1].startswith('error: ')
 
 
-def test_ctrl_c_while_modules_are_imported_costs_no_trace():
+def test_ctrl_c_while_modules_are_imported_costs_no_trace(tmp_path):
   with subprocess.Popen(
       [sys.executable, '-m', 'moe_peft.train',
-       '--gin_file=configs/quickstart.gin', '--gin.MODEL_DIR=unused'],
+       '--gin_file=configs/quickstart.gin', f'--gin.MODEL_DIR={tmp_path}'],
       stderr=subprocess.PIPE, text=True,
+      # A job in the background ignores Ctrl-C, and so would its children.
+      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
   ) as process:
     time.sleep(1.5)
     process.send_signal(signal.SIGINT)

@@ -324,7 +324,7 @@ def test_what_cannot_be_pruned(tmp_path, method, bindings, keep, where, name):
 @pytest.mark.slow
 def test_a_frozen_router_cannot_be_pruned(tmp_path):
   setup, params, batches = _setup(
-      tmp_path / 'run', 'smoe_dropout', NUM_SELECTED_EXPERTS=4
+      tmp_path / 'run', 'smoe_dropout', NUM_SELECTED_EXPERTS=4, FIRST_K=2
   )
   routers = ablation.routers(
       setup.experiment.model, params, batches['past_tense']
