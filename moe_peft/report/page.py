@@ -103,6 +103,7 @@ def number(value: float, plus: str = '') -> str | None:
 
 
 def signed(value: float) -> str | None:
+  """A score with its sign; None where it is not finite."""
   return number(value, '+')
 
 
