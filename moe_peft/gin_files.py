@@ -95,35 +95,46 @@ def load_gin(
   ]
   files = [_find(name, folders) for name in gin_files]
   for file in files:
-    with _gin_errors(file):
-      if Path(file).name == gin_trust.FILE:
-        gin.parse_config(_config_of_run(file, trust))
-      else:
-        gin.parse_config_file(file)
+    _parse_file(file, trust)
   known = macros()
   for name, value in (defaults or {}).items():
     if name in known:
       gin.parse_config(f'{name} = {value!r}')
-  flags = []
-  for binding in bindings:
-    name, _, value = map(str.strip, binding.partition('='))
-    flags.append(f'{name} = {_quoted(value)}')
-    if '.' not in name and name not in known:
-      now = gin_names.MACROS.get(name)
-      raise errors.UserError(
-          f'No gin file uses the macro {name}.',
-          where=f'--gin.{name}',
-          remedy=f'It is called {now}.' if now
-          else _nearest(name.upper(), known),
-      )
-    with _gin_errors(f'--gin.{binding}'):
-      gin.parse_config(flags[-1])
+  flags = [_parse_flag(binding, known) for binding in bindings]
   check_macros()
   gin_values.check_config(functools.partial(
       gin_places.place, files, flags, lambda name: _located(name, folders)
   ))
   with _gin_errors():
     gin.finalize()
+
+
+def _parse_file(file: str, trust: bool) -> None:
+  import gin
+
+  with _gin_errors(file):
+    if Path(file).name == gin_trust.FILE:
+      gin.parse_config(_config_of_run(file, trust))
+    else:
+      gin.parse_config_file(file)
+
+
+def _parse_flag(binding: str, known: Sequence[str]) -> str:
+  """Parses `NAME=VALUE`, and returns it as gin source."""
+  import gin
+
+  name, _, value = map(str.strip, binding.partition('='))
+  if '.' not in name and name not in known:
+    now = gin_names.MACROS.get(name)
+    raise errors.UserError(
+        f'No gin file uses the macro {name}.',
+        where=f'--gin.{name}',
+        remedy=f'It is called {now}.' if now else _nearest(name.upper(), known),
+    )
+  source = f'{name} = {_quoted(value)}'
+  with _gin_errors(f'--gin.{binding}'):
+    gin.parse_config(source)
+  return source
 
 
 def _config_of_run(file: str, trust: bool) -> io.StringIO:

@@ -9,15 +9,13 @@ gives is known when it is called; it is not judged here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-import inspect
 import math
 import os
 import re
-import types
-import typing
 from typing import Any
 
 from moe_peft import errors
+from moe_peft import gin_types
 
 # Says what is wrong with a value, as the end of a sentence; '' for nothing.
 Rule = Callable[[Any], str]
@@ -259,7 +257,7 @@ def check_config(
   bindings = sorted(gin.config._CONFIG.items(), key=order)
   for (scope, selector), arguments in bindings:
     ours = selector.startswith('moe_peft.')
-    hints = _hints(selector) if ours else {}
+    hints = gin_types.hints(selector) if ours else {}
     for name, bound in arguments.items():
       try:
         value = _literal(bound)
@@ -272,17 +270,10 @@ def check_config(
         elif ours:
           key = _macro_key(bound) or key
           check(name.upper(), value, _as_written(*key))
-          check_type(value, hints.get(name, Any), _as_written(*key))
+          gin_types.check(value, hints.get(name, Any), _as_written(*key))
       except errors.UserError as error:
         error.remedy = place(*key)
         raise
-
-
-def check_type(value: Any, hint: Any, where: str) -> None:
-  """Raises errors.UserError if a value is not of an annotated type."""
-  if not fits(value, hint):
-    hint = inspect.formatannotation(hint)
-    raise errors.UserError(f'{where} = {value!r:.80} is no {hint}.', where)
 
 
 def _macro_key(value: Any) -> tuple[str, str, str] | None:
@@ -322,43 +313,3 @@ def _literal(value: Any, within: Sequence[str] = ()) -> Any:
         f'The macro refers to itself: {" = ".join([*within, name])}.', name
     )
   return _literal(gin.query_parameter(f'%{name}'), (*within, name))
-
-
-def _hints(selector: str) -> Mapping[str, Any]:
-  """Annotations of what a configurable takes."""
-  import gin
-
-  wrapped = gin.config._REGISTRY[selector].wrapped
-  try:
-    return typing.get_type_hints(wrapped)
-  except (NameError, TypeError):  # A name that is imported for checkers alone.
-    return {}
-
-
-def fits(value: Any, hint: Any) -> bool:
-  """Whether a value is of an annotated type; protocols take anything."""
-  origin, inside = typing.get_origin(hint) or hint, typing.get_args(hint)
-  if origin in (typing.Union, types.UnionType):
-    return any(fits(value, x) for x in inside)
-  if origin in (None, types.NoneType):
-    return value is None
-  if origin is float:
-    return type(value) in (int, float)
-  if origin in (int, bool, str):
-    return type(value) is origin
-  if origin is Callable:
-    return callable(value)
-  if origin is Any or not isinstance(origin, type) or (
-      getattr(origin, '_is_protocol', False)
-  ):
-    return True
-  if not issubclass(origin, (Sequence, Mapping)) or hasattr(origin, '_fields'):
-    return isinstance(value, origin)
-  if issubclass(origin, Mapping):
-    return isinstance(value, Mapping) and (
-        not inside or all(fits(x, inside[1]) for x in value.values())
-    )
-  of = inside[0] if inside else Any
-  if isinstance(value, str):  # A sequence of texts by Python's rules.
-    return of in (str, Any)
-  return isinstance(value, (tuple, list)) and all(fits(x, of) for x in value)

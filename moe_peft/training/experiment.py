@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from moe_peft import errors
+from moe_peft import gin_types
 from moe_peft import gin_values
 from moe_peft.core import partitioning
 from moe_peft.core import trainable
@@ -100,7 +101,7 @@ class Experiment:
       name, value = field.name.upper(), getattr(self, field.name)
       if not callable(value):  # The schedule has the name of its peak.
         gin_values.check(name, value)
-        gin_values.check_type(value, field.type, name)
+        gin_types.check(value, field.type, name)
     if self.batch_size % self.num_microbatches:
       raise errors.UserError(
           f'{self.num_microbatches} does not divide BATCH_SIZE = '

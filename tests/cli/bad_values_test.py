@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from moe_peft import gin_types
 from moe_peft import gin_values
 from moe_peft.training import experiment
 from tests import messages_test
@@ -160,7 +161,7 @@ def test_what_references_give_is_checked_when_it_is_known(refusals):
 
 
 def test_types_of_annotations():
-  fits = gin_values.fits
+  fits = gin_types.fits
   assert fits(1, float) and not fits(True, int) and not fits(1.0, int)
   assert fits(None, int | None) and not fits('x', int | None)
   assert fits(('a',), tuple[str, ...]) and not fits((1,), tuple[str, ...])
