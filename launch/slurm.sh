@@ -84,7 +84,8 @@ set -euo pipefail
 trap 'scontrol requeue "$SLURM_JOB_ID"' USR1
 TEXT
   [[ -z $env ]] || printf 'source %q\n' "$env/bin/activate"
-  printf 'srun --kill-on-bad-exit=1'
+  # srun does not take --cpus-per-task from the job since Slurm 22.05.
+  printf 'srun --kill-on-bad-exit=1 --cpus-per-task=%q' "$cpus"
   printf ' %q' "$@" --multiprocess_gpu
   cat <<'TEXT'
  &

@@ -14,8 +14,9 @@ A Cloud TPU slice, from the request to the end:
   setup    copy the committed files of this checkout (git HEAD) to all workers
            and install them, with T5X, into a Python 3.11 environment
   run      run COMMAND on all workers, e.g. python -m t5x.train ...
-  resume   like run, and again after a preemption: create, set up, run, until
-           COMMAND succeeds, or fails on a slice that is still there
+  resume   run COMMAND from wherever the slice stands: wait for a request that
+           is in the queue, replace one that failed or was preempted, set up,
+           run; until COMMAND succeeds, or fails on a slice that is still there
   status   state of the slice
   delete   give the slice back
 
@@ -25,7 +26,8 @@ A Cloud TPU slice, from the request to the end:
   --type TYPE      accelerator type (default v5litepod-32)
   --runtime VER    runtime version (default v2-alpha-tpuv5-lite)
   --spot           ask for spot capacity
-  --attempts N     resume: give up after N slices (default 50)
+  --attempts N     resume: give up after N requests (default 50); the pause
+                   after one that is refused doubles up to a quarter of an hour
   --dry-run        print the commands instead of running them
   --help           this text
 
@@ -100,9 +102,16 @@ queue() { # The verb and its flags.
   call gcloud compute tpus queued-resources "$verb" "$name" "${place[@]}" "$@"
 }
 
+# One of the queue's states, ABSENT, or UNKNOWN if gcloud could not tell.
 state() {
-  [[ -z $dry_run ]] || { echo ACTIVE && return; }
-  queue describe --format='value(state.state)' 2>/dev/null || echo ABSENT
+  local answer
+  if answer=$(queue describe --format='value(state.state)' 2>&1); then
+    echo "$answer"
+  elif [[ $answer == *NOT_FOUND* ]]; then
+    echo ABSENT
+  else
+    echo UNKNOWN
+  fi
 }
 
 on_all_workers() {
@@ -110,9 +119,14 @@ on_all_workers() {
     --command="$1"
 }
 
-create() {
+request() {
   queue create --node-id="$name" --accelerator-type="$type" \
-    --runtime-version="$runtime" "${spot[@]}" || return
+    --runtime-version="$runtime" "${spot[@]}"
+}
+
+create() {
+  request || return
+  [[ -z $dry_run ]] || return 0
   local now
   until now=$(state) && [[ $now == ACTIVE ]]; do
     echo "$name: $now"
@@ -135,7 +149,12 @@ rm -rf moe_peft && mkdir moe_peft && tar xzf moe_peft.tar.gz -C moe_peft
 pip3 install --quiet --user uv
 ~/.local/bin/uv venv --quiet --python 3.11 moe_peft/env
 VIRTUAL_ENV=$HOME/moe_peft/env ~/.local/bin/uv pip install --quiet \
-  -e "./moe_peft[tpu,t5x]"'
+  -e "./moe_peft[tpu,t5x]"
+touch moe_peft/env/ready'
+}
+
+is_set_up() {
+  on_all_workers 'test -e moe_peft/env/ready' 2>/dev/null
 }
 
 run() {
@@ -148,23 +167,47 @@ delete() {
   queue delete --force --quiet
 }
 
+# Runs COMMAND on the slice that is there. Returns 1 if the slice was lost.
+run_here() {
+  is_set_up || setup || return 1
+  if run "$@"; then exit 0; fi
+  # Notice of a preemption can come later than the broken connection.
+  sleep 60
+  [[ $(state) != ACTIVE ]] ||
+    die 'The command failed and the slice is still there: see its output.'
+  return 1
+}
+
 resume() {
-  local attempt now
-  for ((attempt = 1; attempt <= attempts; attempt++)); do
+  if [[ -n $dry_run ]]; then
+    create && setup && run "$@"
+    return
+  fi
+  local requests=0 pause=30 now
+  while true; do
     now=$(state)
-    echo "slice $attempt of at most $attempts: $name is $now"
-    if [[ $now != ACTIVE || -n $dry_run ]]; then
-      [[ $now == ABSENT ]] || delete || true
-      create || continue
-      setup || continue
-    fi
-    if run "$@"; then return 0; fi
-    # Notice of a preemption can come later than the broken connection.
-    sleep 60
-    [[ $(state) != ACTIVE ]] ||
-      die 'The command failed and the slice is still there: see its output.'
+    echo "$name: $now, $requests of at most $attempts requests"
+    case $now in
+      ACTIVE)
+        pause=30
+        run_here "$@" || sleep "$pause"
+        continue
+        ;;
+      FAILED | SUSPENDED) delete && continue ;;
+      ABSENT)
+        ((requests < attempts)) || die "Gave up after $requests requests."
+        ((++requests))
+        request && continue
+        ;;
+      UNKNOWN) ;; # gcloud failed: ask again, ever less often.
+      *) # In the queue, in the making or on its way out.
+        sleep 30
+        continue
+        ;;
+    esac
+    sleep "$pause"
+    pause=$((pause < 450 ? pause * 2 : 900))
   done
-  die "Gave up after $attempts slices."
 }
 
 case $action in

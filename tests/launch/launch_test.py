@@ -136,6 +136,7 @@ def test_slurm_starts_one_process_a_gpu():
     assert f'#SBATCH {line}\n' in script
   (command,) = [x for x in script.splitlines() if x.startswith('srun')]
   assert shlex.split(command.rstrip(' &'))[2:] == [
+      '--cpus-per-task=8',
       *_COMMAND[1:], '--multiprocess_gpu'
   ]
   subprocess.run(['bash', '-n'], input=script, text=True, check=True)
@@ -172,13 +173,106 @@ def test_tpu_vm_goes_from_the_slice_to_the_command():
   commands = [shlex.split(line) for line in lines if line.startswith('g')]
   verbs = [' '.join(c[3:5]) for c in commands if c[0] == 'gcloud']
   assert verbs == [
-      'queued-resources delete', 'queued-resources create', 'tpu-vm scp',
-      'tpu-vm ssh', 'tpu-vm ssh',
+      'queued-resources create', 'tpu-vm scp', 'tpu-vm ssh', 'tpu-vm ssh',
   ]
   assert all('--zone=z' in c for c in commands if c[0] == 'gcloud')
-  assert '--spot' in commands[1]
+  assert '--spot' in commands[0]
   remote = commands[-1][-1].removeprefix('--command=')
   assert shlex.split(remote)[-5:] == [*_COMMAND[1:], '--multiprocess_gpu']
+
+
+# A gcloud of which nothing is real: it writes down how it is called, and takes
+# its answers from a file, one line a call of `describe` or of what may fail.
+_GCLOUD = """#!/usr/bin/env bash
+echo "gcloud $*" >>calls
+case $* in
+  *queued-resources\\ describe*) kind=state ;;
+  *queued-resources\\ create*) kind=create ;;
+  *'test -e'*) kind=ready ;;
+  *t5x.train*) kind=run ;;
+  *) exit 0 ;;
+esac
+answer=$(head -n 1 "$kind" 2>/dev/null)
+[[ $(wc -l <"$kind") -le 1 ]] || sed -i 1d "$kind"
+case $answer in
+  ABSENT) echo 'ERROR: NOT_FOUND: no such resource' >&2; exit 1 ;;
+  UNKNOWN) echo 'ERROR: the network is unreachable' >&2; exit 1 ;;
+  fails) exit 1 ;;
+  *) echo "$answer" ;;
+esac
+"""
+
+
+def _resume(folder, states, create=('ok',), ready=('fails',), run=('ok',)):
+  """Runs `tpu_vm.sh resume` on a cloud of such answers; returns its calls."""
+  programs = folder / 'bin'
+  programs.mkdir()
+  for name, text in (
+      ('gcloud', _GCLOUD),
+      ('sleep', '#!/usr/bin/env bash\necho "sleep $1" >>calls\n'),
+  ):
+    (programs / name).write_text(text)
+    (programs / name).chmod(0o755)
+  answers = {'state': states, 'create': create, 'ready': ready, 'run': run}
+  for kind, lines in answers.items():
+    (folder / kind).write_text('\n'.join(lines) + '\n')
+  result = _launch(
+      'tpu_vm', 'resume', '--name', 'n', '--attempts', '3', *_COMMAND,
+      cwd=folder,
+      env=os.environ | {'PATH': f'{programs}:{os.environ["PATH"]}'},
+  )
+  calls = (folder / 'calls').read_text().splitlines()
+  shown = {'queued-resources create': 'create', 'tpu-vm scp': 'setup',
+           'queued-resources delete': 'delete', 't5x.train': 'run'}
+  told = []
+  for call in calls:
+    if call.startswith('sleep'):
+      told.append(call)
+    told += [short for words, short in shown.items() if words in call]
+  return result, told
+
+
+def test_a_request_that_waits_keeps_its_place(tmp_path):
+  states = ('ABSENT', 'ACCEPTED', 'WAITING_FOR_RESOURCES', 'PROVISIONING',
+            'ACTIVE')
+  result, calls = _resume(tmp_path, states)
+  assert result.returncode == 0, result.stderr
+  assert calls == ['create', *['sleep 30'] * 3, 'setup', 'run']
+
+
+def test_a_slice_that_is_set_up_goes_on(tmp_path):
+  result, calls = _resume(tmp_path, ('ACTIVE',), ready=('ok',))
+  assert result.returncode == 0 and calls == ['run']
+
+
+def test_a_preempted_slice_is_replaced(tmp_path):
+  states = ('ACTIVE', 'SUSPENDED', 'SUSPENDED', 'ABSENT', 'ACTIVE')
+  result, calls = _resume(
+      tmp_path, states, ready=('ok', 'fails'), run=('fails', 'ok')
+  )
+  assert result.returncode == 0, result.stderr
+  assert calls == ['run', 'sleep 60', 'sleep 30', 'delete', 'create', 'setup',
+                   'run']
+
+
+def test_a_failed_request_is_replaced_and_refusals_are_spaced(tmp_path):
+  result, calls = _resume(tmp_path, ('FAILED', 'ABSENT'), create=('fails',))
+  assert result.returncode == 2
+  assert 'Gave up after 3 requests.' in result.stderr
+  assert calls == ['delete', 'create', 'sleep 30', 'create', 'sleep 60',
+                   'create', 'sleep 120']
+
+
+def test_a_cloud_that_does_not_answer_is_not_an_absent_slice(tmp_path):
+  result, calls = _resume(tmp_path, ('UNKNOWN', 'UNKNOWN', 'ACTIVE'))
+  assert result.returncode == 0, result.stderr
+  assert calls == ['sleep 30', 'sleep 60', 'setup', 'run']
+
+
+def test_a_command_that_fails_on_a_whole_slice_ends_it(tmp_path):
+  result, calls = _resume(tmp_path, ('ACTIVE',), run=('fails',))
+  assert result.returncode == 2 and 'still there' in result.stderr
+  assert calls == ['setup', 'run', 'sleep 60']
 
 
 @pytest.mark.slow
