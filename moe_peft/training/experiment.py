@@ -18,6 +18,7 @@ from moe_peft.core import partitioning
 from moe_peft.core import trainable
 from moe_peft.models import language_model
 from moe_peft.training import bases
+from moe_peft.training import hosts
 
 Params = Mapping[str, Any]
 
@@ -215,12 +216,7 @@ def prepare(experiment: Experiment) -> Setup:
     errors.UserError: As `lay_out`, and for a base of another shape, an
       EVAL_BATCH_SIZE that the mesh cannot split, and several processes.
   """
-  if jax.process_count() > 1:
-    raise errors.UserError(
-        f'This engine is for one process, and there are {jax.process_count()}.',
-        where='jax.process_count()',
-        remedy='Train on several hosts with T5X; docs/t5x.md says how.',
-    )
+  hosts.check_one_process()
   setup = lay_out(experiment)
   partitioning.check_batch_size(
       experiment.eval_batch_size, setup.mesh, 'EVAL_BATCH_SIZE'

@@ -36,6 +36,7 @@ from moe_peft.runs import snapshot_files
 from moe_peft.runs import usage_file
 from moe_peft.training import budget
 from moe_peft.training import experiment as experiment_lib
+from moe_peft.training import hosts
 from moe_peft.training import loop
 from moe_peft.training import metrics
 from moe_peft.training import scoring
@@ -58,6 +59,7 @@ def run_experiment() -> Path | None:
     errors.UserError: For anything in the configuration that cannot work.
   """
   use_compilation_cache()
+  hosts.check_one_process()
   experiment = build()
   with contextlib.closing(_Session(experiment)) as session:
     return experiment.run_dir if session.run() else None

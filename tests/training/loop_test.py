@@ -20,6 +20,7 @@ from moe_peft.runs import metrics_files
 from moe_peft.training import bases
 from moe_peft.training import checksums
 from moe_peft.training import experiment as experiment_lib
+from moe_peft.training import hosts
 from moe_peft.training import loop
 from moe_peft.training import metrics
 from moe_peft.training import train_step
@@ -408,8 +409,26 @@ def test_what_cannot_work_is_said_before_any_work(
 
 def test_several_processes_are_those_of_t5x(tmp_path, monkeypatch):
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
-  with refusals.refused('jax.process_count()', 'T5X'):
+  with refusals.refused('jax.process_count()', 't5x.train'):
     experiment_lib.prepare(tiny.experiment(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ('where', 'value'),
+    [
+        ('SLURM_STEP_NUM_TASKS', '16'),
+        ('OMPI_COMM_WORLD_SIZE', '2'),
+        ('TPU_WORKER_HOSTNAMES', '10.0.0.1,10.0.0.2'),
+    ],
+)
+def test_launchers_of_several_processes_are_told(where, value):
+  with refusals.refused(where, 't5x.train'):
+    hosts.check_one_process({where: value})
+
+
+def test_one_process_of_a_launcher_trains():
+  hosts.check_one_process({'SLURM_STEP_NUM_TASKS': '1', 'SLURM_NTASKS': '8',
+                           'TPU_WORKER_HOSTNAMES': 'localhost'})
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
