@@ -19,10 +19,14 @@ def main(argv: Sequence[str]) -> int | None:
   )
   parser.add_argument('run', metavar='RUN', help='MODEL_DIR of the run')
   parser.add_argument('out', metavar='OUT', type=Path, help='folder to write')
+  parser.add_argument(
+      '--t5x', action='store_true',
+      help='write OUT/checkpoint_0, which T5X restores too',
+  )
   flags.add_force_flag(parser)
   flags.add_gin_flags(parser)
   args = parser.parse_args(argv)
   flags.load_run(args)
   from moe_peft.training import restored
 
-  return restored.save_base(args.out, args.force)
+  return restored.save_base(args.out, args.force, args.t5x)

@@ -3,11 +3,15 @@
 """What is done before T5X locks the configuration: gin files import this.
 
 T5X parses gin itself and then finalizes it; there gin calls functions that
-anybody may add. One reports all missing macros in one message. The other
-chooses the size of the method that keeps to PARAM_BUDGET, and binds it.
+anybody may add. One reports all missing macros in one message, and settings of
+T5X that would do nothing, or not what they say, in a run of ours. Another makes
+paths absolute. The last chooses the size of the method that keeps to
+PARAM_BUDGET, and binds it.
 """
 
+from collections.abc import Mapping
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -15,6 +19,7 @@ import gin
 import jax
 import jax.numpy as jnp
 
+from moe_peft import errors
 from moe_peft import gin_files
 from moe_peft import gin_values
 from moe_peft.core import trainable
@@ -24,6 +29,13 @@ from moe_peft.training import budget
 _FEATURES = (
     'encoder_input_tokens', 'decoder_input_tokens', 'decoder_target_tokens'
 )
+
+# Orbax takes absolute paths only, and says so at the first save.
+_PATHS = (
+    'MODEL_DIR', 'INITIAL_CHECKPOINT_PATH', 'EVAL_OUTPUT_DIR',
+    'INFER_OUTPUT_DIR', 'CHECKPOINT_PATH', 'BASE_PATH',
+)
+_STOCK_PARTITIONER = 't5x.partitioning.PjitPartitioner'
 
 
 def macro(name: str, default: Any = None) -> Any:
@@ -39,6 +51,47 @@ def _check(config: Any) -> None:
   del config  # The one that `gin_files` reads.
   gin_files.check_macros()
   gin_values.check_config()
+  _check_settings_of_t5x()
+
+
+def _check_settings_of_t5x() -> None:
+  """Refuses what our files of runs do not read, where it asks for something."""
+  if macro('TRAIN_STEPS_RELATIVE'):
+    raise errors.UserError(
+        'Steps are counted from 0 here, whatever the base has been through, '
+        'and the learning rate follows TRAIN_STEPS.',
+        where='TRAIN_STEPS_RELATIVE',
+        remedy='Give that number as TRAIN_STEPS instead.',
+    )
+  bound = gin.config._CONFIG.get(('', _STOCK_PARTITIONER), {})  # pylint: disable=protected-access
+  for name, of_t5x in (('num_partitions', 1), ('model_parallel_submesh', None)):
+    if bound.get(name, of_t5x) != of_t5x:
+      raise errors.UserError(
+          'The partitioner of this run is another one, which does not read '
+          'this.',
+          where=f'partitioning.PjitPartitioner.{name}',
+          remedy='Set NUM_MODEL_PARTITIONS.' if name == 'num_partitions'
+          else f'Set partitioners.Partitioner.{name}.',
+      )
+
+
+def _absolute_paths(config: Any) -> Mapping[str, Any]:
+  """Bindings of the absolute paths of macros that are relative ones."""
+  del config
+  found = {}
+  for name in _PATHS:
+    value = macro(name)
+    if (absolute := _absolute(value)) != value:
+      found[f'{name}/gin.macro.value'] = absolute
+  return found
+
+
+def _absolute(path: Any) -> Any:
+  if isinstance(path, (list, tuple)):
+    return type(path)(map(_absolute, path))
+  if not isinstance(path, str) or not path or '://' in path:
+    return path
+  return os.path.abspath(os.path.expanduser(path))
 
 
 def _choose_size(config: Any) -> dict[str, int] | None:
@@ -78,4 +131,5 @@ def _shapes(name: str, size: int) -> dict[str, Any]:
 # It has to be the first: gin's own check would complain before it, about one
 # macro and without a remedy.
 gin.config._FINALIZE_HOOKS.insert(0, _check)  # pylint: disable=protected-access
+gin.config.register_finalize_hook(_absolute_paths)
 gin.config.register_finalize_hook(_choose_size)

@@ -17,8 +17,11 @@ from t5x import models as t5x_models
 
 from moe_peft import errors
 from moe_peft.core import losses
+from moe_peft.t5x import optimizer
 
 Batch = Mapping[str, jax.Array]
+# By their names T5X takes the loss as a mean.
+_MEANS = (str, t5x_losses.SpecialLossNormalizingFactor)
 # These are made in training only.
 _TRAINING_LOSSES = ('consistency_loss',)
 
@@ -43,9 +46,12 @@ class _AdapterLosses:
       **kwargs: As of the model of T5X.
 
     Raises:
-      errors.UserError: For a name that no adapter sows.
+      errors.UserError: For a name that no adapter sows, for an optimizer that
+        would train the base, and for losses of adapters beside a sum over
+        tokens.
     """
     super().__init__(*args, **kwargs)
+    optimizer.check_trains_adapters(self.optimizer_def)
     self._loss_factors = dict(loss_factors or {})
     self._site_metrics = tuple(site_metrics)
     for macro, names in (
@@ -60,6 +66,16 @@ class _AdapterLosses:
               remedy='Name a loss, as in auxiliary_loss, or one of '
               f'{", ".join(losses.METRICS)}.',
           )
+    if any(self._loss_factors.values()) and not isinstance(
+        self._loss_normalizing_factor, _MEANS
+    ):
+      raise errors.UserError(
+          'Losses of adapters are means, and the loss of the tokens would be a '
+          f'sum, divided by {self._loss_normalizing_factor}.',
+          where='LOSS_NORMALIZING_FACTOR',
+          remedy="Leave it at 'NUM_REAL_TARGET_TOKENS', or set the factors in "
+          'LOSS_FACTORS to 0.',
+      )
 
   def loss_fn(
       self, params: Any, batch: Batch, dropout_rng: jax.Array | None

@@ -18,6 +18,7 @@ import optax
 from t5x import adafactor
 from t5x import optimizers
 
+from moe_peft import errors
 from moe_peft.core import partitioning
 from moe_peft.core import trainable
 
@@ -105,6 +106,38 @@ class AdapterOptimizer(optimizers.OptaxWrapper):
         self._rules, path, 'optimizer.AdapterOptimizer.rules'
     )
     return f'rule_{index}'
+
+
+def check_trains_adapters(optimizer: Any) -> None:
+  """Refuses optimizers of T5X's own files of runs, which train everything.
+
+  Args:
+    optimizer: The optimizer of a T5X model; None to evaluate.
+
+  Raises:
+    errors.UserError: It is neither an `AdapterOptimizer` nor a
+      `MultiOptimizer`, or an Adafactor in it does not know the axes of
+      adapters.
+  """
+  of_parts = isinstance(optimizer, optimizers.MultiOptimizer)
+  if optimizer is not None and not (
+      of_parts or isinstance(optimizer, AdapterOptimizer)
+  ):
+    raise errors.UserError(
+        f'{type(optimizer).__name__} trains every parameter, the base too.',
+        where='OPTIMIZER',
+        remedy='Include gin/runs/t5x_finetune.gin, alone or with '
+        'gin/runs/t5x_adafactor.gin, instead of a run file of T5X.',
+    )
+  for part in optimizer.sub_optimizers if of_parts else ():
+    rules = getattr(part.hyper_params, 'logical_factor_rules', None)
+    if rules is not None and 'expert' not in rules:
+      raise errors.UserError(
+          'Adafactor has no rule for the axis `expert` of adapters.',
+          where='adafactor.Adafactor.logical_factor_rules',
+          remedy='Bind @optimizer.adapter_factor_rules(), as '
+          'gin/runs/t5x_adafactor.gin does.',
+      )
 
 
 def trainable_filter(

@@ -265,17 +265,27 @@ def _end(x: Any, side: int) -> Any:
   return part[:count] if side > 0 else part[-count:]
 
 
-def save_base(params: Params, folder: Path) -> Path:
+def save_base(params: Params, folder: Path, t5x: bool = False) -> Path:
   """Writes parameters, rounded to bfloat16, as a base.
 
+  Args:
+    params: Flat parameters.
+    folder: A folder, made if it is not there.
+    t5x: Whether to write `checkpoint_0`, which T5X restores too, instead of
+      `model.safetensors`.
+
   Returns:
-    The file written.
+    The file or folder written, as INITIAL_CHECKPOINT_PATH names it.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  file = folder / BASE_FILE
   arrays = {
       name: np.asarray(value).astype(ml_dtypes.bfloat16)
       for name, value in sorted(params.items())
   }
-  safetensors_numpy.save_file(arrays, file)
-  return file
+  if not t5x:
+    safetensors_numpy.save_file(arrays, folder / BASE_FILE)
+    return folder / BASE_FILE
+  state = (folder / T5X_BASE).absolute()
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    checkpointer.save(state, {'target': trainable.unflatten(arrays)})
+  return folder / Path(T5X_BASE).parent

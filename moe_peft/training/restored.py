@@ -95,21 +95,23 @@ def infer(lines: Sequence[str], **decoding_options: Any) -> Iterator[str]:
       yield experiment.model.output_vocabulary.decode(ids.tolist())
 
 
-def save_base(out: Path, force: bool = False) -> None:
+def save_base(out: Path, force: bool = False, t5x: bool = False) -> None:
   """Writes the configured run's parameters, adapters excepted, as a base.
 
   Args:
     out: Folder to write; appears when it is whole.
     force: As of `atomic.new_folder`.
+    t5x: As of `bases.save_base`.
 
   Raises:
     errors.UserError: If the folder is taken, or there is no checkpoint.
   """
   with atomic.new_folder(out, 'OUT', force) as folder:
     _, params = restore(run.build())
-    bases.save_base(jax.device_get(scoring.base_params(params)), folder)
-  file = out / bases.BASE_FILE
-  run.console.print(f'{file}: {file.stat().st_size / 1e6:.1f} MB')
+    values = jax.device_get(scoring.base_params(params))
+    path = bases.save_base(values, folder, t5x).relative_to(folder)
+  size = sum(x.stat().st_size for x in out.rglob('*') if x.is_file())
+  run.console.print(f'{out / path}: {size / 1e6:.1f} MB')
 
 
 def restore(

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from moe_peft import errors
+from tests import refusals
 from tests.t5x import networks
 from tests.t5x import processes
 from tests.t5x import training
@@ -40,6 +41,21 @@ pytestmark = [pytest.mark.t5x, pytest.mark.slow]
         ),
         ({'BATCH_SIZE': 12}, '', 'BATCH_SIZE', (12, 16)),
         ({'PARAM_BUDGET': 10}, '', 'PARAM_BUDGET', (10, 'RANK = 1')),
+        ({'TRAIN_STEPS_RELATIVE': 5}, '', 'TRAIN_STEPS_RELATIVE',
+         ('TRAIN_STEPS instead',)),
+        ({}, 'from t5x import partitioning\n'
+         'partitioning.PjitPartitioner.num_partitions = 2',
+         'partitioning.PjitPartitioner.num_partitions',
+         ('NUM_MODEL_PARTITIONS',)),
+        ({'LOSS_NORMALIZING_FACTOR': 100.0,
+          'LOSS_FACTORS': {'router_z_loss': 0.1}}, '',
+         'LOSS_NORMALIZING_FACTOR', (100.0, 'NUM_REAL_TARGET_TOKENS')),
+        ({}, 'from t5x import adafactor\nOPTIMIZER = @adafactor.Adafactor()',
+         'OPTIMIZER', ('Adafactor', 't5x_finetune.gin')),
+        ({}, "include 'gin/runs/t5x_adafactor.gin'\n"
+         'adafactor.Adafactor.logical_factor_rules = '
+         '@adafactor.standard_logical_factor_rules()',
+         'adafactor.Adafactor.logical_factor_rules', ('adapter_factor_rules',)),
     ],
 )
 def test_one_message_before_any_step(tmp_path, macros, sizes, where, names):
@@ -61,6 +77,16 @@ def test_one_message_before_any_step(tmp_path, macros, sizes, where, names):
   assert info.value.where == (where or info.value.where)
   assert all(str(name) in str(info.value) for name in names), info.value
   assert not list((tmp_path / 'run').glob('checkpoint_*'))
+
+
+def test_a_run_file_of_t5x_does_not_train_the_base(tmp_path):
+  config = networks.adapted('molora').replace(
+      "include 'gin/runs/t5x_finetune.gin'",
+      "include 't5x/configs/runs/finetune.gin'\n"
+      "include 't5x/examples/t5/t5_1_1/base.gin'",
+  )
+  with refusals.refused('OPTIMIZER', 'Adafactor', 't5x_finetune.gin'):
+    training.train(config, tmp_path / 'run')
 
 
 LEAF = """

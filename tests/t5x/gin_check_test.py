@@ -13,6 +13,24 @@ planning = pytest.importorskip('moe_peft.t5x.planning')
 pytestmark = [pytest.mark.t5x, pytest.mark.slow]
 
 
+def test_paths_become_absolute_and_buckets_stay(tmp_path, monkeypatch):
+  """Orbax refuses relative ones, but only at the first save."""
+  monkeypatch.chdir(tmp_path)
+  gin.clear_config()
+  paths = {'MODEL_DIR': 'runs/mine', 'BASE_PATH': None,
+           'INITIAL_CHECKPOINT_PATH': ['one', 'gs://bucket/two'],
+           'CHECKPOINT_PATH': str(tmp_path / 'three')}
+  for name, value in paths.items():
+    gin.parse_config(f'{name} = {value!r}')
+  gin.finalize()
+  assert gin_check.macro('MODEL_DIR') == str(tmp_path / 'runs/mine')
+  assert gin_check.macro('INITIAL_CHECKPOINT_PATH') == [
+      str(tmp_path / 'one'), 'gs://bucket/two'
+  ]
+  assert gin_check.macro('BASE_PATH') is None
+  assert gin_check.macro('CHECKPOINT_PATH') == str(tmp_path / 'three')
+
+
 @pytest.mark.parametrize('engine', ['t5x', 'embedded'])
 def test_only_configurations_of_t5x_are_decided_here(engine):
   if engine == 'embedded':  # Its engine decides when it builds the experiment.
