@@ -53,6 +53,6 @@ def hints(selector: str) -> Mapping[str, Any]:
 
   wrapped = gin.config._REGISTRY[selector].wrapped
   try:
-    return typing.get_typehints(wrapped)
+    return typing.get_type_hints(wrapped)
   except (NameError, TypeError):  # A name that is imported for checkers alone.
     return {}
