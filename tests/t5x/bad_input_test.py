@@ -52,7 +52,8 @@ pytestmark = [pytest.mark.t5x, pytest.mark.slow]
          'LOSS_NORMALIZING_FACTOR', (100.0, 'NUM_REAL_TARGET_TOKENS')),
         ({}, 'from t5x import adafactor\nOPTIMIZER = @adafactor.Adafactor()',
          'OPTIMIZER', ('Adafactor', 't5x_finetune.gin')),
-        ({}, "include 'gin/runs/t5x_adafactor.gin'\n"
+        ({}, 'from t5x import adafactor\n'
+         "include 'gin/runs/t5x_adafactor.gin'\n"
          'adafactor.Adafactor.logical_factor_rules = '
          '@adafactor.standard_logical_factor_rules()',
          'adafactor.Adafactor.logical_factor_rules', ('adapter_factor_rules',)),
