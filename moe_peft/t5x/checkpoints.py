@@ -26,6 +26,7 @@ from moe_peft import errors
 from moe_peft.core import trainable
 from moe_peft.training import bases
 from moe_peft.training import checksums
+from moe_peft.training import tensor_files
 
 # Of the identity of a base: the first had a fingerprint of another kind.
 _VERSION = 2
@@ -138,8 +139,9 @@ class AdapterCheckpointer:
       The whole train state.
 
     Raises:
-      errors.UserError: If a file has changed since it was written, or if the
-        base is not the one the adapters belong to.
+      errors.UserError: If a file has changed since it was written, if it holds
+        other adapters than the model has, or if the base is not the one they
+        belong to.
     """
     del lazy_parameters
     if not (epath.Path(path) / 'base').is_dir():
@@ -158,6 +160,7 @@ class AdapterCheckpointer:
       )
     folder, _, step = path.rstrip('/').rpartition('checkpoint_')
     shapes = self._trained(self._sharded_shapes())
+    _check_adapters(path, shapes)
     items = ocp.args.Composite(
         # Partial: to evaluate, T5X wants no optimizer state.
         state=ocp.args.PyTreeRestore(
@@ -295,6 +298,24 @@ class AdapterCheckpointer:
         'dtype': str(jnp.result_type(*frozen.values())) if frozen else None,
         'version': _VERSION,
     }
+
+
+def _check_adapters(path: str, shapes: Mapping[str, Any]) -> None:
+  """Checks that a checkpoint holds the adapters of the model."""
+  with ocp.PyTreeCheckpointer() as reader:
+    saved = reader.metadata(epath.Path(path) / 'state').item_metadata.tree
+  saved, expected = (
+      {k: v.shape for k, v in trainable.flatten(x['target']).items()}
+      for x in (saved, shapes)
+  )
+  if problems := tensor_files.misfits(saved, expected):
+    raise errors.UserError(
+        f'{path} holds adapters of another method or size ({problems}).',
+        where='CHECKPOINT_PATH or MODEL_DIR',
+        remedy='Give the method file and the sizes, such as NUM_EXPERTS and '
+        'RANK, that they were trained with (config.gin of the run has them), '
+        'or train in another MODEL_DIR.',
+    )
 
 
 def _is_of(saved: Mapping[str, Any], found: Mapping[str, Any]) -> bool:

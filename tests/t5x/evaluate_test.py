@@ -9,6 +9,7 @@ import pytest
 
 from moe_peft import errors
 from moe_peft.training import checksums
+from tests import refusals
 from tests.t5x import networks
 from tests.t5x import training
 
@@ -114,3 +115,11 @@ def test_a_base_that_was_moved_is_named_and_may_be_given(
       checkpoint, tmp_path / 'b', BASE_PATH=str(moved), **SIZES
   )
   assert results
+
+
+@pytest.mark.parametrize('sizes', [{'NUM_EXPERTS': 4}, {'RANK': 1}])
+def test_adapters_of_another_size_are_refused(runs, tmp_path, sizes):
+  with refusals.refused('CHECKPOINT_PATH or MODEL_DIR', 'lora_a', 'RANK'):
+    evaluate(
+        runs / 'adapters' / 'checkpoint_3', tmp_path / 'run', **SIZES | sizes
+    )
