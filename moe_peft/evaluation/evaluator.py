@@ -238,10 +238,12 @@ class Evaluator:
           self._seqio.cached_model_datasets[task.name].as_numpy_iterator(),
           strict=True,
       ):
+        features = {k: x for k, x in row.items() if np.ndim(x)}
         if example.get('is_correct', True):
-          rows.append({k: x for k, x in row.items() if np.ndim(x)})
+          rows.append(features)
         if len(rows) == count:
           break
+      rows = rows or [features]  # EVAL_EXAMPLES can cut off all right answers.
       rows += [jax.tree.map(np.zeros_like, rows[0])] * (count - len(rows))
       first[task.name] = jax.tree.map(lambda *x: np.stack(x), *rows)
     return first

@@ -16,14 +16,14 @@ from moe_peft.training import scoring
 from tests.training import tiny
 
 
-def _evaluator(experiment):
+def _evaluator(experiment, num_examples=16):
   return evaluator.Evaluator(
       experiment.mixture_or_task_name,
       experiment.model.feature_converter(),
       experiment.task_feature_lengths,
       'validation',
       batch_size=8,
-      num_examples=16,
+      num_examples=num_examples,
       mesh=partitioning.make_mesh(),
   )
 
@@ -98,3 +98,14 @@ def test_right_answers_are_chosen_among_choices(tmp_path):
     assert answer == ('an' if word[0] in 'aeio' else 'a'), word
   prompts = [tuple(x) for x in batch['encoder_input_tokens']]
   assert len(set(prompts)) == 4  # One row a prompt, not one a choice.
+
+
+def test_an_evaluation_without_a_right_answer_has_its_rows(tmp_path):
+  experiment = tiny.experiment(tmp_path, MIXTURE_OR_TASK_NAME='article')
+  # One of the first two rows, the choices of one question, is wrong.
+  first, both = (
+      _evaluator(experiment, number).first_rows(2)['article']
+      for number in (1, 2)
+  )
+  for batch in (first, both):
+    assert batch['decoder_target_tokens'].any(axis=1).tolist() == [True, False]
