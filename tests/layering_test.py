@@ -161,7 +161,7 @@ def test_every_module_is_imported_by_a_test():
   }
   # What an exported folder carries is run by the tests of exports, from there.
   carried = {'moe_peft.hf.remote_model', 'moe_peft.hf.torch_experts',
-             'moe_peft.hf.peft_tuner'}
+             'moe_peft.hf.torch_router', 'moe_peft.hf.peft_tuner'}
   packages = {
       module
       for module, file in modules().items()

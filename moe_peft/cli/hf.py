@@ -69,21 +69,21 @@ def _add_export(commands) -> None:
       description='Exports the newest checkpoint of a run. peft: an adapter '
       '(native for LoRA and (IA)^3, else with the tuner in the folder). '
       'merged: plain weights, for methods without a router. full: base and '
-      'experts, for trust_remote_code. experts: each expert alone, for '
-      'inspection.',
+      'experts, for trust_remote_code; it holds every method. experts: each '
+      'expert alone, for inspection. gguf: a LoRA for llama.cpp.',
   )
   parser.set_defaults(run_command=_export)
   add = parser.add_argument
   add('run', metavar='RUN', help='MODEL_DIR of the run')
   add('--out', type=Path, required=True, help='folder to write')
-  add('--format', choices=('peft', 'merged', 'full', 'experts'),
+  add('--format', choices=('peft', 'merged', 'full', 'experts', 'gguf'),
       default='peft', help='default: peft')
-  add('--base', default='', metavar='NAME',
+  add('--hub_id', '--base', dest='hub_id', default='', metavar='NAME',
       help='name of the base on the Hub, where the import did not say it; '
       'without one the base is written into the folder')
   add('--collapse', type=Path, metavar='FILE.jsonl',
-      help='instead of a format: average the gates over these examples into '
-      'one ordinary LoRA, and measure on the same examples what that costs')
+      help='average the gates over three quarters of these examples into one '
+      'ordinary LoRA, and measure on the rest what that costs')
   add('--rank', type=flags.whole_number(1),
       help='with --collapse: cut the LoRA to this rank')
   add('--per_task', action='store_true',
@@ -97,7 +97,7 @@ def _add_verify(commands) -> None:
       'verify',
       help='load an exported folder in torch and compare',
       description='Prints the largest difference between the logits of torch '
-      'and those that JAX wrote; exit status 1 above 1e-4.',
+      'and those that JAX wrote; exit status 1 above 1e-5 of the largest.',
   )
   parser.set_defaults(run_command=_verify)
   parser.add_argument('folder', metavar='DIR', type=Path)
@@ -131,27 +131,38 @@ def _export(args: argparse.Namespace) -> int:
   from moe_peft.hf import export
   from moe_peft.hf import trained as trained_lib
 
-  trained = trained_lib.from_run(args.base)
+  trained = trained_lib.from_run(args.hub_id)
   if args.collapse:
-    measured = export.export_collapsed(
-        trained, args.out, args.collapse, args.rank, args.per_task,
-        args.force,
+    made = export.export_collapsed(
+        trained, args.out, args.collapse, args.format, args.rank,
+        args.per_task, args.force,
     )
-    for losses in measured:
-      text = ', '.join(f'{k} {v:.4f}' for k, v in losses.items())
-      print(
-          'mean loss of a target token in nats, on the rows of '
-          f'{args.collapse.name} that the gates were averaged over: {text}'
-      )
+    for collapsed in made:
+      _print_losses(collapsed)
   else:
     export.export(trained, args.out, args.format, args.force)
   print(f'{args.out}: written')
   written = [args.out]
   if args.per_task:
     written = sorted(path for path in args.out.iterdir() if path.is_dir())
-  elif args.format == 'experts' and not args.collapse:
-    written = []  # Not equal to the run, and not meant to be.
+  if args.format in ('experts', 'gguf'):
+    written = []  # Not equal to the run, or not for torch.
   return max((_measure(folder) for folder in written), default=0)
+
+
+def _print_losses(collapsed) -> None:
+  from moe_peft.hf import collapse
+
+  text = ', '.join(f'{k} {v:.4f}' for k, v in collapsed.losses.items())
+  print(
+      'mean loss of a target token in nats, on '
+      f'{collapsed.num_held_out} rows that no gate was averaged over: {text}'
+  )
+  if not collapsed.worth_it:
+    print(
+        f'not worth it: collapsing costs {collapsed.cost:+.4f} nats, more than '
+        f'{collapse.WORTH_IT}; --format full keeps the routers'
+    )
 
 
 def _measure(folder: Path) -> int:

@@ -1,9 +1,8 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What an adapter computes, as exported folders say it.
+"""Which adapters the exported formats can hold, and their options there.
 
-The options are read from the adapter and its router themselves, as gin made
-them. What depends on more than the token it is applied to is refused.
+The classes are exact: another subclass may compute something else.
 """
 
 from collections.abc import Sequence
@@ -18,20 +17,24 @@ from moe_peft.core import scores
 from moe_peft.core import selection
 from moe_peft.methods import adamix
 from moe_peft.methods import adamole
+from moe_peft.methods import bottleneck
+from moe_peft.methods import expert_choice
 from moe_peft.methods import hydralora
 from moe_peft.methods import ia3
 from moe_peft.methods import lora
+from moe_peft.methods import mixlora
+from moe_peft.methods import mode
 from moe_peft.methods import moelora
 from moe_peft.methods import mola
 from moe_peft.methods import molora
 from moe_peft.methods import mosld
 from moe_peft.methods import mov
 from moe_peft.methods import sira
+from moe_peft.methods import smear
 from moe_peft.methods import smoe_dropout
 from moe_peft.methods import smora
 
-# Exact classes: another subclass may compute something else. These differ from
-# MoLoRA, with one or several `lora_a`, and MoV only in training and routing.
+# Those of a kind differ in training, in routing and in what experts share.
 _KINDS = {
     molora.MoLoRA: 'low_rank',
     lora.LoRA: 'low_rank',
@@ -39,22 +42,43 @@ _KINDS = {
     moelora.MoELoRA: 'low_rank',
     hydralora.HydraLoRA: 'low_rank',
     mosld.MoSLD: 'low_rank',
+    adamix.AdaMix: 'low_rank',
     adamole.AdaMoLE: 'low_rank',
     smora.SMoRA: 'low_rank',
     mola.MoLA: 'low_rank',
     smoe_dropout.SMoEDropout: 'low_rank',
+    expert_choice.ExpertChoice: 'low_rank',
+    mode.MoDE: 'low_rank',
     mov.MoV: 'vector',
     ia3.IA3: 'vector',
+    bottleneck.Bottleneck: 'bottleneck',
+    smear.SMEAR: 'bottleneck',
+    mixlora.MixLoRA: 'block',
 }
-# Exact classes too. Some differ only while training. `adamix.RandomChoice` uses
-# all experts at evaluation, with equal weights.
+_RULES = {
+    inject.OutputRule: ('low_rank', 'vector', 'bottleneck'),
+    adamix.ConsistencyRule: ('low_rank', 'vector', 'bottleneck'),
+    inject.InputRule: ('vector',),
+    inject.BlockRule: ('block',),
+}
+# What each kind has besides a router, by the names of the adapter's fields.
+_FIELDS = {
+    'low_rank': ('rank', 'alpha'),
+    'vector': ('residual',),
+    'bottleneck': ('rank', 'activation'),
+    'block': ('rank', 'alpha'),
+}
 _SCORES = (
     scores.TokenScores,
     scores.HeadScores,
+    scores.SequenceScores,
     adamole.ThresholdScores,
     adamix.NoScores,
+    mode.RankScores,
+    smear.NormedScores,
     smoe_dropout.FrozenScores,
 )
+# `adamix.RandomChoice` uses all experts at evaluation, with equal weights.
 _SELECTIONS = {
     selection.Soft: 'all',
     selection.TopK: 'top_k',
@@ -62,6 +86,7 @@ _SELECTIONS = {
     smora.BiasedTopK: 'top_k',
     adamole.Threshold: 'threshold',
     adamix.RandomChoice: 'uniform',
+    expert_choice.ChooseTokens: 'experts_choose',
 }
 
 
@@ -87,8 +112,10 @@ def read(
     rules: Of the adapted model; the first that matches the layer made it.
 
   Returns:
-    `method`, the name of its class, and the options of
-    `torch_experts.Experts` but for those that its arrays tell.
+    The options of `torch_experts.Experts` but for those that its arrays tell,
+    and `method`, the name of its class, `causal`, whether later tokens must
+    not matter, `functions`, those of the branches of its MLP, and
+    `experts_by_depth` of a layer inside a scan.
 
   Raises:
     errors.UserError: If it computes what the formats do not have.
@@ -96,29 +123,33 @@ def read(
   adapter = site.adapter
   method, kind = type(adapter).__name__, _KINDS.get(type(adapter))
   rule = next(r for r in rules if re.fullmatch(r.path, layer))
-  at_input = type(rule) is inject.InputRule
-  if kind is None or not (at_input or type(rule) is inject.OutputRule):
+  if kind is None:
     known = ', '.join(cls.__name__ for cls in _KINDS)
     raise refusal(
         layer, method, 'there is no such method in the formats.',
         'ADAPTER_RULES', f'These methods can be exported: {known}.',
     )
-  if at_input and kind == 'low_rank':
+  if kind not in _RULES.get(type(rule), ()):
     raise refusal(
-        layer, method, 'it changes the inputs of its layer.', 'ADAPTER_RULES'
+        layer, method, f'the formats have none under a {type(rule).__name__}.',
+        'ADAPTER_RULES',
     )
   spec = {
       'method': method,
       'kind': kind,
       'num_experts': adapter.num_experts,
-      'site_input': at_input,
+      'site_input': type(rule) is inject.InputRule,
       'router': None,
       'num_heads': 1,
+      'causal': adapter.site.causal,
+      'functions': adapter.site.activations,
+      'experts_by_depth': adapter.experts_by_depth,
+      **{name: getattr(adapter, name) for name in _FIELDS[kind]},
   }
-  if kind == 'low_rank':
-    spec |= {'rank': adapter.rank, 'alpha': float(adapter.alpha)}
-  else:
-    spec['residual'] = adapter.residual
+  if kind == 'bottleneck':
+    spec['merged'] = isinstance(adapter, smear.SMEAR)
+  if 'alpha' in spec:
+    spec['alpha'] = float(spec['alpha'])
   if adapter.num_experts > 1:
     _check_router(layer, method, site.router)
     spec |= _router_spec(site.router)
@@ -126,7 +157,7 @@ def read(
 
 
 def _check_router(layer: str, method: str, router: routing.Router) -> None:
-  """Raises errors.UserError if a router reads more than its own token."""
+  """Raises errors.UserError if the formats do not have such a router."""
   parts = {
       'scores': (type(router.scores), _SCORES),
       'select': (type(router.select), _SELECTIONS),
@@ -134,9 +165,7 @@ def _check_router(layer: str, method: str, router: routing.Router) -> None:
   for field, (part, known) in parts.items():
     if part not in known:
       raise refusal(
-          layer, method,
-          f'there is no {part.__name__} in the formats, which route each token '
-          'by itself.',
+          layer, method, f'there is no {part.__name__} in the formats.',
           f'routing.Router.{field}',
           f'These can be exported: {", ".join(x.__name__ for x in known)}.',
       )
@@ -147,7 +176,14 @@ def _check_router(layer: str, method: str, router: routing.Router) -> None:
         'composition of scores and a selection.',
         'router_factory',
     )
-  if router.capacity is not None and router.capacity.at_evaluation:
+  capacity, choosing = router.capacity, router.select.limits_evaluation
+  if choosing and (capacity.group_size or router.scores.units(router) > 1):
+    raise refusal(
+        layer, method, 'its experts do not choose among whole tokens of a row.',
+        'capacity.Capacity.group_size',
+        'Train with TokenScores and --gin.capacity.Capacity.group_size=None.',
+    )
+  if capacity is not None and capacity.at_evaluation and not choosing:
     raise refusal(
         layer, method, 'tokens are dropped depending on their neighbors.',
         'capacity.Capacity.at_evaluation',
@@ -157,19 +193,28 @@ def _check_router(layer: str, method: str, router: routing.Router) -> None:
 
 def _router_spec(router: routing.Router) -> dict[str, Any]:
   """Options of the router, by the names of format 1, which stay as they are."""
-  select = router.select
+  select, parts = router.select, router.scores
   biased = isinstance(select, smora.BiasedTopK)
   threshold = getattr(select, 'max_threshold', None)
-  by_head = isinstance(router.scores, scores.HeadScores)
+  by_head = isinstance(parts, scores.HeadScores)
+  options = {
+      'score': 'sigmoid' if biased else 'softmax',
+      'selection': _SELECTIONS[type(select)],
+      'num_selected_experts': getattr(select, 'k', None),
+      'renormalise': select.normalize,
+      'max_threshold': threshold or 1.0 / router.num_experts,
+      'balancing_bias': biased,
+      'bias_in_gate': biased,
+  }
+  if isinstance(parts, mode.RankScores):
+    options['units'] = parts.rank
+  if isinstance(parts, scores.SequenceScores):
+    options['sequence'] = 'prompt' if router.reads.causal else 'inputs'
+    options['normed'] = isinstance(parts, smear.NormedScores)
+  if select.limits_evaluation:
+    options['capacity_factor'] = router.capacity.capacity_factor
+    options['expert_capacity'] = router.capacity.expert_capacity
   return {
-      'router': {
-          'score': 'sigmoid' if biased else 'softmax',
-          'selection': _SELECTIONS[type(select)],
-          'num_selected_experts': getattr(select, 'k', None),
-          'renormalise': select.normalize,
-          'max_threshold': threshold or 1.0 / router.num_experts,
-          'balancing_bias': biased,
-          'bias_in_gate': biased,
-      },
+      'router': options,
       'num_heads': router.reads.num_heads if by_head else 1,
   }

@@ -1,45 +1,45 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Model cards (README.md) of exported folders.
-
-Written by us: PEFT's own card would carry the local path of the base.
-"""
+"""The README.md of an exported folder, as the Hub reads it."""
 
 from collections.abc import Mapping, Sequence
 import html
 import json
 from pathlib import Path
 
+from moe_peft.hf import folders
 from moe_peft.hf import sites as sites_lib
 from moe_peft.hf import trained as trained_lib
 
+BASE_FOLDER = 'base'
 _INSTALL = {
     'peft': 'pip install torch transformers "peft>=0.21,<0.22"',
     'transformers': 'pip install torch transformers',
 }
+_TUNER = """\
+import sys
+sys.path.insert(0, folder)
+import moe_peft_tuner  # registers the PEFT method MOE_PEFT
+"""
 _ADAPTER = """\
-from peft import PeftModel
-from transformers import AutoModelForSeq2SeqLM
-
-base = AutoModelForSeq2SeqLM.from_pretrained(BASE)
-model = PeftModel.from_pretrained(base, "DIR")"""
-_USES = {
+base = {auto}.from_pretrained({base})
+model = PeftModel.from_pretrained(base, folder)
+"""
+# How each kind is loaded; those that are not here are not for transformers.
+_LOAD = {
     'LORA': _ADAPTER,
     'IA3': _ADAPTER,
-    'MOE_PEFT': """\
-import sys
-sys.path.insert(0, "DIR")  # or: import moe_peft.hf.peft_tuner
-import moe_peft_tuner  # registers the PEFT method MOE_PEFT
-""" + _ADAPTER,
-    'merged': """\
-from transformers import AutoModelForSeq2SeqLM
-
-model = AutoModelForSeq2SeqLM.from_pretrained("DIR")""",
-    'full': """\
-from transformers import AutoModelForSeq2SeqLM
-
-model = AutoModelForSeq2SeqLM.from_pretrained("DIR", trust_remote_code=True)""",
+    'MOE_PEFT': _TUNER + _ADAPTER,
+    'merged': 'model = {auto}.from_pretrained(folder)\n',
+    'full': 'model = {auto}.from_pretrained(folder, trust_remote_code=True)\n',
 }
+_GENERATE = """\
+
+tokenizer = AutoTokenizer.from_pretrained(folder)
+inputs = tokenizer("Once upon a time", return_tensors="pt")
+outputs = model.generate(**inputs, max_new_tokens=20)
+print(tokenizer.decode(outputs[0], skip_special_tokens=True))
+"""
 
 
 def write(
@@ -52,29 +52,49 @@ def write(
   """Writes README.md.
 
   Args:
-    folder: Where to.
+    folder: Where to; the tokenizer's files are there already.
     trained: The model.
     sites: Its adapters.
-    kind: PEFT type of the adapter, or 'merged', 'full', 'experts'.
+    kind: PEFT type of the adapter, or 'merged', 'full', 'experts', 'gguf'.
     notes: Paragraphs on what must be known, parity first.
   """
   library = 'transformers' if kind in ('merged', 'full') else 'peft'
   # The name may come from a file of somebody else: it stands in one line here,
   # and quoted where YAML or Python reads it.
   base = ' '.join(trained.base_model.split())
-  title = sites_lib.methods(sites) if sites else 'T5'
-  text = _front_matter(base, sites, kind, library)
-  text += f'# {title} on {html.escape(base) or "a T5 trained from scratch"}\n\n'
-  text += _table(trained.facts, sites)
-  if kind in _USES:
-    use = _USES[kind].replace('BASE', json.dumps(base or 'DIR/base'))
-    text += f'\n## Use\n\n    {_INSTALL[library]}\n\n```python\n{use}\n```\n'
+  title = sites_lib.methods(sites) if sites else 'Fine-tuned'
+  text = _front_matter(trained, base, sites, kind, library)
+  name = html.escape(base) or 'a base without a name on the Hub'
+  text += f'# {title} on {name}\n\n{_table(trained.facts, sites)}'
+  if kind in _LOAD:
+    tokenizer = any((folder / x).is_file() for x in folders.TOKENIZER_FILES)
+    use = _snippet(kind, trained.network.auto, base, tokenizer)
+    text += f'\n## Use\n\n    {_INSTALL[library]}\n\n```python\n{use}```\n'
   text += '\n## What to know\n\n' + '\n\n'.join(notes) + '\n'
   (folder / 'README.md').write_text(text, encoding='utf-8')
 
 
+def _snippet(kind: str, auto: str, base: str, tokenizer: bool) -> str:
+  """Python that loads the folder, and answers if it has a tokenizer."""
+  code = 'folder = "."  # This folder, or its name on the Hub.\n'
+  load = _LOAD[kind].format(auto=auto, base=json.dumps(base) if base else (
+      f'folder + "/{BASE_FOLDER}"'
+  ))
+  if 'PeftModel' in load:
+    code = f'from peft import PeftModel\n{_import(auto, tokenizer)}\n\n{code}'
+  else:
+    code = f'{_import(auto, tokenizer)}\n\n{code}'
+  return code + load + (_GENERATE if tokenizer else '')
+
+
+def _import(auto: str, tokenizer: bool) -> str:
+  names = f'{auto}, AutoTokenizer' if tokenizer else auto
+  return f'from transformers import {names}'
+
+
 def _front_matter(
-    base: str, sites: Sequence[sites_lib.AdaptedSite], kind: str, library: str
+    trained: trained_lib.Trained, base: str,
+    sites: Sequence[sites_lib.AdaptedSite], kind: str, library: str,
 ) -> str:
   tags = sorted({site.method.lower() for site in sites})
   if any(site.routed for site in sites):
@@ -84,11 +104,10 @@ def _front_matter(
   if kind in ('MOE_PEFT', 'full'):
     tags.append('custom_code')
   content = {'base_model': base} if base else {}
-  content |= {
-      'library_name': library,
-      'pipeline_tag': 'text2text-generation',
-      'tags': [*tags, 't5', 'jax'],
-  }
+  content['library_name'] = 'llama.cpp' if kind == 'gguf' else library
+  if trained.network.pipeline:
+    content['pipeline_tag'] = trained.network.pipeline
+  content['tags'] = [*tags, 'jax']
   # JSON is YAML.
   lines = [f'{key}: {json.dumps(value)}' for key, value in content.items()]
   return '\n'.join(['---', *lines, '---', '', ''])

@@ -1,11 +1,9 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Routed low-rank experts to one ordinary LoRA, with a measured loss (ours).
+"""Routed low-rank experts to one ordinary LoRA, and what that costs.
 
-Each expert's gate is replaced by its mean over a calibration set. A weighted
-sum of low-rank updates is one update of rank num_experts * rank, which an SVD
-can cut. What that costs is measured on the same examples: the mean loss of a
-target token with routing, collapsed, and of the bare base.
+Each expert gets a constant weight, the mean of its gates over calibration
+rows. What is lost is measured on rows that no gate was averaged over.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+import tensorflow as tf
 
 from moe_peft import errors
 from moe_peft.core import observe
 from moe_peft.data import text_files
+from moe_peft.hf import folds
 from moe_peft.hf import merge
 from moe_peft.hf import sites as sites_lib
 from moe_peft.hf import trained as trained_lib
@@ -27,6 +27,11 @@ from moe_peft.hf import trained as trained_lib
 _BATCH_SIZE = 16
 _MAX_LENGTH = 512
 _LENGTH_MULTIPLE = 32
+# One row of so many is held out.
+_HELD_OUT = 4
+# Nats a target token that a collapsed model may lose before the command says
+# that it is not worth it: 2 % of perplexity.
+WORTH_IT = 0.02
 
 # See `measure_fn`.
 Measure = Callable[
@@ -42,14 +47,26 @@ class Collapsed:
   Attributes:
     sites: The adapters, without routers.
     params: Flat parameters of the base with the LoRA merged in.
-    losses: Mean loss of a target token in nats: 'routed', 'collapsed', 'base'.
-    num_examples: Size of the calibration set.
+    losses: Mean loss of a target token in nats on the rows held out: 'routed',
+      'collapsed', 'base'.
+    num_examples: Rows that the gates were averaged over.
+    num_held_out: Rows that the losses were measured on.
   """
 
   sites: list[sites_lib.AdaptedSite]
   params: Mapping[str, np.ndarray]
   losses: Mapping[str, float]
   num_examples: int
+  num_held_out: int
+
+  @property
+  def cost(self) -> float:
+    """What collapsing costs, in nats a target token."""
+    return self.losses['collapsed'] - self.losses['routed']
+
+  @property
+  def worth_it(self) -> bool:
+    return self.cost <= WORTH_IT  # A NaN is not.
 
 
 def collapse(
@@ -62,30 +79,56 @@ def collapse(
 
   Args:
     trained: A model with low-rank experts.
-    rows: Calibration examples with 'inputs' and 'targets'.
+    rows: Examples with 'inputs' and 'targets', of which one in four is held
+      out.
     rank: Rank of the LoRA; None keeps num_experts * rank.
     measure: The `measure_fn` of the model.
 
   Raises:
-    errors.UserError: If the experts are vectors, or there is no vocabulary.
+    errors.UserError: If the experts are no LoRAs, there is one row, or there
+      is no vocabulary.
   """
   for site in trained.sites:
-    if site.spec['kind'] != 'low_rank':
+    ranks = (site.spec['router'] or {}).get('units', 1) > 1
+    if site.spec['kind'] != 'low_rank' or ranks:
       raise errors.UserError(
-          f'{site.method} (at {site.path}) has no low-rank experts.',
-          where='--collapse',
-          remedy='--collapse is for MoLoRA and its relatives.',
+          f'{site.method} (at {site.path}) has no low-rank experts with a '
+          'weight each.', where='--collapse',
+          remedy='--collapse is for MoLoRA and its relatives; --format full '
+          'exports all methods.',
       )
-  batches = make_batches(trained, rows)
-  routed, gates = measure(trained.params, batches)
-  sites = [_collapse_site(s, gates.get(s.path), rank) for s in trained.sites]
+  calibration, held_out = (make_batches(trained, x) for x in split(rows))
+  _, gates = measure(trained.params, calibration)
+  sites = [
+      folds.weighted(site, gates.get(site.path, np.ones(1)), rank)
+      for site in trained.sites
+  ]
   params = merge.merged_params(trained, sites)
   losses = {
-      'routed': routed,
-      'collapsed': measure(params, batches)[0],
-      'base': measure(trained.base_params, batches)[0],
+      'routed': measure(trained.params, held_out)[0],
+      'collapsed': measure(params, held_out)[0],
+      'base': measure(trained.base_params, held_out)[0],
   }
-  return Collapsed(sites, params, losses, len(rows))
+  return Collapsed(sites, params, losses, *map(len, split(rows)))
+
+
+def split(rows: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+  """Rows to average over and rows held out, the same ones every time.
+
+  Raises:
+    errors.UserError: If there is one row.
+  """
+  if len(rows) < 2:
+    raise errors.UserError(
+        'What collapsing costs is measured on rows that are held out, and '
+        'there is one row only.', where='--collapse',
+        remedy='Give more rows, some hundred if you have them.',
+    )
+  order = np.random.default_rng(0).permutation(len(rows))
+  held_out = max(1, len(rows) // _HELD_OUT)
+  return (
+      [rows[i] for i in order[held_out:]], [rows[i] for i in order[:held_out]]
+  )
 
 
 def measure_fn(trained: trained_lib.Trained) -> Measure:
@@ -98,11 +141,13 @@ def measure_fn(trained: trained_lib.Trained) -> Measure:
 
   @jax.jit
   def run(params, batch):
-    logits, state = trained.apply(params, batch, mutable=[observe.COLLECTION])
-    targets = batch['decoder_target_tokens']
+    model, nested = trained.model_of(params)
+    logits, targets, weights, state = model.predict(
+        nested, batch, mutable=(observe.COLLECTION,)
+    )
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     sums = observe.batch_sums(state.get(observe.COLLECTION, {}), batch)
-    return (losses * (targets > 0)).sum(), (targets > 0).sum(), sums
+    return (losses * weights).sum(), weights.sum(), sums
 
   def measure(params, batches):
     losses, tokens, sums = zip(
@@ -153,56 +198,29 @@ def make_batches(
     raise errors.UserError(
         '--collapse needs the vocabulary of the run.', where='VOCABULARY'
     )
-  num_rows = len(rows) + -len(rows) % _BATCH_SIZE
-  tokens = {}
-  for key in ('inputs', 'targets'):
-    ids = [
-        [*vocabulary.encode(row[key]), vocabulary.eos_id][:_MAX_LENGTH]
-        for row in rows
-    ]
-    # Few different lengths make few compilations.
-    length = max(map(len, ids))
-    length += -length % _LENGTH_MULTIPLE
-    tokens[key] = np.zeros((num_rows, length), np.int32)
-    for index, values in enumerate(ids):
-      tokens[key][index, : len(values)] = values
-  shifted = np.pad(tokens['targets'], ((0, 0), (1, 0)))[:, :-1]
-  features = {
-      'encoder_input_tokens': tokens['inputs'],
-      'decoder_input_tokens': shifted,
-      'decoder_target_tokens': tokens['targets'],
+  ids = {
+      key: [
+          [*vocabulary.encode(row[key]), vocabulary.eos_id][:_MAX_LENGTH]
+          for row in rows
+      ]
+      for key in ('inputs', 'targets')
   }
-  return [
-      {name: x[i : i + _BATCH_SIZE] for name, x in features.items()}
-      for i in range(0, num_rows, _BATCH_SIZE)
-  ]
-
-
-def _collapse_site(site, gates, rank) -> sites_lib.AdaptedSite:
-  lora_a, lora_b = site.tensors['lora_a'], site.tensors['lora_b']
-  if gates is None:
-    gates = np.ones(1)
-  if lora_a.shape[0] == 1:  # One for all experts, or the only one.
-    lora_b = np.einsum('e,ero->ro', gates, lora_b)[None]
-    gates = np.ones(1)
-  scale = gates * site.spec['alpha'] / site.spec['rank']
-  down = np.concatenate(list(lora_a), axis=1)
-  up = np.concatenate(list(lora_b * scale[:, None, None]), axis=0)
-  if rank is not None and rank < down.shape[1]:
-    down, up = _truncate(down.astype(np.float64), up.astype(np.float64), rank)
-  full = down.shape[1]
-  return sites_lib.one_expert(
-      site,
-      {'lora_a': down[None], 'lora_b': up[None]},
-      rank=full,
-      alpha=float(full),
+  # Few different lengths make few compilations.
+  lengths = {
+      key: -(-max(map(len, x)) // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+      for key, x in ids.items()
+  }
+  dataset = tf.data.Dataset.from_generator(
+      lambda: (
+          {'inputs': inputs, 'targets': targets}
+          for inputs, targets in zip(ids['inputs'], ids['targets'], strict=True)
+      ),
+      output_signature={key: tf.TensorSpec([None], tf.int32) for key in ids},
   )
-
-
-def _truncate(down, up, rank):
-  """Best approximation of `down @ up` of a rank, without building it."""
-  down_q, down_r = np.linalg.qr(down)
-  up_q, up_r = np.linalg.qr(up.T)
-  u, s, v = np.linalg.svd(down_r @ up_r.T)
-  root = np.sqrt(s[:rank])
-  return down_q @ u[:, :rank] * root, (up_q @ v[:rank].T * root).T
+  dataset = trained.model.feature_converter()(dataset, lengths)
+  batches = []
+  for batch in dataset.batch(_BATCH_SIZE).as_numpy_iterator():
+    fill = _BATCH_SIZE - len(batch['decoder_target_tokens'])
+    padding = ((0, fill), (0, 0))
+    batches.append({k: np.pad(x, padding) for k, x in batch.items()})
+  return batches

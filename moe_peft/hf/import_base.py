@@ -58,11 +58,6 @@ def import_base(
   """
   tensors, hf_config = _open(source)
   network = _NETWORKS[hf_config['model_type']]
-  if experts and network is not t5_base:
-    raise errors.UserError(
-        '--experts makes the experts of a T5; a LLaMA cannot take them yet.',
-        where='--experts',
-    )
   config = network.from_hf(hf_config, layout)
   params, config = network.plan(tensors, config, layout)
   mixture = import_experts.read(experts, config) if experts else None
@@ -128,3 +123,9 @@ def read_source(folder: Path) -> dict[str, Any]:
         remedy='Import the base again.',
     )
   return source
+
+
+def read_hf_config(folder: Path) -> dict[str, Any]:
+  """Returns the `config.json` of an imported base; empty for other bases."""
+  file = folder / HF_CONFIG_FILE
+  return folders.read_json(file) if file.is_file() else {}

@@ -19,8 +19,7 @@ from moe_peft.core import sites as core_sites
 from moe_peft.hf import entries
 from moe_peft.hf import folders
 from moe_peft.hf import lora_config
-from moe_peft.hf import t5_names
-from moe_peft.models import t5
+from moe_peft.hf import networks
 
 _KEY = re.compile(r'base_model\.model\.(.*)\.lora_([AB])\.weight')
 
@@ -61,7 +60,7 @@ class ImportedExperts:
     ])
 
 
-def read(sources: Sequence[Path], config: t5.T5Config) -> ImportedExperts:
+def read(sources: Sequence[Path], config: Any) -> ImportedExperts:
   """Reads PEFT LoRA folders.
 
   Args:
@@ -72,7 +71,8 @@ def read(sources: Sequence[Path], config: t5.T5Config) -> ImportedExperts:
     errors.UserError: If a folder holds no plain LoRA, or one for another base.
   """
   adapters = [_read_one(Path(source)) for source in sources]
-  shapes = _layer_shapes(config)
+  network = networks.of(config)
+  shapes = network.module_shapes(config)
   for source, adapter in zip(sources, adapters, strict=True):
     for module, (down, up, _) in adapter.items():
       given = (up.shape[0], down.shape[1])
@@ -86,18 +86,15 @@ def read(sources: Sequence[Path], config: t5.T5Config) -> ImportedExperts:
   first = next(iter(adapters[0].values()))
   alpha = float(first[2] * rank)
   params: dict[str, np.ndarray] = {}
-  for module in sorted({module for adapter in adapters for module in adapter}):
-    out_features, in_features = shapes[module]
-    lora_a = np.zeros((len(adapters), in_features, rank), np.float32)
-    lora_b = np.zeros((len(adapters), rank, out_features), np.float32)
-    for index, adapter in enumerate(adapters):
-      if module not in adapter:
-        continue  # This expert leaves the layer as it is.
-      down, up, scale = adapter[module]
-      lora_a[index, :, : down.shape[0]] = down.T
-      lora_b[index, : down.shape[0]] = up.T * np.float32(scale * rank / alpha)
-    scope = f'{t5_names.t5x_layer(module)}/{core_sites.ADAPTER_SCOPE}'
-    params |= {f'{scope}/lora_a': lora_a, f'{scope}/lora_b': lora_b}
+  used = {module for adapter in adapters for module in adapter}
+  for path, layer in network.layers(config).items():
+    if layer.module in used:
+      found = [adapter.get(layer.module) for adapter in adapters]
+      pairs = _stacked(found, shapes[layer.module], layer.rows, rank, alpha)
+      scope = f'{path}/{core_sites.ADAPTER_SCOPE}'
+      params |= dict(zip(
+          (f'{scope}/lora_a', f'{scope}/lora_b'), pairs, strict=True
+      ))
   if config.scan_layers:
     params = _stack(params, config)
   layers = {path.rsplit('/', 2)[0] for path in params}
@@ -105,14 +102,20 @@ def read(sources: Sequence[Path], config: t5.T5Config) -> ImportedExperts:
   return ImportedExperts(params, len(adapters), rank, alpha, sites)
 
 
-def _layer_shapes(config: t5.T5Config) -> dict[str, tuple[int, ...]]:
-  """Shapes [out, in] of the dense layers by Hugging Face module."""
-  return {
-      source.removesuffix('.weight'): entry.hf_shape
-      for entry in t5_names.entries(config, 't5')
-      for source in entry.sources
-      if '/layers_' in entry.path and entry.path.endswith('/kernel')
-  }
+def _stacked(found, shape, rows, rank, alpha) -> tuple[np.ndarray, np.ndarray]:
+  """The experts of a layer, whose outputs are `rows` of the module's.
+
+  An expert that is None leaves the layer as it is.
+  """
+  out_features, in_features = shape
+  none = np.zeros((0, in_features)), np.zeros((out_features, 0)), 1.0
+  lora_a, lora_b = [], []
+  for down, up, scale in (x or none for x in found):
+    missing = ((0, rank - len(down)), (0, 0))
+    up = up[slice(*(rows or (None,)))] * np.float32(scale * rank / alpha)
+    lora_a.append(np.pad(down, missing).T)
+    lora_b.append(np.pad(up.T, missing))
+  return np.stack(lora_a, dtype=np.float32), np.stack(lora_b, dtype=np.float32)
 
 
 def _read_one(source: Path) -> dict[str, Any]:
@@ -153,7 +156,8 @@ def _stack(params, config) -> dict[str, np.ndarray]:
     layers[int(layer.removeprefix('layers_'))] = array
   result = {}
   for path, layers in stacked.items():
-    number = getattr(config, f'num_{path.partition("/")[0]}_layers')
+    stack = path.partition('/')[0]
+    number = getattr(config, f'num_{stack}_layers', None) or config.num_layers
     zero = np.zeros_like(next(iter(layers.values())))
     result[path] = np.stack(
         [layers.get(i, zero) for i in range(number)], entries.SCAN_AXIS

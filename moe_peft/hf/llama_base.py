@@ -104,6 +104,28 @@ def _rope_theta(config: base_config.HfConfig) -> float:
   return base_config.number('rope_theta', theta, minimum=1.0)
 
 
+def to_hf(
+    config: llama.LlamaConfig, hf_config: base_config.HfConfig
+) -> dict[str, Any]:
+  """Returns the contents of `config.json`, right for transformers 4 and 5."""
+  kept = dict(hf_config)
+  theta = config.rope_theta
+  return kept | {
+      'architectures': ['LlamaForCausalLM'],
+      'model_type': 'llama',
+      **{theirs: getattr(config, ours) for theirs, ours in _SIZES.items()},
+      'num_key_value_heads': config.num_kv_heads,
+      'head_dim': config.head_dim,
+      'rms_norm_eps': config.norm_epsilon,
+      'hidden_act': 'silu',
+      'tie_word_embeddings': config.logits_via_embedding,
+      'rope_theta': theta,
+      'rope_scaling': None,
+      'rope_parameters': {'rope_type': 'default', 'rope_theta': theta},
+      'torch_dtype': 'float32',
+  }
+
+
 def to_gin(
     config: llama.LlamaConfig,
     vocabulary: str,

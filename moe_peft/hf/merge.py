@@ -2,15 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adapters without a router become part of the weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 
 import numpy as np
 
 from moe_peft import errors
 from moe_peft.hf import lazy_arrays
+from moe_peft.hf import networks
 from moe_peft.hf import sites as sites_lib
-from moe_peft.hf import t5_names
 from moe_peft.hf import trained as trained_lib
 
 
@@ -22,52 +22,73 @@ def merged_tensors(
   Raises:
     errors.UserError: If an adapter depends on the token.
   """
-  if any(site.routed for site in sites):
+  if not all(site.linear for site in sites):
     raise errors.UserError(
-        f'{sites_lib.methods(sites)} cannot be merged: which expert acts '
-        'depends on the token, and a mean of the experts computes something '
-        'else.', where='--format merged',
+        f'{sites_lib.methods(sites)} cannot be merged: what it adds depends '
+        'on the token otherwise than by a matrix, and a mean of the experts '
+        'computes something else.', where='--format merged',
         remedy='Use --format peft (one import line) or full '
         '(trust_remote_code), or --collapse FILE.jsonl for an ordinary LoRA '
         'with a measured loss.',
     )
   tensors = trained.hf_tensors()
   for site in sites:
-    name, change = _change(site)
-    weight = tensors[name]
-    tensors[name] = dataclasses.replace(
-        weight,
-        read=lambda read=weight.read, change=change: change(read()),
-    )
+    for name, change in _changes(site):
+      if name not in tensors:  # A layer without a bias.
+        continue
+      old = tensors[name]
+      tensors[name] = dataclasses.replace(
+          old,
+          read=lambda read=old.read, change=change: change(np.array(read())),
+      )
   return tensors
 
 
-def _change(
-    site: sites_lib.AdaptedSite,
-) -> tuple[str, Callable[[np.ndarray], np.ndarray]]:
-  """Returns the Hugging Face weight [out, in] that changes, and how."""
-  module = site.hf_module
+Change = Callable[[np.ndarray], np.ndarray]
+
+
+def _changes(site: sites_lib.AdaptedSite) -> Iterator[tuple[str, Change]]:
+  """Yields names of Hugging Face tensors that change, and how.
+
+  Weights are [out, in]; the changes may overwrite what they are given.
+  """
   if site.spec['kind'] == 'low_rank':
     scale = np.float32(site.spec['alpha'] / site.spec['rank'])
     lora_a, lora_b = site.tensors['lora_a'][0], site.tensors['lora_b'][0]
-    return f'{module}.weight', lambda w: w + scale * (lora_a @ lora_b).T
+    update = lambda w: w + scale * (lora_a @ lora_b).T
+    yield f'{site.layer.module}.weight', _at_rows(site.layer, update)
+    return
   vector = site.tensors['scaling'][0]
-  module, at_input = scaled_module(site)
+  layer, at_input = scaled_layer(site)
   if at_input:
-    return f'{module}.weight', lambda w: w * vector
-  return f'{module}.weight', lambda w: w * vector[:, None]
+    yield f'{layer.module}.weight', lambda w: w * vector
+    return
+  yield f'{layer.module}.weight', _at_rows(layer, lambda w: w * vector[:, None])
+  yield f'{layer.module}.bias', _at_rows(layer, lambda b: b * vector)
 
 
-def scaled_module(site: sites_lib.AdaptedSite) -> tuple[str, bool]:
-  """Returns the dense module that a vector scales, and whether at its inputs.
+def _at_rows(layer: networks.Layer, change: Change) -> Change:
+  """The change of a layer's rows of its module."""
+  if layer.rows is None:
+    return change
 
-  Scaling the activated branch of an MLP is scaling the inputs of `wo`: a gated
-  MLP multiplies the branches.
+  def change_rows(array):
+    rows = slice(*layer.rows)
+    array[rows] = change(array[rows])
+    return array
+
+  return change_rows
+
+
+def scaled_layer(site: sites_lib.AdaptedSite) -> tuple[networks.Layer, bool]:
+  """Returns the dense layer that a vector scales, and whether at its inputs.
+
+  Scaling the activated branch of an MLP is scaling the inputs of its last
+  layer: a gated MLP multiplies the branches.
   """
-  parent, _, name = site.hf_module.rpartition('.')
-  if name == 'act':
-    return f'{parent}.wo', True
-  return site.hf_module, site.spec['site_input']
+  if site.layer.scales is not None:
+    return networks.Layer(site.layer.scales), True
+  return site.layer, site.spec['site_input']
 
 
 def merged_params(
@@ -77,5 +98,5 @@ def merged_params(
   tensors = merged_tensors(trained, sites)
   return {
       entry.path: entry.convert([tensors[x].load() for x in entry.sources])
-      for entry in t5_names.entries(trained.config, trained.layout)
+      for entry in trained.network.entries(trained.config, trained.layout)
   }

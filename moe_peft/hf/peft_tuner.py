@@ -1,8 +1,8 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""PEFT method `MOE_PEFT`: token-routed experts. Importing registers it.
+"""PEFT method `MOE_PEFT`: routed experts. Importing registers it.
 
-PEFT knows no token-routed method, has no plug-in mechanism and a closed list of
+PEFT knows none of these methods, has no plug-in mechanism and a closed list of
 methods, to which this file adds one. Written for peft 0.21.
 """
 
@@ -18,7 +18,8 @@ from peft.utils import peft_types
 from torch import nn
 
 # Exported folders hold one file: the next lines give way to what they import.
-from moe_peft.hf.torch_experts import Experts
+from moe_peft.hf.torch_experts import connect
+from moe_peft.hf.torch_experts import make_experts
 from moe_peft.hf.torch_experts import run_adapted
 
 NAME = 'MOE_PEFT'
@@ -101,7 +102,7 @@ class MoePeftLayer(nn.Module, BaseTunerLayer):
 
   def update_layer(self, adapter_name, config, spec, device):
     """Adds the experts of one more adapter."""
-    experts = Experts(spec)
+    experts = make_experts(spec)
     if not any(parameter.is_meta for parameter in experts.parameters()):
       experts.reset_parameters()
       # Not in the base's dtype: experts and routers are float32.
@@ -160,6 +161,10 @@ class MoePeftModel(BaseTuner):
     if adapter_name not in self.active_adapters:
       new.requires_grad_(False)
     self._replace_module(parent, target_name, new, target)
+
+  def _post_injection_hook(self, model, config, adapter_name):
+    super()._post_injection_hook(model, config, adapter_name)
+    connect(model)
 
   def _replace_module(self, parent, child_name, new_module, child):
     setattr(parent, child_name, new_module)

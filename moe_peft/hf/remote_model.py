@@ -1,23 +1,18 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A T5 with routed experts for `trust_remote_code`: torch and transformers."""
+"""A model with experts for `trust_remote_code`: torch and transformers.
+
+Exported folders end this file with the family that they have.
+"""
 
 import re
 
 from torch import nn
-from transformers import T5Config
-from transformers import T5ForConditionalGeneration
 
 # Exported folders hold one file: the next lines give way to what they import.
-from moe_peft.hf.torch_experts import Experts
+from moe_peft.hf.torch_experts import connect
+from moe_peft.hf.torch_experts import make_experts
 from moe_peft.hf.torch_experts import run_adapted
-
-
-class MoePeftT5Config(T5Config):
-  """T5's configuration with `moe_peft_groups`, as in `adapter_config.json`."""
-
-  model_type = 'moe_peft_t5'
-  moe_peft_groups: list | None = None
 
 
 class AdaptedLinear(nn.Linear):
@@ -27,7 +22,7 @@ class AdaptedLinear(nn.Linear):
     nn.Module.__init__(self)
     self.in_features, self.out_features = layer.in_features, layer.out_features
     self.weight, self.bias = layer.weight, layer.bias
-    self.experts = Experts(spec)
+    self.experts = make_experts(spec)
 
   def forward(self, inputs):
     return run_adapted(super().forward, [self.experts], inputs)
@@ -39,24 +34,40 @@ class AdaptedActivation(nn.Module):
   def __init__(self, layer, spec):
     super().__init__()
     self.layer = layer
-    self.experts = Experts(spec)
+    self.experts = make_experts(spec)
 
   def forward(self, inputs):
     return run_adapted(self.layer, [self.experts], inputs)
 
 
-class MoePeftT5ForConditionalGeneration(T5ForConditionalGeneration):
-  """T5 with token-routed experts on the modules that the groups name."""
+def with_experts(base):
+  """Makes the classes of a family with experts.
 
-  config_class = MoePeftT5Config
+  Args:
+    base: A model class of transformers, such as `LlamaForCausalLM`.
 
-  def __init__(self, config):
-    super().__init__(config)
-    for name, layer in list(self.named_modules()):
-      for spec in config.moe_peft_groups or ():
-        if re.fullmatch(spec['modules'], name):
-          dense = isinstance(layer, nn.Linear)
-          adapted = (AdaptedLinear if dense else AdaptedActivation)(layer, spec)
-          parent, _, leaf = name.rpartition('.')
-          setattr(self.get_submodule(parent), leaf, adapted)
-    self.post_init()
+  Returns:
+    Its configuration with `moe_peft_groups`, as in `adapter_config.json`, and
+    the model with experts on the modules that these groups name.
+  """
+
+  class MoePeftConfig(base.config_class):
+    model_type = 'moe_peft'
+    moe_peft_groups: list | None = None
+
+  class MoePeftModel(base):
+    config_class = MoePeftConfig
+
+    def __init__(self, config):
+      super().__init__(config)
+      for name, layer in list(self.named_modules()):
+        for spec in config.moe_peft_groups or ():
+          if re.fullmatch(spec['modules'], name):
+            dense = isinstance(layer, nn.Linear)
+            wrap = AdaptedLinear if dense else AdaptedActivation
+            parent, _, leaf = name.rpartition('.')
+            setattr(self.get_submodule(parent), leaf, wrap(layer, spec))
+      connect(self)
+      self.post_init()
+
+  return MoePeftConfig, MoePeftModel

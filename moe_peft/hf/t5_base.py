@@ -112,12 +112,19 @@ def _scales_logits(config: base_config.HfConfig) -> bool:
   return tied and scaled
 
 
-def to_hf(config: t5.T5Config) -> dict[str, Any]:
+def to_hf(
+    config: t5.T5Config, hf_config: base_config.HfConfig
+) -> dict[str, Any]:
   """Returns the contents of `config.json`, right for transformers 4 and 5.
+
+  Args:
+    config: The model.
+    hf_config: That of the imported base; its ids are those of `config`.
 
   Raises:
     errors.UserError: For activations that transformers' T5 does not have.
   """
+  del hf_config  # `from_hf` takes no other ids.
   known = {v: k for k, v in _ACTIVATIONS.items()}
   activations = tuple(config.mlp_activations)
   if activations not in known:

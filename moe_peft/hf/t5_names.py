@@ -8,9 +8,7 @@ so it is replicated on import; on export all layers must agree.
 
 from collections.abc import Iterator
 import dataclasses
-import re
 
-from moe_peft import errors
 from moe_peft.hf import entries as entries_lib
 from moe_peft.models import t5
 
@@ -25,7 +23,6 @@ HF_IGNORED = (
     'decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight'
 )
 _PROJECTIONS = {'query': 'q', 'key': 'k', 'value': 'v', 'out': 'o'}
-_MODULES = ('q', 'k', 'v', 'o', 'wi', 'wi_0', 'wi_1', 'wo', 'act')
 # T5X's name of a block of a layer: its sublayer and name in Hugging Face.
 _BLOCKS = {
     'encoder': {
@@ -104,48 +101,3 @@ def _layer_tensors(
   for index, name in enumerate(_NORMS[stack]):
     source = f'{stack}.block.{{layer}}.layer.{index}.layer_norm.weight'
     yield entries_lib.plain(f'{name}/scale', source, (embed,))
-
-
-def hf_module(path: str) -> str:
-  """Returns the Hugging Face module of a layer that carries an adapter.
-
-  Args:
-    path: T5X path of the layer, unrolled: `encoder/layers_0/attention/query`.
-
-  Raises:
-    errors.UserError: If transformers' T5 has no such module.
-  """
-  match = re.fullmatch(r'(encoder|decoder)/layers_(\d+)/(\w+)/(\w+)', path)
-  if match and match[3] in _BLOCKS[match[1]]:
-    stack, layer, block, name = match.groups()
-    name = name if block == 'mlp' else _PROJECTIONS.get(name)
-    if name in _MODULES:
-      return f'{stack}.block.{layer}.{_BLOCKS[stack][block]}.{name}'
-  raise errors.UserError(
-      f"The adapter at {path} sits on a layer that transformers' T5 does not "
-      'have as a module of its own.', where='SITES',
-      remedy='Restrict SITES to attention projections, wi, wi_0, wi_1, wo and '
-      'act.',
-  )
-
-
-def t5x_layer(module: str) -> str:
-  """Inverse of `hf_module`.
-
-  Raises:
-    errors.UserError: If it is not a dense layer of T5.
-  """
-  match = re.fullmatch(
-      r'(encoder|decoder)\.block\.(\d+)\.(layer\.\d\.\w+)\.(\w+)', module
-  )
-  if match:
-    stack, layer, sublayer, name = match.groups()
-    blocks = {v: k for k, v in _BLOCKS[stack].items()}
-    letters = {v: k for k, v in _PROJECTIONS.items()}
-    if sublayer in blocks:
-      name = letters.get(name, name)
-      return f'{stack}/layers_{layer}/{blocks[sublayer]}/{name}'
-  raise errors.UserError(
-      f'{module} is no dense layer of a T5.', where=module,
-      remedy='Give adapters that were trained on this base.',
-  )

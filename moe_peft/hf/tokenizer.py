@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tokenizer's files of an exported folder."""
 
+from collections.abc import Mapping
 from pathlib import Path
 import shutil
 from typing import Any
@@ -11,6 +12,9 @@ from moe_peft.hf import trained as trained_lib
 
 _PIECES = 'spiece.model'
 _CONFIG = 'tokenizer_config.json'
+_IDS = (
+    'bos_token_id', 'decoder_start_token_id', 'eos_token_id', 'pad_token_id'
+)
 
 
 def write(folder: Path, trained: trained_lib.Trained) -> None:
@@ -32,11 +36,28 @@ def write(folder: Path, trained: trained_lib.Trained) -> None:
         folder / _CONFIG,
         {'tokenizer_class': 'ByT5Tokenizer', 'extra_ids': vocabulary.extra_ids},
     )
+  elif kind == 'TokenizerVocabulary':
+    file = Path(vocabulary.tokenizer_file).expanduser()
+    if file.is_file():
+      shutil.copyfile(file, folder / 'tokenizer.json')
+      folders.write_json(
+          folder / _CONFIG, {'tokenizer_class': 'PreTrainedTokenizerFast'}
+      )
   elif kind == 'SentencePieceVocabulary':
     pieces = Path(vocabulary.sentencepiece_model_file)
     if pieces.is_file():
       shutil.copyfile(pieces, folder / _PIECES)
       folders.write_json(folder / _CONFIG, _sentencepiece_config(folder))
+
+
+def write_generation_config(
+    folder: Path, trained: trained_lib.Trained, config: Mapping[str, Any]
+) -> None:
+  """Copies the base's file, or writes the ids of its `config.json`."""
+  name, base = 'generation_config.json', trained.base_folder
+  if base is None or not folders.copy_files(base, folder, (name,)):
+    found = {k: v for k, v in config.items() if k in _IDS and v is not None}
+    folders.write_json(folder / name, found)
 
 
 def _sentencepiece_config(folder: Path) -> dict[str, Any]:

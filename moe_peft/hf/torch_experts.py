@@ -1,99 +1,86 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Routed experts in PyTorch, for exported models. Needs torch only.
+"""The experts of a layer in torch, as exported folders carry them.
 
-Exported folders carry this file inside of theirs, so it imports nothing of
-moe_peft. Arithmetic as in `moe_peft/core/routing.py` and `moe_peft/methods/`;
-routers in float32.
+Exported folders hold this file inside of theirs, and need torch only.
+Arithmetic as in `moe_peft/methods/`.
 """
+
+import functools
 
 import torch
 from torch import nn
 import torch.nn.functional as F
 
+# Exported folders hold one file: the next lines give way to what they import.
+from moe_peft.hf.expert_shapes import expert_shapes
+from moe_peft.hf.torch_router import Context
+from moe_peft.hf.torch_router import Routed
 
-class Experts(nn.Module):
+_FUNCTIONS = {
+    'relu': F.relu,
+    'silu': F.silu,
+    'gelu': lambda x: F.gelu(x, approximate='tanh'),
+    'linear': lambda x: x,
+}
+
+
+class Experts(Routed):
   """The experts of one layer, and their router.
 
   Args:
     spec: What is computed.
-      kind: 'low_rank' (LoRA, MoLoRA) or 'vector' ((IA)^3, MoV).
+      kind: 'low_rank' (LoRA, MoLoRA), 'vector' ((IA)^3, MoV), 'bottleneck'
+        (adapters, SMEAR) or 'block' (MixLoRA: copies of an MLP, on its last
+        layer).
       num_experts, in_features, out_features: Sizes.
       rank, alpha, shared_a: Of low-rank experts; the last says that all
         have the same `lora_a` (HydraLoRA).
       residual, num_heads, site_input: Of vectors: whether missing weight
         counts as the identity; heads that are routed one by one; whether the
         layer's inputs are scaled instead of its outputs.
-      router: None, or its options (score, selection, num_selected_experts,
-        renormalise, max_threshold, balancing_bias, bias_in_gate).
+      activation, merged: Of bottlenecks: their function; whether parameters
+        are averaged, once for a row (SMEAR).
+      branches: Of blocks: the layers that the last one follows, each with
+        its `name`, its `module` (a sibling), `function` and `rows` of that
+        module's outputs.
+      rows: The layer's outputs that are changed, [start, stop], where several
+        layers of ours are one here; absent: all.
+      router: None, or its options, see `Routed`.
   """
 
   def __init__(self, spec):
     super().__init__()
-    self.spec = spec
-    experts = spec['num_experts']
-    if spec['kind'] == 'low_rank':
-      num_a = 1 if spec['shared_a'] else experts
-      self.lora_a = _zeros(num_a, spec['rank'], spec['in_features'])
-      self.lora_b = _zeros(experts, spec['out_features'], spec['rank'])
-      routed = spec['in_features']
-    else:
-      self.scaling = _zeros(experts, spec['out_features'])
-      routed = spec['out_features'] // spec['num_heads']
-    router = spec['router']
-    if router is None:
-      return
-    if router['selection'] != 'uniform':
-      self.router = _zeros(experts, routed)
-    if router['selection'] == 'threshold':
-      self.threshold_router = _zeros(1, routed)
-      self.threshold_bias = _zeros(1)
-    if router['balancing_bias']:
-      self.router_bias = _zeros(experts)
+    self.spec, self.context, self.seen = spec, Context(), {}
+    for name, shape in expert_shapes(spec).items():
+      self.register_parameter(name, nn.Parameter(torch.zeros(*shape)))
 
   def reset_parameters(self):
     """Values with which training begins: the layer is as it was."""
     for name, parameter in self.named_parameters():
-      if name in ('lora_a', 'router', 'threshold_router'):
+      if name.endswith(('lora_a', 'router', 'down')):
         nn.init.normal_(parameter, std=2e-2)
-      elif name == 'scaling':
+      elif name in ('scaling', 'router_scale'):
         nn.init.ones_(parameter)
+      elif name == 'router_columns':
+        nn.init.constant_(parameter, 1e-2)
       else:
         nn.init.zeros_(parameter)
 
-  def route(self, features):
-    """Returns the experts' weights, float32 `[..., num_experts]`."""
-    router, experts = self.spec['router'], self.spec['num_experts']
-    if router['selection'] == 'uniform':
-      shape = (*features.shape[:-1], experts)
-      return features.new_full(shape, 1.0 / experts, dtype=torch.float32)
-    features = features.float()
-    logits = F.linear(features, self.router.float())
-    if router['score'] == 'softmax':
-      probs = logits.softmax(dim=-1)
-    else:
-      probs = logits.sigmoid()
-    scores = probs
-    if router['balancing_bias']:
-      scores = probs + self.router_bias.float()
-    weights = scores if router['bias_in_gate'] else probs
-    if router['selection'] == 'top_k':
-      chosen = scores.topk(router['num_selected_experts'], dim=-1).indices
-      selected = torch.zeros_like(scores).scatter(-1, chosen, 1.0)
-      # As in JAX: an expert whose weight is negative (a bias) is not used.
-      weights = torch.where(weights > 0, weights * selected, 0.0)
-    elif router['selection'] == 'threshold':
-      threshold = F.linear(features, self.threshold_router.float())
-      threshold = (threshold + self.threshold_bias.float()).sigmoid()
-      weights = F.relu(probs - router['max_threshold'] * threshold)
-    if router['renormalise']:
-      weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-9)
-    return weights
-
   def forward(self, inputs, outputs):
     """Returns the new outputs of the layer, `[..., out_features]`."""
+    rows = self.spec.get('rows')
+    if rows is not None:
+      start, stop = rows
+      part = self.changed(inputs, outputs[..., start:stop])
+      return torch.cat([outputs[..., :start], part, outputs[..., stop:]], -1)
+    return self.changed(inputs, outputs)
+
+  def changed(self, inputs, outputs):
     if self.spec['kind'] == 'low_rank':
       return outputs + self.update(inputs).to(outputs.dtype)
+    if self.spec['kind'] == 'bottleneck':
+      return outputs + self.bottleneck(outputs).to(outputs.dtype)
     return outputs * self.scale(outputs).to(outputs.dtype)
 
   def update(self, inputs):
@@ -103,12 +90,16 @@ class Experts(nn.Module):
     """
     num_a, rank, _ = self.lora_a.shape
     hidden = F.linear(inputs.to(self.lora_a.dtype), self.lora_a.flatten(0, 1))
+    up = self.lora_b.transpose(0, 1)
     if self.spec['router'] is not None:
       weights = self.route(inputs).to(hidden.dtype)
-      hidden = hidden.unflatten(-1, (num_a, rank)) * weights.unsqueeze(-1)
+      if self.spec['router'].get('units', 1) > 1:  # Each rank has its own.
+        hidden = hidden.unsqueeze(-1) * weights
+        up = up.transpose(1, 2)
+      else:
+        hidden = hidden.unflatten(-1, (num_a, rank)) * weights.unsqueeze(-1)
       hidden = hidden.flatten(-2)
-    up = self.lora_b.transpose(0, 1).flatten(1)
-    return F.linear(hidden, up) * (self.spec['alpha'] / rank)
+    return F.linear(hidden, up.flatten(1)) * (self.spec['alpha'] / rank)
 
   def scale(self, outputs):
     """Returns the factors `[..., out_features]`."""
@@ -124,9 +115,107 @@ class Experts(nn.Module):
     ).flatten(-2)
     return 1 + scale if self.spec['residual'] else scale
 
+  def bottleneck(self, outputs):
+    """Returns what two-layer networks of the outputs add to them."""
+    function, x = _FUNCTIONS[self.spec['activation']], outputs
+    x = x.to(self.down.dtype)
+    weights = x.new_ones(*x.shape[:2], 1)
+    if self.spec['router'] is not None:
+      weights = self.route(outputs).to(x.dtype)
+    if self.spec['merged']:
+      # The same weights at all positions: one network for each row.
+      down, down_bias, up, up_bias = (
+          torch.einsum('be,e...->b...', weights[:, 0], parameter)
+          for parameter in (self.down, self.down_bias, self.up, self.up_bias)
+      )
+      hidden = function(x @ down.mT + down_bias.unsqueeze(1))
+      return hidden @ up.mT + up_bias.unsqueeze(1)
+    hidden = torch.einsum('bli,eri->bler', x, self.down) + self.down_bias
+    hidden = function(hidden) * weights.unsqueeze(-1)
+    update = torch.einsum('bler,eor->blo', hidden, self.up)
+    return update + weights @ self.up_bias
 
-def _zeros(*shape):
-  return nn.Parameter(torch.zeros(*shape))
+  def block(self, layer, hidden):
+    """Runs the last layer of an MLP of which each expert is a copy."""
+    branches = self.spec['branches']
+    names = [branch['name'] for branch in branches]
+    functions = [_FUNCTIONS[branch['function']] for branch in branches]
+    read, wrote = zip(*map(self.seen.pop, names), strict=True)
+    x = read[0]
+    product = lambda parts: functools.reduce(
+        torch.mul, [f(part) for f, part in zip(functions, parts, strict=True)]
+    )
+    weights = x.new_ones(*x.shape[:2], 1)
+    if self.spec['router'] is not None:
+      weights = self.route(x).to(x.dtype)
+    frozen, changed, update = product(wrote), hidden, 0.0
+    for index, weight in enumerate(weights.split(1, dim=-1)):
+      moved = [
+          part + self.pair(name, index, x)
+          for name, part in zip(names, wrote, strict=True)
+      ]
+      change = product(moved) - frozen
+      changed = changed + weight * change
+      update = update + weight * self.pair('wo', index, hidden + change)
+    return layer(changed) + update
+
+  def pair(self, name, index, x):
+    """Returns what one expert adds to one layer of its block."""
+    lora_a, lora_b = (
+        getattr(self, f'{name}_{half}')[index].to(x.dtype)
+        for half in ('lora_a', 'lora_b')
+    )
+    scale = self.spec['alpha'] / self.spec['rank']
+    return F.linear(F.linear(x, lora_a), lora_b) * scale
+
+  def watch(self, branch, module, args, output):
+    """Runs after a branch of the MLP: keeps what it read and wrote."""
+    start, stop = branch['rows'] or (0, None)
+    self.seen[branch['name']] = args[0], output[..., start:stop]
+
+
+class FusedExperts(nn.Module):
+  """Several `Experts` on one layer, each on outputs of its own."""
+
+  def __init__(self, spec):
+    super().__init__()
+    self.parts = nn.ModuleList(Experts(part) for part in spec['parts'])
+
+  def reset_parameters(self):
+    for part in self.parts:
+      part.reset_parameters()
+
+
+def make_experts(spec):
+  """The module for a spec, which has `parts` where several share a layer."""
+  return (FusedExperts if 'parts' in spec else Experts)(spec)
+
+
+def connect(model):
+  """Lets all experts of a model see what they read besides their layer."""
+  context = Context()
+  for name, module in model.named_modules():
+    leaf = name.rpartition('.')[2]
+    if leaf == 'encoder':
+      module.register_forward_pre_hook(context.read_encoder, with_kwargs=True)
+    elif leaf == 'decoder':
+      module.register_forward_pre_hook(context.read_decoder, with_kwargs=True)
+    elif isinstance(module, Experts):
+      module.context = context
+      _watch_branches(model, name, module)
+
+
+def _watch_branches(model, name, experts):
+  """Hooks the siblings of the layer that has these experts, at `name`."""
+  parents = name.split('.')
+  for branch in experts.spec.get('branches', ()):
+    owners = ('.'.join(parents[:n]) for n in range(len(parents) - 1, 0, -1))
+    owner = next(
+        x for x in map(model.get_submodule, owners)
+        if hasattr(x, branch['module'])
+    )
+    hook = functools.partial(experts.watch, branch)
+    getattr(owner, branch['module']).register_forward_hook(hook)
 
 
 def run_adapted(layer, experts, inputs, *args, **kwargs):
@@ -134,17 +223,20 @@ def run_adapted(layer, experts, inputs, *args, **kwargs):
 
   Args:
     layer: Called with the inputs.
-    experts: List of `Experts`, applied one after the other.
+    experts: List of modules of `make_experts`, applied one after the other.
     inputs: `[..., in_features]`.
     *args: Passed on.
     **kwargs: Passed on.
   """
-  changed = inputs
-  for mixture in experts:
-    if mixture.spec['site_input']:
+  mixtures = [x for e in experts for x in getattr(e, 'parts', [e])]
+  changed, run = inputs, layer
+  for mixture in mixtures:
+    if mixture.spec.get('site_input'):
       changed = mixture(changed, changed)
-  outputs = layer(changed, *args, **kwargs)
-  for mixture in experts:
-    if not mixture.spec['site_input']:
+    elif mixture.spec['kind'] == 'block':
+      run = functools.partial(mixture.block, run)
+  outputs = run(changed, *args, **kwargs)
+  for mixture in mixtures:
+    if not (mixture.spec.get('site_input') or mixture.spec['kind'] == 'block'):
       outputs = mixture(inputs, outputs)
   return outputs

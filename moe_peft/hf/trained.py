@@ -1,6 +1,6 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A trained model as the exports see it, and how a run becomes one."""
+"""A trained run as the exports need it."""
 
 from collections.abc import Mapping, Sequence
 import contextlib
@@ -18,11 +18,12 @@ from moe_peft import gin_files
 from moe_peft.core import inject
 from moe_peft.core import trainable
 from moe_peft.hf import entries
+from moe_peft.hf import folds
 from moe_peft.hf import import_base
 from moe_peft.hf import lazy_arrays
+from moe_peft.hf import networks
 from moe_peft.hf import sites as sites_lib
-from moe_peft.hf import t5_names
-from moe_peft.models import t5
+from moe_peft.models import language_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,35 +31,57 @@ class Trained:
   """A model with its adapters.
 
   Attributes:
-    module: The adapted model.
+    model: The adapted model.
     params: All its flat parameters.
+    hf_config: The `config.json` of its base, if that was imported.
     base_model: Name of the base on the Hub; empty if it has none.
     base_folder: Where the base was read from, with what `import_base` left
       there; None if nowhere.
     changed: Paths of the parameters of the base that were trained too.
-    vocabulary: A `seqio.Vocabulary`; None: only the base's files are known.
     facts: What the card tells, label by label.
   """
 
-  module: inject.AdaptedModule
+  model: language_model.LanguageModel
   params: Mapping[str, np.ndarray]
+  hf_config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   base_model: str = ''
   base_folder: Path | None = None
   changed: Sequence[str] = ()
-  vocabulary: Any = None
   facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   @property
-  def config(self) -> t5.T5Config:
+  def module(self) -> inject.AdaptedModule:
+    return self.model.module
+
+  @property
+  def vocabulary(self) -> Any:
+    """A `seqio.Vocabulary`; None: only the base's files are known."""
+    return self.model.input_vocabulary
+
+  @property
+  def config(self) -> Any:
     return self.module.module.config
+
+  @property
+  def network(self) -> networks.Network:
+    return networks.of(self.config)
 
   @property
   def layout(self) -> str:
     return 'scan' if self.config.scan_layers else 't5'
 
   @functools.cached_property
+  def layers(self) -> dict[str, networks.Layer]:
+    """The layers that may carry adapters, by path, unrolled."""
+    return self.network.layers(self.config)
+
+  @functools.cached_property
   def sites(self) -> list[sites_lib.AdaptedSite]:
-    return sites_lib.read(self.module, self.params)
+    """Its adapters; empty if all of the model was trained."""
+    if not self.module.rules:
+      return []
+    found = sites_lib.read(self.model, self.params, self.layers)
+    return [simple for site in found for simple in folds.simplest(site)]
 
   @functools.cached_property
   def base_params(self) -> dict[str, np.ndarray]:
@@ -66,36 +89,40 @@ class Trained:
         k: v for k, v in self.params.items() if not trainable.is_adapter(k)
     }
 
-  @property
-  def float32_module(self) -> inject.AdaptedModule:
+  @functools.cached_property
+  def float32_model(self) -> language_model.LanguageModel:
     """The model with float32 arithmetic, in which exports are compared."""
     config = self.config.replace(
         dtype=jnp.float32, dropout_rate=0.0, remat_policy='none'
     )
-    return self.module.clone(module=self.module.module.clone(config=config))
-
-  def apply(
-      self, params: Mapping[str, Any], batch: Mapping[str, Any], **options: Any
-  ) -> Any:
-    """Applies the model in float32.
-
-    Args:
-      params: Flat parameters; those of a bare base leave the adapters out.
-      batch: `encoder_input_tokens`, `decoder_input_tokens` (beginning with 0)
-        and `decoder_target_tokens`, <int32>[batch, length]; 0 is padding.
-      **options: Of `nn.Module.apply`.
-
-    Returns:
-      Logits <float32>[batch, length, vocab], and what `mutable` asks for.
-    """
-    module = self.float32_module
-    if not any(trainable.is_adapter(path) for path in params):
-      module = module.module
-    params = {k: jnp.asarray(v, jnp.float32) for k, v in params.items()}
-    return module.apply(
-        {'params': trainable.unflatten(params)}, **batch, enable_dropout=False,
-        **options,
+    network = self.module.module.clone(config=config)
+    return dataclasses.replace(
+        self.model, module=self.module.clone(module=network)
     )
+
+  def model_of(
+      self, params: Mapping[str, Any]
+  ) -> tuple[language_model.LanguageModel, Mapping[str, Any]]:
+    """The float32 model for flat parameters, and these nested.
+
+    Those of a bare base leave the adapters out.
+    """
+    model = self.float32_model
+    if not any(trainable.is_adapter(path) for path in params):
+      model = model.without_adapters()
+    params = {k: jnp.asarray(v, jnp.float32) for k, v in params.items()}
+    return model, trainable.unflatten(params)
+
+  def hf_config_json(self) -> dict[str, Any]:
+    """The contents of the exported `config.json`."""
+    ids = {}
+    if self.network.task_type == 'CAUSAL_LM' and not self.hf_config:
+      ids = {
+          'bos_token_id': self.model.bos_id,
+          'eos_token_id': self.vocabulary.eos_id,
+          'pad_token_id': self.vocabulary.pad_id,
+      }
+    return self.network.to_hf(self.config, self.hf_config) | ids
 
   def hf_tensors(self) -> dict[str, lazy_arrays.LazyArray]:
     """Hugging Face tensors of the bare base, by name.
@@ -105,7 +132,7 @@ class Trained:
         cannot hold.
     """
     tensors = {}
-    for entry in t5_names.entries(self.config, self.layout):
+    for entry in self.network.entries(self.config, self.layout):
       parameter = self.params[entry.path]
       if entry.stacked and len(set(entry.sources)) == 1:
         first, *others = np.moveaxis(parameter, entries.SCAN_AXIS, 0)
@@ -121,6 +148,27 @@ class Trained:
         )
     return tensors
 
+  @property
+  def shared_modules(self) -> set[str]:
+    """Modules whose weights are those of others too."""
+    if not (self.config.logits_via_embedding or self.network.shares_embedding):
+      return set()
+    found = self.network.entries(self.config, self.layout)
+    return {
+        entry.sources[0].removesuffix('.weight')
+        for entry in found
+        if entry.path == entries.EMBEDDING
+    }
+
+  def changed_tensors(self) -> list[str]:
+    """Names of the Hugging Face tensors that were trained besides adapters."""
+    return [
+        source
+        for entry in self.network.entries(self.config, self.layout)
+        if entry.path in self.changed
+        for source in entry.sources
+    ]
+
 
 def from_run(base_model: str = '') -> Trained:
   """Restores the newest checkpoint of the run that gin describes.
@@ -128,7 +176,8 @@ def from_run(base_model: str = '') -> Trained:
   `base_model` is the name of the base on the Hub, where the run has none.
 
   Raises:
-    errors.UserError: If the run has no checkpoint or another model than T5.
+    errors.UserError: If the run has no checkpoint or a model of an unknown
+      family.
   """
   from moe_peft.training import experiment as experiment_lib
   from moe_peft.training import loop
@@ -137,13 +186,7 @@ def from_run(base_model: str = '') -> Trained:
   # The base is read in the precision of its file, in which others load it too.
   experiment = dataclasses.replace(run.build(), base_dtype=jnp.float32)
   network = getattr(experiment.model.module, 'module', None)
-  if not isinstance(network, t5.Transformer):
-    raise errors.UserError(
-        f'The run trains a {type(network).__name__}; only T5 models can be '
-        'exported.', where='MODEL',
-        remedy='Train a model of gin/models/t5_*.gin, mt5_*.gin, byt5_*.gin, '
-        'or an imported T5.',
-    )
+  networks.of(getattr(network, 'config', None))
   setup = experiment_lib.prepare(experiment)
   with contextlib.closing(loop.open_checkpoints(setup)) as checkpointer:
     params = jax.device_get(loop.restore_params(setup, checkpointer))
@@ -151,12 +194,12 @@ def from_run(base_model: str = '') -> Trained:
   folder = _base_folder(experiment.initial_checkpoint_path)
   source = import_base.read_source(folder) if folder else {}
   return Trained(
-      module=experiment.model.module,
+      model=experiment.model,
       params={k: np.asarray(v) for k, v in params.items()},
+      hf_config=import_base.read_hf_config(folder) if folder else {},
       base_model=base_model or source.get('base_model', ''),
       base_folder=folder,
       changed=[k for k in setup.trainable if not trainable.is_adapter(k)],
-      vocabulary=experiment.model.input_vocabulary,
       facts={
           'trained on': f'`{experiment.mixture_or_task_name}`',
           'steps': f'{step}, {experiment.batch_size} examples each',

@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 
 from moe_peft import errors
+from moe_peft.hf import base_config
 from moe_peft.hf import fixture
 from moe_peft.hf import folders
+from moe_peft.hf import networks
 
-TOLERANCE = 1e-4
+# Of a difference, in units of the largest logit.
+TOLERANCE = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,16 +28,22 @@ class Verdict:
     model: Of the model.
     base: Of the base without the adapter; None if the folder holds no adapter.
     effect: How far the adapter moves a logit.
+    size: The largest logit.
   """
 
   model: float
   base: float | None
   effect: float
+  size: float
 
   @property
   def equal(self) -> bool:
     # A NaN is not equal to anything.
-    return self.model <= TOLERANCE
+    return self.model <= TOLERANCE * self.size
+
+  @property
+  def same_base(self) -> bool:
+    return self.base is None or self.base <= TOLERANCE * self.size
 
 
 def verify(folder: Path, base: str = '', offline: bool = False) -> Verdict:
@@ -58,15 +67,16 @@ def verify(folder: Path, base: str = '', offline: bool = False) -> Verdict:
   for name in ('torch', 'transformers'):
     folders.import_extra(name, 'verify runs the model in torch')
   model, adapter = load(folder, base, offline)
-  logits = _logits(model, expected)
-  difference = float(np.abs(logits - expected['logits']).max())
+  largest = lambda x: float(np.abs(fixture.real(expected, x)).max())
+  ours, base_logits = expected['logits'], expected['base_logits']
+  difference = largest(_logits(model, expected) - ours)
   without = None
   if adapter:
     with model.disable_adapter():
       plain = _logits(model, expected)
-    without = float(np.abs(plain - expected['base_logits']).max())
-  effect = np.abs(expected['logits'] - expected['base_logits']).max()
-  return Verdict(difference, without, float(effect))
+    without = largest(plain - base_logits)
+  effect = largest(ours - base_logits)
+  return Verdict(difference, without, effect, largest(ours))
 
 
 def load(
@@ -82,14 +92,9 @@ def load(
   # It would warn of the tied embedding, which its own configuration claims.
   transformers.utils.logging.set_verbosity_error()
   transformers.utils.logging.disable_progress_bar()
-  auto = transformers.AutoModelForSeq2SeqLM
   options = {'dtype': torch.float32, 'local_files_only': offline}
   if not (folder / folders.ADAPTER_CONFIG).is_file():
-    kind = folders.read_json(folder / 'config.json').get('model_type')
-    if kind == 'moe_peft_t5':
-      from moe_peft.hf import remote_model
-
-      auto = remote_model.MoePeftT5ForConditionalGeneration
+    auto = _model_class(folders.read_json(folder / base_config.FILE))
     return _from_pretrained(auto, folder, **options).eval(), False
   peft = folders.import_extra('peft', 'the folder holds an adapter')
   config = folders.read_json(folder / folders.ADAPTER_CONFIG)
@@ -107,7 +112,9 @@ def load(
     )
   if offline and not (Path(name).is_dir() or _is_cached(name)):
     raise errors.UserError(f'{name} is not on this machine.', where='--base')
-  model = _from_pretrained(auto, name, **options)
+  decoder = config.get('task_type') == 'CAUSAL_LM'
+  auto = 'AutoModelForCausalLM' if decoder else 'AutoModelForSeq2SeqLM'
+  model = _from_pretrained(getattr(transformers, auto), name, **options)
   try:
     return peft.PeftModel.from_pretrained(model, folder).eval(), True
   except (RuntimeError, ValueError) as error:
@@ -117,6 +124,25 @@ def load(
         f'{" ".join(lines[:2])}', where='--base',
         remedy='Give its own base with --base.',
     ) from error
+
+
+def _model_class(config: dict[str, Any]) -> Any:
+  """The class that loads a model of this configuration."""
+  import transformers
+
+  kind, base = config.get('model_type'), config.get('moe_peft_base')
+  if kind == 'moe_peft_t5':  # As version 0.2 wrote it.
+    kind, base = 'moe_peft', 'T5ForConditionalGeneration'
+  if kind == 'moe_peft':
+    from moe_peft.hf import remote_model
+
+    known = networks.ARCHITECTURES
+    if base not in known:
+      raise base_config.unsupported('moe_peft_base', base, f'one of {known}')
+    return remote_model.with_experts(getattr(transformers, base))[1]
+  if str(config.get('architectures', '')).find('ForCausalLM') >= 0:
+    return transformers.AutoModelForCausalLM
+  return transformers.AutoModelForSeq2SeqLM
 
 
 def _is_cached(name: str) -> bool:
@@ -144,15 +170,14 @@ def _from_pretrained(auto, name, **options):
 def _logits(model: Any, expected: dict[str, np.ndarray]) -> np.ndarray:
   import torch
 
-  inputs = torch.from_numpy(expected['input_ids']).long()
+  names = ('input_ids', 'attention_mask', 'decoder_input_ids')
+  inputs = {
+      name: torch.from_numpy(expected[name]).long()
+      for name in names
+      if name in expected
+  }
   with torch.no_grad():
-    return model(
-        input_ids=inputs,
-        attention_mask=(inputs > 0).long(),
-        decoder_input_ids=torch.from_numpy(
-            expected['decoder_input_ids']
-        ).long(),
-    ).logits.numpy()
+    return model(**inputs).logits.numpy()
 
 
 def measure(folder: Path) -> Verdict | None:
@@ -181,12 +206,13 @@ def measure(folder: Path) -> Verdict | None:
 
 def describe(folder: Path, verdict: Verdict) -> str:
   """One or two lines for the command line."""
+  verdicts = {True: 'equal', False: f'above {TOLERANCE:g} of the largest'}
   lines = [
       f'{folder}: largest difference {verdict.model:.3g} '
-      f'({"equal" if verdict.equal else f"above {TOLERANCE:g}"}); the adapter '
-      f'moves logits by up to {verdict.effect:.3g}'
+      f'({verdicts[verdict.equal]}) of logits up to {verdict.size:.3g}; the '
+      f'adapter moves them by up to {verdict.effect:.3g}'
   ]
-  if verdict.base is not None and not verdict.base <= TOLERANCE:
+  if not verdict.same_base:
     lines.append(
         f'The base alone differs by {verdict.base:.3g}: it is not the one that '
         'was trained on.'

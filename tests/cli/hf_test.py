@@ -102,7 +102,9 @@ def test_imported_experts_are_frozen_under_new_routers(tmp_path):
     trained = adapted.make('lora', config, seed)
     folders.append(tmp_path / f'lora_{seed}')
     folders[-1].mkdir()
-    peft_format.write_adapter(folders[-1], trained.sites, 'some/base')
+    peft_format.write_adapter(
+        folders[-1], trained, trained.sites, 'some/base'
+    )
   base = tmp_path / 'base'
   hf.main([
       'import', str(hf_folder), '--out', str(base), '--experts',

@@ -5,7 +5,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from moe_peft.core import inject
@@ -17,17 +16,25 @@ from moe_peft.data import vocabularies
 from moe_peft.hf import trained as trained_lib
 from moe_peft.methods import adamix
 from moe_peft.methods import adamole
+from moe_peft.methods import bottleneck
+from moe_peft.methods import expert_choice
 from moe_peft.methods import hydralora
 from moe_peft.methods import ia3
 from moe_peft.methods import lora
+from moe_peft.methods import mixlora
+from moe_peft.methods import mode
 from moe_peft.methods import moelora
 from moe_peft.methods import mola
 from moe_peft.methods import molora
 from moe_peft.methods import mosld
 from moe_peft.methods import mov
 from moe_peft.methods import sira
+from moe_peft.methods import smear
 from moe_peft.methods import smoe_dropout
 from moe_peft.methods import smora
+from moe_peft.models import decoder_only
+from moe_peft.models import encoder_decoder
+from moe_peft.models import llama
 from moe_peft.models import t5
 
 DENSE = '.*/(query|key|value|out|wi|wi_0|wo)'
@@ -42,16 +49,28 @@ CONFIG = t5.T5Config(
     mlp_dim=40,
     mlp_activations=('gelu', 'linear'),
 )
+LLAMA = llama.LlamaConfig(
+    vocab_size=384,
+    emb_dim=24,
+    num_heads=4,
+    num_kv_heads=2,
+    num_layers=2,
+    head_dim=8,
+    mlp_dim=40,
+    rope_theta=500.0,
+)
 
 
-def rule(path, cls, router=None, at_input=False, **options):
+def rule(path, cls, router=None, kind=inject.OutputRule, **options):
   """A rule with the options of adapter and router given."""
   if isinstance(router, dict):
     router = functools.partial(routing.Router, **router)
   if router is not None:
     options['router_factory'] = router
-  kind = inject.InputRule if at_input else inject.OutputRule
-  return kind(path, functools.partial(cls, **options))
+  more = {}
+  if kind is inject.BlockRule:
+    more['siblings'] = ('wi', 'wi_0', 'wi_1')
+  return kind(path, functools.partial(cls, **options), **more)
 
 
 BY_HEAD = {'scores': scores.HeadScores()}
@@ -64,7 +83,7 @@ METHODS = {
     'ia3': (rule(SCALED, ia3.IA3),),
     'ia3_wo': (
         rule('.*/(key|value)', ia3.IA3),
-        rule('.*/wo', ia3.IA3, at_input=True),
+        rule('.*/wo', ia3.IA3, kind=inject.InputRule),
     ),
     'molora': (rule(DENSE, molora.MoLoRA, {}, num_experts=4, rank=3),),
     'molora_top2': (
@@ -145,7 +164,59 @@ METHODS = {
     ),
     'mov_wo': (
         rule('.*/(key|value)', mov.MoV, {}, num_experts=4),
-        rule('.*/wo', mov.MoV, {}, at_input=True, num_experts=4),
+        rule('.*/wo', mov.MoV, {}, kind=inject.InputRule, num_experts=4),
+    ),
+    'adamix': (
+        rule(
+            DENSE, adamix.AdaMix, kind=adamix.ConsistencyRule, num_experts=3,
+            rank=2,
+        ),
+    ),
+    'bottleneck': (
+        rule(
+            '.*/(out|wo)',
+            bottleneck.Bottleneck,
+            {'select': selection.TopK(k=2, normalize=True)},
+            num_experts=4,
+            rank=5,
+        ),
+    ),
+    'mode': (rule(DENSE, mode.MoDE, num_experts=3, rank=2),),
+    'mixlora': (
+        rule(
+            '.*/wo', mixlora.MixLoRA, kind=inject.BlockRule, num_experts=4,
+            rank=3, alpha=6.0,
+        ),
+        rule('.*/(query|key|value|out)', lora.LoRA, rank=2),
+    ),
+    'one_block': (
+        rule(
+            '.*/wo', mixlora.MixLoRA, kind=inject.BlockRule, num_experts=1,
+            rank=3, alpha=6.0,
+        ),
+    ),
+    'molora_sentence': (
+        rule(
+            DENSE, molora.MoLoRA, {'scores': scores.SequenceScores()},
+            num_experts=4, rank=3,
+        ),
+    ),
+    'sentence_top1': (
+        rule(
+            DENSE, molora.MoLoRA,
+            {
+                'scores': scores.SequenceScores(),
+                'select': selection.TopK(k=1, normalize=False),
+            },
+            num_experts=4, rank=3,
+        ),
+    ),
+    'smear': (rule('.*/(out|wo)', smear.SMEAR, num_experts=3, rank=5),),
+    'expert_choice': (
+        rule(
+            'encoder/.*/(query|wo)', expert_choice.ExpertChoice, num_experts=4,
+            rank=3,
+        ),
     ),
     'mixed': (
         rule('.*/(query|out)', molora.MoLoRA, {}, num_experts=2, rank=2),
@@ -153,6 +224,58 @@ METHODS = {
         rule('.*/wo', lora.LoRA, rank=2),
     ),
 }
+
+
+FAMILIES = {
+    't5': CONFIG,
+    't5_tied': CONFIG.replace(
+        logits_via_embedding=True, mlp_activations=('relu',)
+    ),
+    't5_scan': CONFIG.replace(scan_layers=True),
+    'llama': LLAMA,
+    'llama_scan': LLAMA.replace(scan_layers=True, logits_via_embedding=True),
+}
+_SENTENCE = {'scores': scores.SequenceScores()}
+# One model for all that torch must compute.
+METHODS['all_kinds'] = (
+    rule('.*/key', mov.MoV, BY_HEAD, num_experts=3),
+    rule('.*/value', mode.MoDE, num_experts=3, rank=2),
+    rule(
+        '.*self_attention/out',
+        bottleneck.Bottleneck,
+        {'select': selection.TopK(k=2, normalize=True)},
+        num_experts=4,
+        rank=5,
+    ),
+    rule('decoder/.*/act', ia3.IA3),
+    rule(
+        'decoder/.*/wo', mixlora.MixLoRA, kind=inject.BlockRule, num_experts=3,
+        rank=2,
+    ),
+    rule('decoder/.*self_attention/query', adamole.AdaMoLE, num_experts=3),
+)
+METHODS['all_kinds_t5'] = (
+    rule('.*encoder_decoder_attention/value', mode.MoDE, num_experts=3, rank=2),
+    rule('.*/(value|query)', molora.MoLoRA, _SENTENCE, num_experts=3, rank=2),
+    rule('.*/out', smear.SMEAR, num_experts=3, rank=5),
+    rule('encoder/.*/wi_0', expert_choice.ExpertChoice, num_experts=4, rank=3),
+    *METHODS['all_kinds'][:1],
+    rule(
+        '.*/wo', mixlora.MixLoRA, kind=inject.BlockRule, num_experts=3, rank=2
+    ),
+)
+# Those of encoders, or routed by what only an encoder gives.
+T5_ONLY = (
+    'lora_two_ranks', 'molora_options', 'molora_sentence', 'sentence_top1',
+    'smear', 'expert_choice', 'all_kinds_t5',
+)
+
+
+def methods_of(family):
+  """The methods that a family can have."""
+  if family.startswith('t5'):
+    return list(METHODS)
+  return [name for name in METHODS if name not in T5_ONLY]
 
 
 def values(path, shape, rng):
@@ -173,25 +296,35 @@ def values(path, shape, rng):
 
 
 def make(method, config=CONFIG, seed=0, **changes):
-  """A `Trained` with random parameters, equal in both layouts."""
+  """A `Trained` with random parameters, equal in both layouts.
+
+  Args:
+    method: A key of `METHODS`, or rules.
+    config: A key of `FAMILIES`, or a configuration.
+    seed: Of the parameters.
+    **changes: Further fields of `Trained`.
+  """
+  config = FAMILIES[config] if isinstance(config, str) else config
   rules = METHODS[method] if isinstance(method, str) else method
-  module = inject.AdaptedModule(t5.Transformer(config), rules)
-  ones = jnp.ones((1, 4), jnp.int32)
-  shapes = trainable.flatten(
-      jax.eval_shape(
-          lambda key: module.init(key, ones, ones, ones, enable_dropout=False),
-          jax.random.key(0),
-      )['params']
-  )
+  vocabulary = vocabularies.byte_vocabulary()
+  network, model = t5.Transformer, encoder_decoder.EncoderDecoderModel
+  if isinstance(config, llama.LlamaConfig):
+    network, model = llama.Transformer, decoder_only.DecoderOnlyModel
+  module = inject.AdaptedModule(network(config), rules)
+  model = model(module, vocabulary, vocabulary)
+  lengths = {'inputs': 4, 'targets': 4}
+  init = lambda key: model.init(key, lengths)
+  shapes = jax.eval_shape(init, jax.random.key(0))
   params = {}
-  for path in sorted(shapes):
+  for path, shape in sorted(trainable.flatten(shapes['params']).items()):
     rng = np.random.default_rng([seed, *path.encode()])
-    array = values(path, shapes[path].shape, rng).astype(np.float32)
+    array = values(path, shape.shape, rng).astype(np.float32)
     if path.endswith('relpos_bias/rel_embedding') and array.ndim == 3:
       array[:] = array[:, :1]  # One table per stack, as in every T5.
+    if path.endswith('layer_index'):
+      array[:] = np.arange(array.shape[-1])
     params[path] = array
-  changes.setdefault('vocabulary', vocabularies.byte_vocabulary())
-  return trained_lib.Trained(module=module, params=params, **changes)
+  return trained_lib.Trained(model, params, **changes)
 
 
 def nested(trained):

@@ -11,6 +11,8 @@ from safetensors import numpy as safetensors_numpy
 
 from moe_peft.hf import card
 from moe_peft.hf import fixture
+from moe_peft.hf import networks
+from tests.hf import adapted
 from tests.refusals import refused
 
 NAMES = ['google/t5-small', 'x"\nlicense: not-ours\nfoo: "', 'a\n---\n# c']
@@ -18,7 +20,10 @@ NAMES = ['google/t5-small', 'x"\nlicense: not-ours\nfoo: "', 'a\n---\n# c']
 
 @pytest.mark.parametrize('name', NAMES)
 def test_a_name_of_somebody_else_stays_a_name(name, tmp_path):
-  trained = types.SimpleNamespace(base_model=name, facts={'base': 'a T5'})
+  network = networks.of(adapted.LLAMA)
+  trained = types.SimpleNamespace(
+      base_model=name, facts={'base': 'a T5'}, network=network
+  )
   card.write(tmp_path, trained, (), 'LORA', ['Nothing.'])
   text = (tmp_path / 'README.md').read_text()
   _, front, body = text.split('---\n', maxsplit=2)

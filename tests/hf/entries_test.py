@@ -12,6 +12,7 @@ from moe_peft.hf import adapter_specs
 from moe_peft.hf import base_config
 from moe_peft.hf import entries
 from moe_peft.hf import llama_base
+from moe_peft.hf import networks
 from moe_peft.hf import t5_base
 from moe_peft.hf import t5_names
 from moe_peft.models import llama
@@ -62,22 +63,26 @@ def test_tensors_are_found_again_in_the_parameters(layout):
       )
 
 
-def test_modules_and_layers_name_each_other():
-  sites = adapted.make('lora').sites
-  assert {t5_names.t5x_layer(site.hf_module) for site in sites} == {
-      site.path for site in sites
-  }
-  with refusals.refused('SITES', 'encoder/layers_0/mlp/gate'):
-    t5_names.hf_module('encoder/layers_0/mlp/gate')
-  with refusals.refused('model.layers.0.mlp.up_proj'):
-    t5_names.t5x_layer('model.layers.0.mlp.up_proj')
+@pytest.mark.parametrize('family', ['t5', 'llama'])
+def test_layers_are_modules_with_a_weight_each(family):
+  config = adapted.FAMILIES[family]
+  network = networks.of(config)
+  layers = network.layers(config)
+  weights = network.module_shapes(config)
+  modules = [layer.module for layer in layers.values()]
+  assert len(modules) == len(set(modules))
+  activations = {x: y for x, y in layers.items() if x.endswith('/act')}
+  assert {layer.scales for layer in activations.values()} <= set(weights)
+  assert len(weights) == len(modules) - len(activations)
+  with refusals.refused('MODEL', 'gin/models/'):
+    networks.of(None)
 
 
 def test_a_written_config_is_read_as_the_same_model():
   config = t5_base.from_hf(models.SMALL)
-  assert t5_base.from_hf(t5_base.to_hf(config)) == config
+  assert t5_base.from_hf(t5_base.to_hf(config, {})) == config
   with refusals.refused('t5.T5Config.mlp_activations', 'sigmoid', 'gelu'):
-    t5_base.to_hf(config.replace(mlp_activations=('sigmoid',)))
+    t5_base.to_hf(config.replace(mlp_activations=('sigmoid',)), {})
 
 
 def test_sizes_are_positive_integers():

@@ -17,23 +17,19 @@ from moe_peft.cli import hf as hf_command
 from moe_peft.core import capacity
 from moe_peft.core import inject
 from moe_peft.core import routing
-from moe_peft.core import scores
 from moe_peft.core import selection
 from moe_peft.hf import export
+from moe_peft.hf import fixture
 from moe_peft.hf import folders
+from moe_peft.hf import formats
 from moe_peft.hf import merge
 from moe_peft.hf import sites
 from moe_peft.hf import verify
 from moe_peft.methods import expert_choice
 from moe_peft.methods import molora
-from moe_peft.models import encoder_decoder
 from tests import refusals
 from tests.hf import adapted
 
-ROUTED = [
-    name for name in adapted.METHODS if not name.startswith(('lora', 'ia3'))
-]
-PLAIN = [name for name in adapted.METHODS if name not in ROUTED]
 WEIGHTS = folders.ADAPTER_WEIGHTS
 
 
@@ -58,45 +54,11 @@ def copy(folder, target):
   return target
 
 
-def check(folder, bound):
+def check(folder):
   """Asserts that a folder verifies, and that its adapter does something."""
   verdict = verify.verify(folder)
   assert verdict.effect > 0.1
-  assert verdict.model < bound
-  assert verdict.base is None or verdict.base < 1e-5
-
-
-@pytest.mark.hf
-@pytest.mark.parametrize('method', list(adapted.METHODS))
-def test_peft_folders_compute_the_same(exported, hf, method):
-  # Renormalizing what is barely above a threshold, as AdaMoLE does, magnifies
-  # the last bits of float32.
-  bound = {'adamole': verify.TOLERANCE}.get(method, 3e-5)
-  check(exported(method, 'peft'), 1e-5 if method in PLAIN else bound)
-
-
-@pytest.mark.hf
-@pytest.mark.parametrize('method', PLAIN)
-def test_merged_folders_compute_the_same(exported, hf, method):
-  check(exported(method, 'merged'), 1e-5)
-
-
-@pytest.mark.hf
-@pytest.mark.parametrize('method', ['mixed', 'mov_wo', 'lora'])
-def test_full_folders_compute_the_same(exported, hf, method):
-  check(exported(method, 'full'), 3e-5)
-
-
-@pytest.mark.hf
-@pytest.mark.parametrize(
-    ('method', 'file_format'), [('mixed', 'peft'), ('lora', 'merged')]
-)
-def test_scanned_runs_export_the_same_folder(
-    tmp_path, hf, method, file_format
-):
-  config = adapted.CONFIG.replace(scan_layers=True)
-  export.export(adapted.make(method, config), tmp_path / 'out', file_format)
-  check(tmp_path / 'out', 3e-5)
+  assert verdict.equal and verdict.same_base
 
 
 @pytest.mark.parametrize('layout', ['t5', 'scan'])
@@ -113,7 +75,7 @@ def test_a_tied_relu_model_keeps_its_head(tmp_path, layout, request):
   tensors = safetensors_numpy.load_file(tmp_path / 'out' / folders.WEIGHTS)
   assert 'lm_head.weight' not in tensors
   request.getfixturevalue('hf')  # Parity needs torch; the above does not.
-  check(tmp_path / 'out', 1e-5)
+  check(tmp_path / 'out')
 
 
 def torch_inputs(hf, rows=4):
@@ -200,29 +162,6 @@ def test_all_ways_to_load_give_the_same_model(exported, hf):
   np.testing.assert_array_equal(run(hf, second, ids, decoder), expected)
   with pytest.raises(NotImplementedError, match='cannot be merged'):
     second.merge_and_unload()
-
-
-@pytest.mark.hf
-def test_greedy_generation_is_equal_token_for_token(exported, hf):
-  trained = adapted.make('mixed')
-  ids, _ = torch_inputs(hf, rows=2)
-  model = encoder_decoder.EncoderDecoderModel(
-      trained.float32_module, trained.vocabulary, trained.vocabulary
-  )
-  ours = model.generate(
-      adapted.nested(trained), np.asarray(ids, np.int32), 32
-  )
-  for file_format in ('peft', 'full'):
-    loaded, _ = verify.load(exported('mixed', file_format))
-    theirs = loaded.generate(
-        input_ids=ids,
-        attention_mask=(ids > 0).long(),
-        max_new_tokens=32,
-        do_sample=False,
-        use_cache=True,
-    )[:, 1:].numpy()
-    theirs = np.pad(theirs, ((0, 0), (0, 32 - theirs.shape[1])))
-    np.testing.assert_array_equal(theirs, ours)
 
 
 SHIPPED = """
@@ -353,7 +292,7 @@ def test_damaged_folders_fail_verification(
   folder = copy(exported('mixed', 'peft'), tmp_path / 'damaged')
   damage(folder)
   assert hf_command.main(['verify', str(folder)]) == 1
-  assert 'above 0.0001' in capsys.readouterr().out
+  assert 'above 1e-05' in capsys.readouterr().out
 
 
 @pytest.mark.hf
@@ -371,7 +310,7 @@ def test_another_base_fails_verification(exported, hf, tmp_path, capsys):
   assert 'not the one that was trained on' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('method', ROUTED)
+@pytest.mark.parametrize('method', ['molora', 'mov', 'mode', 'bottleneck'])
 def test_routed_methods_refuse_to_be_merged(tmp_path, method):
   with refusals.refused('--format merged', '--collapse', '--format peft'):
     export.export(adapted.make(method), tmp_path / 'out', 'merged')
@@ -381,11 +320,6 @@ def test_routed_methods_refuse_to_be_merged(tmp_path, method):
 @pytest.mark.parametrize(
     ('router', 'where', 'name'),
     [
-        (
-            {'scores': scores.SequenceScores()},
-            'routing.Router.scores',
-            'SequenceScores',
-        ),
         (
             {
                 'select': selection.TopK(k=1),
@@ -399,14 +333,16 @@ def test_routed_methods_refuse_to_be_merged(tmp_path, method):
         (
             {
                 'select': expert_choice.ChooseTokens(),
-                'capacity': capacity.Capacity(capacity_factor=1.0),
+                'capacity': capacity.Capacity(
+                    capacity_factor=1.0, group_size=2
+                ),
             },
-            'routing.Router.select',
-            'ChooseTokens',
+            'capacity.Capacity.group_size',
+            '--gin.capacity.Capacity.group_size=None',
         ),
     ],
 )
-def test_routing_between_tokens_is_refused_by_name(
+def test_routing_between_rows_is_refused_by_name(
     tmp_path, router, where, name
 ):
   rules = (
@@ -415,17 +351,20 @@ def test_routing_between_tokens_is_refused_by_name(
       ),
   )
   site = 'MoLoRA (at encoder/layers_0/attention/query)'
-  for file_format in ('peft', 'full', 'experts'):
+  for file_format in formats.FORMATS:
     with refusals.refused(where, site, name):
       export.export(adapted.make(rules), tmp_path / 'out', file_format)
   assert not list(tmp_path.iterdir())
 
 
-def test_experts_by_depth_in_a_scan_are_refused(tmp_path):
-  config = adapted.CONFIG.replace(scan_layers=True)
-  with refusals.refused('SCAN_LAYERS', 'MoLA', 'SCAN_LAYERS = False'):
-    export.export(adapted.make('mola', config), tmp_path / 'out', 'peft')
-  assert not list(tmp_path.iterdir())
+def test_experts_by_depth_in_a_scan_are_those_of_each_layer():
+  one, scanned = (adapted.make('mola', x).sites for x in ('t5', 't5_scan'))
+  assert [x.path for x in one] == [x.path for x in scanned]
+  assert {x.spec['num_experts'] for x in scanned} == {2, 3}
+  for x, y in zip(one, scanned, strict=True):
+    assert x.spec['num_experts'] == y.spec['num_experts']
+    shapes = [{k: v.shape for k, v in z.tensors.items()} for z in (x, y)]
+    assert shapes[0] == shapes[1]
 
 
 def test_unknown_adapters_and_routers_are_refused(tmp_path):
@@ -450,7 +389,7 @@ def test_unknown_adapters_and_routers_are_refused(tmp_path):
 
 def test_a_failing_export_leaves_nothing_behind(tmp_path, monkeypatch):
   monkeypatch.setattr(
-      export.fixture, 'write', lambda *_: (_ for _ in ()).throw(OSError(28))
+      fixture, 'write', lambda *_: (_ for _ in ()).throw(OSError(28))
   )
   with refusals.refused(tmp_path / 'out'):
     export.export(adapted.make('lora'), tmp_path / 'out', 'peft')
@@ -494,7 +433,7 @@ def test_the_name_of_a_base_is_quoted(tmp_path):
   name = 'x"\nlicense: not-ours\nprint("ran")'
   export.export(adapted.make('lora', base_model=name), tmp_path / 'out', 'peft')
   card = (tmp_path / 'out' / 'README.md').read_text().splitlines()
-  assert not [x for x in card if x.startswith(('license', 'print'))]
+  assert not [x for x in card if x.startswith(('license', 'print("ran'))]
 
 
 def test_experts_are_written_one_by_one_and_labelled(exported):
@@ -531,8 +470,9 @@ def test_sites_are_read_from_the_adapters_themselves():
       'bias_in_gate': True,
   }
   assert query.tensors['lora_a'].shape == (4, 24, 2)
+  # Equal weights for all make one LoRA of all ranks.
   value = by_path['decoder/layers_0/encoder_decoder_attention/value']
-  assert value.spec['router']['selection'] == 'uniform'
+  assert (value.spec['rank'], value.spec['router']) == (6, None)
   assert sites.native(trained.sites) is None
 
 

@@ -24,7 +24,7 @@ def write_loras(tmp_path):
     trained = adapted.make(method, seed=seed)
     folder = tmp_path / method
     folder.mkdir()
-    peft_format.write_adapter(folder, trained.sites, 'some/base')
+    peft_format.write_adapter(folder, trained, trained.sites, 'some/base')
     paths.append((folder, trained))
   return paths
 

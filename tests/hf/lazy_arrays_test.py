@@ -3,6 +3,7 @@
 """Arrays that are read while they are written, and the tokenizer's files."""
 
 import json
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -54,10 +55,8 @@ def test_an_array_of_another_shape_is_not_written(tmp_path):
 def write_tokenizer(folder, vocabulary=None, base=None):
   """Writes the files; returns the contents of tokenizer_config.json."""
   folder.mkdir()
-  tokenizer.write(
-      folder,
-      trained_lib.Trained(None, {}, base_folder=base, vocabulary=vocabulary),
-  )
+  model = types.SimpleNamespace(input_vocabulary=vocabulary)
+  tokenizer.write(folder, trained_lib.Trained(model, {}, base_folder=base))
   file = folder / 'tokenizer_config.json'
   return json.loads(file.read_text()) if file.is_file() else None
 

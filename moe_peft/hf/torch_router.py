@@ -1,0 +1,117 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Who uses which expert, in torch, as exported folders carry it.
+
+Exported folders hold this file inside of theirs, so it imports nothing of
+moe_peft. Arithmetic as in `moe_peft/core/routing.py` and `moe_peft/methods/`,
+in float32.
+"""
+
+import torch
+from torch import nn
+import torch.nn.functional as F
+
+
+class Context:
+  """What experts read besides their layer: the encoder and its padding.
+
+  Attributes:
+    encoded: Outputs of the encoder, `[batch, length, features]`.
+    mask: 1 for real tokens of the encoder, `[batch, length]`; None: all are.
+  """
+
+  encoded = mask = None
+
+  def read_encoder(self, module, args, kwargs):
+    """Runs before the encoder."""
+    self.mask = kwargs.get('attention_mask')
+
+  def read_decoder(self, module, args, kwargs):
+    """Runs before the decoder."""
+    self.encoded = kwargs.get('encoder_hidden_states')
+    self.mask = kwargs.get('encoder_attention_mask')
+
+  def weights(self, features):
+    """The mask as float32 `[batch, length, 1]`."""
+    if self.mask is None:
+      return features.new_ones(*features.shape[:2], 1, dtype=torch.float32)
+    return (self.mask > 0).float().unsqueeze(-1)
+
+
+class Routed(nn.Module):
+  """A module with a router, as its `spec['router']` says.
+
+  The router's options are score, selection, num_selected_experts, renormalise,
+  max_threshold, balancing_bias, bias_in_gate; units, the distributions that a
+  token gets (each rank its own); sequence, 'inputs' or 'prompt', a mean of
+  which routes whole rows; normed (SMEAR's scores); features, where they are not
+  the layer's; capacity_factor and expert_capacity.
+  """
+
+  def route(self, features):
+    """Returns the experts' weights, float32 `[..., num_experts]`."""
+    router, experts = self.spec['router'], self.spec['num_experts']
+    if router['selection'] == 'uniform':
+      shape = (*features.shape[:-1], experts)
+      return features.new_full(shape, 1.0 / experts, dtype=torch.float32)
+    features = features.float()
+    logits = self.logits(features)
+    if router['score'] == 'softmax':
+      probs = logits.softmax(dim=-1)
+    else:
+      probs = logits.sigmoid()
+    scores = probs
+    if router['balancing_bias']:
+      scores = probs + self.router_bias.float()
+    weights = scores if router['bias_in_gate'] else probs
+    if router['selection'] == 'top_k':
+      chosen = scores.topk(router['num_selected_experts'], dim=-1).indices
+      selected = torch.zeros_like(scores).scatter(-1, chosen, 1.0)
+      # As in JAX: an expert whose weight is negative (a bias) is not used.
+      weights = torch.where(weights > 0, weights * selected, 0.0)
+    elif router['selection'] == 'threshold':
+      threshold = F.linear(features, self.threshold_router.float())
+      threshold = (threshold + self.threshold_bias.float()).sigmoid()
+      weights = F.relu(probs - router['max_threshold'] * threshold)
+    if router['renormalise']:
+      weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-9)
+    if router['selection'] == 'experts_choose':
+      weights = weights * self.chosen(probs)
+    return weights
+
+  def logits(self, features):
+    """Returns the router's logits, float32 `[..., num_experts]`."""
+    router, kernel = self.spec['router'], self.router.float()
+    source = router.get('sequence')
+    if source is None:
+      logits = F.linear(features, kernel)
+      units = router.get('units', 1)
+      return logits if units == 1 else logits.unflatten(-1, (units, -1))
+    length = features.shape[1]
+    if source == 'prompt':
+      features = self.context.encoded.float()
+    weights = self.context.weights(features)
+    mean = lambda x: (x * weights).sum(1, True) / weights.sum(1, True).clamp(1)
+    if not router.get('normed'):
+      return mean(F.linear(features, kernel)).expand(-1, length, -1)
+    columns = _normed(kernel) * self.router_columns.float()
+    features = _normed(mean(features)) * self.router_scale.float()
+    logits = F.linear(features, columns) + self.router_bias.float()
+    return logits.expand(-1, length, -1)
+
+  def chosen(self, probs):
+    """1 where an expert takes a token of its row, as many as it has slots."""
+    router, (_, length, experts) = self.spec['router'], probs.shape
+    slots = router['expert_capacity'] or max(
+        1, round(router['capacity_factor'] * length / experts)
+    )
+    real = self.context.weights(probs)
+    scores = torch.where(real > 0, probs, -1.0)
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    return (order.argsort(dim=1) < slots) * real
+
+
+def _normed(x):
+  """`x` with mean 0 and variance 1 along the last axis."""
+  x = x - x.mean(dim=-1, keepdim=True)
+  return x * (x.square().mean(dim=-1, keepdim=True) + 1e-6).rsqrt()

@@ -1,0 +1,191 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Parity of exports: methods x families x formats, JAX against torch.
+
+    python -m tests.hf.parity --out results/hf
+
+writes `parity.md`: of each cell the largest difference of logits over the
+largest logit, in float32, and whether 64 tokens of cached greedy generation are
+the same.
+"""
+
+import argparse
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import functools
+from pathlib import Path
+import tempfile
+from unittest import mock
+
+import jax
+import numpy as np
+
+from moe_peft import errors
+from moe_peft.hf import export
+from moe_peft.hf import fixture
+from moe_peft.hf import trained as trained_lib
+from moe_peft.hf import verify
+from tests.hf import adapted
+
+FORMATS = ('peft', 'merged', 'full')
+TOKENS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """What was measured of one folder.
+
+  Attributes:
+    difference: Largest difference of logits, over the largest logit.
+    effect: How far the adapter moves a logit, over the largest logit.
+    same_tokens: Whether greedy generation gives the same tokens; None: not
+      tried.
+  """
+
+  difference: float
+  effect: float
+  same_tokens: bool | None = None
+
+
+@functools.cache
+def trained(method: str, family: str) -> trained_lib.Trained:
+  return adapted.make(method, family)
+
+
+@contextlib.contextmanager
+def one_fixture(method: str, family: str) -> Iterator[None]:
+  """All formats of a model share what JAX computes."""
+  original = fixture.logits
+
+  @functools.cache
+  def logits(with_adapters):
+    model = trained(method, family)
+    params = model.params if with_adapters else model.base_params
+    return original(model, params, fixture.inputs(model))
+
+  def cached(model, params, arrays):
+    del arrays
+    return logits(params is model.params)
+
+  with mock.patch.object(fixture, 'logits', cached):
+    yield
+
+
+def measure(
+    method: str, family: str, file_format: str, folder: Path,
+    generate: bool = False,
+) -> Cell:
+  """Exports one model and compares.
+
+  Args:
+    method: A key of `adapted.METHODS`.
+    family: A key of `adapted.FAMILIES`.
+    file_format: One of `FORMATS`.
+    folder: Folder to write.
+    generate: Whether to compare generated tokens too.
+
+  Raises:
+    errors.UserError: If the format cannot hold the method.
+  """
+  model = trained(method, family)
+  export.export(model, folder, file_format)
+  verdict = verify.verify(folder)
+  assert verdict.same_base, verdict
+  same = None
+  if generate:
+    loaded, _ = verify.load(folder)
+    ours = our_tokens(method, family)
+    same = np.array_equal(their_tokens(loaded, model, ours.shape[1]), ours)
+  return Cell(
+      verdict.model / verdict.size, verdict.effect / verdict.size, same
+  )
+
+
+def prompts(model: trained_lib.Trained) -> np.ndarray:
+  """Two rows of ids, the second one of T5 with padding."""
+  rng = np.random.default_rng(5)
+  ids = rng.integers(3, model.config.vocab_size, (2, 12), dtype=np.int32)
+  if model.network.task_type == 'SEQ_2_SEQ_LM':
+    ids[1, 7:] = 0
+  return ids
+
+
+@functools.cache
+def our_tokens(method: str, family: str, count: int = TOKENS) -> np.ndarray:
+  """Greedy tokens of JAX, <int32>[2, count], zeros after the end."""
+  model = trained(method, family)
+  network, params = model.model_of(model.params)
+  with jax.default_matmul_precision('highest'):
+    run = jax.jit(lambda params, ids: network.generate(params, ids, count))
+    return np.asarray(run(params, prompts(model)))
+
+
+def their_tokens(loaded, model: trained_lib.Trained, count: int) -> np.ndarray:
+  """Greedy tokens of torch with its cache, as `our_tokens`."""
+  import torch
+
+  ids = prompts(model)
+  decoder = model.network.task_type == 'CAUSAL_LM'
+  mask = np.ones_like(ids) if decoder else ids > 0
+  if decoder:
+    ids = np.pad(ids, ((0, 0), (1, 0)), constant_values=model.model.bos_id)
+    mask = np.ones_like(ids)
+  found = loaded.generate(
+      input_ids=torch.from_numpy(ids).long(),
+      attention_mask=torch.from_numpy(np.asarray(mask, np.int64)),
+      max_new_tokens=count,
+      do_sample=False,
+      use_cache=True,
+      pad_token_id=0,
+  ).numpy()
+  found = found[:, ids.shape[1] if decoder else 1 :]
+  return np.pad(found, ((0, 0), (0, count - found.shape[1])))
+
+
+def table(families: list[str], methods: list[str]) -> Iterator[str]:
+  """Yields the lines of the table, as they are measured."""
+  yield '| family | method | ' + ' | '.join(FORMATS) + ' |'
+  yield '| --- | --- |' + ' --- |' * len(FORMATS)
+  for family in families:
+    for method in methods:
+      if method not in adapted.methods_of(family):
+        continue
+      found = []
+      with one_fixture(method, family), tempfile.TemporaryDirectory() as work:
+        for name in FORMATS:
+          try:
+            cell = measure(method, family, name, Path(work) / name, True)
+          except errors.UserError:
+            found.append('refused')
+          else:
+            tokens = {True: 'same', False: 'OTHER'}[cell.same_tokens]
+            found.append(f'{cell.difference:.1e}, {tokens}')
+      trained.cache_clear()
+      jax.clear_caches()
+      yield f'| {family} | {method} | ' + ' | '.join(found) + ' |'
+
+
+def main() -> None:
+  """Writes the table."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--out', type=Path, default=Path('results/hf'))
+  parser.add_argument('--families', nargs='+', default=list(adapted.FAMILIES))
+  parser.add_argument('--methods', nargs='+', default=list(adapted.METHODS))
+  args = parser.parse_args()
+  args.out.mkdir(parents=True, exist_ok=True)
+  with (args.out / 'parity.md').open('w') as file:
+    file.write(
+        '# Parity of exports\n\nWritten by `python -m tests.hf.parity`: the '
+        'largest difference of logits, torch against JAX, over the largest '
+        f'logit, in float32, and whether {TOKENS} tokens of cached greedy '
+        'generation are the same.\n\n'
+    )
+    for line in table(args.families, args.methods):
+      print(line, flush=True)
+      file.write(line + '\n')
+      file.flush()
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,55 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Exports compute in torch what JAX computes, cell by cell of a table."""
+
+import pytest
+
+from moe_peft import errors
+from moe_peft.hf import verify
+from tests.hf import adapted
+from tests.hf import parity
+
+# Every kind of expert, router and module, with both engines of generation.
+FAST = [
+    ('all_kinds_t5', 't5', 'full'),
+    ('all_kinds_t5', 't5', 'peft'),
+    ('all_kinds', 'llama', 'full'),
+    ('all_kinds', 'llama', 'peft'),
+]
+SLOW = [
+    (method, family, file_format)
+    for family in ('t5', 'llama')
+    for method in adapted.methods_of(family)
+    for file_format in parity.FORMATS
+    if (method, family, file_format) not in FAST
+]
+
+
+def check(tmp_path, method, family, file_format, generate):
+  try:
+    with parity.one_fixture(method, family):
+      cell = parity.measure(
+          method, family, file_format, tmp_path / 'out', generate
+      )
+  except errors.UserError as error:
+    assert file_format == 'merged', error  # `full` and `peft` hold all.
+    assert not all(s.linear for s in parity.trained(method, family).sites)
+    return
+  assert cell.difference <= verify.TOLERANCE
+  assert cell.effect > 0.01
+  assert cell.same_tokens in (None, True)
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize(('method', 'family', 'file_format'), FAST)
+def test_every_kind_of_expert_is_equal(
+    tmp_path, hf, method, family, file_format
+):
+  check(tmp_path, method, family, file_format, generate=file_format == 'full')
+
+
+@pytest.mark.hf
+@pytest.mark.slow
+@pytest.mark.parametrize(('method', 'family', 'file_format'), SLOW)
+def test_every_method_is_equal(tmp_path, hf, method, family, file_format):
+  check(tmp_path, method, family, file_format, generate=False)
