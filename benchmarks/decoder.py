@@ -52,12 +52,13 @@ def build(
   """
   names = ('vocab_size', 'emb_dim', 'mlp_dim', 'num_layers', 'num_heads',
            'head_dim')
+  config = 'decoder_config.DecoderConfig'
   return experiments.build(
       'tiny_llama', 'lora', (length // 2, length - length // 2), batch_size,
       {
-          'llama.LlamaConfig.logits_via_embedding': False,
-          'llama.LlamaConfig.num_kv_heads': sizes['num_heads'],
-          **{f'llama.LlamaConfig.{name}': sizes[name] for name in names},
+          f'{config}.logits_via_embedding': False,
+          f'{config}.num_kv_heads': sizes['num_heads'],
+          **{f'{config}.{name}': sizes[name] for name in names},
       },
   )
 

@@ -139,7 +139,7 @@ def _parse_flag(binding: str, known: Sequence[str]) -> str:
 
 def _config_of_run(file: str, trust: bool) -> io.StringIO:
   """The text of a `config.gin`, in the names of today, checked."""
-  text = Path(file).read_text(encoding='utf-8')
+  text = gin_names.rename_decoder(Path(file).read_text(encoding='utf-8'))
   if gin_names.is_old(text):
     text = gin_names.upgrade(text)
   if not trust:

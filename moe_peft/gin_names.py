@@ -34,6 +34,13 @@ MODULES = {
     'data.math_problems': 'data.sets.math_problems',
     'evaluation.metrics': 'data.metrics',
 }
+# Names of the decoder when it was LLaMA's alone, as in version 0.1.
+_DECODER = {
+    'from moe_peft.models import llama': 'from moe_peft.models import decoder\n'
+    'from moe_peft.models import decoder_config',
+    'llama.LlamaConfig': 'decoder_config.DecoderConfig',
+    'llama.Transformer': 'decoder.Transformer',
+}
 MACROS = {'RENORMALISE': 'NORMALIZE'}
 # Parameters of routers, and whose they are now.
 PARAMETERS = {
@@ -97,6 +104,14 @@ def renamed(message: str) -> errors.UserError | None:
         where=f'moe_peft.{old}',
         remedy=f'Import moe_peft.{MODULES[old]}.',
     )
+  if re.search(r"cannot import name 'llama' from 'moe_peft\.models'", message):
+    return errors.UserError(
+        'models/llama.py is models/decoder.py now.',
+        where='moe_peft.models.llama',
+        remedy='Import the base again, or write decoder_config.DecoderConfig '
+        'for llama.LlamaConfig and include '
+        'gin/models/decoder_architecture.gin.',
+    )
   if 'has no attribute AdapterRule' in message:
     return errors.UserError(
         'There are three kinds of rules now.',
@@ -134,6 +149,13 @@ class Delegate:
 
   def macro(self, name: str) -> _Reference:
     return _Reference(f'%{MACROS.get(name, name)}')
+
+
+def rename_decoder(text: str) -> str:
+  """Rewrites a `config.gin` in which the decoder is called `llama`."""
+  for old, new in _DECODER.items():
+    text = re.sub(rf'(?<![\w./]){re.escape(old)}(?!\w)', new, text)
+  return text
 
 
 def is_old(text: str) -> bool:

@@ -31,7 +31,7 @@ from moe_peft.training import run
 from tests import refusals
 from tests.hf import adapted
 from tests.hf import conftest as t5_models
-from tests.hf import import_llama_test as llama_models
+from tests.hf import import_decoder_test as llama_models
 from tests.training import tiny
 
 LLAMA = {

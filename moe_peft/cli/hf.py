@@ -40,14 +40,14 @@ def main(argv: Sequence[str]) -> int | None:
 def _add_import(commands) -> None:
   parser = commands.add_parser(
       'import',
-      help='a T5, flan-T5, mT5, ByT5 or LLaMA to a base',
+      help='a T5 or a decoder (LLaMA, Qwen, Gemma and others) to a base',
       description='Writes a base that INITIAL_CHECKPOINT_PATH names, with '
       'model.gin, the file that describes it for gin.',
   )
   parser.set_defaults(run_command=_import)
   add = parser.add_argument
   add('folder', metavar='DIR', type=Path,
-      help='model folder, or a GGUF file of a LLaMA')
+      help='model folder, or a GGUF file of a decoder')
   add('--out', type=Path, required=True, help='base to write')
   add('--layout', choices=('t5', 'scan', 'unrolled'), default='t5',
       help='of the parameters: t5 (default), scan (SCAN_LAYERS = True, and '

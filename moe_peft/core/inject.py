@@ -196,6 +196,7 @@ class _Injection:
       for rule in self._adapted.rules:
         if rule not in self._matched:
           sites.require_match(rule.path, self._seen)
+        sites.require_alternatives(rule.path, self._seen)
       _number_scanned_layers(self._adapted.scope)
     return result
 

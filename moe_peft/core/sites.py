@@ -12,6 +12,8 @@ from flax import linen as nn
 from moe_peft import errors
 
 ADAPTER_SCOPE = 'adapter'
+# An MLP has one input projection or two; rules name those of both.
+_OTHER_NAMES = {'wi': {'wi_0', 'wi_1'}, 'wi_0': {'wi'}, 'wi_1': {'wi'}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +127,33 @@ def compile_path(path: str) -> re.Pattern[str]:
         where='SITES',
         remedy="Write one that matches whole paths, as '.*/(query|value)'.",
     ) from error
+
+
+def require_alternatives(path: str, seen: Iterable[str]) -> None:
+  """Raises errors.UserError for an alternative that matches no layer.
+
+  In '.*/(query|value)' it would be a misspelt name, which trains less than is
+  meant. Names of the MLP of another kind of model may be absent.
+
+  Args:
+    path: The rule's regular expression.
+    seen: Paths of the layers that could be adapted.
+  """
+  seen = list(seen)
+  for group in re.finditer(r'\((\w+(?:\|\w+)+)\)', path):
+    names = group[1].split('|')
+    before, after = path[: group.start()], path[group.end() :]
+    found = {
+        name for name in names
+        if any(re.fullmatch(f'{before}{name}{after}', layer) for layer in seen)
+    }
+    for name in names:
+      if name not in found and not found & _OTHER_NAMES.get(name, set()):
+        raise errors.UserError(
+            f'{name} of SITES = {path!r} matches no layer.', where='SITES',
+            remedy='Take it out, or write one of the layers of this model: '
+            f'{", ".join(sorted({x.split("/")[-1] for x in seen}))}.',
+        )
 
 
 def require_match(path: str, seen: Iterable[str]) -> None:

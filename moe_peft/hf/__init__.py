@@ -3,5 +3,5 @@
 """Hugging Face formats: import of bases and experts, export, verification.
 
 Nothing here needs torch, transformers or peft, except to load a folder that
-was exported (`verify`) and to read `.bin` files.
+was exported (`verify`).
 """

@@ -3,6 +3,7 @@
 """What the readers of `config.json` share, and the gin file of a base."""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import reprlib
 from typing import Any
 
@@ -61,6 +62,30 @@ def boolean(field: str, value: Any) -> bool:
   return value
 
 
+@dataclasses.dataclass(frozen=True)
+class Fields:
+  """The fields of a file, typed; null is like a field that is not there."""
+
+  config: HfConfig
+
+  def get(self, name: str, default: Any = None) -> Any:
+    value = self.config.get(name)
+    return default if value is None else value
+
+  def integer(
+      self, name: str, default: int | None = None, **bounds: int
+  ) -> int:
+    return integer(name, self.get(name, default), **bounds)
+
+  def number(
+      self, name: str, default: float | None = None, minimum: float = 0.0
+  ) -> float:
+    return number(name, self.get(name, default), minimum)
+
+  def boolean(self, name: str, default: bool = False) -> bool:
+    return boolean(name, self.get(name, default))
+
+
 def check_fixed(config: HfConfig, fixed: HfConfig) -> None:
   """Raises errors.UserError for fields that are there with other values."""
   for name, value in fixed.items():
@@ -95,12 +120,14 @@ def to_gin(
   """Returns a gin file of a model, like those under gin/models/.
 
   Args:
-    architecture: 't5' or 'llama': a module of models/ and a gin file.
+    architecture: 't5' or 'decoder', a gin file.
     config: The model's configuration.
     fields: Its fields that are bound.
     imports: Import statements that the bindings need.
     bindings: Bindings of the vocabulary, and what else the model needs.
   """
+  kind = type(config)
+  module = kind.__module__.rpartition('.')[2]
   return '\n'.join([
       '# Written by `python -m moe_peft hf import`.',
       '# Provides: MODULE, MODEL, VOCABULARY.',
@@ -108,13 +135,13 @@ def to_gin(
       'from __gin__ import dynamic_registration',
       '',
       *imports,
-      f'from moe_peft.models import {architecture}',
+      f'from moe_peft.models import {module}',
       '',
       f"include 'gin/models/{architecture}_architecture.gin'",
       '',
       *bindings,
       f'SCAN_LAYERS = {config.scan_layers}',
-      f'{architecture}.{type(config).__name__}:',
+      f'{module}.{kind.__name__}:',
       *(f'  {name} = {getattr(config, name)!r}' for name in fields),
       '',
   ])

@@ -103,6 +103,17 @@ def projection(
   return dense(path, source, shape, None if layout == 't5' else split)
 
 
+def bias(
+    path: str, source: str, shape: tuple[int, ...], layout: str
+) -> Entry:
+  """The bias of the layer `path`; heads side by side in the layout 't5'."""
+  joined = (int(np.prod(shape)),)
+  return Entry(
+      f'{path}/bias', (f'{source}.bias',), joined,
+      joined if layout == 't5' else shape,
+  )
+
+
 def mlp(
     modules: Mapping[str, str], prefix: str, embed: int, hidden: int
 ) -> Iterator[Entry]:

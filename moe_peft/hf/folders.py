@@ -68,10 +68,14 @@ class Tensors:
   Attributes:
     shapes: Shape of every tensor by name.
     dtype: bfloat16 if all tensors are, else float32.
+    whole_norms: False: families whose norms add 1 to their weights store the
+      weights.
   """
 
+  whole_norms = False
+
   def __init__(self, folder: Path, stem: str = 'model'):
-    """Opens `{stem}.safetensors` or its shards, else PyTorch's `.bin`.
+    """Opens `{stem}.safetensors` or its shards.
 
     Raises:
       errors.UserError: If there are none, or they are damaged.
@@ -83,7 +87,7 @@ class Tensors:
     elif index.is_file():
       self._found = tensor_files.TensorFiles(_shards(index))
     else:
-      self._found = _TorchFiles(folder, stem)
+      raise _no_tensors(folder, stem)
     self.shapes = self._found.shapes
     dtypes = set(self._found.dtypes.values())
     unknown = dtypes - {'F32', 'F16', 'BF16'}
@@ -101,6 +105,21 @@ class Tensors:
     return self._found[name].astype(self.dtype, copy=False)
 
 
+class Renamed:
+  """Some tensors of a folder under other names, like `Tensors`."""
+
+  whole_norms = False
+
+  def __init__(self, tensors: Tensors, names: Mapping[str, str]):
+    """`names` has the name of each tensor in the folder, by its own."""
+    self._tensors, self._names = tensors, names
+    self.dtype = tensors.dtype
+    self.shapes = {k: tensors.shapes[v] for k, v in names.items()}
+
+  def __getitem__(self, name: str) -> np.ndarray:
+    return self._tensors[self._names[name]]
+
+
 def _shards(index: Path) -> list[Path]:
   """Returns the files of an index, all of which lie beside it."""
   weights = read_json(index).get('weight_map')
@@ -113,37 +132,22 @@ def _shards(index: Path) -> list[Path]:
   return [index.parent / name for name in sorted(names)]
 
 
-class _TorchFiles:
-  """PyTorch's files, with the attributes of `tensor_files.TensorFiles`."""
-
-  def __init__(self, folder: Path, stem: str):
-    base = {'model': 'pytorch_model'}.get(stem, stem)
-    files = sorted(folder.glob(f'{base}*.bin'))
-    if not files:
-      raise errors.UserError(
-          f'{folder} holds no {stem}.safetensors, no shards of one and no '
-          f'{base}.bin.', where=folder,
-          remedy='Give the folder of a model as it is on the Hub.',
-      )
-    torch = import_extra('torch', f'{files[0].name} is a PyTorch file')
-    names = {torch.float32: 'F32', torch.float16: 'F16', torch.bfloat16: 'BF16'}
-    self._tensors = {}
-    for file in files:
-      try:
-        # Never unpickle anything but tensors.
-        self._tensors |= torch.load(file, 'cpu', weights_only=True, mmap=True)
-      except Exception as error:  # torch raises many kinds.
-        raise errors.UserError(
-            f'{file} cannot be read: {error}', where=file
-        ) from error
-    tensors = self._tensors.items()
-    self.shapes = {name: tuple(x.shape) for name, x in tensors}
-    self.dtypes = {k: names.get(x.dtype, str(x.dtype)) for k, x in tensors}
-
-  def __getitem__(self, name: str) -> np.ndarray:
-    tensor = self._tensors[name]
-    # Torch does not hand bfloat16 to NumPy; float32 holds the same numbers.
-    return (tensor.float() if self.dtypes[name] == 'BF16' else tensor).numpy()
+def _no_tensors(folder: Path, stem: str) -> errors.UserError:
+  """The error of a folder without safetensors."""
+  base = {'model': 'pytorch_model'}.get(stem, stem)
+  pickled = sorted(folder.glob(f'{base}*.bin'))
+  if not pickled:
+    return errors.UserError(
+        f'{folder} holds no {stem}.safetensors and no shards of one.',
+        where=folder, remedy='Give the folder of a model as it is on the Hub.',
+    )
+  return errors.UserError(
+      f'{folder} holds its tensors in {pickled[0].name}, a pickle, which can '
+      'run code when it is read.', where=folder,
+      remedy='Convert it where you trust it, with transformers: '
+      'AutoModelForCausalLM (of a T5 AutoModelForSeq2SeqLM)'
+      f'.from_pretrained({str(folder)!r}).save_pretrained(...)',
+  )
 
 
 def check_shapes(

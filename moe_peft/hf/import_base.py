@@ -9,13 +9,14 @@ from typing import Any
 from moe_peft import atomic
 from moe_peft import errors
 from moe_peft.hf import base_config
+from moe_peft.hf import decoder_base
+from moe_peft.hf import families
 from moe_peft.hf import folders
 from moe_peft.hf import gguf_file
 from moe_peft.hf import import_experts
 from moe_peft.hf import lazy_arrays
-from moe_peft.hf import llama_base
 from moe_peft.hf import t5_base
-from moe_peft.models import llama
+from moe_peft.models import decoder_config
 from moe_peft.models import t5
 
 FORMATS = ('orbax', 'safetensors')
@@ -23,7 +24,10 @@ FORMATS = ('orbax', 'safetensors')
 SOURCE_FILE = 'source.json'
 HF_CONFIG_FILE = 'hf_config.json'
 # What reads a model, by its `model_type`.
-_NETWORKS = {'t5': t5_base, 'mt5': t5_base, 'llama': llama_base}
+_NETWORKS = {
+    **dict.fromkeys(('t5', 'mt5', 'umt5'), t5_base),
+    **dict.fromkeys(families.FAMILIES, decoder_base),
+}
 
 
 def import_base(
@@ -33,8 +37,8 @@ def import_base(
     file_format: str = 'orbax',
     hub_id: str = '',
     experts: Sequence[Path] = (),
-) -> t5.T5Config | llama.LlamaConfig:
-  """Imports a T5, T5 1.1, flan-T5, mT5, ByT5 or LLaMA.
+) -> t5.T5Config | decoder_config.DecoderConfig:
+  """Imports a T5, T5 1.1, flan-T5, mT5, ByT5, or a decoder of `families`.
 
   Writes the parameters, `model.gin` (the model for gin), the tokenizer's
   files and the original `config.json` as `hf_config.json`.
@@ -59,7 +63,7 @@ def import_base(
   tensors, hf_config = _open(source)
   network = _NETWORKS[hf_config['model_type']]
   config = network.from_hf(hf_config, layout)
-  params, config = network.plan(tensors, config, layout)
+  params, config = network.plan(tensors, config, layout, hf_config)
   mixture = import_experts.read(experts, config) if experts else None
   if mixture:  # Adapters stay float32, whatever the type of the base.
     params |= {k: lazy_arrays.of(v) for k, v in mixture.params.items()}
@@ -100,13 +104,24 @@ def _open(source: Path) -> tuple[Any, dict[str, Any]]:
         f'{source} is no model folder: it has no config.json.', where=source,
         remedy='Give a folder with config.json, or the GGUF file of a LLaMA.',
     )
-  hf_config = folders.read_json(file)
+  hf_config = families.text_config(folders.read_json(file))
   kind = hf_config.get('model_type')
   if not isinstance(kind, str) or kind not in _NETWORKS:
     raise base_config.unsupported(
-        'model_type', kind, 't5 (T5 1.0 and 1.1, flan-T5, ByT5), mt5 or llama'
+        'model_type', kind,
+        f'one of {", ".join(_NETWORKS)} there (T5 1.1, flan-T5 and ByT5 are '
+        't5). Mixtures of experts and other blocks are not among them',
     )
-  return folders.Tensors(source), hf_config
+  return _text_tensors(folders.Tensors(source)), hf_config
+
+
+def _text_tensors(tensors: folders.Tensors) -> folders.Tensors:
+  """Those of the decoder, of a model that reads images too."""
+  names = {families.text_name(name): name for name in tensors.shapes}
+  if None not in names and all(k == v for k, v in names.items()):
+    return tensors
+  names.pop(None, None)
+  return folders.Renamed(tensors, names)
 
 
 def read_source(folder: Path) -> dict[str, Any]:

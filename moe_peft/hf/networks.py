@@ -7,11 +7,11 @@ import dataclasses
 from typing import Any
 
 from moe_peft import errors
+from moe_peft.hf import decoder_base
 from moe_peft.hf import entries as entries_lib
-from moe_peft.hf import llama_base
 from moe_peft.hf import t5_base
 from moe_peft.hf import t5_names
-from moe_peft.models import llama
+from moe_peft.models import decoder_config
 from moe_peft.models import t5
 
 
@@ -92,12 +92,12 @@ _NETWORKS = {
         activation='act',
         shares_embedding=True,
     ),
-    llama.LlamaConfig: Network(
+    decoder_config.DecoderConfig: Network(
         auto='AutoModelForCausalLM',
         task_type='CAUSAL_LM',
         pipeline='text-generation',
-        entries=llama_base.entries,
-        to_hf=llama_base.to_hf,
+        entries=decoder_base.entries,
+        to_hf=decoder_base.to_hf,
         activation='act_fn',
     ),
 }

@@ -87,6 +87,7 @@ def from_hf(config: base_config.HfConfig, layout: str = 't5') -> t5.T5Config:
       ),
       logits_via_embedding=_scales_logits(config),
       scan_layers=layout == 'scan',
+      relative_bias_per_layer=config['model_type'] == 'umt5',
       **{
           name: base_config.integer(name, config.get(name, default))
           for name, default in _POSITIONS.items()
@@ -133,9 +134,10 @@ def to_hf(
         where='t5.T5Config.mlp_activations',
         remedy=f'Only models with one of {list(known)} can be exported.',
     )
+  kind = 'umt5' if config.relative_bias_per_layer else 't5'
   return {
-      'architectures': ['T5ForConditionalGeneration'],
-      'model_type': 't5',
+      'architectures': [f'{kind.upper()}ForConditionalGeneration'],
+      'model_type': kind,
       **{theirs: getattr(config, ours) for theirs, ours in _SIZES.items()},
       'num_decoder_layers': config.num_decoder_layers,
       'feed_forward_proj': known[activations],
@@ -182,13 +184,16 @@ def to_gin(
     ]
   fields = (
       *_SIZES.values(), 'num_decoder_layers', 'mlp_activations',
-      'logits_via_embedding', *_POSITIONS,
+      'logits_via_embedding', 'relative_bias_per_layer', *_POSITIONS,
   )
   return base_config.to_gin('t5', config, fields, imports, bindings)
 
 
 def plan(
-    tensors: folders.Tensors, config: t5.T5Config, layout: str
+    tensors: folders.Tensors,
+    config: t5.T5Config,
+    layout: str,
+    hf_config: base_config.HfConfig,
 ) -> tuple[dict[str, lazy_arrays.LazyArray], t5.T5Config]:
   """Returns the parameters by path, and the final configuration.
 
@@ -201,11 +206,13 @@ def plan(
     tensors: The tensors of the folder.
     config: What `from_hf` returned.
     layout: One of `entries.LAYOUTS`.
+    hf_config: Contents of `config.json`; nothing more is read from it.
 
   Raises:
     errors.UserError: For missing, unused and mis-shaped tensors, and for two
       embeddings that differ.
   """
+  del hf_config
   base_config.check_depth(tensors, 'num_layers', config.num_encoder_layers)
   base_config.check_depth(
       tensors, 'num_decoder_layers', config.num_decoder_layers

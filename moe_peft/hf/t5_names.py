@@ -3,7 +3,8 @@
 """Names and shapes of T5's tensors, Hugging Face and T5X.
 
 The relative position bias is one table per stack in Hugging Face's T5 and mT5,
-so it is replicated on import; on export all layers must agree.
+so it is replicated on import; on export all layers must agree. umT5 has one per
+layer.
 """
 
 from collections.abc import Iterator
@@ -63,7 +64,7 @@ def entries(config: t5.T5Config, layout: str) -> list[entries_lib.Entry]:
     )
     tensors = list(_layer_tensors(stack, config, layout))
     bias = _position_bias(stack, config)
-    if layout == 't5':
+    if layout == 't5' and config.shares_bias:
       found.append(dataclasses.replace(bias, path=f'{stack}/{bias.path}'))
     else:
       tensors.append(bias)
@@ -74,9 +75,10 @@ def entries(config: t5.T5Config, layout: str) -> list[entries_lib.Entry]:
 def _position_bias(stack: str, config: t5.T5Config) -> entries_lib.Entry:
   size = (config.num_heads, config.relative_attention_num_buckets)
   name = 'layer.0.SelfAttention.relative_attention_bias.weight'
+  layer = '{layer}' if config.relative_bias_per_layer else 0
   return entries_lib.Entry(
-      'relpos_bias/rel_embedding', (f'{stack}.block.0.{name}',), size[::-1],
-      size, transpose=True,
+      'relpos_bias/rel_embedding', (f'{stack}.block.{layer}.{name}',),
+      size[::-1], size, transpose=True,
   )
 
 

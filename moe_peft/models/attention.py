@@ -1,14 +1,15 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Multi-head attention of T5 and LLaMA, its masks and its cache.
+"""Multi-head attention of T5 and of decoders, its masks and its cache.
 
 T5 (arXiv 1910.10683) does not divide the logits by sqrt(head_dim); the factor
-is in the initial query kernel. LLaMA (arXiv 2302.13971) does, rotates queries
-and keys by their positions, and may share keys and values among heads.
+is in the initial query kernel. Decoders (decoder.py) multiply them, rotate
+queries and keys by their positions, may norm both, may share keys and values
+among heads, and may see a window of the row only.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 from flax.linen import partitioning as nn_partitioning
@@ -20,6 +21,28 @@ from moe_peft.models import rotary
 
 # What a masked logit becomes; float32 softmax never needs a larger one.
 MASKED_LOGIT = -1e10
+
+
+class LayerPositions(NamedTuple):
+  """What positions mean to a layer; to a stack, with a leading layer axis.
+
+  They differ from layer to layer as numbers, so one compiled layer serves all.
+
+  Attributes:
+    frequencies: `<float32>[pairs]`, see `rotary.rotate`; 0: no positions.
+    amplitude: `<float32>[]`, multiplies cosine and sine.
+    window: `<int32>[]`, the last tokens that a query sees, its own included;
+      None in models without windows.
+  """
+
+  frequencies: jax.Array
+  amplitude: jax.Array
+  window: jax.Array | None = None
+
+
+def soft_cap(logits: jax.Array, cap: float) -> jax.Array:
+  """Bounds logits by tanh (arXiv 2408.00118, section 2); 0: not."""
+  return cap * jnp.tanh(logits / cap) if cap else logits
 
 
 def pair_mask(query: jax.Array, key: jax.Array) -> jax.Array:
@@ -37,6 +60,18 @@ def causal_mask(length: int) -> jax.Array:
   return jnp.tril(jnp.ones((1, 1, length, length), bool))
 
 
+def _within(window, positions, key_length, mask):
+  """Adds a window to a mask; `positions` are the queries'.
+
+  Keys have the positions of the queries, or, in a cache, those of its slots.
+  """
+  keys = positions
+  if key_length != positions.shape[1]:
+    keys = jnp.arange(key_length)[None]
+  near = keys[:, None, None, :] > positions[:, None, :, None] - window
+  return near if mask is None else mask & near
+
+
 class MultiHeadDotProductAttention(nn.Module):
   """Attention from `inputs_q` to `inputs_kv`.
 
@@ -50,8 +85,13 @@ class MultiHeadDotProductAttention(nn.Module):
     num_kv_heads: Heads of keys and values, a divisor of `num_heads`: as many
       queries share one (grouped-query attention, arXiv 2305.13245). None: each
       query has its own.
-    scale_logits: Divides the logits by sqrt(head_dim).
-    rope_theta: Base of the rotary positions; None: no positions here.
+    logit_scale: Multiplies the logits; None: the initial query kernel is
+      divided by `head_dim` instead, as in T5.
+    softcap: Bound of the logits, see `soft_cap`.
+    biases: Which projections have a bias, letters of 'qkvo'.
+    qk_norm: RMSNorm of queries and keys before they are rotated: 'none', 'head'
+      (each head by itself) or 'joined' (all heads together).
+    norm_epsilon: Of these norms.
     dtype: Type of the arithmetic.
     deterministic: Switches dropout off.
     decode: Keeps keys and values in the collection 'cache' and takes one
@@ -65,8 +105,11 @@ class MultiHeadDotProductAttention(nn.Module):
   dropout_rate: float = 0.0
   float32_logits: bool = False
   num_kv_heads: int | None = None
-  scale_logits: bool = False
-  rope_theta: float | None = None
+  logit_scale: float | None = None
+  softcap: float = 0.0
+  biases: str = ''
+  qk_norm: str = 'none'
+  norm_epsilon: float = 1e-6
   dtype: Any = jnp.float32
   deterministic: bool = True
   decode: bool = False
@@ -79,6 +122,7 @@ class MultiHeadDotProductAttention(nn.Module):
       mask: jax.Array | None = None,
       bias: jax.Array | None = None,
       positions: jax.Array | None = None,
+      layer_positions: LayerPositions | None = None,
       prefill_lengths: jax.Array | None = None,
   ) -> jax.Array:
     """Attends.
@@ -90,8 +134,9 @@ class MultiHeadDotProductAttention(nn.Module):
         True is visible. None: everything is visible.
       bias: Added to the logits, `[1, heads, q_length, kv_length]`; while
         decoding `[1, heads, cache_length, cache_length]`.
-      positions: `<int32>[batch, q_length]` for `rope_theta`; None: 0, 1, 2 and
-        so on, or what the cache counts.
+      positions: `<int32>[batch, q_length]`; None: 0, 1, 2 and so on, or what
+        the cache counts.
+      layer_positions: What positions mean here; None: nothing, as in T5.
       prefill_lengths: `<int32>[batch]`. The inputs are written to the beginning
         of the cache, and each row goes on at its own length: what the cache
         holds from there on is overwritten before it is seen.
@@ -100,25 +145,29 @@ class MultiHeadDotProductAttention(nn.Module):
       `[batch, q_length, embed]`.
     """
     kv_heads = self.num_kv_heads or self.num_heads
-    # The query kernel starts smaller instead of dividing every logit.
-    scale = 1.0 if self.scale_logits else 1.0 / self.head_dim
+    # T5's query kernel starts smaller instead of dividing every logit.
+    scale = 1.0 / self.head_dim if self.logit_scale is None else 1.0
     query = self._project('query', self.num_heads, scale)(inputs_q)
     key = self._project('key', kv_heads)(inputs_kv)
     value = self._project('value', kv_heads)(inputs_kv)
+    query, key = self._norm('query', query), self._norm('key', key)
     names = ('batch', 'length', 'heads', 'kv')
     query, key, value = (
         nn_partitioning.with_sharding_constraint(x, names)
         for x in (query, key, value)
     )
-    if self.rope_theta is not None:
+    if layer_positions is not None:
       if positions is None:
         positions = self._next_positions(inputs_q.shape[1], prefill_lengths)
-      query = rotary.rotate(query, positions, self.rope_theta)
-      key = rotary.rotate(key, positions, self.rope_theta)
+      turn = layer_positions[:2]
+      query = rotary.rotate(query, positions, *turn)
+      key = rotary.rotate(key, positions, *turn)
     if self.decode:
       key, value, mask, bias = self._use_cache(
           key, value, mask, bias, prefill_lengths
       )
+    if layer_positions is not None and layer_positions.window is not None:
+      mask = _within(layer_positions.window, positions, key.shape[1], mask)
     weights = self._weights(query, key, mask, bias)
     # n: heads of keys and values; g: queries that share one.
     weights = weights.reshape(
@@ -132,6 +181,7 @@ class MultiHeadDotProductAttention(nn.Module):
         kernel_axes=(*heads, 'embed'),
         dtype=self.dtype,
         kernel_distribution='normal',
+        use_bias='o' in self.biases,
         name='out',
     )(attended.reshape(query.shape))
 
@@ -145,8 +195,22 @@ class MultiHeadDotProductAttention(nn.Module):
         dtype=self.dtype,
         kernel_scale=scale,
         kernel_distribution='normal',
+        use_bias=name[0] in self.biases,
         name=name,
     )
+
+  def _norm(self, name: str, heads: jax.Array) -> jax.Array:
+    """Norms queries or keys, `[batch, length, heads, head_dim]`."""
+    if self.qk_norm == 'none':
+      return heads
+    joined = self.qk_norm == 'joined'
+    normed = layers.LayerNorm(
+        dtype=self.dtype,
+        epsilon=self.norm_epsilon,
+        logical_axis='joined_kv' if joined else 'kv',
+        name=f'{name}_norm',
+    )(heads.reshape(*heads.shape[:2], -1) if joined else heads)
+    return normed.reshape(heads.shape)
 
   def _weights(self, query, key, mask, bias):
     """Returns the attention weights `[batch, heads, q_length, kv_length]`."""
@@ -156,8 +220,9 @@ class MultiHeadDotProductAttention(nn.Module):
     query = query.reshape(batch, length, key.shape[-2], -1, self.head_dim)
     logits = jnp.einsum('bqngd,bknd->bngqk', query, key)
     logits = logits.reshape(batch, heads, length, -1)
-    if self.scale_logits:
-      logits = logits * self.head_dim**-0.5
+    if self.logit_scale is not None:
+      logits = logits * self.logit_scale
+    logits = soft_cap(logits, self.softcap)
     if bias is not None:
       logits = logits + bias.astype(logits.dtype)
     if mask is not None:

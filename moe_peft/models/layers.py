@@ -24,7 +24,7 @@ def as_tuple(value: int | Sequence[int]) -> tuple[int, ...]:
 
 
 class DenseGeneral(nn.Module):
-  """A matrix product over any input axes into any output axes, without bias.
+  """A matrix product over any input axes into any output axes.
 
   The kernel has one dimension per name in `kernel_axes`. Two names with
   several input or output axes mean a joined, two-dimensional kernel, as in the
@@ -37,6 +37,7 @@ class DenseGeneral(nn.Module):
     dtype: Type of the arithmetic.
     kernel_scale: Variance of the initial kernel times its fan in.
     kernel_distribution: 'normal' or 'truncated_normal'.
+    use_bias: Adds a learned bias, which has the kernel's output axes.
   """
 
   features: int | Sequence[int]
@@ -45,6 +46,7 @@ class DenseGeneral(nn.Module):
   dtype: Any = jnp.float32
   kernel_scale: float = 1.0
   kernel_distribution: str = 'truncated_normal'
+  use_bias: bool = False
 
   @nn.compact
   def __call__(self, inputs: jax.Array) -> jax.Array:
@@ -74,7 +76,18 @@ class DenseGeneral(nn.Module):
     kernel = jnp.asarray(kernel, self.dtype).reshape(in_shape + features)
     inputs = jnp.asarray(inputs, self.dtype)
     contracted = (axis, tuple(range(len(axis))))
-    return jax.lax.dot_general(inputs, kernel, (contracted, ((), ())))
+    outputs = jax.lax.dot_general(inputs, kernel, (contracted, ((), ())))
+    if not self.use_bias:
+      return outputs
+    bias = nn_partitioning.param_with_axes(
+        'bias',
+        nn.initializers.zeros,
+        kernel_shape[num_in:],
+        jnp.float32,
+        axes=tuple(self.kernel_axes[num_in:]),
+        module=self,
+    )
+    return outputs + jnp.asarray(bias, self.dtype).reshape(features)
 
 
 class Activation(nn.Module):
@@ -114,6 +127,7 @@ class MlpBlock(nn.Module):
     dropout_rate: Rate on the hidden activations, broadcast over length.
     dtype: Type of the arithmetic.
     deterministic: Switches dropout off.
+    use_bias: Whether all its layers have a bias.
   """
 
   mlp_dim: int
@@ -121,6 +135,7 @@ class MlpBlock(nn.Module):
   dropout_rate: float = 0.0
   dtype: Any = jnp.float32
   deterministic: bool = True
+  use_bias: bool = False
 
   @nn.compact
   def __call__(self, inputs: jax.Array) -> jax.Array:
@@ -131,6 +146,7 @@ class MlpBlock(nn.Module):
           self.mlp_dim,
           kernel_axes=('embed', 'mlp'),
           dtype=self.dtype,
+          use_bias=self.use_bias,
           name='wi' if len(self.activations) == 1 else f'wi_{index}',
       )(inputs)
       if index == 0:
@@ -143,6 +159,7 @@ class MlpBlock(nn.Module):
         inputs.shape[-1],
         kernel_axes=('mlp', 'embed'),
         dtype=self.dtype,
+        use_bias=self.use_bias,
         name='wo',
     )(hidden)
 
@@ -194,20 +211,22 @@ class LayerNorm(nn.Module):
   Attributes:
     dtype: Type of the result; the statistics are float32.
     epsilon: Added to the mean square.
+    logical_axis: Name of the axis that is normed, the last one.
   """
 
   dtype: Any = jnp.float32
   epsilon: float = 1e-6
+  logical_axis: str = 'embed'
 
   @nn.compact
   def __call__(self, inputs: jax.Array) -> jax.Array:
-    """Maps `[batch, length, embed]` to the same shape."""
+    """Maps `[..., features]` to the same shape."""
     scale = nn_partitioning.param_with_axes(
         'scale',
         nn.initializers.ones,
         (inputs.shape[-1],),
         jnp.float32,
-        axes=('embed',),
+        axes=(self.logical_axis,),
         module=self,
     )
     inputs = jnp.asarray(inputs, jnp.float32)

@@ -4,7 +4,7 @@
 
 Unrolled, as `layers_0`, `layers_1` and so on, or as one scan over stacked
 parameters, with or without remat. `config` is a `t5.T5Config`; what other
-networks use too (llama.py) reads only fields that their configurations share.
+networks use too (decoder.py) reads only fields that their configurations share.
 """
 
 from collections.abc import Sequence
@@ -156,8 +156,8 @@ def attend(
   )
 
 
-def mlp(layer: nn.Module) -> layers.MlpBlock:
-  """Builds the MLP in the scope of `layer`."""
+def mlp(layer: nn.Module, **options: Any) -> layers.MlpBlock:
+  """Builds the MLP in the scope of `layer`; `options` are its attributes."""
   cfg = layer.config
   return layers.MlpBlock(
       mlp_dim=cfg.mlp_dim,
@@ -166,6 +166,7 @@ def mlp(layer: nn.Module) -> layers.MlpBlock:
       dtype=cfg.dtype,
       deterministic=layer.deterministic,
       name='mlp',
+      **options,
   )
 
 
@@ -178,7 +179,11 @@ def residual(layer: nn.Module, x, y):
 
 
 def output_logits(
-    config: Any, embedder: layers.Embed, x: jax.Array, divisor: float = 1.0
+    config: Any,
+    embedder: layers.Embed,
+    x: jax.Array,
+    divisor: float = 1.0,
+    softcap: float = 0.0,
 ) -> jax.Array:
   """Applies the output layer, in the current scope where it is not tied.
 
@@ -186,14 +191,15 @@ def output_logits(
     config: Sizes and options of a network.
     embedder: The embedding.
     x: `[batch, length, embed]`.
-    divisor: Of the logits of a tied output layer.
+    divisor: Of the logits.
+    softcap: Bound of the logits, which approach it as tanh does; 0: none.
 
   Returns:
     `<float32>[batch, length, vocab]`, also in a bfloat16 model: softmax needs
     it.
   """
   if config.logits_via_embedding:
-    logits = embedder.attend(x) / divisor
+    logits = embedder.attend(x)
   else:
     logits = layers.DenseGeneral(
         config.vocab_size,
@@ -201,11 +207,14 @@ def output_logits(
         dtype=jnp.float32,
         name='logits_dense',
     )(x)
+  logits = attention.soft_cap(logits / divisor, softcap)
   names = ('batch', 'length', 'vocab')
   return nn_partitioning.with_sharding_constraint(logits, names)
 
 
-def run_stack(layer_class, name, num_layers, config, attributes, x, *shared):
+def run_stack(
+    layer_class, name, num_layers, config, attributes, x, *shared, layered=()
+):
   """Runs `num_layers` layers, unrolled or as one scan, in the current scope.
 
   The scan has the stack's name, so paths are `encoder/encoder/...`. What
@@ -219,6 +228,8 @@ def run_stack(layer_class, name, num_layers, config, attributes, x, *shared):
     attributes: Further attributes of the layers.
     x: `[batch, length, embed]`.
     *shared: Arrays that every layer gets.
+    layered: Trees of arrays with a leading axis of layers, of which every layer
+      gets its own row, after `x`.
 
   Returns:
     `[batch, length, embed]`.
@@ -232,7 +243,8 @@ def run_stack(layer_class, name, num_layers, config, attributes, x, *shared):
   if not config.scan_layers:
     for index in range(num_layers):
       layer = layer_class(config, name=f'layers_{index}', **attributes)
-      x, _ = layer(x, *shared)
+      rows = jax.tree.map(lambda array: array[index], layered)  # noqa: B023
+      x, _ = layer(x, *rows, *shared)
     return x
   scanned = nn_partitioning.scan_with_axes(
       layer_class,
@@ -243,9 +255,9 @@ def run_stack(layer_class, name, num_layers, config, attributes, x, *shared):
           'routing': 0,
       },
       split_rngs={'params': True, 'dropout': True},
-      in_axes=(nn.broadcast,) * len(shared),
+      in_axes=(*(0,) * len(layered), *(nn.broadcast,) * len(shared)),
       length=num_layers,
       axis_name='layers',
   )
-  x, _ = scanned(config, name=name, **attributes)(x, *shared)
+  x, _ = scanned(config, name=name, **attributes)(x, *layered, *shared)
   return x

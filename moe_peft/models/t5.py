@@ -1,6 +1,7 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""T5 1.0 and 1.1, mT5 and ByT5 (arXiv 1910.10683, 2010.11934, 2105.13626).
+"""T5 1.0 and 1.1, mT5, ByT5 and umT5 (arXiv 1910.10683, 2010.11934,
+2105.13626, 2304.09151).
 
 Parameter paths and shapes equal those of T5X's `examples.t5`, and with
 `scan_layers` those of `examples.scalable_t5`, so public checkpoints restore.
@@ -44,6 +45,8 @@ class T5Config:
       without batch axes) or 'full' (recompute every layer).
     relative_attention_num_buckets: Buckets of the relative position bias.
     relative_attention_max_distance: Longer distances share a bucket.
+    relative_bias_per_layer: One relative position bias per layer (umT5), which
+      a scan has in any case.
   """
 
   vocab_size: int
@@ -62,6 +65,12 @@ class T5Config:
   remat_policy: str = 'none'
   relative_attention_num_buckets: int = 32
   relative_attention_max_distance: int = 128
+  relative_bias_per_layer: bool = False
+
+  @property
+  def shares_bias(self) -> bool:
+    """Whether the layers of a stack share one relative position bias."""
+    return not self.scan_layers and not self.relative_bias_per_layer
 
 
 def check_config(config: T5Config) -> None:
@@ -106,7 +115,7 @@ class Encoder(nn.Module):
     """Maps `<int32>[batch, length]` to `[batch, length, embed]`."""
     cfg = self.config
     bias = None
-    if not cfg.scan_layers:  # One bias for the stack; a scan has one per layer.
+    if cfg.shares_bias:
       bias = stack.position_biases(cfg)(tokens.shape[1], True)
     x = self.token_embedder(tokens)
     x = layers.length_dropout(cfg.dropout_rate, deterministic)(x)
@@ -153,7 +162,7 @@ class Decoder(nn.Module):
     if decode and max_decode_length:
       bias_length = max_decode_length
     bias = None
-    if not cfg.scan_layers:
+    if cfg.shares_bias:
       bias = stack.position_biases(cfg)(bias_length, False)
     y = self.token_embedder(tokens)
     y = layers.length_dropout(cfg.dropout_rate, deterministic)(y)
@@ -176,9 +185,8 @@ class Decoder(nn.Module):
     )
     y = stack.norm(cfg, 'decoder_norm')(y)
     y = layers.length_dropout(cfg.dropout_rate, deterministic)(y)
-    return stack.output_logits(
-        cfg, self.token_embedder, y, divisor=cfg.emb_dim**0.5
-    )
+    divisor = cfg.emb_dim**0.5 if cfg.logits_via_embedding else 1.0
+    return stack.output_logits(cfg, self.token_embedder, y, divisor)
 
 
 def _self_mask(valid, segment_ids):

@@ -32,9 +32,10 @@ from moe_peft.methods import sira
 from moe_peft.methods import smear
 from moe_peft.methods import smoe_dropout
 from moe_peft.methods import smora
+from moe_peft.models import decoder
+from moe_peft.models import decoder_config
 from moe_peft.models import decoder_only
 from moe_peft.models import encoder_decoder
-from moe_peft.models import llama
 from moe_peft.models import t5
 
 DENSE = '.*/(query|key|value|out|wi|wi_0|wo)'
@@ -49,7 +50,7 @@ CONFIG = t5.T5Config(
     mlp_dim=40,
     mlp_activations=('gelu', 'linear'),
 )
-LLAMA = llama.LlamaConfig(
+LLAMA = decoder_config.DecoderConfig(
     vocab_size=384,
     emb_dim=24,
     num_heads=4,
@@ -308,8 +309,8 @@ def make(method, config=CONFIG, seed=0, **changes):
   rules = METHODS[method] if isinstance(method, str) else method
   vocabulary = vocabularies.byte_vocabulary()
   network, model = t5.Transformer, encoder_decoder.EncoderDecoderModel
-  if isinstance(config, llama.LlamaConfig):
-    network, model = llama.Transformer, decoder_only.DecoderOnlyModel
+  if isinstance(config, decoder_config.DecoderConfig):
+    network, model = decoder.Transformer, decoder_only.DecoderOnlyModel
   module = inject.AdaptedModule(network(config), rules)
   model = model(module, vocabulary, vocabulary)
   lengths = {'inputs': 4, 'targets': 4}

@@ -39,6 +39,11 @@ CONFIGS = {
         'architectures': ['MT5ForConditionalGeneration'],
         'model_type': 'mt5',
     },
+    'umt5': {
+        **SMALL,
+        'architectures': ['UMT5ForConditionalGeneration'],
+        'model_type': 'umt5',
+    },
     'byt5': {
         **SMALL,
         'vocab_size': 384,
@@ -88,9 +93,11 @@ def random_tensors(config, seed=0):
         tensors[f'{prefix}.{index}.layer_norm.weight'] = 1 + normal(
             embed, std=0.1
         )
-    tensors[
-        f'{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight'
-    ] = normal(32, config['num_heads'], std=0.5)
+    for layer in range(layers if config['model_type'] == 'umt5' else 1):
+      tensors[
+          f'{stack}.block.{layer}.layer.0.SelfAttention.'
+          'relative_attention_bias.weight'
+      ] = normal(32, config['num_heads'], std=0.5)
     tensors[f'{stack}.final_layer_norm.weight'] = 1 + normal(embed, std=0.1)
   return tensors
 

@@ -10,22 +10,23 @@ import pytest
 from moe_peft.core import trainable
 from moe_peft.hf import adapter_specs
 from moe_peft.hf import base_config
+from moe_peft.hf import decoder_base
 from moe_peft.hf import entries
-from moe_peft.hf import llama_base
 from moe_peft.hf import networks
 from moe_peft.hf import t5_base
 from moe_peft.hf import t5_names
-from moe_peft.models import llama
+from moe_peft.models import decoder
 from moe_peft.models import t5
 from tests import refusals
 from tests.hf import adapted
 from tests.hf import conftest as models
-from tests.hf import import_llama_test
+from tests.hf import import_decoder_test
 
 NETWORKS = {
     't5': (t5_names.entries, t5_base, models.SMALL, t5, 3),
     'llama': (
-        llama_base.entries, llama_base, import_llama_test.SMALL, llama, 2
+        decoder_base.entries, decoder_base, import_decoder_test.SMALL,
+        decoder, 2,
     ),
 }
 

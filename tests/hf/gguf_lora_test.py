@@ -11,7 +11,7 @@ from moe_peft.hf import gguf_lora
 from moe_peft.hf import merge
 from tests import refusals
 from tests.hf import adapted
-from tests.hf import import_llama_test
+from tests.hf import import_decoder_test
 
 
 @pytest.mark.parametrize('method', ['adamix', 'lora'])
@@ -21,7 +21,7 @@ def test_a_base_with_the_lora_is_the_merged_model(tmp_path, method):
   export.export(trained, tmp_path / 'out', 'gguf')
   config = trained.hf_config_json()
   base = {name: x.load() for name, x in trained.hf_tensors().items()}
-  import_llama_test.write_gguf(tmp_path / 'b.gguf', config, base)
+  import_decoder_test.write_gguf(tmp_path / 'b.gguf', config, base)
   reader = gguf.GGUFReader(tmp_path / 'out' / gguf_lora.FILE)
   fields = {name: field.contents() for name, field in reader.fields.items()}
   assert fields['general.type'] == 'adapter'

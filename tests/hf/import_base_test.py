@@ -3,7 +3,6 @@
 """Imported bases compute what transformers computes; bad folders are named."""
 
 import json
-import sys
 import tracemalloc
 
 import gin
@@ -138,27 +137,10 @@ def test_heads_written_by_transformers_5(tmp_path, hf, own_head):
     np.testing.assert_allclose(logits, theirs, atol=bound)
 
 
-@pytest.mark.hf
-def test_pytorch_files_are_read(tmp_path, hf):
-  tensors = models.random_tensors(models.SMALL)
-  folder = models.write_model(tmp_path / 'hf', models.SMALL, tensors)
-  (folder / 'model.safetensors').unlink()
-  hf.save(
-      {k: hf.from_numpy(v) for k, v in tensors.items()},
-      folder / 'pytorch_model.bin',
-  )
-  import_base.import_base(folder, tmp_path / 'base')
-  query = read(tmp_path / 'base')['encoder/layers_1/attention/query/kernel']
-  np.testing.assert_array_equal(
-      query, tensors['encoder.block.1.layer.0.SelfAttention.q.weight'].T
-  )
-
-
-def test_pytorch_files_need_torch(tmp_path, monkeypatch):
+def test_pickled_files_are_refused(tmp_path):
   folder = models.write_model(tmp_path / 'hf', models.SMALL, {})
   (folder / 'model.safetensors').rename(folder / 'pytorch_model.bin')
-  monkeypatch.setitem(sys.modules, 'torch', None)
-  with refusals.refused('torch', 'pytorch_model.bin', 'moe-peft-jax[hf]'):
+  with refusals.refused(folder, 'pytorch_model.bin', 'save_pretrained'):
     import_base.import_base(folder, tmp_path / 'base')
 
 
@@ -297,10 +279,8 @@ def spoil(folder, config, tensors, how):
     tensors[query] = np.ascontiguousarray(tensors[query].T)
   elif how == 'quantized':
     tensors[query] = tensors[query].astype(np.int8)
-  elif how == 'mistral':
-    config = {**config, 'model_type': 'mistral'}
-  elif how == 'umt5':
-    config = {**config, 'model_type': 'umt5'}
+  elif how == 'qwen3_moe':
+    config = {**config, 'model_type': 'qwen3_moe'}
   elif how == 'activation':
     config = {**config, 'feed_forward_proj': 'gelu'}
   elif how == 'sizes':
@@ -334,14 +314,13 @@ def spoil(folder, config, tensors, how):
         ('unused', 'config.json', ('not in the model: encoder.block.9',)),
         ('shape', 'config.json', ('q.weight is (24, 48)', '(48, 24)')),
         ('quantized', '{folder}', ('quantized', 'I8')),
-        ('mistral', 'model_type', ("'mistral'", 'llama')),
-        ('umt5', 'model_type', ("'umt5'",)),
+        ('qwen3_moe', 'model_type', ("'qwen3_moe'", 'llama', 'experts')),
         ('activation', 'feed_forward_proj', ("'gelu'", 'gated-gelu')),
         ('sizes', 'config.json', ('d_kv',)),
         ('text', 'd_model', ('import os',)),
         ('epsilon', 'layer_norm_epsilon', ('1e-05', '1e-06')),
         ('truncated', '{folder}/model.safetensors', ('truncated',)),
-        ('no weights', '{folder}', ('model.safetensors', 'pytorch_model.bin')),
+        ('no weights', '{folder}', ('model.safetensors',)),
         ('no config', '{folder}', ('config.json',)),
         ('broken config', '{folder}/config.json', ()),
         ('index list', '{folder}/model.safetensors.index.json', ()),

@@ -98,7 +98,7 @@ def count(params):
 def test_the_table_names_every_file():
   files = {path.stem for path in (ROOT / 'gin/models').glob('*.gin')}
   files = {name for name in files if not name.startswith('t5x_')}
-  architectures = {'t5_architecture', 'llama_architecture'}
+  architectures = {'t5_architecture', 'decoder_architecture'}
   assert files == set(MODELS) | set(LLAMAS) | architectures
 
 

@@ -13,7 +13,7 @@ import seqio
 from moe_peft.data import vocabularies
 from moe_peft.hf import import_base
 from moe_peft.models import decoder_only
-from tests.hf import import_llama_test as models
+from tests.hf import import_decoder_test as models
 from tests.t5x import networks
 from tests.t5x import training
 

@@ -39,7 +39,7 @@ network.TransformerConfig:
   mlp_dim = 16
 """
 _LLAMA = """
-llama.LlamaConfig:
+decoder_config.DecoderConfig:
   emb_dim = 8
   num_heads = 8
   num_kv_heads = 4
@@ -121,7 +121,7 @@ NETWORKS = {
         tiny=_DECODER_ONLY,
     ),
     'llama': Network(
-        imports='from moe_peft.models import llama',
+        imports='from moe_peft.models import decoder_config',
         sizes='gin/models/tiny_llama.gin',
         adapted='gin/models/t5x_decoder_only.gin',
         tiny=_LLAMA,

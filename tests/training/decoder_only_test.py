@@ -19,11 +19,11 @@ from moe_peft.training import train_step
 from tests import refusals
 
 SIZES = {
-    'llama.LlamaConfig.emb_dim': 16,
-    'llama.LlamaConfig.num_heads': 4,
-    'llama.LlamaConfig.head_dim': 8,
-    'llama.LlamaConfig.mlp_dim': 32,
-    'llama.LlamaConfig.num_layers': 2,
+    'decoder_config.DecoderConfig.emb_dim': 16,
+    'decoder_config.DecoderConfig.num_heads': 4,
+    'decoder_config.DecoderConfig.head_dim': 8,
+    'decoder_config.DecoderConfig.mlp_dim': 32,
+    'decoder_config.DecoderConfig.num_layers': 2,
     'TASK_FEATURE_LENGTHS': {'inputs': 32, 'targets': 16},
     'MIXTURE_OR_TASK_NAME': 'past_tense',
     'INITIAL_CHECKPOINT_PATH': None,

@@ -14,7 +14,7 @@ from moe_peft import errors
 from moe_peft import gin_files
 from moe_peft.core import trainable
 from moe_peft.hf import import_base
-from moe_peft.models import llama
+from moe_peft.models import decoder
 from moe_peft.training import bases
 from tests import refusals
 
@@ -79,7 +79,7 @@ def write_model(folder, config, tensors):
 
 def jax_logits(config, base, tokens):
   """Logits of our model in float32, with the parameters of a base."""
-  module = llama.Transformer(config)
+  module = decoder.Transformer(config)
   shapes = jax.eval_shape(
       lambda: module.init(
           jax.random.key(0), jnp.ones((1, 4), jnp.int32),
@@ -203,9 +203,33 @@ def test_the_gin_file_describes_the_model(tmp_path):
 @pytest.mark.parametrize(
     ('changes', 'where', 'name'),
     [
-        ({'attention_bias': True}, 'attention_bias', 'True'),
+        ({'attention_bias': 'qkv'}, 'attention_bias', "'qkv'"),
         ({'hidden_act': 'gelu'}, 'hidden_act', "'gelu'"),
-        ({'rope_scaling': {'rope_type': 'llama3'}}, 'rope_type', "'llama3'"),
+        ({'rope_scaling': {'rope_type': 'ntk'}}, 'rope_type', "'ntk'"),
+        (
+            {'rope_scaling': {'rope_type': 'yarn', 'factor': 2.0}},
+            'max_position_embeddings', 'None',
+        ),
+        ({'rope_scaling': {'rope_type': 'linear'}}, 'factor', 'None'),
+        (
+            {'rope_scaling': {'rope_type': 'default', 'mrope_section': [2]}},
+            'rope_parameters.mrope_section', '[2]',
+        ),
+        ({'rope_parameters': {'rope_theta': 0.5}}, 'rope_theta', '0.5'),
+        (
+            {'model_type': 'gemma3_text', 'layer_types': ['full_attention']},
+            'layer_types', 'full_attention',
+        ),
+        (
+            {'model_type': 'gemma3_text', 'use_bidirectional_attention': True},
+            'use_bidirectional_attention', 'True',
+        ),
+        (
+            {'model_type': 'mistral', 'layer_types': ['sliding_attention']},
+            'layer_types', 'sliding_attention',
+        ),
+        ({'model_type': 'olmo2', 'clip_qkv': 8.0}, 'clip_qkv', '8.0'),
+        ({'model_type': 'gemma3'}, 'text_config', 'None'),
         ({'num_attention_heads': 0}, 'num_attention_heads', '0'),
         ({'eos_token_id': '2\nimport os'}, 'eos_token_id', 'import os'),
         ({'eos_token_id': 2.0}, 'eos_token_id', '2.0'),
@@ -232,8 +256,8 @@ def test_queries_must_share_keys_evenly(tmp_path):
 def test_bad_gguf_files_are_named(tmp_path):
   tensors = random_tensors(SMALL)
   file = write_gguf(tmp_path / 'model.gguf', SMALL, tensors)
-  other = write_gguf(tmp_path / 'other.gguf', SMALL, tensors, 'gemma')
-  with refusals.refused(other, 'gemma', 'llama'):
+  other = write_gguf(tmp_path / 'other.gguf', SMALL, tensors, 'falcon')
+  with refusals.refused(other, 'falcon', 'llama'):
     import_base.import_base(other, tmp_path / 'base')
   file.write_bytes(file.read_bytes()[:200])
   with refusals.refused(file, 'truncated'):

@@ -15,13 +15,14 @@ from moe_peft.core import routing
 from moe_peft.core import selection
 from moe_peft.core import trainable
 from moe_peft.methods import molora
+from moe_peft.models import decoder
+from moe_peft.models import decoder_config
 from moe_peft.models import decoder_only
-from moe_peft.models import llama
 from moe_peft.models import rotary
 from tests import refusals
 
 # Four heads of 6 are not 20: a missing transpose or reshape is an error.
-CONFIG = llama.LlamaConfig(
+CONFIG = decoder_config.DecoderConfig(
     vocab_size=48,
     emb_dim=20,
     num_heads=4,
@@ -52,7 +53,7 @@ class Vocabulary:
 
 
 def adapted(config=CONFIG):
-  return inject.AdaptedModule(llama.Transformer(config), RULES)
+  return inject.AdaptedModule(decoder.Transformer(config), RULES)
 
 
 def model(config=CONFIG):
@@ -121,7 +122,7 @@ def test_logits_equal_those_of_transformers(tied, kv_heads):
       rope_theta=500.0,
       norm_epsilon=1e-3,
   )
-  network = llama.Transformer(config)
+  network = decoder.Transformer(config)
   inputs = tokens(length=30)
   params = variables(config)['params']
   params = {
@@ -182,7 +183,8 @@ def test_logits_equal_those_of_transformers(tied, kv_heads):
 def test_rotation_of_a_pair_is_a_turn_by_position_times_frequency():
   x = jnp.asarray([1.0, 0.0, 0.0, 2.0]).reshape(1, 1, 1, 4)
   x = jnp.broadcast_to(x, (1, 5, 1, 4))
-  rotated = rotary.rotate(x, jnp.arange(5)[None], theta=100.0)[0, :, 0]
+  turns = rotary.frequencies(100.0, 4)
+  rotated = rotary.rotate(x, jnp.arange(5)[None], turns)[0, :, 0]
   for position in range(5):
     # Pairs (0, 2) and (1, 3), with frequencies 1 and 100 ** -0.5.
     fast, slow = position, 0.1 * position
@@ -198,7 +200,8 @@ def test_rotated_products_depend_on_the_distance_only():
   query, key = rng.normal(size=(2, 1, 1, 1, 8)).astype(np.float32)
 
   def product(query_position, key_position):
-    turn = lambda x, p: rotary.rotate(x, jnp.full((1, 1), p), 10000.0)
+    turns = rotary.frequencies(10000.0, 8)
+    turn = lambda x, p: rotary.rotate(x, jnp.full((1, 1), p), turns)
     return float(jnp.sum(turn(query, query_position) * turn(key, key_position)))
 
   np.testing.assert_allclose(product(7, 3), product(104, 100), atol=1e-4)
@@ -233,7 +236,7 @@ def test_adapters_know_that_their_sites_are_causal():
     return molora.MoLoRA(site=site, name=name, num_experts=2, rank=1)
 
   rules = (inject.OutputRule('.*/(query|key|wi_0|act|wo)', factory),)
-  module = inject.AdaptedModule(llama.Transformer(CONFIG), rules)
+  module = inject.AdaptedModule(decoder.Transformer(CONFIG), rules)
   x = jnp.ones((1, 4), jnp.int32)
   jax.eval_shape(
       lambda: module.init(jax.random.key(0), x, x, enable_dropout=False)
@@ -408,5 +411,5 @@ def test_logits_at_the_targets_alone_change_neither_loss_nor_gradient():
     ],
 )
 def test_wrong_sizes_are_named(field, value, name):
-  with refusals.refused(f'llama.LlamaConfig.{field}', name):
-    llama.check_config(CONFIG.replace(**{field: value}))
+  with refusals.refused(f'decoder_config.DecoderConfig.{field}', name):
+    decoder_config.check_config(CONFIG.replace(**{field: value}))

@@ -1,120 +1,86 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""LLaMA and its relatives (arXiv 2302.13971, 2307.09288): decoders only.
+"""One decoder for LLaMA (arXiv 2302.13971) and the families after it.
 
-RMSNorm, rotary positions, grouped-query attention, a gated MLP with SiLU.
-Layers are named as in a T5 decoder (`decoder/layers_0/self_attention/query`,
-`decoder/layers_0/mlp/wi_0`; with `scan_layers` `decoder/decoder/...`), so the
-rules of the methods find them; `wi_0` is the gate, `wi_1` the other factor.
+RMSNorm, rotary positions, grouped-query attention and a gated MLP; families
+differ in the options of `decoder_config.py`, and `hf/families.py` says which
+has which. Layers are named as in a T5 decoder
+(`decoder/layers_0/self_attention/query`, `decoder/layers_0/mlp/wi_0`; with
+`scan_layers` `decoder/decoder/...`), so the rules of the methods find them;
+`wi_0` is the gate, `wi_1` the other factor.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable
 
 from flax import linen as nn
-from flax import struct
+import jax
 import jax.numpy as jnp
 
-from moe_peft import errors
 from moe_peft.models import attention
+from moe_peft.models import decoder_config
 from moe_peft.models import layers
 from moe_peft.models import stack
 
 
-@struct.dataclass
-class LlamaConfig:
-  """Sizes and options of a LLaMA model.
+class Layer(nn.Module):
+  """Causal self-attention and MLP, each in a residual branch."""
 
-  Attributes:
-    vocab_size: Rows of the embedding, padding rows included.
-    dtype: Type of activations and arithmetic; parameters stay as stored.
-    emb_dim: Width of the residual stream.
-    num_heads: Attention heads.
-    num_kv_heads: Heads of keys and values; divides `num_heads`.
-    num_layers: Layers.
-    head_dim: Size of each head.
-    mlp_dim: Hidden size of the MLP.
-    mlp_activations: One function per input projection.
-    rope_theta: Base of the rotary positions.
-    norm_epsilon: Added to the mean square in every norm.
-    dropout_rate: Rate of every dropout, broadcast over length. The published
-      models have none.
-    logits_via_embedding: Ties the output layer to the embedding.
-    float32_attention_logits: Attention logits in float32 whatever `dtype`.
-    scan_layers: One compiled layer for the stack, with stacked parameters.
-    remat_policy: 'none', 'minimal' (keep the results of matrix products
-      without batch axes) or 'full' (recompute every layer).
-  """
-
-  vocab_size: int
-  dtype: Any = jnp.float32
-  emb_dim: int = 4096
-  num_heads: int = 32
-  num_kv_heads: int = 32
-  num_layers: int = 32
-  head_dim: int = 128
-  mlp_dim: int = 11008
-  mlp_activations: Sequence[str] = ('silu', 'linear')
-  rope_theta: float = 10000.0
-  norm_epsilon: float = 1e-5
-  dropout_rate: float = 0.0
-  logits_via_embedding: bool = False
-  float32_attention_logits: bool = False
-  scan_layers: bool = False
-  remat_policy: str = 'none'
-
-
-def check_config(config: LlamaConfig) -> None:
-  """Raises a UserError that names the first wrong field of `config`."""
-  stack.check_config(
-      config,
-      (
-          'vocab_size emb_dim num_heads num_kv_heads num_layers head_dim '
-          'mlp_dim'
-      ).split(),
-  )
-  if config.num_heads % config.num_kv_heads:
-    raise errors.UserError(
-        f'It is {config.num_kv_heads}, which does not divide num_heads = '
-        f'{config.num_heads}.', stack.field(config, 'num_kv_heads'),
-    )
-  if config.head_dim % 2:
-    raise errors.UserError(
-        f'It must be even, not {config.head_dim}: rotary positions turn pairs '
-        'of features.', stack.field(config, 'head_dim'),
-    )
-
-
-class LlamaLayer(nn.Module):
-  """Causal self-attention and MLP, each in a pre-norm residual branch."""
-
-  config: LlamaConfig
+  config: decoder_config.DecoderConfig
   deterministic: bool
   decode: bool
 
   @nn.compact
-  def __call__(self, inputs, mask, positions, prefill_lengths):
+  def __call__(
+      self, inputs, layer_positions, mask, positions, prefill_lengths
+  ):
     """Returns `([batch, length, embed], None)`, the form that scan wants."""
     cfg = self.config
+    scale = cfg.head_dim**-0.5 if cfg.query_scale is None else cfg.query_scale
     attend = stack.attend(
         self,
         'self_attention',
         decode=self.decode,
         num_kv_heads=cfg.num_kv_heads,
-        scale_logits=True,
-        rope_theta=cfg.rope_theta,
+        logit_scale=scale,
+        softcap=cfg.attention_softcap,
+        biases=cfg.attention_bias,
+        qk_norm=cfg.qk_norm,
+        norm_epsilon=cfg.norm_epsilon,
     )
-    y = _norm(cfg, 'pre_self_attention_layer_norm')(inputs)
-    y = attend(
-        y, y, mask, positions=positions, prefill_lengths=prefill_lengths
+    x = self._add_branch(
+        inputs,
+        'self_attention',
+        lambda y: attend(
+            y,
+            y,
+            mask,
+            positions=positions,
+            layer_positions=layer_positions,
+            prefill_lengths=prefill_lengths,
+        ),
     )
-    x = stack.residual(self, inputs, y)
-    y = _norm(cfg, 'pre_mlp_layer_norm')(x)
-    return stack.residual(self, x, stack.mlp(self)(y)), None
+    mlp = stack.mlp(self, use_bias=cfg.mlp_bias)
+    return self._add_branch(x, 'mlp', mlp), None
+
+  def _add_branch(
+      self, x: jax.Array, name: str, branch: Callable[[jax.Array], jax.Array]
+  ) -> jax.Array:
+    """Returns `x` plus the branch of it, normed and scaled."""
+    cfg = self.config
+    y = x if cfg.norms == 'post' else _norm(cfg, f'pre_{name}_layer_norm')(x)
+    y = branch(y)
+    if cfg.norms != 'pre':
+      y = _norm(cfg, f'post_{name}_layer_norm')(y)
+    return stack.residual(self, x, _scaled(y, cfg.residual_scale))
 
 
-def _norm(config: LlamaConfig, name: str) -> layers.LayerNorm:
+def _norm(config: decoder_config.DecoderConfig, name: str) -> layers.LayerNorm:
   return stack.norm(config, name, config.norm_epsilon)
+
+
+def _scaled(x: jax.Array, factor: float) -> jax.Array:
+  """The factor is rounded to the type of `x`, as in Gemma's own code."""
+  return x if factor == 1.0 else x * jnp.asarray(factor, x.dtype)
 
 
 class Decoder(nn.Module):
@@ -125,7 +91,7 @@ class Decoder(nn.Module):
     token_embedder: The embedding.
   """
 
-  config: LlamaConfig
+  config: decoder_config.DecoderConfig
   token_embedder: nn.Module
 
   @nn.compact
@@ -144,10 +110,10 @@ class Decoder(nn.Module):
     With `logit_positions`, `<int32>[batch, n]`, to `[batch, n, vocab]`.
     """
     cfg = self.config
-    x = self.token_embedder(tokens)
+    x = _scaled(self.token_embedder(tokens), cfg.embedding_scale)
     x = layers.length_dropout(cfg.dropout_rate, deterministic)(x)
     x = stack.run_stack(
-        LlamaLayer,
+        Layer,
         'decoder',
         cfg.num_layers,
         cfg,
@@ -156,26 +122,29 @@ class Decoder(nn.Module):
         mask,
         positions,
         prefill_lengths,
+        layered=(decoder_config.layer_positions(cfg),),
     )
     x = _norm(cfg, 'decoder_norm')(x)
     x = layers.length_dropout(cfg.dropout_rate, deterministic)(x)
     if logit_positions is not None:
       x = jnp.take_along_axis(x, logit_positions[..., None], axis=1)
-    return stack.output_logits(cfg, self.token_embedder, x)
+    return stack.output_logits(
+        cfg, self.token_embedder, x, cfg.logits_divisor, cfg.logits_softcap
+    )
 
 
 class Transformer(nn.Module):
-  """A LLaMA decoder, with the call signature that T5X's models use.
+  """A decoder, with the call signature that T5X's models use.
 
   Attributes:
     config: Sizes and options.
   """
 
-  config: LlamaConfig
+  config: decoder_config.DecoderConfig
 
   def setup(self):
     cfg = self.config
-    check_config(cfg)
+    decoder_config.check_config(cfg)
     self.token_embedder = layers.Embed(
         cfg.vocab_size, cfg.emb_dim, cfg.dtype, stddev=0.02
     )
@@ -236,6 +205,8 @@ class Transformer(nn.Module):
     del decoder_target_tokens, max_decode_length
     if (decode or prefill) and decoder_segment_ids is not None:
       raise ValueError('packed examples cannot be decoded step by step')
+    if self.config.rope_scaling is not None:
+      self.config.rope_scaling.check_length(decoder_input_tokens.shape[1])
     mask = None
     if not decode:
       mask = attention.causal_mask(decoder_input_tokens.shape[1])
