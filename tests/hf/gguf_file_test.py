@@ -5,7 +5,13 @@
 import numpy as np
 import pytest
 
+from moe_peft.hf import decoder_base
+from moe_peft.hf import gguf_config
 from moe_peft.hf import gguf_file
+from moe_peft.hf import import_base
+from moe_peft.models import rotary
+from moe_peft.training import bases
+from tests.hf import import_decoder_test
 from tests.refusals import refused
 
 
@@ -20,7 +26,7 @@ from tests.refusals import refused
     ],
 )
 def test_names(name, want):
-  assert gguf_file._hf_name(name) == want
+  assert gguf_config.hf_name(name, 'llama') == want
 
 
 def test_rotary_pairs_become_halves():
@@ -37,3 +43,114 @@ def test_a_file_that_is_no_gguf_is_named(tmp_path):
   file.write_bytes(b'GGUF' + bytes(40))
   with refused(file):
     gguf_file.GgufFile(file)
+
+
+_SIZES = {
+    'vocab_size': 48, 'hidden_size': 24, 'intermediate_size': 40,
+    'num_hidden_layers': 2, 'num_attention_heads': 4,
+    'num_key_value_heads': 2, 'head_dim': 8, 'rms_norm_eps': 1e-6,
+    'max_position_embeddings': 128, 'rope_theta': 5e5,
+    'tie_word_embeddings': True,
+}
+_FAMILIES = {
+    'llama': {'model_type': 'llama', 'attention_bias': True},
+    'qwen2': {'model_type': 'qwen2'},
+    'qwen3': {'model_type': 'qwen3'},
+    'gemma2': {
+        'model_type': 'gemma2', 'sliding_window': 16,
+        'query_pre_attn_scalar': 8,
+    },
+    'gemma3': {
+        'model_type': 'gemma3_text', 'sliding_window': 16,
+        'query_pre_attn_scalar': 8,
+        'rope_scaling': {'rope_type': 'linear', 'factor': 8.0},
+    },
+}
+
+
+def write_family(file, architecture, config, tensors):
+  """A file as llama.cpp's converter writes it; norms hold what they add."""
+  gguf = pytest.importorskip('gguf')
+  writer = gguf.GGUFWriter(file, architecture)
+  writer.add_block_count(config['num_hidden_layers'])
+  writer.add_context_length(config['max_position_embeddings'])
+  writer.add_embedding_length(config['hidden_size'])
+  writer.add_feed_forward_length(config['intermediate_size'])
+  writer.add_head_count(config['num_attention_heads'])
+  writer.add_head_count_kv(config['num_key_value_heads'])
+  writer.add_key_length(config['head_dim'])
+  writer.add_value_length(config['head_dim'])
+  writer.add_layer_norm_rms_eps(config['rms_norm_eps'])
+  writer.add_rope_freq_base(config['rope_theta'])
+  writer.add_vocab_size(config['vocab_size'])
+  if 'sliding_window' in config:
+    writer.add_sliding_window(config['sliding_window'])
+  if 'rope_scaling' in config:
+    writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    writer.add_rope_scaling_factor(config['rope_scaling']['factor'])
+  names = gguf.get_tensor_name_map(
+      gguf.MODEL_ARCH[architecture.upper()], config['num_hidden_layers']
+  )
+  for name, array in tensors.items():
+    module = name.split('.')[-2]
+    heads = {'q_proj': 4, 'k_proj': 2}.get(module)
+    if heads and architecture == 'llama':  # Neighbors are turned together.
+      shape = (heads, 2, -1, *array.shape[1:])
+      array = array.reshape(shape).swapaxes(1, 2).reshape(array.shape)
+    if architecture.startswith('gemma') and name.endswith('norm.weight'):
+      array = array + np.float32(1)
+    writer.add_tensor(
+        names.get_name(name, try_suffixes=('.weight', '.bias')),
+        np.ascontiguousarray(array),
+    )
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+
+
+@pytest.mark.parametrize('architecture', _FAMILIES)
+def test_a_file_gives_the_base_of_the_folder(tmp_path, architecture):
+  config = {**_SIZES, **_FAMILIES[architecture]}
+  rng = np.random.default_rng(0)
+  entries = decoder_base.entries(decoder_base.from_hf(config), 't5')
+  tensors = {
+      name: rng.normal(size=entry.hf_shape).astype(np.float32)
+      for entry in entries for name in entry.sources
+  }
+  write_family(tmp_path / 'model.gguf', architecture, config, tensors)
+  import_decoder_test.write_model(tmp_path / 'hf', config, tensors)
+  found = []
+  for number, source in enumerate(('model.gguf', 'hf')):
+    out = tmp_path / f'base{number}'
+    ours = import_base.import_base(
+        tmp_path / source, out, file_format='safetensors'
+    )
+    found.append((ours, bases.read_arrays(out)))
+  (one, arrays), (two, expected) = found
+  assert one.replace(norm_epsilon=two.norm_epsilon) == two
+  assert arrays.keys() == expected.keys()
+  for path, array in arrays.items():
+    np.testing.assert_array_equal(array, expected[path], err_msg=path)
+
+
+def test_frequencies_of_llama_3_are_divided_by_a_tensor():
+  fields = {
+      'general.architecture': 'llama',
+      **{f'llama.{name}': value for name, value in {
+          'attention.head_count': 4, 'embedding_length': 32, 'vocab_size': 8,
+          'block_count': 2, 'feed_forward_length': 40, 'context_length': 128,
+          'attention.layer_norm_rms_epsilon': 1e-5, 'rope.freq_base': 5e5,
+      }.items()},
+  }
+  scaling = rotary.Scaling('llama3', 8.0, original_length=16)
+  expected = rotary.frequencies(5e5, 8, scaling)
+  factors = rotary.frequencies(5e5, 8) / expected
+  config = gguf_config.Metadata(fields, 'x.gguf').hf_config(
+      (), factors.astype(float).tolist()
+  )
+  read = decoder_base.from_hf(config)
+  assert read.rope_scaling.amplitude == 1.0
+  np.testing.assert_allclose(
+      rotary.frequencies(5e5, 8, read.rope_scaling), expected, rtol=1e-6
+  )
