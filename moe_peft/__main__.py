@@ -14,6 +14,7 @@ from moe_peft.cli import flags
 _DOORS = ('train', 'evaluate', 'infer')
 _COMMANDS = {
     'plan': 'what a run would train, and what that takes',
+    't5x_config': 'an experiment as a gin file of t5x.train',
     'aot': 'a training step compiled for TPUs, without one',
     'train': 'fine-tune a base with adapters, evaluate, report',
     'evaluate': 'score a finished or stopped run again',

@@ -95,6 +95,16 @@ class Evaluator:
           'too long, raise the targets of TASK_FEATURE_LENGTHS = '
           f'{dict(self._lengths)}.',
       )
+    first = next(self._seqio.cached_task_datasets[task.name]
+                 .as_numpy_iterator())
+    choices = first.get('num_choices', 1)
+    if self.num_examples[task.name] < choices:
+      raise errors.UserError(
+          f'{task.name} has {choices} choices a question, each of them a row, '
+          'so no question would be whole.',
+          where='EVAL_EXAMPLES',
+          remedy=f'Set it to {choices} or more.',
+      )
     if unknown := _output_types(task) - _OUTPUTS:
       raise errors.UserError(
           f'The task has a metric of {unknown.pop().name}, which this '
@@ -238,12 +248,10 @@ class Evaluator:
           self._seqio.cached_model_datasets[task.name].as_numpy_iterator(),
           strict=True,
       ):
-        features = {k: x for k, x in row.items() if np.ndim(x)}
         if example.get('is_correct', True):
-          rows.append(features)
+          rows.append({k: x for k, x in row.items() if np.ndim(x)})
         if len(rows) == count:
           break
-      rows = rows or [features]  # EVAL_EXAMPLES can cut off all right answers.
       rows += [jax.tree.map(np.zeros_like, rows[0])] * (count - len(rows))
       first[task.name] = jax.tree.map(lambda *x: np.stack(x), *rows)
     return first

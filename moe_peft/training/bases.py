@@ -52,13 +52,18 @@ def load_base(path: str, expected: Params) -> dict[str, np.ndarray]:
     errors.UserError: If nothing readable lies there, or if the checkpoint is
       of another model.
   """
-  folder = _find(path)
+  folder = find(path)
   params = read_arrays(folder)
   check_shapes(folder, params, expected)
   return {name: params[name] for name in expected if name in params}
 
 
-def _find(path: str) -> Path:
+def find(path: str) -> Path:
+  """Where a base lies: as given, or among the files that ship with moe_peft.
+
+  Raises:
+    errors.UserError: If nothing lies there.
+  """
   folder = Path(path).expanduser()
   if folder.exists():
     return folder
@@ -220,7 +225,7 @@ def _content(path: str | None, params: Params, sampled: str) -> str:
   """
   if not path:
     return _sha256(params)
-  root = _find(path)
+  root = find(path)
   files = [root] if root.is_file() else sorted(root.rglob('*'))
   states = [(str(file.absolute()), file.stat()) for file in files]
   key = hashlib.sha256(repr([
@@ -284,8 +289,24 @@ def save_base(params: Params, folder: Path, t5x: bool = False) -> Path:
   }
   if not t5x:
     safetensors_numpy.save_file(arrays, folder / BASE_FILE)
-    return folder / BASE_FILE
+    return (folder / BASE_FILE).absolute()
+  return write_t5x(arrays, folder)
+
+
+def write_t5x(params: Params, folder: Path) -> Path:
+  """Writes flat parameters as they are, and returns `checkpoint_0`."""
   state = (folder / T5X_BASE).absolute()
   with ocp.PyTreeCheckpointer() as checkpointer:
-    checkpointer.save(state, {'target': trainable.unflatten(arrays)})
-  return folder / Path(T5X_BASE).parent
+    checkpointer.save(state, {'target': trainable.unflatten(params)})
+  return state.parent
+
+
+def t5x_checkpoint(path: str) -> Path | None:
+  """The T5X checkpoint that a base is or holds, or None.
+
+  Raises:
+    errors.UserError: If nothing lies there.
+  """
+  folder = find(path)
+  found = (folder / Path(T5X_BASE).parent, folder)
+  return next((x for x in found if (x / 'state').is_dir()), None)

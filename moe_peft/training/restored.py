@@ -109,7 +109,7 @@ def save_base(out: Path, force: bool = False, t5x: bool = False) -> None:
   with atomic.new_folder(out, 'OUT', force) as folder:
     _, params = restore(run.build())
     values = jax.device_get(scoring.base_params(params))
-    path = bases.save_base(values, folder, t5x).relative_to(folder)
+    path = bases.save_base(values, folder, t5x).relative_to(folder.absolute())
   size = sum(x.stat().st_size for x in out.rglob('*') if x.is_file())
   run.console.print(f'{out / path}: {size / 1e6:.1f} MB')
 

@@ -1,0 +1,137 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Experiments written as gin files of T5X: one meaning on both engines."""
+
+import contextlib
+import importlib
+import sys
+
+import gin
+import jax
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from moe_peft import __main__ as moe_peft
+from moe_peft.core import trainable
+from moe_peft.runs import config_file
+from moe_peft.runs import metrics_files
+from moe_peft.training import bases
+from moe_peft.training import experiment as experiment_lib
+from moe_peft.training import run
+from tests import refusals
+from tests.t5x import training
+from tests.training import tiny
+
+with contextlib.suppress(ImportError):
+  importlib.import_module('t5x')  # It registers with gin: before it is locked.
+
+_FILES = [
+    '--gin_file=gin/models/tiny_t5.gin', '--gin_file=gin/methods/molora.gin',
+    '--gin_file=gin/runs/finetune.gin',
+]
+# What is written in the file's place of T5X's own, and nothing of it.
+_ADAPTERS_OF_THE_BASE = """
+utils.RestoreCheckpointConfig.assignment_map = (('state/.*', None),)
+train_script.train.infer_eval_dataset_cfg = None
+train_script.train.train_eval_dataset_cfg = None
+"""
+
+
+def _flags(folder, **bindings):
+  values = {**tiny.SIZES, 'MODEL_DIR': str(folder), **bindings}
+  return [f'--gin.{name}={value!r}' for name, value in values.items()]
+
+
+def _write(folder, **bindings):
+  file = folder / 'leaf.gin'
+  args = moe_peft.flags.rewrite_gin_args(
+      [*_FILES, *_flags(folder, **bindings), f'--out={file}']
+  )
+  moe_peft.dispatch(['t5x_config', *args])
+  return file
+
+
+@pytest.fixture(name='base')
+def _base(tmp_path):
+  """A base with adapters, so that both engines begin with the same ones."""
+  setup = experiment_lib.prepare(tiny.experiment(tmp_path))
+  params = jax.device_get({**setup.trainable, **setup.frozen})
+  return bases.write_t5x(params, tmp_path / 'base')
+
+
+def test_the_file_says_what_the_experiment_says(base, tmp_path):
+  file = _write(
+      tmp_path, INITIAL_CHECKPOINT_PATH=str(base), PACKING=True,
+      NUM_EXPERT_PARTITIONS=2, AUX_LOSS_FACTOR=0.5, EVAL_EXAMPLES=8,
+  )
+  text = file.read_text()
+  bound = config_file.bindings(text, file)
+  assert bound['train/utils.DatasetConfig.pack'] == 'True'
+  macros = config_file.macros(bound)
+  assert (macros['NUM_EXPERTS'], macros['RANK']) == ('4', '2')
+  assert macros['NUM_EXPERT_PARTITIONS'] == '2'
+  assert "'auxiliary_loss': 0.5" in macros['LOSS_FACTORS']
+  assert macros['INITIAL_CHECKPOINT_PATH'] == repr(str(base))
+  assert 't5x_expert_partitions.gin' in text
+  assert 'experiment' not in text.partition('from __gin__')[2]
+
+
+def test_a_base_that_t5x_cannot_restore_is_written_beside(base, tmp_path):
+  params = bases.read_arrays(base)
+  bases.save_base(params, tmp_path / 'flat')
+  file = _write(tmp_path, INITIAL_CHECKPOINT_PATH=str(tmp_path / 'flat'))
+  written = tmp_path / 'leaf.base/checkpoint_0'
+  assert f'INITIAL_CHECKPOINT_PATH = {str(written)!r}' in file.read_text()
+  again = bases.read_arrays(written)
+  assert again.keys() == params.keys()
+  assert {x.dtype.name for x in again.values()} == {'bfloat16'}
+  with refusals.refused('--out', 'leaf.gin'):
+    _write(tmp_path, INITIAL_CHECKPOINT_PATH=str(tmp_path / 'flat'))
+
+
+def test_parts_of_a_step_mean_something_else_there(base, tmp_path):
+  with refusals.refused('NUM_MICROBATCHES', 'T5X'):
+    _write(tmp_path, INITIAL_CHECKPOINT_PATH=str(base), NUM_MICROBATCHES=2)
+
+
+@pytest.mark.t5x
+@pytest.mark.slow
+@pytest.mark.parametrize('packing', [False, True])
+def test_ten_steps_have_the_same_losses(base, tmp_path, packing):
+  if 't5x' not in sys.modules:
+    pytest.skip('t5x is not on the path')
+  bindings = {
+      'INITIAL_CHECKPOINT_PATH': str(base), 'TRAIN_STEPS': 10,
+      'PACKING': packing, 'AUX_LOSS_FACTOR': 0.1, 'DROPOUT_RATE': 0.0,
+  }
+  file = _write(tmp_path, **bindings)
+  tiny.load(tmp_path / 'embedded', **bindings)
+  run.run_experiment()
+  written = tmp_path / 'embedded' / metrics_files.TRAIN
+  rows, _ = metrics_files.read_lines(written)
+  expected = [row['loss'] for row in rows]
+  file.write_text(file.read_text() + _ADAPTERS_OF_THE_BASE)
+  folder = tmp_path / 't5x'
+  gin.clear_config()  # What T5X registers cannot be when it is locked.
+  with training.parsed('train', [file], MODEL_DIR=str(folder)) as main:
+    _, state = main()
+  found = _losses(folder / 'train')
+  assert len(expected) == len(found) == 10
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  saved = bases.read_orbax(folder / 'checkpoint_10' / 'state')
+  adapters = trainable.flatten(saved['target'])
+  assert adapters.keys() == {
+      k for k in training.flat_params(state) if trainable.is_adapter(k)
+  }
+
+
+def _losses(folder):
+  """The losses that T5X's trainer logs, a step each."""
+  found = {}
+  for file in folder.glob('events*'):
+    for event in tf.compat.v1.train.summary_iterator(str(file)):
+      for value in event.summary.value:
+        if value.tag == 'cross_ent_loss':  # Without z-loss, as ours.
+          found[event.step] = float(tf.make_ndarray(value.tensor))
+  return [loss for _, loss in sorted(found.items())]
