@@ -15,7 +15,7 @@ pytest.importorskip('t5x')
 pytestmark = [pytest.mark.t5x, pytest.mark.slow]
 
 # Of the quickstart only the base is needed here.
-_SHORT = ['--gin.TRAIN_STEPS=1', '--gin.EVAL_EXAMPLES=2',
+_SHORT = ['--gin.TRAIN_STEPS=1', '--gin.EVAL_EXAMPLES=8',
           '--gin.WARMUP_STEPS=0']
 
 
