@@ -16,6 +16,8 @@ FILES = sorted((ROOT / 'moe_peft').rglob('*.py'))
 # Upper-case names that are no macros of gin.
 OTHERS = {
     'MODEL_DIR',  # Of every run file, and of T5X's.
+    # Of T5X's run files, and what it calls a mean.
+    'CHECKPOINT_PATH', 'TRAIN_STEPS_RELATIVE', 'NUM_REAL_TARGET_TOKENS',
     'Q4_1', 'Q8_0',  # Kinds of arrays in GGUF files.
     'PYTHONPATH', 'RUN', 'BOS', 'EOS', 'UTF', 'JSON', 'JSONL', 'TPU', 'TPUS',
 }  # fmt: skip

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from moe_peft import __main__ as moe_peft
+from moe_peft.cli import flags
+from moe_peft.cli import t5x_config
 from moe_peft.core import trainable
 from moe_peft.runs import config_file
 from moe_peft.runs import metrics_files
+from moe_peft.t5x import leaf
 from moe_peft.training import bases
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import run
@@ -45,10 +47,10 @@ def _flags(folder, **bindings):
 
 def _write(folder, **bindings):
   file = folder / 'leaf.gin'
-  args = moe_peft.flags.rewrite_gin_args(
+  args = flags.rewrite_gin_args(
       [*_FILES, *_flags(folder, **bindings), f'--out={file}']
   )
-  moe_peft.dispatch(['t5x_config', *args])
+  t5x_config.main(args)
   return file
 
 
@@ -92,7 +94,8 @@ def test_a_base_that_t5x_cannot_restore_is_written_beside(base, tmp_path):
 
 def test_parts_of_a_step_mean_something_else_there(base, tmp_path):
   with refusals.refused('NUM_MICROBATCHES', 'T5X'):
-    _write(tmp_path, INITIAL_CHECKPOINT_PATH=str(base), NUM_MICROBATCHES=2)
+    experiment = tiny.experiment(tmp_path, NUM_MICROBATCHES=2)
+    leaf.make(experiment, gin.config_str(), str(base), tmp_path / 'leaf.gin')
 
 
 @pytest.mark.t5x
