@@ -121,7 +121,8 @@ def random_batch(
   Returns:
     `decoder_input_tokens`, `decoder_target_tokens` and `decoder_loss_weights`,
     <int32>[rows, targets], and `encoder_input_tokens`, <int32>[rows, inputs].
-    A decoder alone has no encoder's, and rows of inputs and targets together.
+    A decoder alone has no encoder's, rows of inputs and targets together, and
+    `decoder_segment_ids`.
   """
   config = experiment.model.module.module.config
   inputs, targets = (
@@ -138,7 +139,9 @@ def random_batch(
       'decoder_target_tokens': tokens,
       'decoder_loss_weights': np.ones_like(tokens),
   }
-  return batch | ({'encoder_input_tokens': draw(inputs)} if both else {})
+  if both:
+    return batch | {'encoder_input_tokens': draw(inputs)}
+  return batch | {'decoder_segment_ids': np.ones_like(tokens)}
 
 
 def num_tokens(batch: Mapping[str, np.ndarray]) -> int:

@@ -158,6 +158,7 @@ RULES: Mapping[str, Rule] = {
     'INITIAL_CHECKPOINT_PATH': optional(paths),
     'BASE_PATH': optional(path),
     'VOCABULARY_FILE': path,
+    'BOS_ID': optional(whole(0)),
     'BASE_DTYPE': _dtype,
     'ACTIVATION_DTYPE': _dtype,
     'DROPOUT_RATE': _RATE,

@@ -18,6 +18,7 @@ import seqio
 from moe_peft import gin_files
 from moe_peft.cli import hf
 from moe_peft.data import catalog
+from moe_peft.data import local
 from moe_peft.data import vocabularies
 from moe_peft.data.sets import words  # noqa: F401  (registers tasks)
 from moe_peft.hf import export
@@ -84,7 +85,6 @@ def model_gin(folder, out):
 @pytest.mark.parametrize(
     ('field', 'value'),
     [
-        ('eos_token_id', 0),
         ('eos_token_id', 2.0),
         ('eos_token_id', True),
         ('eos_token_id', 32),
@@ -162,13 +162,27 @@ def test_a_config_that_is_no_object_is_named(content, tmp_path):
 
 def test_a_llama_begins_and_ends_with_its_own_tokens(tmp_path):
   text = model_gin(llama(tmp_path / 'hf', eos_token_id=[3, 2]), tmp_path / 'x')
-  assert '  eos_id = 3\n' in text
-  assert 'decoder_only.DecoderOnlyModel.bos_id = 1\n' in text
+  assert '  eos_id = 3\n  stop_ids = (2,)\n' in text
+  assert 'BOS_ID = 1\n' in text and 'bos_id = 1.\n' in text
   gin_files.load_gin(
       [str(tmp_path / 'x' / 'model.gin'), 'gin/methods/lora.gin']
   )
   model = gin.query_parameter('%MODEL').scoped_configurable_fn()
   assert model.bos_id == 1 and model.input_vocabulary.eos_id == 3
+  assert model.input_vocabulary.stop_ids == (3, 2)
+
+
+def test_a_task_without_a_vocabulary_takes_that_of_the_base(tmp_path):
+  base = tmp_path / 'base'
+  import_base.import_base(llama(tmp_path / 'hf'), base)
+  rows = tmp_path / 'rows.jsonl'
+  rows.write_text(LETTERS)
+  gin_files.load_gin([str(base / 'model.gin'), 'gin/methods/lora.gin'])
+  name = local.register_task('letters', train=str(rows))
+  vocabulary = seqio.get_mixture_or_task(name).output_features[
+      'inputs'
+  ].vocabulary
+  assert vocabulary.tokenizer_file == str(base / 'tokenizer.json')
 
 
 def test_a_llama_without_an_end_asks_for_one(tmp_path):
@@ -222,6 +236,7 @@ LETTERS = ''.join(
 )
 TASK = """
 from __gin__ import dynamic_registration
+import seqio
 from moe_peft.data import local
 MIXTURE_OR_TASK_NAME = @local.register_task()
 DATA = %gin.REQUIRED
@@ -235,7 +250,8 @@ local.register_task:
     ('num_ids', 'line', 'names'),
     [
         (40, '  vocabulary = %VOCABULARY\n', ('40', '32')),
-        (32, '', ('ByteVocabulary', 'TokenizerVocabulary', '%VOCABULARY')),
+        (32, '  vocabulary = @seqio.ByteVocabulary()\n',
+         ('ByteVocabulary', 'TokenizerVocabulary', '%VOCABULARY')),
     ],
 )
 def test_a_run_whose_ids_mean_nothing_does_not_begin(

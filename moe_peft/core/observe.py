@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_peft.core import sites
+from moe_peft.core import tokens
 from moe_peft.core import trainable
 
 COLLECTION = 'routing'
@@ -29,7 +30,7 @@ def combine_weights(
 
   Args:
     collection: The collection `routing`, nested.
-    batch: Model features; token 0 is padding.
+    batch: Model features.
 
   Returns:
     `(weights, valid)` by site, <float32>[batch, length, num_experts] and
@@ -42,12 +43,8 @@ def combine_weights(
     if match is None:
       continue
     site, weights = match['site'], sum(sown) / len(sown)
-    name = (
-        'encoder_input_tokens'
-        if sites.reads_encoder(site)
-        else 'decoder_target_tokens'
-    )
-    valid = batch[name] > 0
+    stack = 'encoder' if sites.reads_encoder(site) else 'decoder'
+    valid = tokens.in_batch(batch, stack)
     for layer, of_layer in trainable.by_layer(site, weights, axis=0).items():
       found[layer] = of_layer, valid
   return found

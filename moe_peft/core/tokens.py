@@ -74,11 +74,34 @@ class Call:
   reads_encoder: bool
 
 
+def real(ids: jax.Array) -> jax.Array:
+  """Which tokens are real, <bool>[batch, length]: T5X's convention.
+
+  Args:
+    ids: <int32>[batch, length]. T5's own ids, of which 0 is padding; of a
+      decoder alone, whose id 0 may be any token, a mask.
+  """
+  return ids > 0
+
+
+def in_batch(batch: Mapping[str, Any], stack: str) -> jax.Array:
+  """Which tokens of a batch are real, <bool>[batch, length].
+
+  Args:
+    batch: Model features. Segment ids say it, where there are some.
+    stack: 'encoder' or 'decoder'.
+  """
+  names = {'encoder': 'encoder_input_tokens',
+           'decoder': 'decoder_target_tokens'}
+  ids = batch.get(f'{stack}_segment_ids')
+  return real(batch[names[stack]] if ids is None else ids)
+
+
 def t5x_tokens(call: Call) -> Tokens:
   """Describes the tokens of models with T5X's signature.
 
   Those are models that are called with `encoder_input_tokens`,
-  `decoder_target_tokens` and their `..._segment_ids`. Token 0 is padding.
+  `decoder_target_tokens` and their `..._segment_ids`: see `real`.
 
   Args:
     call: The call.
@@ -91,7 +114,7 @@ def t5x_tokens(call: Call) -> Tokens:
   if not any(name in arguments for name in names):
     return Tokens(known=False)
   inputs = arguments.get('encoder_input_tokens')
-  prompt_valid = None if inputs is None else inputs > 0
+  prompt_valid = None if inputs is None else real(inputs)
   prompt_ids = arguments.get('encoder_segment_ids')
   if call.reads_encoder:
     return Tokens(valid=prompt_valid, segment_ids=prompt_ids)
@@ -106,7 +129,7 @@ def t5x_tokens(call: Call) -> Tokens:
     # In one step of decoding the only token is real, even if its id is 0.
     return tokens
   return tokens.replace(
-      valid=targets > 0, segment_ids=arguments.get('decoder_segment_ids')
+      valid=real(targets), segment_ids=arguments.get('decoder_segment_ids')
   )
 
 

@@ -12,6 +12,7 @@ from moe_peft import errors
 from moe_peft.data import cache
 from moe_peft.data import metrics
 from moe_peft.data import registration
+from moe_peft.data import vocabularies as vocabularies_lib
 
 # Vocabularies that read it as the same ids are the same.
 _PROBE = 'In 1984, 37 quick brown foxes jumped over lazy dogs; Größe? naïve!'
@@ -108,6 +109,16 @@ def identities(name: str) -> dict[str, str]:
   return found
 
 
+def inputs_end(name: str) -> bool:
+  """Whether the inputs of a task or mixture end with the end of a sequence.
+
+  Raises:
+    errors.UserError: unknown name.
+  """
+  feature = get_task_or_mixture(name).output_features.get('inputs')
+  return feature is not None and feature.add_eos
+
+
 def longest(name: str) -> dict[str, tuple[int, str]]:
   """Returns the most tokens of each feature, EOS included, and their place.
 
@@ -187,8 +198,8 @@ def check_vocabularies(
     num_rows: rows of the model's embedding.
 
   Raises:
-    errors.UserError: they read a text as different ids, or a vocabulary has
-      ids that the embedding lacks; the message has both numbers.
+    errors.UserError: they read a text as different ids, or texts may have ids
+      that the embedding lacks; the message has both numbers.
   """
   features = get_task_or_mixture(name).output_features
   for feature, ours in vocabularies.items():
@@ -205,12 +216,21 @@ def check_vocabularies(
           'Give vocabulary = %VOCABULARY to the function that registers the '
           'task, or take a task of this vocabulary.',
       )
-    if ours.vocab_size > num_rows:
-      raise errors.UserError(
-          f'The vocabulary has {ours.vocab_size} ids, and the embedding of the '
-          f'model {num_rows} rows.', 'VOCABULARY',
-          'Take the tokenizer that the model was trained with.',
-      )
+    _check_size(ours, num_rows)
+
+
+def _check_size(vocabulary: seqio.Vocabulary, num_rows: int) -> None:
+  if isinstance(vocabulary, vocabularies_lib.TokenizerVocabulary):
+    token, size = vocabulary.last_in_texts
+    what = f'The last token, {token!r}, has the id {size - 1}. '
+  else:
+    what, size = '', vocabulary.vocab_size
+  if size > num_rows:
+    raise errors.UserError(
+        f'{what}The vocabulary has {size} ids, and the embedding of the model '
+        f'{num_rows} rows.', 'VOCABULARY',
+        'Take the tokenizer that the model was trained with.',
+    )
 
 
 def _same_ids(one: seqio.Vocabulary, other: seqio.Vocabulary) -> bool:

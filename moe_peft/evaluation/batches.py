@@ -12,14 +12,12 @@ import jax
 import numpy as np
 import tensorflow as tf
 
+from moe_peft.core import tokens
+
 # Indices of the examples, and model features with rows of filling behind them.
 IndexedBatch = tuple[list[int], dict[str, np.ndarray]]
 # Lengths of short batches are multiples of it.
 _LENGTH_STEP = 32
-# Tokens by which the length of a stack is known.
-_TOKENS = {
-    'encoder': 'encoder_input_tokens', 'decoder': 'decoder_target_tokens'
-}
 
 
 def whole(dataset: tf.data.Dataset, size: int) -> Iterator[IndexedBatch]:
@@ -54,10 +52,10 @@ def _filled(
 
 def _length(features: Mapping[str, Any]) -> int:
   """Number of tokens of an example, in all its stacks."""
+  stacks = {name.partition('_')[0] for name in features}
   return sum(
-      np.count_nonzero(features[name])
-      for name in _TOKENS.values()
-      if name in features
+      np.count_nonzero(tokens.in_batch(features, stack))
+      for stack in stacks & {'encoder', 'decoder'}
   )
 
 
@@ -66,6 +64,6 @@ def _kept(batch: Mapping[str, np.ndarray], stack: str) -> int:
 
   Each length is a program to compile, so there are few.
   """
-  used = np.flatnonzero(batch[_TOKENS[stack]].any(axis=0))
+  used = np.flatnonzero(tokens.in_batch(batch, stack).any(axis=0))
   last = used[-1] + 1 if used.size else 1
   return -(-last // _LENGTH_STEP) * _LENGTH_STEP

@@ -147,12 +147,15 @@ def to_gin(
   ])
 
 
-def tokenizer_bindings(file: str, eos_id: int | None) -> list[str]:
+def tokenizer_bindings(
+    file: str, ends: Sequence[int], num_ids: int
+) -> list[str]:
   """Bindings of a `vocabularies.TokenizerVocabulary`.
 
   Args:
     file: Path of a `tokenizer.json`; empty if whoever trains must name it.
-    eos_id: The id that ends a sequence; None if whoever trains must say it.
+    ends: The ids that end a sequence; empty if whoever trains must say it.
+    num_ids: Rows of the model's embedding.
   """
   required = '%gin.REQUIRED'
   return [
@@ -160,5 +163,7 @@ def tokenizer_bindings(file: str, eos_id: int | None) -> list[str]:
       'VOCABULARY = @vocabularies.TokenizerVocabulary()',
       'vocabularies.TokenizerVocabulary:',
       '  tokenizer_file = %VOCABULARY_FILE',
-      f'  eos_id = {required if eos_id is None else eos_id}',
+      f'  eos_id = {ends[0] if ends else required}',
+      f'  stop_ids = {tuple(ends[1:])}',
+      f'  num_ids = {num_ids}',
   ]

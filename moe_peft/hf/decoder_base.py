@@ -15,6 +15,7 @@ from moe_peft.hf import families
 from moe_peft.hf import folders
 from moe_peft.hf import lazy_arrays
 from moe_peft.hf import rope_config
+from moe_peft.hf import token_ids
 from moe_peft.models import decoder_config
 
 HF_EMBEDDING = 'model.embed_tokens.weight'
@@ -141,37 +142,22 @@ def _written(config: decoder_config.DecoderConfig) -> dict[str, Any]:
 def to_gin(
     config: decoder_config.DecoderConfig,
     vocabulary: str,
-    hf_config: base_config.HfConfig,
+    ids: token_ids.TokenIds,
 ) -> str:
   """Returns a gin file of the model.
 
   Args:
     config: The model.
     vocabulary: Path of its `tokenizer.json`; empty if it has none.
-    hf_config: Contents of `config.json`, which has the ids that begin and
-      end a sequence.
-
-  Raises:
-    errors.UserError: If one of them is no id of the vocabulary, or the end of
-      a sequence is padding.
+    ids: What rows begin and end with.
   """
-  eos = _special_id(config, hf_config, 'eos_token_id')
-  if eos == 0:
-    raise errors.UserError(
-        f'{base_config.FILE} has eos_token_id 0. SeqIO pads with 0, and '
-        'padding is not trained, so no answer would end.',
-        where='eos_token_id',
-        remedy='Write the id of another special token there, for example '
-        'the end of a turn.',
-    )
-  bindings = base_config.tokenizer_bindings(vocabulary, eos)
-  bos = _special_id(config, hf_config, 'bos_token_id')
-  if bos is not None:
-    bindings.append(f'decoder_only.DecoderOnlyModel.bos_id = {bos}')
-  imports = [
-      'from moe_peft.data import vocabularies',
-      'from moe_peft.models import decoder_only',
+  begins = 'the token of bos_id' if ids.begin is not None else 'the text itself'
+  bindings = [
+      *base_config.tokenizer_bindings(vocabulary, ids.ends, ids.num_ids),
+      f'# Rows begin with {begins}: bos_id = {ids.begin}.',
+      f'BOS_ID = {ids.begin}',
   ]
+  imports = ['from moe_peft.data import vocabularies']
   fields = [*_SIZES.values(), *_changed(config, ('dtype', 'scan_layers'))]
   fields = list(dict.fromkeys(fields))
   if config.rope_scaling is not None:
@@ -196,19 +182,6 @@ def _changed(options: Any, without: Sequence[str] = ()) -> list[str]:
       and field.name not in without
       and getattr(options, field.name) != field.default
   ]
-
-
-def _special_id(
-    config: decoder_config.DecoderConfig,
-    hf_config: base_config.HfConfig,
-    name: str,
-) -> int | None:
-  """An id that `config.json` names, the first of several; None for none."""
-  value = hf_config.get(name)
-  value = value[0] if isinstance(value, list) and value else value
-  if value is None:
-    return None
-  return base_config.integer(name, value, 0, config.vocab_size - 1)
 
 
 def entries(

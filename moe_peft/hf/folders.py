@@ -17,12 +17,16 @@ from moe_peft.training import tensor_files
 WEIGHTS = 'model.safetensors'
 ADAPTER_CONFIG = 'adapter_config.json'
 ADAPTER_WEIGHTS = 'adapter_model.safetensors'
+GENERATION_CONFIG = 'generation_config.json'
 TOKENIZER_FILES = (
     'spiece.model',
+    'tokenizer.model',
     'tokenizer.json',
     'tokenizer_config.json',
     'special_tokens_map.json',
     'added_tokens.json',
+    'chat_template.jinja',
+    GENERATION_CONFIG,
 )
 # Indexes of the largest models have a tenth of it.
 _MAX_JSON_BYTES = 2**26

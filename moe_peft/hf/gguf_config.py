@@ -69,6 +69,17 @@ def hf_name(name: str, architecture: str) -> str:
   return f'{_TENSORS[stem]}.weight' if stem in _TENSORS else name
 
 
+def special_id(fields: Mapping[str, Any], name: str) -> Any:
+  """What a file says of a special token, 'bos' or 'eos'; None for nothing."""
+  return fields.get(f'tokenizer.ggml.{name}_token_id')
+
+
+def adds_bos(fields: Mapping[str, Any]) -> bool:
+  """Whether rows begin with it; llama.cpp's default is SentencePiece's."""
+  is_pieces = fields.get('tokenizer.ggml.model') == 'llama'
+  return fields.get('tokenizer.ggml.add_bos_token', is_pieces) is True
+
+
 class Metadata:
   """The fields of a file, without the architecture that they begin with."""
 
@@ -136,8 +147,9 @@ class Metadata:
         'attention_bias': any(x.endswith('o_proj.bias') for x in names),
         **self._positions(head_dim, rope_factors),
         **self._gemma(heads, width, head_dim),
-        'bos_token_id': self._all.get('tokenizer.ggml.bos_token_id'),
-        'eos_token_id': self._all.get('tokenizer.ggml.eos_token_id'),
+        'bos_token_id': special_id(self._all, 'bos')
+        if adds_bos(self._all) else None,
+        'eos_token_id': special_id(self._all, 'eos'),
     }
 
   def _refusal(self, name: str) -> errors.UserError:

@@ -95,6 +95,8 @@ class GgufFile:
   def write_tokenizer(self, folder: Path) -> None:
     """Writes `tokenizer.json`, if the file tells how texts are split.
 
+    Beside it go the names of special tokens and the chat template.
+
     Args:
       folder: Where to.
 
@@ -108,12 +110,28 @@ class GgufFile:
       return
     try:
       tokenizer = self._tokenizer()
+      config = self._tokenizer_config(tokenizer)
     except Exception as error:  # The fields may be anything, or missing.
       raise errors.UserError(
           f'The tokenizer of {self._file} cannot be read ({error!r}).',
           where=self._file, remedy='Fetch it again.',
       ) from error
     tokenizer.save(str(folder / 'tokenizer.json'))
+    folders.write_json(folder / 'tokenizer_config.json', config)
+    template = self._fields.get('tokenizer.chat_template')
+    if isinstance(template, str):
+      (folder / 'chat_template.jinja').write_text(template, 'utf-8')
+
+  def _tokenizer_config(self, tokenizer: Any) -> dict[str, Any]:
+    ids = {x: gguf_config.special_id(self._fields, x) for x in ('bos', 'eos')}
+    return {
+        'add_bos_token': gguf_config.adds_bos(self._fields),
+        **{
+            f'{name}_token': tokenizer.id_to_token(token_id)
+            for name, token_id in ids.items()
+            if token_id is not None
+        },
+    }
 
   def _tokenizer(self) -> Any:
     import gguf

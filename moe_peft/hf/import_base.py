@@ -16,6 +16,7 @@ from moe_peft.hf import gguf_file
 from moe_peft.hf import import_experts
 from moe_peft.hf import lazy_arrays
 from moe_peft.hf import t5_base
+from moe_peft.hf import token_ids
 from moe_peft.models import decoder_config
 from moe_peft.models import t5
 
@@ -76,7 +77,8 @@ def import_base(
     found = [x for x in network.TOKENIZER_FILES if (folder / x).is_file()]
     # The gin file names the tokenizer's file by the path that it will have.
     path = str(out.expanduser().absolute() / found[0]) if found else ''
-    text = network.to_gin(config, path, hf_config)
+    ids = token_ids.read(folder, hf_config, config.vocab_size)
+    text = network.to_gin(config, path, ids)
     (folder / 'model.gin').write_text(text, 'utf-8')
     if mixture:
       (folder / 'experts.gin').write_text(mixture.to_gin(), 'utf-8')

@@ -17,6 +17,7 @@ from moe_peft.hf import entries as entries_lib
 from moe_peft.hf import folders
 from moe_peft.hf import lazy_arrays
 from moe_peft.hf import t5_names
+from moe_peft.hf import token_ids
 from moe_peft.models import t5
 
 # `gelu_new` is the tanh approximation, which flax.linen calls gelu. The plain
@@ -153,22 +154,20 @@ def to_hf(
 
 
 def to_gin(
-    config: t5.T5Config, vocabulary: str, hf_config: base_config.HfConfig
+    config: t5.T5Config, vocabulary: str, ids: token_ids.TokenIds
 ) -> str:
   """Returns a gin file of the model.
 
   Args:
     config: The model.
     vocabulary: Path of the tokenizer's file; empty if it has none.
-    hf_config: Contents of `config.json`; nothing more is read from it.
+    ids: What sequences end with.
   """
-  del hf_config
   imports = ['import seqio', '']
   if vocabulary.endswith('.json'):
     imports = ['from moe_peft.data import vocabularies']
-    bindings = base_config.tokenizer_bindings(
-        vocabulary, GENERATION_CONFIG['eos_token_id']
-    )
+    ends = ids.ends or (GENERATION_CONFIG['eos_token_id'],)
+    bindings = base_config.tokenizer_bindings(vocabulary, ends, ids.num_ids)
   elif vocabulary or config.vocab_size != _NUM_BYTES:
     file = repr(vocabulary) if vocabulary else '%gin.REQUIRED'
     bindings = [

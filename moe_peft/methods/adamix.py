@@ -24,6 +24,7 @@ from moe_peft.core import low_rank
 from moe_peft.core import routing
 from moe_peft.core import scores
 from moe_peft.core import selection
+from moe_peft.core import tokens as tokens_lib
 from moe_peft.methods import molora
 
 
@@ -105,7 +106,7 @@ class ConsistencyRule(inject.OutputRule):
     if not model.has_rng('dropout'):
       return
     targets = arguments.get('decoder_target_tokens')
-    valid = None if targets is None else targets > 0
+    valid = None if targets is None else tokens_lib.real(targets)
     loss = consistency_loss(result, again(), valid)
     model.sow('intermediates', 'consistency_loss', loss.reshape(1, 1, 1))
 

@@ -4,11 +4,11 @@
 
 Both functions take `tokens_to_logits(ids, cache) -> (logits, cache)`, with
 `ids` `<int32>[rows, 1]`, `logits` `<float32>[rows, vocab]` and `cache` a tree
-of arrays, and can be jitted. Token 0 pads a sequence, and starts it unless
+of arrays, and can be jitted. The id 0 pads a sequence, and starts it unless
 `start_tokens` are given: the last tokens of prompts that the cache holds.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +33,7 @@ def sample(
     *,
     batch_size: int,
     max_decode_length: int,
-    eos_id: int = 1,
+    eos_id: int | Sequence[int] = 1,
     start_tokens: jax.Array | int = 0,
     temperature: float = 0.0,
     rng: jax.Array | None = None,
@@ -45,7 +45,7 @@ def sample(
     cache: An empty cache for `batch_size` rows.
     batch_size: Number of sequences.
     max_decode_length: Number of tokens to generate at most.
-    eos_id: The id that ends a sequence.
+    eos_id: The id, or the ids, that end a sequence.
     start_tokens: What the model reads first, `<int32>[batch]` or one for all.
     temperature: Divides the logits; 0 takes the most probable token.
     rng: Random key, for a temperature above 0; the same key gives the same
@@ -79,7 +79,7 @@ def sample(
     return _Sequences(
         index=state.index + 1,
         tokens=state.tokens.at[:, state.index].set(token),
-        finished=state.finished | (token == eos_id),
+        finished=state.finished | _is_end(token, eos_id),
         cache=new_cache,
     )
 
@@ -90,6 +90,10 @@ def sample(
       cache=cache,
   )
   return jax.lax.while_loop(unfinished, step, start).tokens
+
+
+def _is_end(tokens, eos_id):
+  return jnp.isin(tokens, jnp.asarray(eos_id, jnp.int32))
 
 
 def _last_token(tokens, index, start_tokens):
@@ -150,7 +154,7 @@ def beam_search(
     *,
     batch_size: int,
     max_decode_length: int,
-    eos_id: int = 1,
+    eos_id: int | Sequence[int] = 1,
     start_tokens: jax.Array | int = 0,
     num_beams: int = 4,
     alpha: float = 0.6,
@@ -200,7 +204,7 @@ def beam_search(
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
     log_probs = log_probs.reshape(batch_size, num_beams, -1)
     parents, candidates = _continue(search.live, search.index, log_probs)
-    ended = candidates.tokens[:, :, search.index] == eos_id
+    ended = _is_end(candidates.tokens[:, :, search.index], eos_id)
     penalty = length_penalty(search.index + 1, alpha)
     live, order, done = _sort(candidates, ended, penalty, search.done)
     new_cache = _reorder(new_cache, _gather(parents, order), cache_batch_axis)

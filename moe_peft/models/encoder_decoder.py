@@ -5,12 +5,12 @@
 Works on the features of `seqio.EncDecFeatureConverter`, all `<int32>[batch,
 length]`: `encoder_input_tokens`, `decoder_input_tokens`,
 `decoder_target_tokens`, `decoder_loss_weights`, and, when examples are packed,
-segment ids and positions. Token 0 is padding.
+segment ids and positions. As in T5's vocabularies, the id 0 is padding; it also
+starts the decoder.
 """
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,10 +37,9 @@ class EncoderDecoderModel(language_model.LanguageModel):
       'decoder_positions',
   )
 
-  def feature_converter(self, pack: bool = False) -> Any:
-    import seqio  # It brings TensorFlow, which a network does not need.
-
-    return seqio.EncDecFeatureConverter(pack=pack)
+  @property
+  def start_id(self) -> int:
+    return 0
 
   def init(self, rng: Array, feature_lengths: Mapping[str, int]) -> Params:
     inputs = jnp.ones((1, feature_lengths['inputs']), jnp.int32)
@@ -87,4 +86,4 @@ class EncoderDecoderModel(language_model.LanguageModel):
         enable_dropout=False,
         mutable=['cache'],
     )
-    return step, cache, 0
+    return step, cache, self.start_id

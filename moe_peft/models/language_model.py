@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from moe_peft import errors
 from moe_peft.core import losses
 from moe_peft.core import observe
+from moe_peft.models import dataset_ids
 from moe_peft.models import decoding
 
 Array = jax.Array
@@ -26,9 +27,9 @@ Params = Mapping[str, Any]
 class LanguageModel(abc.ABC):
   """A network with its vocabularies and its loss.
 
-  Works on the features of a SeqIO converter, all `<int32>[batch, length]`;
-  `decoder_input_tokens`, `decoder_target_tokens` and `decoder_loss_weights` are
-  always among them. Token 0 is padding.
+  Works on the features of a SeqIO converter (data/converters.py), all
+  `<int32>[batch, length]`; `decoder_input_tokens`, `decoder_target_tokens` and
+  `decoder_loss_weights` are always among them.
 
   Attributes:
     module: The network.
@@ -38,8 +39,8 @@ class LanguageModel(abc.ABC):
     label_smoothing: Probability mass spread over the whole vocabulary.
     loss_factors: Factors of the losses that adapters sow, by name.
     features: Names of the features that the network is called with, in order.
-    optional_features: Names of those that it gets as keywords, where a batch
-      has them: examples are packed.
+    optional_features: Names of those that it gets as keywords, where examples
+      are packed.
   """
 
   features: ClassVar[tuple[str, ...]]
@@ -52,13 +53,10 @@ class LanguageModel(abc.ABC):
   label_smoothing: float = 0.0
   loss_factors: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
+  @property
   @abc.abstractmethod
-  def feature_converter(self, pack: bool = False) -> Any:
-    """Returns the `seqio.FeatureConverter` that makes batches.
-
-    Args:
-      pack: Whether several short examples share one row.
-    """
+  def start_id(self) -> int | None:
+    """The id, as in data sets, that a decoder reads first; None for none."""
 
   @abc.abstractmethod
   def init(self, rng: Array, feature_lengths: Mapping[str, int]) -> Params:
@@ -68,6 +66,10 @@ class LanguageModel(abc.ABC):
       rng: Key of the initial values.
       feature_lengths: Padded lengths, `{'inputs': n, 'targets': m}`.
     """
+
+  def packing(self, batch: Batch) -> dict[str, Array]:
+    """The features that say which examples share a row; none if none do."""
+    return {k: batch[k] for k in self.optional_features if k in batch}
 
   def apply(
       self,
@@ -96,7 +98,7 @@ class LanguageModel(abc.ABC):
     return self.module.apply(
         {'params': params},
         *(batch[name] for name in self.features),
-        **{k: batch[k] for k in self.optional_features if k in batch},
+        **self.packing(batch),
         **options,
         enable_dropout=dropout_rng is not None,
         rngs={} if dropout_rng is None else {'dropout': dropout_rng},
@@ -109,6 +111,9 @@ class LanguageModel(abc.ABC):
 
     Args:
       batch: Model features, not packed.
+
+    Returns:
+      Ids as in data sets, zeros at the end.
     """
 
   @abc.abstractmethod
@@ -119,13 +124,14 @@ class LanguageModel(abc.ABC):
 
     Args:
       params: Nested parameters.
-      prompts: `<int32>[batch, length]`, zeros at the end are padding.
+      prompts: As of `generate`.
       num_beams: Rows of each prompt.
       length: Number of tokens to generate at most.
 
     Returns:
-      One step of the model (see `decoding`), the cache, and the tokens that
-      the step reads first, `<int32>[batch * num_beams]` or one for all.
+      One step of the model (see `decoding`) in ids of data sets, the cache, and
+      the tokens that the step reads first, `<int32>[batch * num_beams]` or one
+      for all.
     """
 
   def generate(
@@ -141,14 +147,16 @@ class LanguageModel(abc.ABC):
 
     Args:
       params: Nested parameters.
-      prompts: `<int32>[batch, length]`, zeros at the end are padding.
+      prompts: `<int32>[batch, length]`, as the vocabulary encodes texts; zeros
+        at the end are padding.
       max_decode_length: Number of tokens to generate at most.
       num_beams: More than one searches; the best sequence is returned.
       temperature: Above zero samples, with `rng`; zero is greedy.
       rng: Key of the samples.
 
     Returns:
-      `<int32>[batch, max_decode_length]`, zeros after the end of sequence.
+      `<int32>[batch, max_decode_length]`, as the vocabulary decodes them; zeros
+      after the end of sequence.
 
     Raises:
       errors.UserError: If an option is out of its range.
@@ -164,7 +172,7 @@ class LanguageModel(abc.ABC):
     options = {
         'batch_size': prompts.shape[0],
         'max_decode_length': max_decode_length,
-        'eos_id': self.output_vocabulary.eos_id,
+        'eos_id': dataset_ids.stop_ids(self.output_vocabulary),
         'start_tokens': start_tokens,
     }
     if num_beams == 1:

@@ -15,6 +15,7 @@ from flax import struct
 import jax.numpy as jnp
 
 from moe_peft import errors
+from moe_peft.core import tokens as tokens_lib
 from moe_peft.models import attention
 from moe_peft.models import layers
 from moe_peft.models import stack
@@ -231,7 +232,7 @@ class Transformer(nn.Module):
     Returns:
       `[batch, encoder_length, embed]`.
     """
-    mask = _self_mask(encoder_input_tokens > 0, encoder_segment_ids)
+    mask = _self_mask(tokens_lib.real(encoder_input_tokens), encoder_segment_ids)
     return self.encoder(encoder_input_tokens, mask, not enable_dropout)
 
   def decode(
@@ -277,14 +278,14 @@ class Transformer(nn.Module):
     del decoder_positions
     if (encoder_segment_ids is None) != (decoder_segment_ids is None):
       raise ValueError('packing needs the segment ids of both sides')
-    encoder_valid = encoder_input_tokens > 0
+    encoder_valid = tokens_lib.real(encoder_input_tokens)
     if decode:
       if encoder_segment_ids is not None:
         raise ValueError('packed examples cannot be decoded step by step')
       mask = None
       decoder_valid = jnp.ones(decoder_target_tokens.shape, bool)
     else:
-      decoder_valid = decoder_target_tokens > 0
+      decoder_valid = tokens_lib.real(decoder_target_tokens)
       mask = _self_mask(decoder_valid, decoder_segment_ids)
       mask &= attention.causal_mask(decoder_target_tokens.shape[1])
     cross_mask = attention.pair_mask(decoder_valid, encoder_valid)

@@ -13,6 +13,8 @@ import jax
 import numpy as np
 
 from moe_peft.core import partitioning
+from moe_peft.core import tokens as tokens_lib
+from moe_peft.models import dataset_ids
 from moe_peft.routers import usage
 
 ROWS_PER_TASK = 2
@@ -77,31 +79,39 @@ class Snapshots:
     for index, task in enumerate(self._tasks):
       row = {}
       if 'encoder_input_tokens' in batch:
-        tokens = batch['encoder_input_tokens'][index]
-        row['encoder'] = pieces(model.input_vocabulary, tokens[tokens > 0])
-      valid = batch['decoder_target_tokens'][index] > 0
+        valid = tokens_lib.in_batch(batch, 'encoder')[index]
+        tokens = batch['encoder_input_tokens'][index][valid]
+        row['encoder'] = pieces(model.input_vocabulary, tokens)
+      valid = tokens_lib.in_batch(batch, 'decoder')[index]
       tokens = batch['decoder_input_tokens'][index][valid]
-      row['decoder'] = pieces(model.output_vocabulary, tokens)
+      vocabulary = model.output_vocabulary
+      tokens = tokens + dataset_ids.offset(vocabulary)
+      row['decoder'] = pieces(vocabulary, tokens, model.start_id)
       rows.append((str(task), row))
     return rows
 
 
-def pieces(vocabulary: Any, tokens: Sequence[int]) -> list[str]:
+def pieces(
+    vocabulary: Any, tokens: Sequence[int], start_id: int | None = None
+) -> list[str]:
   """The text that each token adds to what is before it.
 
   Args:
     vocabulary: A `seqio.Vocabulary`.
-    tokens: Their ids.
+    tokens: Their ids, as in data sets.
+    start_id: The id that a decoder reads first.
 
   Returns:
-    As many texts; the end of a sequence, and the 0 that a decoder begins with,
-    have names of their own.
+    As many texts; the end of a sequence, and what a decoder begins with, have
+    names of their own.
   """
+  ends = dataset_ids.stop_ids(vocabulary)
   tokens = [int(token) for token in tokens]
   texts, before, start = [], '', 0
   for end, token in enumerate(tokens, start=1):
-    if token in (0, vocabulary.eos_id):  # Decoding stops there.
-      texts.append('⟨start⟩' if token == 0 else '⟨end⟩')
+    starts = not texts and token == start_id
+    if starts or token in ends:  # Decoding stops there.
+      texts.append('⟨start⟩' if starts else '⟨end⟩')
       before, start = '', end
       continue
     text = vocabulary.decode(tokens[start:end])
@@ -112,7 +122,7 @@ def pieces(vocabulary: Any, tokens: Sequence[int]) -> list[str]:
 
 def _num_rows(batch: Mapping[str, np.ndarray]) -> int:
   """Rows that are not filling."""
-  return int((batch['decoder_target_tokens'] > 0).any(axis=1).sum())
+  return int(tokens_lib.in_batch(batch, 'decoder').any(axis=1).sum())
 
 
 def _fill(rows: np.ndarray, multiple: int) -> np.ndarray:

@@ -6,6 +6,8 @@ They stand in the place of T5X's `EncoderDecoderModel` and `DecoderOnlyModel`.
 """
 
 from collections.abc import Mapping, Sequence
+import copy
+import functools
 from typing import Any
 
 from flax import traverse_util
@@ -17,6 +19,9 @@ from t5x import models as t5x_models
 
 from moe_peft import errors
 from moe_peft.core import losses
+from moe_peft.core import tokens
+from moe_peft.data import converters
+from moe_peft.models import dataset_ids
 from moe_peft.t5x import optimizer
 
 Batch = Mapping[str, jax.Array]
@@ -155,8 +160,13 @@ def _segments(batch: Batch) -> dict[str, jax.Array]:
       for name, ids in batch.items()
       if name.endswith(ending)
   }
-  tokens = ('encoder_input_tokens', 'decoder_target_tokens')
-  return packed or {k: batch[k] != 0 for k in tokens if k in batch}
+  if packed:
+    return packed
+  return {
+      name: tokens.real(batch[name])
+      for name in ('encoder_input_tokens', 'decoder_target_tokens')
+      if name in batch
+  }
 
 
 class AdaptedEncoderDecoderModel(
@@ -168,6 +178,54 @@ class AdaptedEncoderDecoderModel(
 class AdaptedDecoderOnlyModel(_AdapterLosses, t5x_models.DecoderOnlyModel):
   """A decoder-only model, with the losses of its adapters.
 
-  With `inputs_bidirectional_attention` (prefix LM) inputs see later inputs;
-  routers treat the sites as causal all the same.
+  The id 0 may be any token: rows are those of `converters.RowConverter`, and
+  T5X generates in the ids of data sets. With `inputs_bidirectional_attention`
+  (prefix LM) inputs see later inputs; routers treat the sites as causal all the
+  same.
   """
+
+  def __init__(
+      self,
+      module: Any,
+      vocabulary: Any,
+      *args: Any,
+      bos_id: int | None = 0,
+      **kwargs: Any,
+  ):
+    """As the model of T5X, and:
+
+    Args:
+      module: As of the model of T5X.
+      vocabulary: As of the model of T5X.
+      *args: As of the model of T5X.
+      bos_id: The model's id that rows begin with; None for none.
+      **kwargs: As of the model of T5X.
+    """
+    rows = functools.partial(converters.RowConverter, vocabulary, bos_id)
+    super().__init__(
+        module, vocabulary, *args, feature_converter_cls=rows, **kwargs
+    )
+
+  def _compute_logits(
+      self, params: Any, batch: Batch, *args: Any, **kwargs: Any
+  ) -> Any:
+    # Networks read from the targets only where tokens are.
+    segment_ids = batch['decoder_segment_ids']
+    batch = {**batch, 'decoder_target_tokens': segment_ids}
+    if 'decoder_positions' not in batch:  # One example a row.
+      del batch['decoder_segment_ids']
+    return super()._compute_logits(params, batch, *args, **kwargs)
+
+  def predict_batch_with_aux(
+      self, params: Any, batch: Batch, *args: Any, **kwargs: Any
+  ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+    # T5X takes 0 for no token, in prompts and in answers.
+    vocabulary = self.output_vocabulary
+    ids = batch['decoder_input_tokens'] + dataset_ids.offset(vocabulary)
+    model = copy.copy(self)
+    model.module = dataset_ids.InDatasetIds(
+        self.module, vocabulary, one_end=True
+    )
+    return t5x_models.DecoderOnlyModel.predict_batch_with_aux(
+        model, params, {**batch, 'decoder_input_tokens': ids}, *args, **kwargs
+    )

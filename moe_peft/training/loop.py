@@ -16,6 +16,7 @@ from moe_peft import errors
 from moe_peft.core import partitioning
 from moe_peft.core import trainable
 from moe_peft.data import catalog
+from moe_peft.data import converters
 from moe_peft.training import checkpoints
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import metrics as metrics_lib
@@ -31,7 +32,7 @@ def train_data(
   dataset = seqio.get_dataset(
       experiment.mixture_or_task_name,
       experiment.task_feature_lengths,
-      experiment.model.feature_converter(experiment.packing),
+      converters.of_model(experiment.model, experiment.packing),
       dataset_split='train',
       shuffle=True,
       num_epochs=None,

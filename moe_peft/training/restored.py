@@ -14,6 +14,7 @@ import rich.console
 from moe_peft import atomic
 from moe_peft import errors
 from moe_peft.core import trainable
+from moe_peft.data import catalog
 from moe_peft.training import bases
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
@@ -59,14 +60,24 @@ def infer(lines: Sequence[str], **decoding_options: Any) -> Iterator[str]:
     One answer for each line.
 
   Raises:
-    errors.UserError: For a line that is longer than TASK_FEATURE_LENGTHS.
+    errors.UserError: For a line that is longer than TASK_FEATURE_LENGTHS, and
+      for an empty one if the model needs a token to begin with.
   """
   run.use_compilation_cache()
   experiment = run.build()
   length = experiment.task_feature_lengths['inputs']
   vocabulary = experiment.model.input_vocabulary
-  encoded = [[*vocabulary.encode(line), vocabulary.eos_id] for line in lines]
+  end = (
+      [vocabulary.eos_id]
+      if catalog.inputs_end(experiment.mixture_or_task_name) else []
+  )
+  encoded = [[*vocabulary.encode(line), *end] for line in lines]
   for number, ids in enumerate(encoded, start=1):
+    if not ids and experiment.model.start_id is None:
+      raise errors.UserError(
+          'The line is empty, and rows of this model begin with a token of the '
+          'text.', where=f'line {number}',
+      )
     if len(ids) > length:
       raise errors.UserError(
           f'The line has {len(ids)} tokens, and the run reads at most {length} '

@@ -14,6 +14,7 @@ import optax
 from moe_peft import errors
 from moe_peft.core import partitioning
 from moe_peft.core import trainable
+from moe_peft.data import converters
 from moe_peft.models import language_model
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import metrics as metrics_lib
@@ -93,7 +94,7 @@ def abstract_state(setup: experiment_lib.Setup) -> TrainState:
 def abstract_batch(setup: experiment_lib.Setup) -> dict[str, Any]:
   """Shapes of a batch, as SeqIO's converter makes it of the experiment."""
   experiment = setup.experiment
-  converter = experiment.model.feature_converter(experiment.packing)
+  converter = converters.of_model(experiment.model, experiment.packing)
   sharding = partitioning.batch_sharding(setup.mesh)
   return {
       name: jax.ShapeDtypeStruct(

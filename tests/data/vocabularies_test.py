@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from moe_peft.data import vocabularies
 from tests import refusals
+from tests import small_tokenizers
 
 tokenizers = pytest.importorskip('tokenizers')
 
@@ -38,13 +39,12 @@ def vocabulary(tmp_path):
   return vocabularies.TokenizerVocabulary(write_tokenizer(tmp_path), EOS_ID)
 
 
-def test_text_survives_and_special_tokens_are_read_as_such(vocabulary):
+def test_text_survives(vocabulary):
   for text in TEXTS:
     ids = vocabulary.encode(text)
     assert min(ids) > 2 and max(ids) < vocabulary.vocab_size
     assert vocabulary.decode([*ids, EOS_ID, 5, 0, 0]) == text
   assert len(vocabulary.encode('the cat')) < len('the cat')
-  assert vocabulary.encode('<|start|>a')[0] == 1
 
 
 def test_seqio_tokenizes_with_it_and_its_iterators_can_be_saved(
@@ -79,10 +79,46 @@ def test_no_file(tmp_path):
     vocabulary.encode('a')
 
 
-def test_an_ordinary_token_cannot_be_padding(tmp_path):
+def test_ids_of_data_sets_are_one_more_where_0_is_a_token(tmp_path):
+  """Also where it is the end, or what becomes of unknown characters."""
   file = write_tokenizer(tmp_path, special=())
-  with refusals.refused('VOCABULARY_FILE', file, "'!'"):
-    vocabularies.TokenizerVocabulary(file, EOS_ID).encode('a')
+  ordinary = vocabularies.TokenizerVocabulary(file, 5, stop_ids=(6, 5))
+  assert ordinary.id_offset == 1
+  assert ordinary.eos_id == 6 and ordinary.stop_ids == (6, 7)
+  assert ordinary.encode('!') == [1] and ordinary.decode([1, 1, 6, 1]) == '!!'
+  assert ordinary.decode_tf(tf.constant([[1, 7, 0]])).numpy() == [b'!']
+  file = write_tokenizer(tmp_path)
+  assert vocabularies.TokenizerVocabulary(file, EOS_ID).id_offset == 0
+  assert vocabularies.TokenizerVocabulary(file, 0).id_offset == 1
+  small_tokenizers.word_level(['<unk>', 'a'], 1, '<unk>').save(file)
+  assert vocabularies.TokenizerVocabulary(file, 1).id_offset == 1
+
+
+def test_special_tokens_in_a_text_are_text_unless_asked_for(tmp_path):
+  file = write_tokenizer(tmp_path)
+  text = '<|start|>a'
+  words = vocabularies.TokenizerVocabulary(file, EOS_ID)
+  assert min(words.encode(text)) > 2 and words.decode(words.encode(text)) == text
+  asked = vocabularies.TokenizerVocabulary(
+      file, EOS_ID, special_tokens_in_text=True
+  )
+  assert asked != words
+  assert asked.encode(text) == words.encode_template(text)
+  assert asked.encode(text)[0] == 1
+
+
+def test_a_token_above_the_embedding_is_named(tmp_path):
+  """Texts have no special tokens, so there may be one more than rows."""
+  file = write_tokenizer(tmp_path)
+  tokenizer = tokenizers.Tokenizer.from_file(file)
+  tokenizer.add_special_tokens(['<image>'])
+  tokenizer.save(file)
+  rows = tokenizer.get_vocab_size() - 1
+  words = vocabularies.TokenizerVocabulary(file, EOS_ID, num_ids=rows)
+  assert words.last_in_texts[1] == rows
+  words.encode('the <image>')
+  with refusals.refused('VOCABULARY', '<image>', rows):
+    words.encode_template('the <image>')
 
 
 def test_lengths_are_those_of_the_run(tmp_path):

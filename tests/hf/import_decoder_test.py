@@ -17,6 +17,7 @@ from moe_peft.hf import import_base
 from moe_peft.models import decoder
 from moe_peft.training import bases
 from tests import refusals
+from tests import small_tokenizers as tokenizers
 
 SMALL = {
     'architectures': ['LlamaForCausalLM'],
@@ -184,7 +185,9 @@ def test_gguf_files_give_the_same_base_as_folders(tmp_path, tied):
 def test_the_gin_file_describes_the_model(tmp_path):
   config = {**SMALL, 'tie_word_embeddings': True}
   folder = write_model(tmp_path / 'hf', config, random_tensors(config))
-  (folder / 'tokenizer.json').write_text('{}')
+  tokenizers.word_level(['<pad>', '<s>', '</s>', 'a', 'b']).save(
+      str(folder / 'tokenizer.json')
+  )
   ours = import_base.import_base(folder, tmp_path / 'base', 'scan')
   gin_files.load_gin(
       [str(tmp_path / 'base' / 'model.gin'), 'gin/methods/lora.gin'],

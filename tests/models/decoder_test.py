@@ -342,7 +342,7 @@ def test_packed_rows_cannot_be_decoded():
 
 
 def test_loss_and_score_count_the_targets_only():
-  """Features as `seqio.PrefixLMFeatureConverter` makes them."""
+  """Features as `converters.RowConverter` makes them."""
   params = variables()['params']
   ids = tokens(batch=2, length=8).at[1, 6:].set(0)
   weights = jnp.asarray([[0, 0, 0, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1, 0, 0]])
@@ -350,6 +350,10 @@ def test_loss_and_score_count_the_targets_only():
       'decoder_target_tokens': ids,
       'decoder_input_tokens': jnp.pad(ids, ((0, 0), (1, 0)))[:, :-1],
       'decoder_loss_weights': weights,
+      'decoder_segment_ids': (ids > 0).astype(jnp.int32),
+      'decoder_causal_attention': jnp.asarray(
+          [[1, 1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0, 0, 0]]
+      ),
   }
   inputs = batch['decoder_input_tokens']
   logits = adapted().apply(
@@ -378,6 +382,7 @@ def test_logits_at_the_targets_alone_change_neither_loss_nor_gradient():
       'decoder_loss_weights': jnp.asarray(
           [[0, 0, 0, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1, 0, 0], [0] * 8]
       ),
+      'decoder_segment_ids': (ids > 0).astype(jnp.int32),
   }
   full, short = model(), dataclasses.replace(model(), target_length=5)
   def run(model, params):
@@ -396,7 +401,7 @@ def test_logits_at_the_targets_alone_change_neither_loss_nor_gradient():
       actual,
   )
   # A packed row has the targets of several examples.
-  packed = batch | {'decoder_segment_ids': (ids > 0).astype(jnp.int32)}
+  packed = batch | {'decoder_positions': jnp.zeros_like(ids)}
   assert jax.eval_shape(short.predict, params, packed)[0].shape[:2] == (3, 8)
 
 

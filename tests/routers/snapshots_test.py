@@ -8,6 +8,7 @@ import seqio
 
 from moe_peft.core import partitioning
 from moe_peft.core import trainable
+from moe_peft.data import converters
 from moe_peft.evaluation import evaluator
 from moe_peft.routers import snapshots
 from moe_peft.routers import statistics
@@ -20,7 +21,7 @@ from tests.training import tiny
 def _evaluator(experiment, num_examples=16):
   return evaluator.Evaluator(
       experiment.mixture_or_task_name,
-      experiment.model.feature_converter(),
+      converters.of_model(experiment.model),
       experiment.task_feature_lengths,
       'validation',
       batch_size=8,
@@ -80,7 +81,7 @@ def test_pieces_are_the_text():
   vocabulary = seqio.ByteVocabulary()
   ids = [0, *vocabulary.encode('aé'), vocabulary.eos_id,
          *vocabulary.encode('b')]
-  assert snapshots.pieces(vocabulary, ids)[:2] == ['⟨start⟩', 'a']
+  assert snapshots.pieces(vocabulary, ids, 0)[:2] == ['⟨start⟩', 'a']
   assert snapshots.pieces(vocabulary, ids)[-2:] == ['⟨end⟩', 'b']
   assert len(snapshots.pieces(vocabulary, ids)) == len(ids)
 

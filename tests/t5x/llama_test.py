@@ -10,6 +10,7 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 import seqio
 
+from moe_peft.data import converters
 from moe_peft.data import vocabularies
 from moe_peft.hf import import_base
 from moe_peft.models import decoder_only
@@ -104,7 +105,9 @@ def read_batch(task):
       task,
       task_feature_lengths=LENGTHS,
       dataset_split='validation',
-      feature_converter=seqio.PrefixLMFeatureConverter(pack=False),
+      feature_converter=converters.RowConverter(
+          vocabularies.byte_vocabulary(), 0, pack=False
+      ),
       shuffle=False,
   )
   (batch,) = dataset.batch(1000).as_numpy_iterator()

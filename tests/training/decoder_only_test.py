@@ -68,9 +68,9 @@ def test_batches_hold_inputs_and_targets_in_one_row(tmp_path, packing):
   ends = np.flatnonzero(tokens[0] == 1)
   assert weights[0, : ends[0] + 1].sum() == 0
   assert weights[0, ends[0] + 1 : ends[1] + 1].all()
-  assert ('decoder_segment_ids' in batch) == packing
-  if packing:
-    assert np.asarray(batch['decoder_segment_ids']).max() > 1
+  segment_ids = np.asarray(batch['decoder_segment_ids'])
+  assert (segment_ids.max() > 1) == packing == ('decoder_positions' in batch)
+  np.testing.assert_array_equal(segment_ids > 0, tokens > 0)
 
 
 @pytest.mark.parametrize(
