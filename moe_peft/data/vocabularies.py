@@ -80,14 +80,14 @@ class TokenizerVocabulary(seqio.Vocabulary):
         ends sequences is no token.
     """
     tokenizer = read_tokenizer(self.tokenizer_file)
-    for name, token_id in zip(
-        ('eos_id', *['stop_ids'] * len(self._stop_ids)), self._stop_ids
-    ):
+    for token_id in self._stop_ids:
       if tokenizer.id_to_token(token_id) is None:
+        is_first = token_id == self._stop_ids[0]
         raise errors.UserError(
             f'{self.tokenizer_file} has no token with the id {token_id}, '
             'which is to end sequences.',
-            f'vocabularies.TokenizerVocabulary.{name}',
+            'vocabularies.TokenizerVocabulary.'
+            + ('eos_id' if is_first else 'stop_ids'),
         )
     return tokenizer
 
@@ -159,7 +159,7 @@ class TokenizerVocabulary(seqio.Vocabulary):
     if self._num_ids is not None and last >= self._num_ids:
       raise errors.UserError(
           f'A text has the token {self.tokenizer.id_to_token(last)!r} with the '
-          f'id {last}, and the embedding of the model has {self._num_ids} rows.',
+          f'id {last}, and the embedding of the model {self._num_ids} rows.',
           'VOCABULARY', 'Take it out of the text.',
       )
     return [x + self.id_offset for x in ids]

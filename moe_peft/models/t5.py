@@ -232,7 +232,8 @@ class Transformer(nn.Module):
     Returns:
       `[batch, encoder_length, embed]`.
     """
-    mask = _self_mask(tokens_lib.real(encoder_input_tokens), encoder_segment_ids)
+    valid = tokens_lib.real(encoder_input_tokens)
+    mask = _self_mask(valid, encoder_segment_ids)
     return self.encoder(encoder_input_tokens, mask, not enable_dropout)
 
   def decode(

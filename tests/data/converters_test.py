@@ -51,7 +51,8 @@ def test_without_an_offset_rows_are_those_of_seqio(pack):
   ours = convert(ROWS, pack=pack)
   for row, expected in zip(ours, theirs.as_numpy_iterator(), strict=True):
     mask = row.pop('decoder_segment_ids')
-    assert (mask > 0).tolist() == (expected['decoder_target_tokens'] > 0).tolist()
+    real = expected['decoder_target_tokens'] > 0
+    assert (mask > 0).tolist() == real.tolist()
     if pack:
       assert mask.tolist() == expected.pop('decoder_segment_ids').tolist()
     assert {k: x.tolist() for k, x in row.items()} == {
