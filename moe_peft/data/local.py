@@ -74,15 +74,15 @@ def register_task(
       evaluated by rank classification.
     choices_key: instead of `choices`: key of each row's own list of choices.
     length_normalized: compare the choices by log-likelihood per token.
-    vocabulary: of inputs and targets; by default that of the base, which gin
-      files of models name VOCABULARY, and without one ours of bytes.
+    vocabulary: of inputs and targets; ours of bytes if not given. Gin files of
+      models give that of the base.
     metrics: metrics of tasks without choices, see `generation_metrics`.
 
   Raises:
     errors.UserError: bad arguments; a file that is missing, empty or broken
       (the message has the line).
   """
-  vocabulary = vocabulary or vocabularies.of_base()
+  vocabulary = vocabulary or vocabularies.byte_vocabulary()
   if not registration.is_new([name], dict(locals())):
     return name
   keys = local_files.Keys(

@@ -50,15 +50,15 @@ def register_task(
       'train[:90%]+test'; all of the data set by its own names if not given.
     inputs_key: text feature of the inputs.
     targets_key: text feature of the targets.
-    vocabulary: of inputs and targets; by default that of the base, which gin
-      files of models name VOCABULARY, and without one ours of bytes.
+    vocabulary: of inputs and targets; ours of bytes if not given. Gin files of
+      models give that of the base.
     metrics: as in `local.generation_metrics`.
 
   Raises:
     errors.UserError: bad arguments; a data set that was not prepared, or has no
       such split or text feature.
   """
-  vocabulary = vocabulary or vocabularies.of_base()
+  vocabulary = vocabulary or vocabularies.byte_vocabulary()
   if not registration.is_new([name], dict(locals())):
     return name
   metric_fns = local.generation_metrics(metrics)

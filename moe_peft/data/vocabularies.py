@@ -1,6 +1,6 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Vocabularies that SeqIO does not have, and that of the base."""
+"""Vocabularies that SeqIO does not have."""
 
 from collections.abc import Iterable, Sequence
 import functools
@@ -8,7 +8,6 @@ import json
 import os
 from typing import Any
 
-import gin
 import numpy as np
 import seqio
 import tensorflow as tf
@@ -239,16 +238,3 @@ def _unknown_id(tokenizer: Any) -> int | None:
     token = model.unk_token
     return None if token is None else tokenizer.token_to_id(token)
   return json.loads(tokenizer.to_str())['model'].get('unk_id')  # Unigram.
-
-
-def of_base() -> seqio.Vocabulary:
-  """The vocabulary of the base that gin configures, else ours of bytes.
-
-  Gin files of models bind the macro VOCABULARY, T5X's too.
-  """
-  try:
-    value = gin.query_parameter('%VOCABULARY')
-  except ValueError:  # No gin file binds it.
-    return byte_vocabulary()
-  is_reference = isinstance(value, gin.config.ConfigurableReference)
-  return value.scoped_configurable_fn() if is_reference else value
