@@ -18,7 +18,6 @@ import seqio
 from moe_peft import gin_files
 from moe_peft.cli import hf
 from moe_peft.data import catalog
-from moe_peft.data import local
 from moe_peft.data import vocabularies
 from moe_peft.data.sets import words  # noqa: F401  (registers tasks)
 from moe_peft.hf import export
@@ -175,10 +174,14 @@ def test_a_llama_begins_and_ends_with_its_own_tokens(tmp_path):
 def test_a_task_without_a_vocabulary_takes_that_of_the_base(tmp_path):
   base = tmp_path / 'base'
   import_base.import_base(llama(tmp_path / 'hf'), base)
-  rows = tmp_path / 'rows.jsonl'
-  rows.write_text(LETTERS)
-  gin_files.load_gin([str(base / 'model.gin'), 'gin/methods/lora.gin'])
-  name = local.register_task('letters', train=str(rows))
+  (tmp_path / 'rows.jsonl').write_text(LETTERS)
+  (tmp_path / 'task.gin').write_text(TASK)
+  gin_files.load_gin(
+      [str(base / 'model.gin'), 'gin/methods/lora.gin',
+       str(tmp_path / 'task.gin')],
+      ['local.register_task.name=letters', f'DATA={tmp_path / "rows.jsonl"}'],
+  )
+  name = gin.query_parameter('%MIXTURE_OR_TASK_NAME').scoped_configurable_fn()
   vocabulary = seqio.get_mixture_or_task(name).output_features[
       'inputs'
   ].vocabulary

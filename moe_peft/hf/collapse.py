@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from moe_peft import errors
 from moe_peft.core import observe
+from moe_peft.data import converters
 from moe_peft.data import text_files
 from moe_peft.hf import folds
 from moe_peft.hf import merge
@@ -217,7 +218,7 @@ def make_batches(
       ),
       output_signature={key: tf.TensorSpec([None], tf.int32) for key in ids},
   )
-  dataset = trained.model.feature_converter()(dataset, lengths)
+  dataset = converters.of_model(trained.model)(dataset, lengths)
   batches = []
   for batch in dataset.batch(_BATCH_SIZE).as_numpy_iterator():
     fill = _BATCH_SIZE - len(batch['decoder_target_tokens'])

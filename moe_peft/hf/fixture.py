@@ -76,7 +76,7 @@ def logits(
         'decoder_target_tokens': np.ones_like(arrays['decoder_input_ids']),
     }
   else:
-    batch = {'decoder_input_tokens': ids, 'decoder_target_tokens': mask}
+    batch = {'decoder_input_tokens': ids, 'decoder_segment_ids': mask}
   with jax.default_matmul_precision('highest'):
     return np.asarray(jax.jit(model.apply)(nested, batch)[0])
 

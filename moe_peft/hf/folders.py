@@ -26,7 +26,6 @@ TOKENIZER_FILES = (
     'special_tokens_map.json',
     'added_tokens.json',
     'chat_template.jinja',
-    GENERATION_CONFIG,
 )
 # Indexes of the largest models have a tenth of it.
 _MAX_JSON_BYTES = 2**26

@@ -73,7 +73,8 @@ def import_base(
     if isinstance(tensors, gguf_file.GgufFile):
       tensors.write_tokenizer(folder)
     else:
-      folders.copy_files(source, folder, folders.TOKENIZER_FILES)
+      names = (*folders.TOKENIZER_FILES, folders.GENERATION_CONFIG)
+      folders.copy_files(source, folder, names)
     found = [x for x in network.TOKENIZER_FILES if (folder / x).is_file()]
     # The gin file names the tokenizer's file by the path that it will have.
     path = str(out.expanduser().absolute() / found[0]) if found else ''

@@ -54,7 +54,7 @@ def write_generation_config(
     folder: Path, trained: trained_lib.Trained, config: Mapping[str, Any]
 ) -> None:
   """Copies the base's file, or writes the ids of its `config.json`."""
-  name, base = 'generation_config.json', trained.base_folder
+  name, base = folders.GENERATION_CONFIG, trained.base_folder
   if base is None or not folders.copy_files(base, folder, (name,)):
     found = {k: v for k, v in config.items() if k in _IDS and v is not None}
     folders.write_json(folder / name, found)

@@ -23,6 +23,7 @@ from moe_peft.hf import import_base
 from moe_peft.hf import lazy_arrays
 from moe_peft.hf import networks
 from moe_peft.hf import sites as sites_lib
+from moe_peft.models import dataset_ids
 from moe_peft.models import language_model
 
 
@@ -117,10 +118,12 @@ class Trained:
     """The contents of the exported `config.json`."""
     ids = {}
     if self.network.task_type == 'CAUSAL_LM' and not self.hf_config:
+      offset = dataset_ids.offset(self.vocabulary)
+      ends = [x - offset for x in dataset_ids.stop_ids(self.vocabulary)]
       ids = {
           'bos_token_id': self.model.bos_id,
-          'eos_token_id': self.vocabulary.eos_id,
-          'pad_token_id': self.vocabulary.pad_id,
+          'eos_token_id': ends if len(ends) > 1 else ends[0],
+          'pad_token_id': None if offset else self.vocabulary.pad_id,
       }
     return self.network.to_hf(self.config, self.hf_config) | ids
 
