@@ -12,7 +12,7 @@ from moe_peft.hf import import_base
 from moe_peft.hf import token_ids
 from tests import refusals
 from tests import small_tokenizers
-from tests.hf import import_llama_test as models
+from tests.hf import import_decoder_test as models
 
 KINDS = {
     'byte_level': small_tokenizers.byte_level,

@@ -1,6 +1,6 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A LLaMA whose id 0 is an ordinary token: it is read, predicted, trained."""
+"""A decoder whose id 0 is an ordinary token: it is read, predicted, trained."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ import pytest
 
 from moe_peft.models import dataset_ids
 from moe_peft.models import decoder_only
-from tests.models import llama_test
+from tests.models import decoder_test
 
 OFFSET = 1
 ENDLESS = (1000,)
@@ -25,12 +25,12 @@ def model(bos_id=None, stop_ids=(6,)):
       id_offset=OFFSET, eos_id=stop_ids[0], stop_ids=stop_ids
   )
   return decoder_only.DecoderOnlyModel(
-      llama_test.adapted(), vocabulary, vocabulary, bos_id=bos_id
+      decoder_test.adapted(), vocabulary, vocabulary, bos_id=bos_id
   )
 
 
 def params():
-  return llama_test.variables()['params']
+  return decoder_test.variables()['params']
 
 
 @functools.cache
@@ -62,7 +62,7 @@ def test_prompts_and_answers_may_hold_the_id_0(bos_id):
     ids = [*start, *prompt, *(answer - OFFSET)]
     row[: len(ids)] = ids
     places.append(len(ids) - 5 + np.arange(4))
-  logits = llama_test.adapted().apply(
+  logits = decoder_test.adapted().apply(
       {'params': params()}, rows, np.ones_like(rows), enable_dropout=False
   )
   expected = np.take_along_axis(

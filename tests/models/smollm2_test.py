@@ -165,14 +165,16 @@ def test_zero_shot_accuracy(smollm2, task, low, high):
     ]
     length = -(-max(len(p) + len(c) for p, c in rows) // 32) * 32
     targets = np.zeros((len(rows), length), np.int32)
-    weights = np.zeros_like(targets)
+    weights, real = np.zeros_like(targets), np.zeros_like(targets)
     for i, (p, c) in enumerate(rows):
+      real[i, : len(p) + len(c)] = 1
       targets[i, : len(p) + len(c)] = [*p, *c]
       weights[i, len(p) : len(p) + len(c)] = 1
     scores = score(params, {
         'decoder_target_tokens': targets,
         'decoder_input_tokens': np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
         'decoder_loss_weights': weights,
+        'decoder_segment_ids': real,
     })
     right += row.choices[int(scores.argmax())] == row.targets
     total += 1
