@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from moe_peft.core import inject
+from tests.hf import published_sizes_test
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -33,7 +34,6 @@ MODELS = {
 # vocab, emb, heads, heads of keys and values, layers, head_dim, mlp.
 LLAMAS = {
     'tiny_llama': (384, 128, 4, 2, 4, 32, 384, None),
-    'smollm2_135m': (49152, 576, 9, 3, 30, 64, 1536, 134_515_008),
 }
 
 
@@ -99,7 +99,8 @@ def test_the_table_names_every_file():
   files = {path.stem for path in (ROOT / 'gin/models').glob('*.gin')}
   files = {name for name in files if not name.startswith('t5x_')}
   architectures = {'t5_architecture', 'decoder_architecture'}
-  assert files == set(MODELS) | set(LLAMAS) | architectures
+  published = published_sizes_test.MODELS.keys() - {'phi4_mini'}
+  assert files == set(MODELS) | set(LLAMAS) | published | architectures
 
 
 @pytest.mark.parametrize('name', MODELS)
