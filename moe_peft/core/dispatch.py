@@ -40,6 +40,10 @@ EXECUTIONS = ('all_experts', 'einsum', 'ragged')
 # does, so 2 * (4 + 1300) for 40.
 COST_OF_MOVING = 1000
 
+# The axis of the features in constraints: they lie as the layer has them, over
+# the mesh axis `model` or not. Anything else would gather them.
+_FREE = jax.sharding.PartitionSpec.UNCONSTRAINED
+
 
 @struct.dataclass
 class AllExperts:
@@ -269,7 +273,7 @@ def dispatch_arrays(
 
 def constrain_groups(x: jax.Array) -> jax.Array:
   """Buffers at home: [g, e, c, features], groups over all of the batch axes."""
-  names = ('batch', None, None, None)
+  names = ('batch', None, None, _FREE)
   return partitioning.with_sharding_constraint(x, names)
 
 
@@ -278,14 +282,13 @@ def constrain_experts(x: jax.Array) -> jax.Array:
 
   Between the two constraints lies one all-to-all over the axis `expert`.
   """
-  names = ('expert', 'expert_replicas', None, None)
+  names = ('expert', 'expert_replicas', None, _FREE)
   return partitioning.with_sharding_constraint(x, names)
 
 
 def replicate(kernel: jax.Array) -> jax.Array:
   """Gathers a kernel that is sharded by expert: it is small, tokens are not."""
-  free = jax.sharding.PartitionSpec.UNCONSTRAINED
-  names = (None,) + (free,) * (kernel.ndim - 1)
+  names = (None,) + (_FREE,) * (kernel.ndim - 1)
   return partitioning.with_sharding_constraint(kernel, names)
 
 
