@@ -123,9 +123,12 @@ class BlockRule(OutputRule):
 class AdaptedModule(nn.Module):
   """A Linen model with adapters on the layers that `rules` name.
 
-  It has the parameters, methods and call signatures of `module`. One keyword
-  argument is its own, on every method: `step` (`<int32>[]`, for routers whose
-  number of experts grows while training).
+  It has the parameters, methods and call signatures of `module`. Two keyword
+  arguments are its own, on every method: `step` (`<int32>[]`, for routers whose
+  number of experts grows while training), and `adapters`. With `adapters=False`
+  (static) the same parameters give the pass of the bare model, to the last bit:
+  no adapter runs, is made or sows anything. So one set of parameters is both
+  the model that trains and the one it is compared with.
 
   Attributes:
     module: The model.
@@ -145,7 +148,9 @@ class AdaptedModule(nn.Module):
       nn.share_scope(self, self.module)
 
   @nn.compact
-  def __call__(self, *args, step=None, **kwargs):
+  def __call__(self, *args, step=None, adapters=True, **kwargs):
+    if not adapters:
+      return self.module(*args, **kwargs)
     injection = _Injection(self, step)
     run = lambda: injection.run(self.module, *args, **kwargs)
     result = run()
@@ -154,11 +159,15 @@ class AdaptedModule(nn.Module):
     return result
 
   @nn.compact
-  def encode(self, *args, step=None, **kwargs):
+  def encode(self, *args, step=None, adapters=True, **kwargs):
+    if not adapters:
+      return self.module.encode(*args, **kwargs)
     return _Injection(self, step).run(self.module.encode, *args, **kwargs)
 
   @nn.compact
-  def decode(self, *args, step=None, **kwargs):
+  def decode(self, *args, step=None, adapters=True, **kwargs):
+    if not adapters:
+      return self.module.decode(*args, **kwargs)
     return _Injection(self, step).run(self.module.decode, *args, **kwargs)
 
   @property

@@ -173,6 +173,57 @@ def test_encode_and_decode_are_the_call():
   )
 
 
+@pytest.mark.parametrize('scan', [False, True])
+def test_a_pass_without_adapters_is_the_base_to_the_last_bit(scan):
+  base = tiny_network.Network(tiny_network.Config(scan=scan))
+  model = adapted(inject.OutputRule('.*/(key|wo)', MOLORA), base=base)
+  params = jax.tree.map(lambda x: x + 0.3, init(model)['params'])
+  encoder, decoder, target = tokens = tiny_network.tokens()
+
+  def run(model, *args, **options):
+    apply = functools.partial(model.apply, mutable=['intermediates'], **options)
+    return jax.jit(apply)({'params': params}, *args)
+
+  # Adapters are there, and change what comes out.
+  assert np.abs(run(model, *tokens)[0] - run(base, *tokens)[0]).max() > 1e-2
+  off = functools.partial(run, model, adapters=False)
+  for method, args in (
+      ('__call__', tokens),
+      ('encode', (encoder,)),
+      ('decode', (jnp.ones((3, 6, 8)), encoder, decoder, target)),
+  ):
+    outputs, sown = off(*args, method=method)
+    np.testing.assert_array_equal(outputs, run(base, *args, method=method)[0])
+    assert not sown
+
+
+def test_a_pass_without_adapters_has_no_gradient_in_them():
+  model = adapted(inject.OutputRule('.*/(key|wo)', MOLORA))
+  params = jax.tree.map(lambda x: x + 0.3, init(model)['params'])
+
+  def loss(params, adapters):
+    outputs = model.apply(
+        {'params': params}, *tiny_network.tokens(), adapters=adapters
+    )
+    return jnp.sum(jnp.sin(outputs))
+
+  for adapters in (True, False):
+    grads = flat(jax.grad(loss)(params, adapters))
+    moved = {k for k, g in grads.items() if np.abs(g).max() > 0}
+    assert any('/adapter/' in k for k in moved) == adapters
+    assert any(k.endswith('wo/kernel') for k in moved)
+
+
+def test_a_model_may_be_made_without_adapters():
+  model = adapted(inject.OutputRule('.*/(key|wo)', MOLORA))
+  made = functools.partial(model.init, adapters=False)
+  params = jax.eval_shape(made, jax.random.key(0), *tiny_network.tokens())
+  base = jax.eval_shape(
+      tiny_network.Network().init, jax.random.key(0), *tiny_network.tokens()
+  )
+  assert flat(params['params']).keys() == flat(base['params']).keys()
+
+
 def test_sites():
   seen = probe('.*')
   key = seen['decoder/layers_1/self_attention/key'][0]
