@@ -19,7 +19,7 @@ from moe_peft.runs import ablation_file
 from moe_peft.runs import run_file
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
-from moe_peft.training import metrics
+from moe_peft.training import progress as progress_lib
 from moe_peft.training import run
 from moe_peft.training import scoring
 
@@ -144,7 +144,7 @@ def _measure(trained: _Opened) -> ablation_file.Ablation:
   """Scores the experts, and writes `ablation.json`."""
   batch = next(iter(trained.batches.values()))
   num_sites = len(ablation.routers(trained.model, trained.params, batch))
-  progress = metrics.Progress('sites', num_sites)
+  progress = progress_lib.Progress('sites', num_sites)
   with contextlib.closing(progress):
     loss, without = ablation.leave_one_out(
         trained.model, trained.params, trained.batches, trained.setup.mesh,

@@ -15,6 +15,8 @@ scaling the activated one, but the router then reads that product, after
 dropout, instead of the activated branch alone.
 """
 
+from typing import ClassVar
+
 from flax import linen as nn
 import jax
 
@@ -34,6 +36,8 @@ class MoV(adapter.MoeAdapter):
   """
 
   residual: bool = True
+  # Of Adam. Factors near 1 must move far, whatever the width.
+  peak_rate: ClassVar[float] = 3e-2
 
   @nn.compact
   def __call__(self, inputs, outputs, tokens=None):

@@ -1,6 +1,6 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Where metrics go: JSON lines, TensorBoard and the progress line."""
+"""Where the metrics of training go: JSON lines and TensorBoard."""
 
 from collections.abc import Callable, Iterator, Mapping
 import concurrent.futures
@@ -16,12 +16,11 @@ from clu import metrics as clu_metrics
 import flax
 import jax
 import numpy as np
-import rich.console
-import rich.progress
 
 from moe_peft import errors
 from moe_peft.routers import router_log
 from moe_peft.runs import metrics_files
+from moe_peft.training import progress as progress_lib
 
 # A nested dictionary of CLU metrics; `routing` has those of each router.
 Metrics = Mapping[str, Any]
@@ -53,60 +52,12 @@ class Skipped(clu_metrics.Metric):
     return self.total
 
 
-class Progress:
-  """One live line on a terminal; elsewhere a plain line now and then."""
-
-  def __init__(self, title: str, total: int, completed: int = 0):
-    self._console = rich.console.Console(stderr=True, highlight=False)
-    self._title, self._total, self._done = title, total, completed
-    self._first, self._start = completed, time.monotonic()
-    self._last_line = 0.0
-    self._bar: rich.progress.Progress | None = None
-    if self._console.is_terminal:
-      self._bar = rich.progress.Progress(
-          rich.progress.TextColumn('{task.description}'),
-          rich.progress.BarColumn(bar_width=20),
-          rich.progress.MofNCompleteColumn(),
-          rich.progress.TextColumn('{task.fields[text]}'),
-          rich.progress.TimeRemainingColumn(),
-          console=self._console,
-          transient=False,
-      )
-      self._task = self._bar.add_task(
-          title, total=total, completed=completed, text=''
-      )
-      self._bar.start()
-
-  def update(self, completed: int, text: str = '') -> None:
-    """Shows how far things are, and a few figures."""
-    self._done = completed
-    if self._bar is not None:
-      self._bar.update(self._task, completed=completed, text=text)
-      return
-    now = time.monotonic()
-    if completed >= self._total or now - self._last_line > 10:
-      self._last_line = now
-      done = completed - self._first
-      left = (self._total - completed) * (now - self._start) / max(done, 1)
-      self._console.print(
-          f'{self._title} {completed}/{self._total}  {text}  '
-          f'{_duration(left)} left'
-      )
-
-  def advance(self, text: str = '') -> None:
-    self.update(self._done + 1, text)
-
-  def note(self, text: str) -> None:
-    """Shows a line of its own."""
-    self._console.print(text)
-
-  def close(self) -> None:
-    if self._bar is not None:
-      self._bar.stop()
-
-
-def _duration(seconds: float) -> str:
-  return f'{int(seconds) // 60}:{int(seconds) % 60:02d}'
+# Besides the loss and the speed, where a run has them.
+_SHOWN = {
+    'rewards/margins': 'reward margin',
+    'rewards/accuracies': 'accuracy',
+    'router_entropy': 'router entropy',
+}
 
 
 class _RowWriter(metric_writers.MultiWriter):
@@ -126,18 +77,19 @@ class _RowWriter(metric_writers.MultiWriter):
 class _ProgressWriter(metric_writers.MultiWriter):
   """Shows a few scalars in the progress line; it ignores the rest."""
 
-  def __init__(self, progress: Progress):
+  def __init__(self, progress: progress_lib.Progress):
     super().__init__([])
     self._progress = progress
 
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-    entropy = scalars.get('router_entropy')
-    self._progress.update(
-        step,
-        f'loss {scalars["loss"]:.3f}  '
-        f'{scalars["tokens_per_second"]:,.0f} tokens/s'
-        + ('' if entropy is None else f'  router entropy {entropy:.3f}'),
-    )
+    shown = [f'loss {scalars["loss"]:.3f}']
+    shown += [
+        f'{title} {scalars[name]:.3f}'
+        for name, title in _SHOWN.items()
+        if name in scalars
+    ]
+    shown.append(f'{scalars["tokens_per_second"]:,.0f} tokens/s')
+    self._progress.update(step, '  '.join(shown))
 
   def close(self) -> None:
     self._progress.close()
@@ -156,7 +108,8 @@ class TrainLog:
     skipped_in_a_row: How many steps up to it were skipped, one after another.
   """
 
-  def __init__(self, run_dir: Path, first_step: int, progress: Progress,
+  def __init__(self, run_dir: Path, first_step: int,
+               progress: progress_lib.Progress,
                learning_rate: Callable[[int], Any],
                begun: Mapping[str, Any] | None = None):
     """Opens the files of a run.
@@ -249,7 +202,7 @@ class TrainLog:
     self._writer.write_scalars(step, {
         **{name: float(x) for name, x in means.items()},
         'learning_rate': float(np.asarray(self._learning_rate(step - 1))),
-        'tokens_per_second': float(metrics['loss'].count) / seconds,
+        'tokens_per_second': float(metrics['tokens'].total) / seconds,
         'steps_per_second': float(skipped.steps) / seconds,
     })
     self._router_log.log(step, routing)

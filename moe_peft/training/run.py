@@ -39,6 +39,8 @@ from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import hosts
 from moe_peft.training import loop
 from moe_peft.training import metrics
+from moe_peft.training import progress as progress_lib
+from moe_peft.training import schedules
 from moe_peft.training import scoring
 from moe_peft.training import train_step
 
@@ -206,6 +208,12 @@ class _Session:
         f'({100 * trained / total:.2f} %) on {len(devices)} '
         f'{devices[0].device_kind} device(s); writing to {self._dir}'
     )
+    experiment = self._experiment
+    rate, at = schedules.peak(experiment.learning_rate, experiment.train_steps)
+    console.print(
+        f'{experiment.train_steps} steps; the learning rate peaks at '
+        f'{rate:.2g}, at step {at}.'
+    )
     step = self._checkpointer.latest_step()
     if step:
       console.print(f'Continuing from step {step}.')
@@ -282,7 +290,7 @@ class _Session:
     sample = self._evaluator.sample(_ROUTED_ROWS)
     if not sample or not usage.has_routers(model, params, sample[0][1], mesh):
       return
-    progress = metrics.Progress('observe routers', len(sample))
+    progress = progress_lib.Progress('observe routers', len(sample))
     with contextlib.closing(progress):
       measured = usage.measure(model, params, sample, mesh, progress.advance)
     usage_file.Usage.of(*measured).write(self._dir)

@@ -15,7 +15,7 @@ from moe_peft.evaluation import evaluator as evaluator_lib
 from moe_peft.models import language_model
 from moe_peft.runs import results_file
 from moe_peft.training import experiment as experiment_lib
-from moe_peft.training import metrics
+from moe_peft.training import progress as progress_lib
 
 # The table of token embeddings, in our networks and in those of T5X.
 _EMBEDDING = 'token_embedder/embedding'
@@ -61,7 +61,9 @@ def evaluate(
     step: int = 0,
 ) -> evaluator_lib.Results:
   """As `Evaluator.evaluate`, with a progress line."""
-  progress = metrics.Progress(f'evaluate {title}', evaluator.num_batches())
+  progress = progress_lib.Progress(
+      f'evaluate {title}', evaluator.num_batches()
+  )
   with contextlib.closing(progress):
     return evaluator.evaluate(model, params, step, progress.advance)
 

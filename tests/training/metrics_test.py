@@ -11,6 +11,7 @@ import pytest
 
 from moe_peft.runs import metrics_files
 from moe_peft.training import metrics
+from moe_peft.training import progress as progress_lib
 from tests import refusals
 
 SITE = 'encoder/layers_0/mlp/wo'
@@ -24,6 +25,8 @@ def of_step(loss, tokens, selected=2.0, skipped=False):
       'loss': average(loss * tokens),
       'accuracy': average(0.5 * tokens),
       'grad_norm': clu_metrics.Average(jnp.float32(loss), jnp.float32(1)),
+      # Inputs too: three times the targets.
+      'tokens': clu_metrics.Average(3 * tokens, jnp.float32(1)),
       'skipped': metrics.Skipped(
           jnp.int32(1), jnp.int32(skipped), jnp.int32(skipped)
       ),
@@ -39,7 +42,7 @@ def of_step(loss, tokens, selected=2.0, skipped=False):
 
 def write(folder, *rows, first_step=0):
   """Logs pairs (step, metrics); returns the rows of both files."""
-  progress = metrics.Progress('train', 10)
+  progress = progress_lib.Progress('train', 10)
   log = metrics.TrainLog(folder, first_step, progress, lambda step: 0.5 * step)
   with contextlib.closing(log):
     for step, values in rows:
@@ -57,9 +60,10 @@ def test_a_row_has_means_over_tokens_and_over_steps(tmp_path):
   assert row['step'] == 2
   assert row['loss'] == pytest.approx((30 * 1 + 10 * 4) / 40)
   assert row['grad_norm'] == pytest.approx((1 + 4) / 2)
+  assert row['tokens'] == pytest.approx(3 * (30 + 10) / 2)
   assert row['learning_rate'] == 0.5  # Of the step before, from 0.
   assert row['tokens_per_second'] == pytest.approx(
-      20 * row['steps_per_second']
+      60 * row['steps_per_second']
   )
   assert routers['sites'][SITE] == {
       'load': [0.25, 0.75], 'selected': 1.75, 'left_behind': 0.0
@@ -80,7 +84,7 @@ def test_a_resumed_run_writes_its_steps_once(tmp_path):
 
 
 def test_a_period_that_a_checkpoint_cuts_has_one_row(tmp_path):
-  progress = metrics.Progress('train', 10)
+  progress = progress_lib.Progress('train', 10)
 
   def opened(folder, first_step=0, begun=None):
     return contextlib.closing(metrics.TrainLog(
@@ -112,7 +116,7 @@ def test_a_period_that_a_checkpoint_cuts_has_one_row(tmp_path):
 
 
 def test_skipped_steps_in_a_row_are_counted_over_periods(tmp_path):
-  progress = metrics.Progress('train', 10)
+  progress = progress_lib.Progress('train', 10)
   log = metrics.TrainLog(tmp_path, 0, progress, lambda step: 0.1)
   seen = []
   with contextlib.closing(log):

@@ -2,9 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The learning rate over the steps of a run."""
 
+from flax import linen as nn
+import gin
 import numpy as np
 import pytest
 
+from moe_peft import gin_files
+from moe_peft.core import inject
+from moe_peft.methods import lora
 from moe_peft.training import schedules
 from tests import refusals
 
@@ -13,6 +18,52 @@ def test_it_rises_to_the_peak_and_falls_to_zero():
   schedule = schedules.warmup_cosine(2.0, warmup_steps=4, train_steps=12)
   rates = [float(schedule(step)) for step in (0, 2, 4, 8, 12)]
   np.testing.assert_allclose(rates, [0, 1, 2, 1, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('steps', 'warmup'),
+    [(1, 0), (3, 0), (20, 5), (50, 5), (300, 18), (1000, 60), (50_000, 100)],
+)
+def test_the_warm_up_is_a_share_of_the_steps(steps, warmup):
+  schedule = schedules.warmup_cosine(2.0, None, steps)
+  assert schedules.peak(schedule, min(steps, 1000)) == (2.0, warmup)
+
+
+@pytest.mark.parametrize(
+    ('model', 'width'), [('tiny_t5', 128), ('smollm2_135m', 576)]
+)
+def test_the_rate_follows_the_width_and_the_method(model, width):
+  """1 / (10 sqrt(0.8 alpha width)) by ALPHA; methods without it differ."""
+  closed = lambda alpha: (0.8 * alpha * width) ** -0.5 / 10
+  for method, macros, expected in (
+      ('molora', {}, closed(16)),
+      ('molora', {'ALPHA': 64.0, 'RANK': 64}, closed(64)),
+      ('lora', {'ALPHA': 4.0}, closed(4)),
+      ('mixlora', {}, closed(32)),
+      ('mola', {}, closed(16)),
+      ('bottleneck', {}, closed(1)),
+      ('mov', {}, 3e-2),
+      ('ia3', {}, 3e-2),
+      ('full', {}, closed(16) / 10),
+  ):
+    gin_files.load_gin(
+        [f'gin/models/{model}.gin', f'gin/methods/{method}.gin'],
+        [f'{k}={v!r}' for k, v in macros.items()],
+    )
+    module = gin.get_configurable(inject.AdaptedModule)()
+    rate = schedules.suggested_rate(module)
+    assert rate == pytest.approx(expected, rel=0.3), method
+    assert len(f'{rate:g}'.strip('0.').partition('e')[0]) == 1
+    share = schedules.suggested_rate(module, share=0.05)
+    assert share == pytest.approx(rate / 20)
+  gin.clear_config()
+
+
+def test_a_network_that_does_not_tell_its_width_is_taken_for_a_small_one():
+  module = inject.AdaptedModule(
+      nn.Dense(3), (inject.OutputRule('.*', lora.LoRA),)
+  )
+  assert schedules.suggested_rate(module) == 1e-3
 
 
 @pytest.mark.parametrize(
