@@ -112,8 +112,8 @@ def test_an_input_rule_scales_what_an_einsum_reads():
   )
 
 
-def test_gemma_takes_experts_without_a_change():
-  """A model that is not ours, `gemma` 3, tiny and random."""
+def tiny_gemma():
+  """A model that is not ours, `gemma` 3, tiny and random: 32 ids, 2 layers."""
   gm = pytest.importorskip(
       'gemma.gm', reason='pip install gemma==3.3.0 for this test'
   )
@@ -134,7 +134,11 @@ def test_gemma_takes_experts_without_a_change():
           gm.nn.config.QueryPreAttentionNormalisation.BY_ONE_OVER_SQRT_HEAD_DIM
       ),
   )
-  gemma = gm.nn.Transformer(config=config, dtype=jnp.float32)
+  return gm.nn.Transformer(config=config, dtype=jnp.float32)
+
+
+def test_gemma_takes_experts_without_a_change():
+  gemma = tiny_gemma()
   adapted = inject.AdaptedModule(
       gemma,
       (
