@@ -22,11 +22,11 @@ PACKAGES = ('moe_peft', 'optax', 'jax', 'flax', 't5x', 'seqio')
 _NAMES = re.compile(
     '|'.join((
         r'moe_peft\.(core|methods|models|t5x)\.\w+\.NAME',
-        r'moe_peft\.data\.(local|tfds_tasks|vocabularies|metrics)\.NAME',
+        r'moe_peft\.data\.(local|preferences|tfds_tasks|vocabularies|metrics)\.NAME',
         r'moe_peft\.data\.catalog\.known',
         r'moe_peft\.data\.sets\.(commonsense|math_problems|p3|words)\.NAME',
         r'moe_peft\.evaluation\.aggregate\.NAME',
-        r'moe_peft\.training\.(experiment|schedules)\.NAME',
+        r'moe_peft\.training\.(experiment|objectives|schedules)\.NAME',
         r'optax\.(contrib\.)?NAME',
         r'flax\.linen\.(initializers\.)?NAME',
         r'flax\.traverse_util\.ModelParamTraversal',

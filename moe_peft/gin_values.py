@@ -167,10 +167,11 @@ RULES: Mapping[str, Rule] = {
     # Optimization.
     'LEARNING_RATE': _SHARE,
     'ROUTER_LEARNING_RATE': _SHARE,
-    'WARMUP_STEPS': whole(0),
+    'WARMUP_STEPS': optional(whole(0)),
     'WEIGHT_DECAY': _SHARE,
     'LABEL_SMOOTHING': _RATE,
     'Z_LOSS': _SHARE,
+    'BETA': number(above=0),
     'LOSS_FACTORS': each(number(), dict),
     'ADAFACTOR_DECAY_RATE': number(above=0),
     'ADAFACTOR_STEP_OFFSET': whole(1 - _INT32),

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from moe_peft import errors
-from moe_peft.core import losses
-from moe_peft.core import observe
+from moe_peft.core import tokens as tokens_lib
 from moe_peft.models import dataset_ids
 from moe_peft.models import decoding
+from moe_peft.models import sown
 
 Array = jax.Array
 Batch = Mapping[str, Array]
@@ -207,6 +207,15 @@ class LanguageModel(abc.ABC):
         collections,
     )
 
+  def num_tokens(self, batch: Batch) -> Array:
+    """Number of real tokens in the rows, inputs and targets, `<int32>[]`."""
+    stacks = ('encoder', 'decoder')
+    return sum(
+        jnp.sum(tokens_lib.in_batch(batch, stack))
+        for stack in stacks
+        if f'{stack}_input_tokens' in batch
+    )
+
   def without_adapters(self) -> 'LanguageModel':
     """The same model around the bare network."""
     return dataclasses.replace(self, module=self.module.module, loss_factors={})
@@ -234,15 +243,13 @@ class LanguageModel(abc.ABC):
 
     Returns:
       The loss, a scalar, and CLU metrics, which are merged over batches:
-      `loss` and `accuracy`, means over target tokens; what adapters sow, means
-      over batches; in `routing`, for each site, means over its tokens of what
-      `observe.batch_sums` adds up.
+      `loss` and `accuracy`, means over target tokens; those of `sown.read`.
     """
     logits, targets, weights, collections = self.predict(
         params,
         batch,
         dropout_rng=dropout_rng,
-        mutable=('intermediates', observe.COLLECTION),
+        mutable=sown.COLLECTIONS,
         step=step,
     )
     log_z = jax.nn.logsumexp(logits, axis=-1)
@@ -256,42 +263,41 @@ class LanguageModel(abc.ABC):
     # the step.
     correct = target_logits >= logits.max(axis=-1)
     sum_weights = weights.sum()
-    adapter_metrics = losses.collect(collections.get('intermediates', {}))
-    adapter_loss = losses.total(adapter_metrics, self.loss_factors)
     average = lambda total: clu_metrics.Average(total, sum_weights)
+    adapter_loss, adapter_metrics = sown.read(
+        collections, batch, self.loss_factors
+    )
     metrics = {
         'loss': average(jnp.sum((log_z - target_logits) * weights)),
         'accuracy': average(jnp.sum(correct * weights)),
-        **{
-            name: clu_metrics.Average(value, jnp.ones(()))
-            for name, value in adapter_metrics.items()
-        },
-        'routing': _routing_metrics(
-            observe.batch_sums(collections.get(observe.COLLECTION, {}), batch)
-        ),
+        **adapter_metrics,
     }
     if normalizer is None:
       normalizer = jnp.maximum(sum_weights, 1.0)
     loss = jnp.sum(token_losses * weights) / normalizer
     return loss + share * adapter_loss, metrics
 
-  def score(self, params: Params, batch: Batch) -> Array:
-    """Log-likelihood of the targets, `<float32>[batch]`, in nats."""
-    logits, targets, weights, _ = self.predict(params, batch)
+  def log_likelihood(
+      self, params: Params, batch: Batch, **options: Any
+  ) -> tuple[Array, Mapping[str, Any]]:
+    """Log-likelihood of the targets.
+
+    Args:
+      params: Nested parameters.
+      batch: Model features.
+      **options: Of `apply`.
+
+    Returns:
+      `<float32>[batch]`, sums over the targets in nats, and the mutable
+      collections.
+    """
+    logits, targets, weights, collections = self.predict(
+        params, batch, **options
+    )
     chosen = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
     log_z = jax.nn.logsumexp(logits, axis=-1)
-    return jnp.sum((chosen - log_z) * weights, axis=-1)
+    return jnp.sum((chosen - log_z) * weights, axis=-1), collections
 
-
-def _routing_metrics(
-    sums: Mapping[str, Mapping[str, Array]]
-) -> dict[str, dict[str, clu_metrics.Average]]:
-  """Means over tokens of what `observe.batch_sums` adds up, by site."""
-  return {
-      site: {
-          name: clu_metrics.Average(total, of_site['tokens'])
-          for name, total in of_site.items()
-          if name != 'tokens'
-      }
-      for site, of_site in sums.items()
-  }
+  def score(self, params: Params, batch: Batch) -> Array:
+    """Log-likelihood of the targets, `<float32>[batch]`, in nats."""
+    return self.log_likelihood(params, batch)[0]

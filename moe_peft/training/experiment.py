@@ -19,6 +19,7 @@ from moe_peft.core import trainable
 from moe_peft.models import language_model
 from moe_peft.training import bases
 from moe_peft.training import hosts
+from moe_peft.training import objectives
 
 Params = Mapping[str, Any]
 
@@ -36,6 +37,7 @@ class Experiment:
     batch_size: Rows of a step.
     optimizer: Optimizer of the flat trainable parameters.
     learning_rate: The optimizer's schedule, for the logs.
+    objective: What is minimized.
     initial_checkpoint_path: The pretrained base, or None to start from
       random parameters.
     trainable_regex: Which parameters train.
@@ -74,6 +76,7 @@ class Experiment:
   batch_size: int
   optimizer: optax.GradientTransformation
   learning_rate: Callable[[int], Any]
+  objective: objectives.TargetTokens = objectives.TargetTokens()
   initial_checkpoint_path: str | None = None
   trainable_regex: str = trainable.ADAPTER_REGEX
   num_microbatches: int = 1
@@ -225,6 +228,7 @@ def prepare(experiment: Experiment) -> Setup:
   path = experiment.initial_checkpoint_path
   # It may hold adapters too: experts that were trained elsewhere.
   base = {} if path is None else bases.load_base(path, structs)
+  experiment.objective.check(setup.trainable, base)
   missing = [name for name in structs if name not in base]
 
   def init_missing(rng):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import signal
 import sys
+import time
 from typing import Any
 
 from clu.data import dataset_iterator
@@ -16,10 +17,10 @@ from moe_peft import errors
 from moe_peft.core import partitioning
 from moe_peft.core import trainable
 from moe_peft.data import catalog
-from moe_peft.data import converters
 from moe_peft.training import checkpoints
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import metrics as metrics_lib
+from moe_peft.training import progress as progress_lib
 from moe_peft.training import train_step
 
 EvalFn = Callable[[int, Mapping[str, Any]], None]
@@ -31,8 +32,10 @@ def train_data(
   """Endless shuffled batches whose position can be saved."""
   dataset = seqio.get_dataset(
       experiment.mixture_or_task_name,
-      experiment.task_feature_lengths,
-      converters.of_model(experiment.model, experiment.packing),
+      experiment.objective.task_lengths(experiment.task_feature_lengths),
+      experiment.objective.feature_converter(
+          experiment.model, experiment.packing
+      ),
       dataset_split='train',
       shuffle=True,
       num_epochs=None,
@@ -111,7 +114,9 @@ def train(
     begun = saved.get('log')
   else:
     state = train_step.init_state(setup)
-  progress = metrics_lib.Progress('train', experiment.train_steps, first_step)
+  progress = progress_lib.Progress(
+      'train', experiment.train_steps, first_step
+  )
   log = metrics_lib.TrainLog(
       experiment.run_dir, first_step, progress, experiment.learning_rate,
       begun,
@@ -119,14 +124,14 @@ def train(
   with _stop_signals() as stopped, setup.context(), contextlib.closing(log):
     state = _run_steps(
         setup, state, first_step, data, notes, checkpointer, evaluate, log,
-        stopped,
+        progress, stopped,
     )
   checkpointer.wait()
   return None if stopped() else state
 
 
 def _run_steps(setup, state, first_step, data, notes, checkpointer, evaluate,
-               log, stopped):
+               log, progress, stopped):
   """Runs the steps that are left."""
   experiment = setup.experiment
   step_fn = train_step.make_train_step(setup)
@@ -137,7 +142,7 @@ def _run_steps(setup, state, first_step, data, notes, checkpointer, evaluate,
   for step in range(first_step + 1, experiment.train_steps + 1):
     batch = jax.device_put(next(data), sharding)
     if step == first_step + 1:
-      step_fn = step_fn.lower(state, setup.frozen, batch).compile()
+      step_fn = _compile(step_fn, state, setup.frozen, batch, progress)
       log.start_clock()
     state, metrics = step_fn(state, setup.frozen, batch)
     log.add(metrics)
@@ -157,6 +162,15 @@ def _run_steps(setup, state, first_step, data, notes, checkpointer, evaluate,
       evaluate(step, {**setup.frozen, **state.params})
       log.start_clock()
   return state
+
+
+def _compile(step_fn, state, frozen, batch, progress):
+  """Compiles the step, which takes its own time and no step's."""
+  start = time.monotonic()
+  compiled = step_fn.lower(state, frozen, batch).compile()
+  progress.note(f'The step is compiled: {time.monotonic() - start:.0f} s.')
+  progress.start_clock()
+  return compiled
 
 
 def _check_data(step, then, now) -> None:

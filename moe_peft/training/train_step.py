@@ -14,8 +14,6 @@ import optax
 from moe_peft import errors
 from moe_peft.core import partitioning
 from moe_peft.core import trainable
-from moe_peft.data import converters
-from moe_peft.models import language_model
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import metrics as metrics_lib
 
@@ -94,14 +92,14 @@ def abstract_state(setup: experiment_lib.Setup) -> TrainState:
 def abstract_batch(setup: experiment_lib.Setup) -> dict[str, Any]:
   """Shapes of a batch, as SeqIO's converter makes it of the experiment."""
   experiment = setup.experiment
-  converter = converters.of_model(experiment.model, experiment.packing)
+  objective = experiment.objective
+  converter = objective.feature_converter(experiment.model, experiment.packing)
   sharding = partitioning.batch_sharding(setup.mesh)
+  rows = (experiment.batch_size, *objective.row_shape)
   return {
-      name: jax.ShapeDtypeStruct(
-          (experiment.batch_size, length), jnp.int32, sharding=sharding
-      )
+      name: jax.ShapeDtypeStruct((*rows, length), jnp.int32, sharding=sharding)
       for name, length in converter.get_model_feature_lengths(
-          experiment.task_feature_lengths
+          objective.task_lengths(experiment.task_feature_lengths)
       ).items()
   }
 
@@ -156,15 +154,16 @@ def _step_fn(experiment: experiment_lib.Experiment) -> TrainStep:
 
   def step_fn(state, frozen, batch):
     rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
-    grads, metrics = _accumulate(
-        model, state, frozen, batch, rng, experiment.num_microbatches
-    )
+    grads, metrics = _accumulate(experiment, state, frozen, batch, rng)
     updates, opt_state = optimizer.update(
         grads, state.opt_state, state.params
     )
     params = optax.apply_updates(state.params, updates)
     norm = optax.global_norm(grads)
     metrics['grad_norm'] = clu_metrics.Average(norm, jnp.ones(()))
+    metrics['tokens'] = clu_metrics.Average(
+        model.num_tokens(batch).astype(jnp.float32), jnp.ones(())
+    )
     # A norm overflows long before a parameter does: no step leaves parameters
     # that the next one can only turn into NaN.
     finite = jnp.isfinite(metrics['loss'].total + norm) & jnp.isfinite(
@@ -187,27 +186,26 @@ def _step_fn(experiment: experiment_lib.Experiment) -> TrainStep:
 
 
 def _accumulate(
-    model: language_model.LanguageModel,
+    experiment: experiment_lib.Experiment,
     state: TrainState,
     frozen: Params,
     batch: Batch,
     rng: Array,
-    num_microbatches: int,
 ) -> tuple[Params, dict[str, Any]]:
   """Gradients and metrics of a batch, in `num_microbatches` parts.
 
-  The loss of every part is divided by the target tokens of the whole batch,
-  so that the number of parts does not change the gradient (up to dropout and
-  losses of the adapters, which are means over parts).
+  The loss of every part is divided by the normalizer of the whole batch, its
+  target tokens, so that the number of parts does not change the gradient (up to
+  dropout and losses of the adapters, which are means over parts).
   """
-  normalizer = jnp.maximum(
-      jnp.sum(batch['decoder_loss_weights'], dtype=jnp.float32), 1.0
-  )
+  objective = experiment.objective
+  num_microbatches = experiment.num_microbatches
+  normalizer = objective.normalizer(batch)
 
   def loss(params, microbatch, rng, share):
     merged = trainable.unflatten({**frozen, **params})
-    return model.loss(
-        merged, microbatch, rng, normalizer, share, step=state.step
+    return objective.loss(
+        experiment.model, merged, microbatch, rng, normalizer, share, state.step
     )
 
   grad_fn = jax.grad(loss, has_aux=True)
