@@ -208,12 +208,9 @@ class _Session:
         f'({100 * trained / total:.2f} %) on {len(devices)} '
         f'{devices[0].device_kind} device(s); writing to {self._dir}'
     )
-    experiment = self._experiment
-    rate, at = schedules.peak(experiment.learning_rate, experiment.train_steps)
-    console.print(
-        f'{experiment.train_steps} steps; the learning rate peaks at '
-        f'{rate:.2g}, at step {at}.'
-    )
+    console.print(schedules.describe(
+        self._experiment.learning_rate, self._experiment.train_steps
+    ))
     step = self._checkpointer.latest_step()
     if step:
       console.print(f'Continuing from step {step}.')

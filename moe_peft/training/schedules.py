@@ -50,15 +50,13 @@ def warmup_cosine(
   )
 
 
-def peak(schedule: optax.Schedule, train_steps: int) -> tuple[float, int]:
-  """The highest rate of a run, and the first step that has it.
-
-  Args:
-    schedule: The schedule.
-    train_steps: Steps of the run.
-  """
+def describe(schedule: optax.Schedule, train_steps: int) -> str:
+  """A line on a schedule: the highest rate, and the first step that has it."""
   rates = jax.vmap(schedule)(jnp.arange(train_steps))
-  return float(rates.max()), int(rates.argmax())
+  return (
+      f'{train_steps} steps; the learning rate peaks at {rates.max():.2g}, at '
+      f'step {rates.argmax()}.'
+  )
 
 
 def suggested_rate(module: inject.AdaptedModule, share: float = 1.0) -> float:

@@ -110,12 +110,14 @@ def check(setup: experiment_lib.Setup) -> None:
   Raises:
     errors.UserError: What the gin files describe cannot be trained.
   """
-  model, optimizer = setup.experiment.model, setup.experiment.optimizer
+  experiment, optimizer = setup.experiment, setup.experiment.optimizer
 
   def step(params, frozen, batch):
     merged = trainable.unflatten({**frozen, **params})
     key = jax.random.key(0)
-    model.loss(merged, batch, key, jnp.ones(()), 1.0, step=jnp.int32(0))
+    experiment.objective.loss(
+        experiment.model, merged, batch, key, jnp.ones(()), 1.0, jnp.int32(0)
+    )
     return optimizer.update(params, optimizer.init(params), params)
 
   with setup.context(), errors.refused(

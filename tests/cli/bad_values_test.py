@@ -55,7 +55,7 @@ VALUES = {
     'REMAT_POLICY': ("'some'", 'None', 'True'),
     'LEARNING_RATE': _SHARE,
     'ROUTER_LEARNING_RATE': _SHARE,
-    'WARMUP_STEPS': _NOT_BELOW_0,
+    'WARMUP_STEPS': (*_NO_WHOLE, '-1'),
     'WEIGHT_DECAY': _SHARE,
     'LOSS_FACTORS': ("{'auxiliary_loss': 'x'}", '3', '{1: 2.0}', "'x'"),
     'EVAL_PERIOD': _NOT_BELOW_0,

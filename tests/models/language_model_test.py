@@ -13,6 +13,7 @@ import pytest
 
 from moe_peft.models import encoder_decoder
 from moe_peft.models import language_model
+from moe_peft.models import sown
 from moe_peft.models import stack
 from tests import refusals
 
@@ -48,6 +49,24 @@ def _case():
       'decoder_loss_weights': jnp.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]),
   }
   return params['params'], params['params']['logits'], batch
+
+
+def test_inputs_are_tokens_too(case):
+  _, _, batch = case
+  real = int((batch['decoder_target_tokens'] > 0).sum())
+  assert _model().num_tokens(batch) == BATCH * 3 + real
+
+
+def test_losses_of_adapters_are_weighed_and_logged_as_they_are():
+  site = {'wo': {'adapter': {'auxiliary_loss': (jnp.full((1, 1, 1), 3.0),)}}}
+  loss, metrics = sown.read(
+      {'intermediates': site}, {}, {'auxiliary_loss': 0.5}
+  )
+  assert loss == 1.5
+  assert metrics['auxiliary_loss'].compute() == 3
+  assert metrics['routing'] == {}
+  with refusals.refused('LOSS_FACTORS', 'router_z_loss'):
+    sown.read({'intermediates': site}, {}, {'router_z_loss': 1.0})
 
 
 @pytest.mark.parametrize('smoothing, z_loss', [(0.0, 0.0), (0.1, 0.5)])

@@ -169,17 +169,15 @@ def test_the_first_loss_is_log_2_and_a_step_helps(tmp_path, model, method):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('method', [
-    'ia3', 'mov', 'adamix', 'adamole', 'bottleneck', 'hydralora', 'mixlora',
-    'mode', 'moelora', 'mola', 'mosld', 'smear', 'smoe_dropout', 'smora',
-    'molora_topk',
+    'ia3', 'mov', 'adamix', 'mixlora', 'mode', 'mola', 'smear', 'smoe_dropout',
+    'smora',
 ])
 def test_every_method_begins_at_log_2_and_can_leave_it(tmp_path, method):
   """Noise and limits are off in both passes, and the reference is the base."""
-  bindings = {'EXPERTS_BY_DEPTH': (2,)} if method in ('mola', 'mosld') else {}
-  if 'lora' in method and method != 'mixlora':
-    bindings['SITES'] = '.*/(query|wo)'
-  load(tmp_path, 'tiny_llama', method, BATCH_SIZE=2,
-       **{'llama.LlamaConfig.num_layers': 1}, **bindings)
+  bindings = {'EXPERTS_BY_DEPTH': (2,)} if method == 'mola' else {}
+  # SMEAR routes sequences, by what an encoder makes of them.
+  load(tmp_path, 'tiny_t5' if method == 'smear' else 'tiny_llama', method,
+       **bindings)
   experiment = run.build()
   setup = experiment_lib.prepare(experiment)
   batch = next(loop.train_data(experiment))
@@ -188,7 +186,7 @@ def test_every_method_begins_at_log_2_and_can_leave_it(tmp_path, method):
   def measure(trained):
     params = trainable.unflatten({**setup.frozen, **trained})
     return experiment.objective.loss(
-        experiment.model, params, batch, jax.random.key(0), jnp.float32(2),
+        experiment.model, params, batch, jax.random.key(0), jnp.float32(8),
         1.0, jnp.int32(1),
     )[1]
 
