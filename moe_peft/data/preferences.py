@@ -21,13 +21,13 @@ ANSWERS = ('chosen', 'rejected')
 
 
 def task_lengths(lengths: Mapping[str, int]) -> dict[str, int]:
-  """Lengths of the features of a preference task.
+  """Lengths of the features of a preference task, and those they are made of.
 
   Args:
     lengths: TASK_FEATURE_LENGTHS, those of `inputs` and `targets`.
   """
   answers = dict.fromkeys(ANSWERS, lengths['targets'])
-  return {'prompt': lengths['inputs'], **answers}
+  return {**lengths, 'prompt': lengths['inputs'], **answers}
 
 
 class PairConverter(seqio.FeatureConverter):
@@ -46,7 +46,7 @@ class PairConverter(seqio.FeatureConverter):
 
   def __call__(self, ds, task_feature_lengths):
     rows = self._converter(
-        ds.flat_map(_rows), _row_lengths(task_feature_lengths)
+        ds.flat_map(_rows), _of_rows(task_feature_lengths)
     )
     return rows.batch(2, drop_remainder=True)
 
@@ -55,13 +55,13 @@ class PairConverter(seqio.FeatureConverter):
 
   def get_model_feature_lengths(self, task_feature_lengths):
     return self._converter.get_model_feature_lengths(
-        _row_lengths(task_feature_lengths)
+        _of_rows(task_feature_lengths)
     )
 
 
-def _row_lengths(lengths: Mapping[str, int]) -> dict[str, int]:
+def _of_rows(lengths: Mapping[str, int]) -> dict[str, int]:
   """Inverse of `task_lengths`."""
-  return {'inputs': lengths['prompt'], 'targets': lengths['chosen']}
+  return {name: lengths[name] for name in ('inputs', 'targets')}
 
 
 def _rows(example: Mapping[str, tf.Tensor]) -> tf.data.Dataset:
