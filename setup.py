@@ -70,6 +70,7 @@ setuptools.setup(
         'safetensors>=0.5',
         'scipy>=1.13',
         'tensorboard>=2.20,<3',  # CLU's writers import it.
+        'xxhash>=3',
     ],
     extras_require={
         'quickstart': _WORDS,

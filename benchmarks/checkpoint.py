@@ -17,6 +17,7 @@ from benchmarks import experiments
 from benchmarks import tables
 from benchmarks import timing
 from moe_peft.core import trainable
+from moe_peft.training import checksums
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
 from moe_peft.training import train_step
@@ -25,13 +26,15 @@ ADAPTERS, FULL = 'adapters (MoLoRA)', 'full fine-tuning'
 COLUMNS = (
     tables.Column('mib', 'MiB', ',.1f'),
     tables.Column('seconds', 's to save'),
+    tables.Column('checksum_share', '% of it checksums', '.1f', 100),
     tables.Column('restore_seconds', 's to restore'),
     tables.Column('bytes_over_full', 'bytes / full', '.3f'),
     tables.PARAMETERS,
 )
 NOTE = (
     'Parameters that train, their optimizer state, and the position in the '
-    'data; until all is on disk. Medians.'
+    'data; until all is on disk. Checksums are made in the thread that writes, '
+    'after it. Medians.'
 )
 
 
@@ -76,10 +79,15 @@ def measure(
     restored = timing.interleave(
         {name: case.restore for name, case in cases.items()}, rounds, progress
     )
+    checked = timing.interleave(
+        {name: case.check for name, case in cases.items()}, rounds, progress
+    )
     rows = [
         {
             'case': name,
             **saved[name],
+            'checksum_share':
+                checked[name]['seconds'] / saved[name]['seconds'],
             'restore_seconds': restored[name]['seconds'],
             **case.facts(),
         }
@@ -135,6 +143,11 @@ class Saving:
   def restore(self) -> float:
     """Returns the seconds of `load`."""
     return timing.seconds_of(self.load)
+
+  def check(self) -> float:
+    """Returns the seconds in which the newest checkpoint is hashed."""
+    folder = self._folder / str(self._step)
+    return timing.seconds_of(lambda: checksums.damaged_file(folder))
 
   def facts(self) -> dict[str, float]:
     """Returns `mib` of the newest checkpoint and the trained `parameters`."""

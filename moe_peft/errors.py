@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import contextlib
 import re
 
+_MAX_CHARACTERS = 800
+
 
 class UserError(ValueError):
   """Something the user gave is wrong.
@@ -31,10 +33,19 @@ class UserError(ValueError):
     cls.__str__ = UserError.__str__
 
   def __str__(self) -> str:
-    text = f'{self.what} {self.remedy}'.strip()
-    if self.where and self.where not in text:
-      text = f'{self.where}: {text}'
+    what, where = _shortened(self.what), _shortened(self.where)
+    text = f'{what} {self.remedy}'.strip()
+    if where and where not in text:
+      text = f'{where}: {text}'
     return re.sub(r'\s*\n\s*', ' ', text)  # What libraries say has lines.
+
+
+def _shortened(text: str) -> str:
+  """Text that somebody can read: values of files may be of any length."""
+  if len(text) <= _MAX_CHARACTERS:
+    return text
+  half = _MAX_CHARACTERS // 2
+  return f'{text[:half]} ... {text[-half:]}'
 
 
 @contextlib.contextmanager

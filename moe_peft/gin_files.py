@@ -168,12 +168,19 @@ def import_tensorflow() -> None:
   """Imports TensorFlow without the notes that its libraries print."""
   # It only reads data here: that it finds no GPU is no error.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  with silent_stderr():
+    importlib.import_module('tensorflow')
+
+
+@contextlib.contextmanager
+def silent_stderr() -> Iterator[None]:
+  """Hides what libraries that are not Python write to standard error."""
   sys.stderr.flush()
   stderr = os.dup(2)
   with open(os.devnull, 'w') as nothing:
     os.dup2(nothing.fileno(), 2)
   try:
-    importlib.import_module('tensorflow')
+    yield
   finally:
     os.dup2(stderr, 2)
     os.close(stderr)

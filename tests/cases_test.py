@@ -435,6 +435,28 @@ def test_an_adapter_is_no_place_for_weights_of_the_base(tmp_path):
   assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'target_modules': '(a|aa)+$'},
+        {'target_modules': ['q', '.*']},
+        {'target_modules': 7},
+        {'exclude_modules': 'q{9}'},
+        {'layers_pattern': '(x+x+)+y'},
+        {'rank_pattern': {'(.*.*)*q': 2}},
+        {'alpha_pattern': {'[q]': 2}},
+        {'peft_type': 'MOE_PEFT', 'groups': [{'modules': '(a+)+'}]},
+    ],
+)
+def test_peft_matches_no_expressions_of_strangers(changes, tmp_path):
+  pytest.importorskip('torch')
+  pytest.importorskip('peft')
+  folder = write_lora(tmp_path / 'lora', **changes)
+  field = list(changes)[-1].replace('groups', 'modules')
+  with refusals.refused(field, folder / 'adapter_config.json'):
+    verify.load(folder, offline=True)
+
+
 @pytest.mark.parametrize('name', ['x/y")\nprint("', '/no/folder', '../x', 7])
 def test_a_base_that_cannot_be_on_this_machine_is_not(name, tmp_path):
   pytest.importorskip('torch')

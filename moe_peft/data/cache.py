@@ -38,9 +38,13 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         files
         and {'recipe', 'rows'} <= record.keys()
         and (folder / 'COMPLETED').exists()
+        # The record of a stranger may name any file of this machine.
+        and all(Path(file).name == file for file, _ in files)
         and all(packages.sha256(folder / file) == sha for file, sha in files)
     )
-  except (OSError, ValueError, KeyError, TypeError, AttributeError):
+  except (
+      OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError
+  ):
     return None
   return record if whole else None
 

@@ -106,14 +106,32 @@ def json_lines(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
   Raises:
     errors.UserError: as `text_files.json_lines`, or the .gz file is broken.
   """
+  yield from text_files.json_lines(_content(file), file)
+
+
+def _content(file: str) -> bytes:
   with tf.io.gfile.GFile(file, 'rb') as raw:
     content = raw.read()
-  if file.endswith('.gz'):
-    content = text_files.unzip(content, file)
-  yield from text_files.json_lines(content, file)
+  return text_files.unzip(content, file) if file.endswith('.gz') else content
+
+
+def _check_lengths(content: bytes, file: str) -> None:
+  """Raises errors.UserError for a record that is longer than its file.
+
+  TensorFlow would ask for as much memory as the record says that it needs.
+  """
+  start = 0
+  while start < len(content):
+    # A length, its checksum, the record, its checksum.
+    size = int.from_bytes(content[start : start + 8], 'little')
+    start += 8 + 4 + size + 4
+  if start > len(content):
+    raise errors.UserError('Its last record is cut short.', file,
+                           'Copy it again.')
 
 
 def _records(file: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+  _check_lengths(_content(file), file)
   compression = 'GZIP' if file.endswith('.gz') else ''
   dataset = tf.data.TFRecordDataset(file, compression_type=compression)
   for number, record in enumerate(dataset.as_numpy_iterator(), start=1):

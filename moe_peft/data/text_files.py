@@ -9,6 +9,7 @@ inside of texts. A byte order mark at the beginning of a file is skipped.
 
 from collections.abc import Iterator
 import gzip
+import io
 import json
 import os
 from typing import Any
@@ -18,20 +19,32 @@ from moe_peft import errors
 
 # Of a line of JSON: a file without line feeds is no JSON Lines.
 _MAX_CHARACTERS = 10_000_000
+# Of a gzip file: texts shrink to a third, or a twentieth where they repeat.
+_MAX_RATIO = 100
+_MIN_UNZIPPED = 2**26
 
 
 def unzip(content: bytes, file: str | os.PathLike) -> bytes:
   """Returns the content of a gzip file.
 
   Raises:
-    errors.UserError: the file is broken or cut short.
+    errors.UserError: the file is broken or cut short, or holds so much more
+      than it has that it is made to fill the memory.
   """
+  most = max(_MIN_UNZIPPED, _MAX_RATIO * len(content))
   try:
-    return gzip.decompress(content)
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as stream:
+      found = stream.read(most + 1)
   except (OSError, EOFError, zlib.error) as error:
     raise errors.UserError(
         f'It is no whole gzip file: {error}.', file, 'Copy it again.'
     ) from error
+  if len(found) > most:
+    raise errors.UserError(
+        f'It holds more than {_MAX_RATIO} times its own size, which texts do '
+        'not.', file, 'If it is meant so, give it unpacked.',
+    )
+  return found
 
 
 def lines(

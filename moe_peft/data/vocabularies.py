@@ -13,7 +13,7 @@ import seqio
 import tensorflow as tf
 
 from moe_peft import errors
-from moe_peft.data import packages
+from moe_peft.data import tokenizer_file as tokenizer_file_lib
 
 
 @functools.lru_cache(maxsize=1)
@@ -150,7 +150,8 @@ class TokenizerVocabulary(seqio.Vocabulary):
     return self._checked(ids)
 
   def _encode(self, s: str) -> list[int]:
-    ids = self._text_tokenizer.encode(s, add_special_tokens=False).ids
+    with tokenizer_file_lib.refused(f'{self.tokenizer_file} fails on a text'):
+      ids = self._text_tokenizer.encode(s, add_special_tokens=False).ids
     return self._checked(ids)
 
   def _checked(self, ids: Sequence[int]) -> list[int]:
@@ -208,23 +209,14 @@ def read_tokenizer(file: str, special_tokens_in_text: bool = True) -> Any:
     errors.UserError: If the package or the file is missing or damaged.
   """
   path = os.path.expanduser(file)
-  try:
-    time = os.stat(path).st_mtime_ns
-    return _read_tokenizer(path, time, special_tokens_in_text)
-  except errors.UserError:
-    raise
-  except Exception as error:  # The library raises nothing more exact.
-    raise errors.UserError(
-        f'{file} is no tokenizer.json that can be read: {error}.',
-        'VOCABULARY_FILE',
-    ) from error
+  time = os.stat(path).st_mtime_ns if os.path.exists(path) else 0
+  return _read_tokenizer(path, time, special_tokens_in_text)
 
 
 @functools.lru_cache(maxsize=4)  # The largest take a second and 200 MB each.
 def _read_tokenizer(path: str, time: int, special_tokens_in_text: bool) -> Any:
   del time  # Another time is another file.
-  tokenizers = packages.import_optional('tokenizers', 'gguf')
-  tokenizer = tokenizers.Tokenizer.from_file(path)
+  tokenizer = tokenizer_file_lib.read(path)
   tokenizer.no_truncation()  # The run decides on lengths, not the file.
   tokenizer.no_padding()
   tokenizer.encode_special_tokens = not special_tokens_in_text

@@ -3,9 +3,17 @@
 """The one rule by which tables call two means significantly different."""
 
 from collections.abc import Sequence
+import math
 import statistics
 
 LEVEL = 0.05
+
+
+def deviation(values: Sequence[float]) -> float:
+  """Standard deviation of two or more values; NaN where one is not finite."""
+  if not all(map(math.isfinite, values)):
+    return math.nan
+  return statistics.stdev(values)
 
 
 def differ(values: Sequence[float], reference: Sequence[float]) -> bool:
@@ -21,7 +29,7 @@ def differ(values: Sequence[float], reference: Sequence[float]) -> bool:
   """
   if min(len(values), len(reference)) < 2:
     return False
-  if not (statistics.stdev(values) or statistics.stdev(reference)):
+  if not (deviation(values) or deviation(reference)):
     return statistics.fmean(values) != statistics.fmean(reference)
   from scipy import stats  # Half a second that reports of one run need not pay.
 

@@ -126,13 +126,13 @@ class Renamed:
 def _shards(index: Path) -> list[Path]:
   """Returns the files of an index, all of which lie beside it."""
   weights = read_json(index).get('weight_map')
-  names = set(weights.values()) if isinstance(weights, dict) else {None}
+  names = weights.values() if isinstance(weights, dict) else [None]
   if not all(isinstance(x, str) and Path(x).name == x for x in names):
     raise errors.UserError(
         f'weight_map of {index} must give each tensor the name of a file '
         'beside it.', where=index, remedy='Fetch the folder again.',
     )
-  return [index.parent / name for name in sorted(names)]
+  return [index.parent / name for name in sorted(set(names))]
 
 
 def _no_tensors(folder: Path, stem: str) -> errors.UserError:

@@ -6,6 +6,7 @@ Read by the package `gguf`. Quantised tensors are dequantized to float32, so
 the base is the model of the file, not the one it was quantized from.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from moe_peft import errors
 from moe_peft.hf import folders
 from moe_peft.hf import gguf_config
+from moe_peft.hf import gguf_header
 
 # How texts are split before byte pairs are merged, by `tokenizer.ggml.pre`.
 _SINGLE_DIGITS = ('smollm',)
@@ -39,12 +41,11 @@ class GgufFile:
       errors.UserError: If the package is missing, the file is damaged, or the
         model is of another family.
     """
-    gguf = folders.import_extra('gguf', f'{file.name} is a GGUF file')
+    folders.import_extra('gguf', f'{file.name} is a GGUF file')
     self._file = file
     try:
-      reader = gguf.GGUFReader(file)
-      self._fields = {k: f.contents() for k, f in reader.fields.items()}
-    except Exception as error:  # The package raises many kinds.
+      self._fields, tensors = gguf_header.read(file)
+    except (OSError, ValueError) as error:
       raise errors.UserError(
           f'{file} is no readable GGUF file ({error}); it may be truncated.',
           where=file, remedy='Fetch it again.',
@@ -52,38 +53,26 @@ class GgufFile:
     metadata = gguf_config.Metadata(self._fields, file)
     self._swapped = metadata.architecture == 'llama'
     self._tensors = {
-        gguf_config.hf_name(t.name, metadata.architecture): t
-        for t in reader.tensors
+        gguf_config.hf_name(name, metadata.architecture): tensor
+        for name, tensor in tensors.items()
     }
-    factors = self._tensors.pop(gguf_config.ROPE_FACTORS, None)
+    factors = gguf_config.ROPE_FACTORS
     self.hf_config = metadata.hf_config(
-        self._tensors, factors and factors.data.astype(float).tolist()
+        self._tensors,
+        self._read(factors).astype(float).reshape(-1).tolist()
+        if factors in self._tensors else None,
     )
-    self.shapes = {
-        # GGUF counts axes from the innermost one.
-        name: tuple(int(n) for n in reversed(tensor.shape))
-        for name, tensor in self._tensors.items()
-    }
+    self._tensors.pop(factors, None)
+    self.shapes = {name: x.shape for name, x in self._tensors.items()}
 
   def __getitem__(self, name: str) -> np.ndarray:
     """Reads a tensor in float32.
 
     Raises:
       errors.UserError: If it is quantized in a way that the package cannot
-        undo.
+        undo, or the file ends before it does.
     """
-    import gguf
-
-    tensor = self._tensors[name]
-    try:
-      array = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-    except NotImplementedError as error:
-      raise errors.UserError(
-          f'{tensor.name} has the type {tensor.tensor_type.name}, which the '
-          'package gguf cannot dequantize.', where=self._file,
-          remedy='Take the F16, Q8_0 or Q4_1 file of the model.',
-      ) from error
-    array = array.astype(np.float32).reshape(self.shapes[name])
+    array = self._read(name)
     heads = {
         'q_proj': self.hf_config['num_attention_heads'],
         'k_proj': self.hf_config['num_key_value_heads'],
@@ -91,6 +80,34 @@ class GgufFile:
     if heads is None or not self._swapped:
       return array
     return _split_halves(array, heads)
+
+  def _read(self, name: str) -> np.ndarray:
+    """A tensor as the file has it, in float32."""
+    import gguf
+
+    tensor = self._tensors[name]
+    try:
+      array = gguf.quants.dequantize(*self._quantized(tensor))
+    except (NotImplementedError, ValueError, KeyError) as error:
+      raise errors.UserError(
+          f'{name} cannot be read ({error}).', where=self._file,
+          remedy='Fetch it again, or take the F16, Q8_0 or Q4_1 file of the '
+          'model.',
+      ) from error
+    return array.astype(np.float32).reshape(tensor.shape)
+
+  def _quantized(self, tensor: gguf_header.Tensor) -> tuple[np.ndarray, Any]:
+    """The bytes of a tensor, row by row, and their type."""
+    import gguf
+
+    kind = gguf.GGMLQuantizationType(tensor.kind)
+    *rows, features = tensor.shape
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    if features % block:
+      raise ValueError(f'a row of {features} is no multiple of {block}')
+    width = features // block * size
+    data = np.memmap(self._file, np.uint8, 'r')[tensor.offset :]
+    return data[: math.prod(rows) * width].reshape(*rows, width), kind
 
   def write_tokenizer(self, folder: Path) -> None:
     """Writes `tokenizer.json`, if the file tells how texts are split.

@@ -46,6 +46,13 @@ _PATTERN = re.compile(
     r'(?:[\w.*+?|()\[\]^$:/-]|\\[.\-/wWdDsSb]){1,500}', re.ASCII
 )
 _MAX_SECONDS = 3.0
+# Fields of all methods of PEFT whose texts, or keys, it matches as regular
+# expressions; and names of modules, which are expressions that take no time.
+_MATCHED = {
+    'target_modules', 'exclude_modules', 'feedforward_modules', 'modules',
+    'layers_pattern', 'rank_pattern', 'alpha_pattern', 'target_parameters',
+}
+_NAMES = re.compile(r'(?:\w|\\?[./-]|\|)*', re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +134,31 @@ def refused(
       f'{field} of {file} is {reprlib.repr(value)}, and {why}.', where=field,
       remedy=remedy,
   )
+
+
+def check_names(file: Path, config: Any) -> None:
+  """Checks that PEFT, which backtracks, is given nothing but names to match.
+
+  That is what our exports write: names of modules, escaped, with | in between.
+
+  Args:
+    file: The file, for messages.
+    config: What it holds, or a part of it.
+
+  Raises:
+    errors.UserError: For any other expression.
+  """
+  parts = config.items() if isinstance(config, dict) else []
+  for field, value in parts:
+    if field in _MATCHED:
+      for text in [value] if isinstance(value, str) else value or ():
+        if not isinstance(text, str) or not _NAMES.fullmatch(text):
+          raise refused(
+              file, field, text,
+              'only names of modules, joined by |, are verified'
+          )
+    for part in value if isinstance(value, list) else [value]:
+      check_names(file, part)
 
 
 def read(folder: Path) -> LoraConfig:

@@ -14,6 +14,7 @@ from moe_peft import errors
 from moe_peft.hf import base_config
 from moe_peft.hf import fixture
 from moe_peft.hf import folders
+from moe_peft.hf import lora_config
 from moe_peft.hf import networks
 
 # Of a difference, in units of the largest logit.
@@ -97,7 +98,9 @@ def load(
     auto = _model_class(folders.read_json(folder / base_config.FILE))
     return _from_pretrained(auto, folder, **options).eval(), False
   peft = folders.import_extra('peft', 'the folder holds an adapter')
-  config = folders.read_json(folder / folders.ADAPTER_CONFIG)
+  file = folder / folders.ADAPTER_CONFIG
+  config = folders.read_json(file)
+  lora_config.check_names(file, config)
   if config.get('peft_type') == 'MOE_PEFT':
     from moe_peft.hf import peft_tuner
 

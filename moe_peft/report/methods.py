@@ -185,4 +185,4 @@ def _cell(
   if spread.differ(values, reference):
     mark = '▲' if (mean > statistics.fmean(reference)) != lower else '▼'
   several = len(values) > 1
-  return Cell(mean, statistics.stdev(values) if several else math.nan, mark)
+  return Cell(mean, spread.deviation(values) if several else math.nan, mark)

@@ -25,6 +25,9 @@ _NAMES = {
     dict: 'an object', (str, dict): 'text or an object',
 }
 _REQUIRED = object()
+# Of whole numbers: what NumPy holds and every format prints.
+_LIMIT = 2**63
+_MAX_DEPTH = 100
 _REMEDY = 'Restore the file, or make it again with the command that wrote it.'
 
 
@@ -50,6 +53,27 @@ def number(value: Any) -> float:
     return math.nan
 
 
+def loads(text: str) -> Any:
+  """The value of a JSON text.
+
+  Raises:
+    ValueError: It is no JSON, or nested so deeply that nothing could write it.
+  """
+  try:
+    value = json.loads(text)
+  except RecursionError as e:
+    raise ValueError('it is nested too deeply') from e
+  level = [value]
+  for _ in range(_MAX_DEPTH):
+    level = [
+        x for node in level if isinstance(node, (dict, list))
+        for x in (node.values() if isinstance(node, dict) else node)
+    ]
+    if not level:
+      return value
+  raise ValueError('it is nested too deeply')
+
+
 def damaged(path: Path, what: str) -> errors.UserError:
   """The error for a file that is not of its form."""
   return errors.UserError(what, path, _REMEDY)
@@ -72,8 +96,8 @@ def read(path: Path) -> 'Fields | None':
   if not path.is_file():
     return None
   try:
-    value = json.loads(read_text(path))
-  except (ValueError, RecursionError) as e:
+    value = loads(read_text(path))
+  except ValueError as e:
     raise damaged(path, f'The file is not valid JSON ({e}).') from e
   fields = Fields(path, value)
   version = fields.get('version', int, 1)
@@ -125,6 +149,8 @@ class Fields:
     kinds = (int, float) if kind is float else kind
     if isinstance(value, bool) or not isinstance(value, kinds):
       raise self.error(name, f'must be {_NAMES[kind]}')
+    if isinstance(value, int) and abs(value) >= _LIMIT:
+      raise self.error(name, 'must be below 2**63')
     return value
 
   def mapping(self, name: str, kind: type) -> dict[str, Any]:

@@ -10,8 +10,6 @@ and `processes.jsonl` one for each process that worked on the run.
 from collections.abc import Iterable, Mapping
 import contextlib
 import dataclasses
-import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ TRAIN = 'metrics/train.jsonl'
 EVALUATION = 'metrics/eval.jsonl'
 ROUTERS = 'metrics/routers.jsonl'
 PROCESSES = 'metrics/processes.jsonl'
+_MAX_STEP = 2**53
 
 
 class JsonLines:
@@ -79,12 +78,12 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
     if not line.strip():
       continue
     try:
-      row = json.loads(line)
-    except (ValueError, RecursionError):
+      row = json_file.loads(line)
+    except ValueError:
       row = None
-    if isinstance(row, dict) and math.isfinite(
+    if isinstance(row, dict) and abs(
         json_file.number(row.get('step'))
-    ):
+    ) < _MAX_STEP:
       rows.append(row)
     else:
       skipped.append(line_number)

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 import statistics
 
+from moe_peft.evaluation import spread
 from moe_peft.study import records
 from moe_peft.study import tables
 
@@ -70,9 +71,9 @@ def _draw(axes, names, panel, reference) -> None:
   for height, name in enumerate(names):
     seeds = _seeds(panel, name)
     color = 'tab:orange' if name == reference else 'tab:blue'
-    spread = statistics.stdev(seeds) if len(seeds) > 1 else 0.0
+    width = spread.deviation(seeds) if len(seeds) > 1 else 0.0
     axes.errorbar(
-        statistics.fmean(seeds), height, xerr=spread, fmt='|', markersize=11,
+        statistics.fmean(seeds), height, xerr=width, fmt='|', markersize=11,
         color=color, capsize=3,
     )
     axes.plot(seeds, [height] * len(seeds), '.', color=color, alpha=0.5)

@@ -7,7 +7,6 @@ they hold is not run again; delete its row to do so.
 """
 
 from collections.abc import Mapping, Sequence
-import json
 import math
 from pathlib import Path
 import statistics
@@ -115,7 +114,9 @@ def check_macros(path: Path, macros: Mapping[str, str]) -> None:
   Raises:
     errors.UserError: If a macro has another value than it had.
   """
-  known = json_file.Fields(path, _load(path, {})).value
+  known = json_file.Fields(path, {'macros': _load(path, {})}).mapping(
+      'macros', str
+  )
   for name, value in macros.items():
     if known.get(name, value) != value:
       raise errors.UserError(
@@ -195,6 +196,9 @@ def _row(fields: json_file.Fields) -> Row:
   """A row that has what tables are made of; older ones lack `held_out`."""
   for name, kind in (('name', str), ('seed', int), ('trainable', int)):
     fields.get(name, kind)
+  for name in ('seconds_per_step', 'peak_memory_bytes'):
+    fields.get(name, float, None)
+  fields.get('device', str, None)
   fields.get('base', dict)
   fields.get('adapted', dict)
   fields.mapping('tuned', str)
@@ -210,8 +214,8 @@ def _load(path: Path, empty: Any) -> Any:
   if not path.exists():
     return empty
   try:
-    return json.loads(json_file.read_text(path))
-  except (ValueError, RecursionError) as error:
+    return json_file.loads(json_file.read_text(path))
+  except ValueError as error:
     raise json_file.damaged(path, f'It is no JSON ({error}).') from error
 
 

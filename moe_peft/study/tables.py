@@ -117,4 +117,4 @@ def _by_device(
 def _cell(values: Sequence[float]) -> str:
   if len(values) == 1:
     return f'{values[0]:.1f}'
-  return f'{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f}'
+  return f'{statistics.fmean(values):.1f} ± {spread.deviation(values):.1f}'

@@ -1,24 +1,31 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""SHA-256 of every file of a checkpoint, as one more item of it.
+"""A hash of every file of a checkpoint, as one more item of it.
 
 Orbax finishes the items of a checkpoint in the order in which their handlers
 are given, before the checkpoint gets its name. With `Handler` as the last one,
 a checkpoint that is there has its checksums, and they cost the training loop
 nothing: the files are hashed in the thread that has written them.
+
+The hash is XXH3 with 128 bits: it finds damage, for which SHA-256 took a fifth
+of the time of a save, and no hash that lies beside the files finds a forgery.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import orbax.checkpoint as ocp
+import xxhash
 
 ITEM = 'checksums'
-_FILE = 'sha256.json'
-_CHUNK_BYTES = 1 << 22
+_FILE = 'xxh3_128.json'
+# Files of checksums, and what made them; the second one before version 0.3.
+_HASHES = {_FILE: xxhash.xxh3_128, 'sha256.json': hashlib.sha256}
+_CHUNK_BYTES = 1 << 20
 
 
 class Handler(ocp.CheckpointHandler):
@@ -31,7 +38,7 @@ class Handler(ocp.CheckpointHandler):
     """There is nothing to restore: see `damaged_file`."""
 
   def finalize(self, directory):
-    sums = _sums(directory.parent)
+    sums = _sums(directory.parent, _HASHES[_FILE])
     (directory / _FILE).write_text(json.dumps(sums, indent=1))
 
 
@@ -53,16 +60,17 @@ def damaged_file(checkpoint: Path) -> Path | None:
   item = checkpoint / ITEM
   if not item.exists():
     return None
+  file = next((x for x in _HASHES if (item / x).exists()), _FILE)
   try:
-    then = dict(json.loads((item / _FILE).read_text()))
-  except (OSError, ValueError, TypeError):
-    return item / _FILE
-  now = _sums(checkpoint)
+    then = dict(json.loads((item / file).read_text()))
+  except (OSError, ValueError, TypeError, RecursionError):
+    return item / file
+  now = _sums(checkpoint, _HASHES[file])
   changed = [x for x in then.keys() | now.keys() if then.get(x) != now.get(x)]
   return checkpoint / min(changed) if changed else None
 
 
-def _sums(checkpoint: Path) -> dict[str, str]:
+def _sums(checkpoint: Path, new: Callable[[], Any]) -> dict[str, str]:
   """Checksums of the files of the items, by path within the checkpoint.
 
   Orbax's own record of times and handlers lies beside them and is no item.
@@ -75,7 +83,8 @@ def _sums(checkpoint: Path) -> dict[str, str]:
   ]
   names = [str(file.relative_to(checkpoint)) for file in files]
   with futures.ThreadPoolExecutor() as pool:  # Hashing frees the lock.
-    return dict(zip(names, pool.map(_sha256, files), strict=True))
+    sums = pool.map(lambda file: _hash(file, new()), files)
+    return dict(zip(names, sums, strict=True))
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -86,8 +95,7 @@ def _walk(folder: Path) -> Iterator[Path]:
       yield path
 
 
-def _sha256(file: Path) -> str:
-  digest = hashlib.sha256()
+def _hash(file: Path, digest: Any) -> str:
   with file.open('rb') as opened:
     while chunk := opened.read(_CHUNK_BYTES):
       digest.update(chunk)
