@@ -15,6 +15,7 @@ from moe_peft.data import local
 from moe_peft.data import registration
 from moe_peft.data.sets import words as _words  # noqa: F401 (registers tasks)
 from tests import refusals
+from tests.fuzz import mutations
 
 _LENGTHS = {'inputs': 16, 'targets': 8}
 
@@ -132,6 +133,13 @@ def test_tfrecord_with_numbers_for_texts(tmp_path):
   )
   with refusals.refused(f'{path}, record 2', "'targets'", '1'):
     local.register_task('my_task', train=path)
+
+
+def test_a_record_that_says_it_is_longer_than_its_file(tmp_path):
+  path = tmp_path / 'a.tfrecord'
+  path.write_bytes(mutations.checked((2**40).to_bytes(8, 'little')) + b'abc')
+  with refusals.refused(path, 'cut short'):
+    local.register_task('my_task', train=str(path))
 
 
 @pytest.mark.parametrize('content', [b'no records', b''])

@@ -55,6 +55,12 @@ def test_lines_that_are_no_objects_are_named(line, name):
     list(text_files.json_lines(content, 'x.jsonl'))
 
 
+def test_gzip_files_that_fill_the_memory_are_refused():
+  content = gzip.compress(b'{"a": 1}\n' * 2**24, 1)
+  with refusals.refused('x.jsonl.gz', '100 times'):
+    text_files.unzip(content, 'x.jsonl.gz')
+
+
 def test_gzip_files_that_are_cut_or_changed_are_named(tmp_path):
   path = tmp_path / 'a.jsonl.gz'
   content = gzip.compress(json.dumps({'a': 'some text'}).encode())

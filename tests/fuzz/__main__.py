@@ -26,7 +26,7 @@ from tests.fuzz import readers
 
 # A process that has said nothing for so long, imports included, hangs.
 _SILENCE_SECONDS = 600
-_CHUNK = 500
+_CHUNK = 2500
 FILE = 'fuzz.jsonl'
 
 

@@ -16,7 +16,7 @@ TOKENS = ['<unk>', '<s>', '</s>', 'a', 'b', 'c', 'd', 'Ġ', 'ab', 'cd']
 LLAMA = {
     **llama_models.SMALL, 'vocab_size': len(TOKENS), 'num_hidden_layers': 1
 }
-_FIELDS: dict[str, tuple[int, Any]] = {
+FIELDS: dict[str, tuple[int, Any]] = {
     # By key the type's number of GGUF, and the value.
     'general.architecture': (8, 'llama'),
     'general.alignment': (4, 32),
@@ -75,7 +75,7 @@ def gguf(fields=None, tensors=None, counts=None) -> bytes:
     tensors: By name dimensions, type and offset; default: good ones.
     counts: Numbers of tensors and fields that the header claims.
   """
-  fields = _FIELDS if fields is None else fields
+  fields = FIELDS if fields is None else fields
   arrays = llama_models.random_tensors(LLAMA)
   infos, data = {}, b''
   for name, array in arrays.items():
@@ -97,7 +97,7 @@ def gguf(fields=None, tensors=None, counts=None) -> bytes:
 def as_gguf(random: mutations.Random, content: bytes) -> bytes:
   """Mutates fields, tensors and counts of a GGUF file, which is made anew."""
   del content
-  fields = dict(_FIELDS)
+  fields = dict(FIELDS)
   for _ in range(random.choice((0, 1, 1, 2, 3))):
     _mutate_field(random, fields)
   counts = None

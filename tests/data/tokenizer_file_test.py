@@ -1,0 +1,59 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A stranger's `tokenizer.json` neither panics nor fills the memory."""
+
+import json
+
+import pytest
+
+from moe_peft.data import tokenizer_file
+from tests.fuzz import formats
+from tests.refusals import refused
+
+pytest.importorskip('tokenizers')
+
+
+@pytest.fixture
+def write(tmp_path):
+  def to_file(**changes):
+    file = tmp_path / 'tokenizer.json'
+    file.write_text(json.dumps({**formats.tokenizer(), **changes}))
+    return str(file)
+
+  return to_file
+
+
+def test_a_good_file_is_read(write):
+  assert tokenizer_file.read(write()).encode('ab').tokens
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'model': {'type': 'WordLevel', 'unk_token': 'gone', 'vocab': {}}},
+        {'pre_tokenizer': {  # It tries every way to cut a text.
+            'type': 'Split', 'pattern': {'Regex': '(a+)+$'},
+            'behavior': 'Isolated', 'invert': False}},
+        {'normalizer': {'type': 'Sequence', 'normalizers': [
+            {'type': 'Replace', 'pattern': {'String': 'x'},
+             'content': 'x' * 100}] * 5}},
+        {'normalizer': {'type': 'Prepend', 'prepend': 'x' * 5000}},
+        {'normalizer': {'type': 'Sequence',
+                        'normalizers': [{'type': 'NFC'}] * 500}},
+        {'model': 7},
+    ],
+)  # fmt: skip
+def test_what_would_panic_or_grow_is_refused(changes, write, capfd):
+  file = write(**changes)
+  with refused('VOCABULARY_FILE', file):
+    tokenizer_file.read(file)
+  assert 'panicked' not in capfd.readouterr().err
+
+
+def test_a_panic_on_a_text_is_an_error():
+  class Panic(BaseException):
+    pass
+
+  with refused('VOCABULARY_FILE', 'fails'):
+    with tokenizer_file.refused('It fails'):
+      raise Panic
