@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from moe_peft import errors
+from moe_peft.runs import json_file
 from moe_peft.training import tensor_files
 
 WEIGHTS = 'model.safetensors'
@@ -41,8 +42,8 @@ def read_json(file: Path) -> dict[str, Any]:
   try:
     if file.stat().st_size > _MAX_JSON_BYTES:
       raise ValueError(f'it is larger than {_MAX_JSON_BYTES} bytes.')
-    content = json.loads(file.read_text(encoding='utf-8'))
-  except (OSError, ValueError, RecursionError) as error:
+    content = json_file.loads(file.read_text(encoding='utf-8'))
+  except (OSError, ValueError) as error:
     raise errors.UserError(
         f'{file} cannot be read: {error}', where=file
     ) from error

@@ -137,7 +137,7 @@ def refused(
 
 
 def check_names(file: Path, config: Any) -> None:
-  """Checks that PEFT, which backtracks, is given nothing but names to match.
+  """Checks that `re`, which backtracks, is given nothing but names to match.
 
   That is what our exports write: names of modules, escaped, with | in between.
 
@@ -150,8 +150,8 @@ def check_names(file: Path, config: Any) -> None:
   """
   parts = config.items() if isinstance(config, dict) else []
   for field, value in parts:
-    if field in _MATCHED:
-      for text in [value] if isinstance(value, str) else value or ():
+    if field in _MATCHED and value is not None:
+      for text in value if isinstance(value, (list, dict)) else [value]:
         if not isinstance(text, str) or not _NAMES.fullmatch(text):
           raise refused(
               file, field, text,

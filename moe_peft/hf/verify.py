@@ -95,7 +95,10 @@ def load(
   transformers.utils.logging.disable_progress_bar()
   options = {'dtype': torch.float32, 'local_files_only': offline}
   if not (folder / folders.ADAPTER_CONFIG).is_file():
-    auto = _model_class(folders.read_json(folder / base_config.FILE))
+    file = folder / base_config.FILE
+    config = folders.read_json(file)
+    lora_config.check_names(file, config)
+    auto = _model_class(config)
     return _from_pretrained(auto, folder, **options).eval(), False
   peft = folders.import_extra('peft', 'the folder holds an adapter')
   file = folder / folders.ADAPTER_CONFIG

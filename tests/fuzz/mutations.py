@@ -89,7 +89,7 @@ def value(random: Random, tree: Any) -> Any:
     other_parent, other_key = random.choice(nodes)
     kind = random.randrange(8)
     if kind <= 2:
-      parent[key] = random.choice(ODD)
+      parent[key] = _odd(random)
     elif kind == 3 and parent is not tree:
       del parent[key]
     elif kind == 4:
@@ -119,6 +119,12 @@ def _copy(node: Any) -> Any:
   return json.loads(json.dumps(node))
 
 
+def _odd(random: Random) -> Any:
+  found = random.choice(ODD)
+  # What a later change finds within must not be that of all inputs.
+  return _copy(found) if isinstance(found, (dict, list)) else found
+
+
 def _other_type(random: Random, node: Any) -> Any:
   if isinstance(node, dict):
     return random.choice((list(node.values()), list(node), [node], str(node)))
@@ -141,16 +147,16 @@ def _near(random: Random, node: Any) -> Any:
     at = random.randrange(len(node) + 1)
     piece = random.choice((*TEXTS[:14], 'a', '.', '*', '(', '|', '\\', '/'))
     return random.choice((node[:at] + piece + node[at:], node[at:], node * 2))
-  return random.choice((node, type(node)()))
+  return random.choice((_copy(node), type(node)()))
 
 
 def _add(random: Random, parent: Any, key: Any) -> None:
   if isinstance(parent, dict):
-    parent[random.choice((*TEXTS, f'{key}_'))[:2000]] = random.choice(ODD)
+    parent[random.choice((*TEXTS, f'{key}_'))[:2000]] = _odd(random)
     if random.random() < 0.5:
       parent[random.choice(TEXTS)[:2000]] = parent.pop(key)
   else:
-    parent.insert(random.randrange(len(parent) + 1), random.choice(ODD))
+    parent.insert(random.randrange(len(parent) + 1), _odd(random))
 
 
 def dumps(random: Random, tree: Any) -> bytes:
