@@ -57,10 +57,13 @@ def loads(text: str) -> Any:
   """The value of a JSON text.
 
   Raises:
-    ValueError: It is no JSON, or nested so deeply that nothing could write it.
+    ValueError: It is no JSON, or nothing could write it: it is nested deeply,
+      or has half of a surrogate pair.
   """
   try:
     value = json.loads(text)
+    if '\\u' in text:
+      json.dumps(value, ensure_ascii=False).encode('utf-8')
   except RecursionError as e:
     raise ValueError('it is nested too deeply') from e
   level = [value]

@@ -52,16 +52,14 @@ def main(argv: Sequence[str]) -> int:
   args = parser.parse_args(argv)
   args.out.mkdir(parents=True, exist_ok=True)
   file = args.out / FILE
-  for name in args.reader or names:
-    for start in range(0, args.inputs, _CHUNK):
-      job = Job(name, start, min(start + _CHUNK, args.inputs))
-      if any(Job(*(x[y] for y in Job._fields)) == job for x in _lines(file)):
-        continue
-      found = summary(job, list(run([job])))
-      for fault in found['faults']:
-        print(f'{name} {fault}', flush=True)
-      with file.open('a', encoding='utf-8') as stream:
-        stream.write(json.dumps(found) + '\n')
+  for job in jobs(args.reader or names, args.inputs):
+    if any(Job(*(x[y] for y in Job._fields)) == job for x in _lines(file)):
+      continue
+    found = summary(job, list(run([job])))
+    for fault in found['faults']:
+      print(job.reader, fault, flush=True)
+    with file.open('a', encoding='utf-8') as stream:
+      stream.write(json.dumps(found) + '\n')
   print(table(_lines(file)))
   return 1 if any(x['faults'] for x in _lines(file)) else 0
 
@@ -72,6 +70,15 @@ class Job(NamedTuple):
   reader: str
   start: int
   stop: int
+
+
+def jobs(names: Sequence[str], inputs: int) -> Iterator[Job]:
+  """Yields jobs of a size that a line of the record stands for."""
+  for start in range(0, inputs, _CHUNK):
+    for name in names:
+      few = readers.READERS[name].one_in
+      stop = min(start + _CHUNK, inputs)
+      yield Job(name, start // few, -(-stop // few))
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
@@ -101,29 +108,29 @@ def run(jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
   Raises:
     errors.UserError: A reader does not read its good folder.
   """
-  jobs = list(jobs)
-  while jobs:
+  waiting = list(jobs)
+  while waiting:
     with tempfile.TemporaryDirectory() as folder:
       command = [
           sys.executable, '-m', 'tests.fuzz.worker', f'{folder}/root',
-          *(':'.join(map(str, job)) for job in jobs),
+          *(':'.join(map(str, job)) for job in waiting),
       ]
       worker = _Worker(command)
       for told in worker.lines():
-        jobs = _after(jobs, told['input'])
+        waiting = _after(waiting, told['input'])
         yield told
-    if not jobs and worker.status == 0:
+    if not waiting:
       return
     if not worker.told:
       raise errors.UserError(
           f'It fails before the first input: {worker.said[-2000:]}',
-          jobs[0].reader,
+          waiting[0].reader,
       )
     yield {
-        'reader': jobs[0].reader, 'input': jobs[0].start, 'fault': 'ends',
+        'reader': waiting[0].reader, 'input': waiting[0].start, 'fault': 'ends',
         'what': _why(worker.status, worker.said),
     }
-    jobs = _after(jobs, jobs[0].start)
+    waiting = _after(waiting, waiting[0].start)
 
 
 def _after(jobs: list[Job], number: int) -> list[Job]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tests.fuzz import mutations
-from tests.hf import import_llama_test as llama_models
+from tests.hf import import_decoder_test as llama_models
 
 TOKENS = ['<unk>', '<s>', '</s>', 'a', 'b', 'c', 'd', 'Ġ', 'ab', 'cd']
 LLAMA = {

@@ -15,17 +15,12 @@ from tests.fuzz import mutations
 from tests.fuzz import readers
 from tests.fuzz import worker
 
-# The page takes most of a second.
-_INPUTS = {'page': 5}
-
 
 @pytest.mark.slow
 def test_no_mutant_of_any_format_is_a_fault():
   for package in ('gguf', 'tokenizers'):
     pytest.importorskip(package)
-  jobs = [
-      fuzz.Job(name, 0, _INPUTS.get(name, 100)) for name in readers.READERS
-  ]
+  jobs = list(fuzz.jobs(list(readers.READERS), 100))
   told = list(fuzz.run(jobs))
   assert not [x for x in told if 'fault' in x]
   assert len(told) == sum(job.stop - job.start for job in jobs)

@@ -4,6 +4,7 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 import gzip
 import json
 from pathlib import Path
@@ -27,11 +28,13 @@ class Reader:
     write: Writes a good folder.
     mutate: By the path of a file within it, how it is mutated.
     read: Reads the folder; may write into a second one.
+    one_in: Only one input of so many is tried, where reading takes long.
   """
 
   write: Callable[[Path], None]
   mutate: Mapping[str, mutations.Mutation]
   read: Callable[[Path, Path], object]
+  one_in: int = 1
 
 
 def _write_t5(folder: Path) -> None:
@@ -47,6 +50,23 @@ def _write_llama(folder: Path) -> None:
   from tests import cases_test
 
   cases_test.llama(folder)
+
+
+def _write_family(name: str, folder: Path) -> None:
+  import numpy as np
+
+  from moe_peft.hf import decoder_base
+  from moe_peft.hf import entries
+  from tests.hf import families_test
+  from tests.hf import import_decoder_test
+
+  config = {**families_test.SIZES, **families_test.FAMILIES[name]}
+  found = decoder_base.entries(decoder_base.from_hf(config), 't5')
+  tensors = {
+      name: np.ones(shape, np.float32)
+      for name, shape in entries.source_shapes(found).items()
+  }
+  import_decoder_test.write_model(folder, config, tensors)
 
 
 def _write_gguf(folder: Path) -> None:
@@ -280,6 +300,13 @@ READERS = {
     ),
     'config_t5': Reader(_write_t5, {'config.json': _JSON}, _import),
     'config_llama': Reader(_write_llama, {'config.json': _JSON}, _import),
+    **{
+        f'config_{name}': Reader(
+            functools.partial(_write_family, name), {'config.json': _JSON},
+            _import,
+        )
+        for name in ('llama3', 'qwen2_windows', 'gemma3', 'olmo3', 'granite')
+    },
     'adapter_config': Reader(
         _write_adapter,
         {'adapter_config.json': _JSON, 'adapter_model.safetensors': _TENSORS},
@@ -310,7 +337,7 @@ READERS = {
         _read_run,
     ),
     'run': Reader(_write_run, _RUN_FILES, _read_run),
-    'page': Reader(_write_run, _RUN_FILES, _read_page),
+    'page': Reader(_write_run, _RUN_FILES, _read_page, one_in=50),
     'gin': Reader(_write_gin, {'config.gin': _TEXT}, _read_gin),
     'study': Reader(
         _write_study,

@@ -22,7 +22,7 @@ from moe_peft.hf import import_base
 from moe_peft.models import decoder
 from moe_peft.training import bases
 
-_SIZES = {
+SIZES = {
     'vocab_size': 64,
     'hidden_size': 32,
     'intermediate_size': 40,
@@ -127,7 +127,7 @@ def folder_of(torch, row, folder):
   """A model of transformers with random parameters; returns it."""
   import transformers
 
-  config = {**_SIZES, **row}
+  config = {**SIZES, **row}
   folder.mkdir()
   (folder / 'config.json').write_text(json.dumps(config))
   loaded = transformers.AutoConfig.from_pretrained(folder)
