@@ -166,7 +166,7 @@ def main() -> None:
   tell, sys.stdout = sys.stdout, sys.stderr
   from tests.fuzz import readers
 
-  (root / 'home').mkdir(parents=True)
+  (root / 'home').mkdir(parents=True, exist_ok=True)
   for name, *_ in jobs:
     _warm_up(readers.READERS[name], root / name)
   os.chdir(root)
