@@ -25,6 +25,7 @@ _COMMANDS = {
     'prune': 'a run with fewer experts, and what they were worth',
     'save_base': 'write the parameters of a run as a base for others',
     'data': 'packages or local rows to caches of tasks',
+    'drill': 'small runs are killed and damaged, and must lose nothing',
     'hf': 'Hugging Face: import bases, export trained models, verify',
 }
 

@@ -5,9 +5,8 @@
 from collections.abc import Sequence
 import sys
 
+from moe_peft import signals
 from moe_peft.cli import flags
-
-STOPPED = 143  # Exit status of a run that saved and stopped at a signal.
 
 _DESCRIPTION = """\
 Fine-tunes a pretrained model with adapters: restores the base, evaluates it,
@@ -20,7 +19,7 @@ def main(argv: Sequence[str]) -> int | None:
   """Parses the command line and runs the experiment.
 
   Returns:
-    Exit status: None at the end, 143 after a signal.
+    Exit status: None at the end, 130 after Ctrl-C, 143 after SIGTERM or SIGHUP.
   """
   parser = flags.make_parser(
       'moe_peft.train',
@@ -35,7 +34,7 @@ def main(argv: Sequence[str]) -> int | None:
 
   folder = run.run_experiment()
   if folder is None:
-    return STOPPED
+    return signals.noted_status()
   report = page.write_report([folder], folder / 'report.html')
   print(f'Report: {report}', file=sys.stderr)
   return None

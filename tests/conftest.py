@@ -16,6 +16,8 @@ import sys
 import psutil
 import pytest
 
+from moe_peft import signals
+
 _CACHE = Path(__file__).parents[1] / '.pytest_cache' / 'jax'
 _FLAGS = (
     '--xla_force_host_platform_device_count=8',
@@ -59,3 +61,10 @@ def _bounded_memory():
   gc.collect()
   if sys.platform == 'linux':
     ctypes.CDLL(None).malloc_trim(0)  # Gives freed memory back to the system.
+
+
+@pytest.fixture(autouse=True)
+def _own_signals():
+  """Command lines that run in this process leave its Ctrl-C as it is."""
+  with signals.kept():
+    yield

@@ -20,7 +20,7 @@ PACKAGE = ROOT / 'moe_peft'
 FLOORS = {
     'errors': 0, 'atomic': 0, 'gin_names': 0, 'gin_places': 0,
     'gin_trust': 0, 'gin_types': 0, 'gin_values': 0, 'gin_files': 0,
-    'gin_methods': 0,
+    'gin_methods': 0, 'signals': 0,
     'core': 1,
     'methods': 2, 'models': 2,
     'data': 3,
@@ -29,7 +29,7 @@ FLOORS = {
     'training': 6,
     'experts': 7, 'hf': 7, 'compile': 7, 't5x': 7,
     'report': 8,
-    'study': 9,
+    'study': 9, 'drill': 9,
     'cli': 10,
     'train': 11, 'evaluate': 11, 'infer': 11, '__main__': 11,
 }  # fmt: skip

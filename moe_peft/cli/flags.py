@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 from moe_peft import errors
 from moe_peft import gin_files
 from moe_peft import gin_trust
+from moe_peft import signals
 
-_INTERRUPTED = 130  # The status that shells give to what Ctrl-C ends.
 _DEBUG = '--debug'
 
 
@@ -133,8 +133,10 @@ def rewrite_gin_args(args: Sequence[str]) -> list[str]:
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
   """Runs a command line; user errors end it in one line with status 2.
 
-  `--debug` shows the stack trace of the error too.
+  `--debug` shows the stack trace of the error too. Signals end it as `signals`
+  says.
   """
+  signals.watch()
   debug = _DEBUG in sys.argv[1:]
   args = [arg for arg in sys.argv[1:] if arg != _DEBUG]
   try:
@@ -144,16 +146,19 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     # that they raise as well.
     absl.logging.set_verbosity(absl.logging.FATAL)
     sys.exit(main(rewrite_gin_args(args)) or 0)
-  except errors.UserError as error:
+  except BaseException as error:
+    if (number := signals.ended_by(error)) is not None:
+      signals.leave(number)
+    if isinstance(error, BrokenPipeError):  # For example `... | head`.
+      sys.exit(1)
+    if not isinstance(error, errors.UserError):
+      raise
     if debug:
       traceback.print_exception(error)
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)
-  except KeyboardInterrupt:
-    print('Interrupted.', file=sys.stderr)
-    sys.exit(_INTERRUPTED)
-  except BrokenPipeError:  # For example `... | head`.
-    sys.exit(1)
+  finally:
+    signals.done()
 
 
 def load_gin(args: argparse.Namespace, **defaults: Any) -> None:

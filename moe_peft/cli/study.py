@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 import sys
 
+from moe_peft import signals
 from moe_peft.cli import flags
 
 _DESCRIPTION = """\
@@ -20,14 +21,12 @@ the first seed, to be scored on the other split. The macro SEEDS has a file's
 seeds. What results.json and tuning.json hold is not run again, and a run that
 was interrupted goes on from its checkpoint: run the same command again."""
 
-_STOPPED = 143  # As of a training run that a signal ends.
-
 
 def main(argv: Sequence[str]) -> int | None:
   """Parses the command line and runs the study.
 
   Returns:
-    Exit status: None at the end, 143 after a signal.
+    Exit status: None at the end, 130 after Ctrl-C, 143 after SIGTERM or SIGHUP.
   """
   args = _parser().parse_args(argv)
   args.results = args.results or args.out
@@ -39,9 +38,9 @@ def main(argv: Sequence[str]) -> int | None:
 
   try:
     study.run(configurations.StudyOptions(**vars(args)))
-  except processes.Stopped:
+  except processes.Stopped as stopped:
     print('Stopped; run the same command to continue.', file=sys.stderr)
-    return _STOPPED
+    return signals.status(stopped.number)
   return None
 
 

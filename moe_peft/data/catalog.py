@@ -4,12 +4,10 @@
 
 from collections.abc import Mapping
 import difflib
-from pathlib import Path
 
 import seqio
 
 from moe_peft import errors
-from moe_peft.data import cache
 from moe_peft.data import metrics
 from moe_peft.data import registration
 from moe_peft.data import vocabularies as vocabularies_lib
@@ -84,29 +82,6 @@ def reads_cache(name: str) -> bool:
         'Train them in two runs.',
     )
   return bool(cached)
-
-
-def identities(name: str) -> dict[str, str]:
-  """What the rows of a task or mixture are, to tell whether they change.
-
-  Returns:
-    SHA-256 of the user's files by path, of rows by task, of what a cache says
-    of itself by its folder; the version of a TFDS data set by its name. Tasks
-    that were not registered by this package have none.
-
-  Raises:
-    errors.UserError: unknown name.
-  """
-  found = {}
-  for task in seqio.get_subtasks(get_task_or_mixture(name)):
-    if task.requires_caching:
-      found |= {str(task.cache_dir): cache.identity(Path(task.cache_dir))}
-    elif task.name in registration.RECORDS:
-      found |= registration.RECORDS[task.name].identities()
-    elif isinstance(task.source, seqio.TfdsDataSource):
-      info = task.source.tfds_dataset.info
-      found |= {info.name: str(info.version)}
-  return found
 
 
 def inputs_end(name: str) -> bool:

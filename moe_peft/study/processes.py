@@ -9,15 +9,23 @@ import contextlib
 import fcntl
 import os
 from pathlib import Path
-import signal
 import sys
 from typing import TextIO
 
 from moe_peft import errors
+from moe_peft import signals
 
 
 class Stopped(Exception):
-  """A signal came; the runs have saved where they were."""
+  """A signal came; the runs have saved where they were.
+
+  Attributes:
+    number: The signal.
+  """
+
+  def __init__(self, number: int):
+    super().__init__(number)
+    self.number = number
 
 
 def run_all(
@@ -37,16 +45,17 @@ def run_all(
     errors.UserError: If one fails; those that run beside it end first.
     Stopped: After SIGINT, SIGTERM or SIGHUP.
   """
-  asyncio.run(_run_all(commands, jobs, done))
+  with signals.kept():  # asyncio has handlers of its own.
+    asyncio.run(_run_all(commands, jobs, done))
 
 
 async def _run_all(commands, jobs, done) -> None:
   waiting = collections.deque(enumerate(commands))
   children = _Children()
 
-  def stop() -> None:
+  def stop(number: int) -> None:
     waiting.clear()
-    children.stop()
+    children.stop(number)
 
   async def work(cores: set[int]) -> None:
     try:
@@ -58,8 +67,8 @@ async def _run_all(commands, jobs, done) -> None:
       waiting.clear()  # After a failure, nothing new begins.
 
   loop = asyncio.get_running_loop()
-  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-    loop.add_signal_handler(number, stop)
+  for number in signals.heeded():
+    loop.add_signal_handler(number, stop, number)
   ended = await asyncio.gather(
       *(work(cores) for cores in _shares(jobs)), return_exceptions=True
   )
@@ -67,7 +76,7 @@ async def _run_all(commands, jobs, done) -> None:
     if error is not None:
       raise error
   if children.stopped:  # Every process had ended when the signal came.
-    raise Stopped
+    raise Stopped(children.stopped)
 
 
 class _Children:
@@ -75,11 +84,11 @@ class _Children:
 
   def __init__(self):
     self._running: set[asyncio.subprocess.Process] = set()
-    self.stopped = False
+    self.stopped: int | None = None  # The signal.
 
-  def stop(self) -> None:
+  def stop(self, number: int) -> None:
     """Asks all processes to save and end."""
-    self.stopped = True
+    self.stopped = number
     for child in self._running:
       with contextlib.suppress(ProcessLookupError):
         child.terminate()
@@ -102,11 +111,11 @@ class _Children:
           os.sched_setaffinity(child.pid, cores)
       self._running.add(child)
       if self.stopped:  # The signal came while the process was started.
-        self.stop()
+        self.stop(self.stopped)
       status = await child.wait()
       self._running.discard(child)
     if status and self.stopped:
-      raise Stopped
+      raise Stopped(self.stopped)
     if status:
       last = log.read_text(encoding='utf-8').strip().split('\n')[-2:]
       raise errors.UserError(

@@ -17,6 +17,7 @@ from typing import Any
 from absl import logging
 from etils import epath  # Paths on a disk or in a bucket.
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
@@ -24,6 +25,7 @@ from t5x import checkpoints as t5x_checkpoints
 
 from moe_peft import errors
 from moe_peft.core import trainable
+from moe_peft.data import provenance
 from moe_peft.training import bases
 from moe_peft.training import checksums
 from moe_peft.training import tensor_files
@@ -50,8 +52,10 @@ class AdapterCheckpointer:
       keep_dataset_checkpoints: int | None = None,
       base_path: str | None = None,
       trainable_regex: str = trainable.ADAPTER_REGEX,
+      mixture_or_task_name: str | None = None,
+      allow_changed_data: bool = False,
   ):
-    """Makes a checkpointer; all but the last two arguments come from T5X.
+    """Makes a checkpointer; arguments up to `base_path` come from T5X.
 
     Args:
       train_state: Shapes of the whole train state.
@@ -64,6 +68,8 @@ class AdapterCheckpointer:
       keep_dataset_checkpoints: Not used: they are small, and kept with theirs.
       base_path: T5X checkpoint of the base.
       trainable_regex: Parameters whose whole path matches are saved.
+      mixture_or_task_name: Whose data must be the same when a run continues.
+      allow_changed_data: They may be others.
     """
     del save_dtype, keep_dataset_checkpoints
     self._train_state = train_state
@@ -75,6 +81,7 @@ class AdapterCheckpointer:
     self._base_path = base_path
     self._regex = re.compile(trainable_regex)
     self._saved_identity: dict[str, Any] | None = None
+    self._task, self._allow_changed = mixture_or_task_name, allow_changed_data
 
   def save(
       self,
@@ -114,6 +121,7 @@ class AdapterCheckpointer:
       items = ocp.args.Composite(
           state=ocp.args.PyTreeSave(self._trained(train_state.state_dict())),
           base=ocp.args.JsonSave(self._saved_identity),
+          data=ocp.args.JsonSave(self._data()),
           **self._dataset_items(),
           **{checksums.ITEM: checksums.Args()},
       )
@@ -139,9 +147,10 @@ class AdapterCheckpointer:
       The whole train state.
 
     Raises:
-      errors.UserError: If a file has changed since it was written, if it holds
-        other adapters than the model has, or if the base is not the one they
-        belong to.
+      errors.UserError: If a file has changed since it was written and there
+        is no whole checkpoint to go on from, if it holds other adapters than
+        the model has, if the base is not the one they belong to, or if a run
+        would go on with other data.
     """
     del lazy_parameters
     if not (epath.Path(path) / 'base').is_dir():
@@ -151,14 +160,9 @@ class AdapterCheckpointer:
           state_transformation_fns=state_transformation_fns,
           fallback_state=fallback_state,
       )
-    if (damaged := checksums.damaged_file(epath.Path(path))) is not None:
-      raise errors.UserError(
-          'The checkpoint is damaged: the file has changed.',
-          where=damaged,
-          remedy=f'Put it back from a copy, or move {path} elsewhere to '
-          'continue from the checkpoint before it.',
-      )
-    folder, _, step = path.rstrip('/').rpartition('checkpoint_')
+    resumes = self._dataset_iterator is not None
+    path = self._whole(path.rstrip('/'), resumes)
+    folder, _, step = path.rpartition('checkpoint_')
     shapes = self._trained(self._sharded_shapes())
     _check_adapters(path, shapes)
     items = ocp.args.Composite(
@@ -171,12 +175,55 @@ class AdapterCheckpointer:
         base=ocp.args.JsonRestore(),
         **self._dataset_items(),
     )
+    if resumes and not self._allow_changed:
+      self._check_data(epath.Path(path))
     with self._manager(folder) as manager:
       restored = manager.restore(int(step), args=items)
     everything = trainable.flatten(self._train_state.state_dict())
     absent = {k: None for k, leaf in everything.items() if leaf is None}
     state = trainable.unflatten(absent | trainable.flatten(restored['state']))
     return self._with_base(path, state, restored['base'])
+
+  def _whole(self, path: str, resumes: bool) -> str:
+    """The checkpoint, or, for a run that goes on, the newest whole one.
+
+    What is damaged is moved aside and never deleted.
+    """
+    if (damaged := checksums.damaged_file(epath.Path(path))) is None:
+      return path
+    folder, _, step = path.rpartition('checkpoint_')
+    with self._manager(folder) as manager:
+      older = [x for x in manager.all_steps() if x < int(step)]
+    names = [f'{folder}checkpoint_{x}' for x in sorted(older, reverse=True)]
+    whole = next(
+        (x for x in names if checksums.damaged_file(epath.Path(x)) is None),
+        None,
+    )
+    if whole is None or not resumes:
+      raise errors.UserError(
+          'The checkpoint is damaged: the file has changed.', where=damaged,
+          remedy=f'Put it back from a copy, or take {whole}.' if whole else
+          'Put it back from a copy; to train anew, choose another MODEL_DIR.',
+      )
+    logging.warning('%s is damaged; %s is used.', damaged, whole)
+    multihost_utils.sync_global_devices('every host has read the checkpoints')
+    if jax.process_index() == 0:
+      for name in [path, *names[: names.index(whole)]]:
+        checksums.move_aside(epath.Path(name))
+    multihost_utils.sync_global_devices('what is damaged has been moved')
+    return whole
+
+  def _data(self) -> dict[str, str]:
+    return provenance.identities(self._task) if self._task else {}
+
+  def _check_data(self, checkpoint: epath.Path) -> None:
+    if not self._task or not (checkpoint / 'data').exists():
+      return  # A version without identities saved it.
+    folder, _, step = str(checkpoint).rpartition('checkpoint_')
+    with self._manager(folder) as manager:
+      args = ocp.args.Composite(data=ocp.args.JsonRestore())
+      then = manager.restore(int(step), args=args)['data']
+    provenance.check_identities(int(step), then, self._data())
 
   def _dataset_items(self) -> dict[str, Any]:
     if self._dataset_iterator is None:
@@ -253,6 +300,7 @@ class AdapterCheckpointer:
         item_handlers={
             'state': ocp.PyTreeCheckpointHandler(),
             'base': ocp.JsonCheckpointHandler(),
+            'data': ocp.JsonCheckpointHandler(),
             'dataset': dataset,
             checksums.ITEM: checksums.Handler(),  # The last one.
         },

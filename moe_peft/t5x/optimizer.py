@@ -5,7 +5,7 @@
 Frozen parameters have no optimizer state and come out of a step bit-equal.
 `AdapterOptimizer` takes any Optax optimizer, Adafactor included; learning
 rates are Optax schedules, since T5X gives Optax none of its own. T5X's own
-Adafactor goes into T5X's `MultiOptimizer`, with `trainable_filter` and
+Adafactor goes into `AdapterMultiOptimizer`, with `trainable_filter` and
 `adapter_factor_rules` (gin/runs/t5x_adafactor.gin).
 """
 
@@ -14,6 +14,7 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from t5x import adafactor
 from t5x import optimizers
@@ -69,12 +70,13 @@ class AdapterOptimizer(optimizers.OptaxWrapper):
       self, hyper_params: Any, params: Any, state: Any, grads: Any
   ) -> tuple[Any, Any]:
     """One step; see `t5x.optimizers.OptimizerDef`."""
-    updated, state = super().apply_gradient(hyper_params, params, state, grads)
+    updated, after = super().apply_gradient(hyper_params, params, state, grads)
 
     def keep(keys, old, new):  # Adding a zero would turn -0.0 into 0.0.
       return new if self._trains(trainable.path_of(keys)) else old
 
-    return jax.tree_util.tree_map_with_path(keep, params, updated), state
+    updated = jax.tree_util.tree_map_with_path(keep, params, updated)
+    return _if_finite(grads, (params, state), (updated, after))
 
   def derive_logical_axes(self, optimizer: Any, param_logical_axes: Any) -> Any:
     """Logical axes of the state: moments lie as their parameters do.
@@ -138,6 +140,44 @@ def check_trains_adapters(optimizer: Any) -> None:
           remedy='Bind @optimizer.adapter_factor_rules(), as '
           'gin/runs/t5x_adafactor.gin does.',
       )
+
+
+class AdapterMultiOptimizer(optimizers.MultiOptimizer):
+  """T5X's, for its own Adafactor; it skips steps that are not finite."""
+
+  def apply_gradient(
+      self, hyper_params: Any, params: Any, state: Any, grads: Any
+  ) -> tuple[Any, Any]:
+    """One step; see `t5x.optimizers.OptimizerDef`."""
+    after = super().apply_gradient(hyper_params, params, state, grads)
+    return _if_finite(grads, (params, state), after)
+
+
+def _if_finite(
+    grads: Any, before: tuple[Any, Any], after: tuple[Any, Any]
+) -> tuple[Any, Any]:
+  """Skips a step: it counts, and changes nothing else.
+
+  A step is skipped if the gradient of what trains, or what it leads to, is not
+  finite, as by the embedded engine.
+
+  Args:
+    grads: Gradients of all parameters.
+    before: Parameters and state.
+    after: The same after the step; frozen parameters are those of before.
+  """
+  (old_params, old_state), (new_params, new_state) = before, after
+  changed = jax.tree.map(
+      lambda grad, old, new: None if old is new else (grad, new),
+      grads, old_params, new_params,
+  )
+  finite = jnp.isfinite(optax.global_norm(changed))
+  kept = lambda new, old: new if new is old else jnp.where(finite, new, old)
+  return jax.tree.map(kept, new_params, old_params), new_state.replace(
+      param_states=jax.tree.map(
+          kept, new_state.param_states, old_state.param_states
+      )
+  )
 
 
 def trainable_filter(

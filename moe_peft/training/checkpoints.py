@@ -22,9 +22,6 @@ from moe_peft import errors
 from moe_peft.training import bases
 from moe_peft.training import checksums
 
-# What becomes of the folder of a damaged checkpoint when training goes on.
-_DAMAGED = 'damaged_{step}'
-
 
 class _IteratorHandler(ocp.CheckpointHandler):
   """Saves the position of a CLU dataset iterator beside the arrays."""
@@ -200,8 +197,7 @@ class Checkpointer:
   def _move_damaged(self) -> None:
     """Makes place for new checkpoints of the same steps."""
     for step in self.damaged:
-      aside = self._folder / _DAMAGED.format(step=step)
-      (self._folder / str(step)).rename(aside)
+      checksums.move_aside(self._folder / str(step))
     self.damaged = {}
     self._manager.reload()
 

@@ -14,6 +14,7 @@ of the time of a save, and no hash that lies beside the files finds a forgery.
 from collections.abc import Callable, Iterator
 from concurrent import futures
 import hashlib
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,17 @@ def damaged_file(checkpoint: Path) -> Path | None:
   now = _sums(checkpoint, _HASHES[file])
   changed = [x for x in then.keys() | now.keys() if then.get(x) != now.get(x)]
   return checkpoint / min(changed) if changed else None
+
+
+def move_aside(checkpoint: Path) -> None:
+  """Makes place for a new checkpoint of the same step; deletes nothing."""
+  name = f'damaged_{checkpoint.name.rpartition("_")[2]}'
+  aside = next(
+      path for number in itertools.count()
+      if not (path := checkpoint.with_name(
+          f'{name}_{number}' if number else name)).exists()
+  )
+  checkpoint.rename(aside)
 
 
 def _sums(checkpoint: Path, new: Callable[[], Any]) -> dict[str, str]:

@@ -2,9 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop: data, steps, evaluations, checkpoints, clean stops."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 import contextlib
-import signal
 import sys
 import time
 from typing import Any
@@ -14,9 +13,12 @@ import jax
 import seqio
 
 from moe_peft import errors
+from moe_peft import signals
 from moe_peft.core import partitioning
 from moe_peft.core import trainable
 from moe_peft.data import catalog
+from moe_peft.data import provenance
+from moe_peft.models import dataset_ids
 from moe_peft.training import checkpoints
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import metrics as metrics_lib
@@ -89,8 +91,8 @@ def train(
       steps, the last step excepted, and again where it resumes at such a step.
 
   Returns:
-    The last state, or None if a signal (Ctrl-C, SIGTERM) ended the run early;
-    then everything is saved.
+    The last state, or None if a signal (`signals.noted_status`) ended the run
+    early; then everything is saved.
 
   Raises:
     errors.UserError: If the data are not those of the checkpoint, or if
@@ -99,13 +101,13 @@ def train(
   """
   experiment = setup.experiment
   data = train_data(experiment)
-  notes = {'data': catalog.identities(experiment.mixture_or_task_name)}
+  notes = {'data': provenance.identities(experiment.mixture_or_task_name)}
   begun = {}
   first_step = checkpointer.latest_step() or 0
   if first_step:
     saved = checkpointer.restore_notes(first_step)
     if not experiment.allow_changed_data:
-      _check_data(first_step, saved.get('data'), notes['data'])
+      provenance.check_identities(first_step, saved.get('data'), notes['data'])
     state = checkpointer.restore(
         first_step, train_step.abstract_state(setup), data
     )
@@ -121,13 +123,13 @@ def train(
       experiment.run_dir, first_step, progress, experiment.learning_rate,
       begun,
   )
-  with _stop_signals() as stopped, setup.context(), contextlib.closing(log):
+  with signals.noted() as stopped, setup.context(), contextlib.closing(log):
     state = _run_steps(
         setup, state, first_step, data, notes, checkpointer, evaluate, log,
         progress, stopped,
     )
-  checkpointer.wait()
-  return None if stopped() else state
+    checkpointer.wait()
+  return None if stopped else state
 
 
 def _run_steps(setup, state, first_step, data, notes, checkpointer, evaluate,
@@ -136,31 +138,49 @@ def _run_steps(setup, state, first_step, data, notes, checkpointer, evaluate,
   experiment = setup.experiment
   step_fn = train_step.make_train_step(setup)
   sharding = partitioning.batch_sharding(setup.mesh)
-  due = experiment.eval_period and first_step % experiment.eval_period == 0
-  if due and first_step:  # It may have been stopped while it evaluated.
-    evaluate(first_step, {**setup.frozen, **state.params})
-  for step in range(first_step + 1, experiment.train_steps + 1):
-    batch = jax.device_put(next(data), sharding)
-    if step == first_step + 1:
-      step_fn = _compile(step_fn, state, setup.frozen, batch, progress)
+  batches = {}  # Of the last steps with a row.
+
+  def evaluate_if_due(step):
+    if experiment.eval_period and step % experiment.eval_period == 0:
+      with stopped.interrupting():
+        evaluate(step, {**setup.frozen, **state.params})
       log.start_clock()
+
+  def save(step, metrics):
+    log.flush()
+    # A skipped step may be the first of those that end the run.
+    if not metrics['skipped'].total:
+      checkpointer.save(step, state, data, {**notes, 'log': log.begun()})
+
+  if first_step:  # It may have been stopped while it evaluated.
+    evaluate_if_due(first_step)
+  for step in range(first_step + 1, experiment.train_steps + 1):
+    if stopped:
+      break
+    if step == first_step + 1:
+      with stopped.interrupting(lost=False):  # Both may take minutes.
+        batch = jax.device_put(next(data), sharding)
+        step_fn = _compile(step_fn, state, setup.frozen, batch, progress)
+      if stopped:
+        break
+      log.start_clock()
+    else:
+      batch = jax.device_put(next(data), sharding)
     state, metrics = step_fn(state, setup.frozen, batch)
     log.add(metrics)
     last = step == experiment.train_steps
     if (whole := step % experiment.log_period == 0) or last:
       log.write(step, whole)
-    leave = last or stopped()
-    if step % experiment.checkpoint_period == 0 or leave:
-      log.wait()
-      # A skipped step may be the first of those that end the run.
-      if not metrics['skipped'].total:
-        checkpointer.save(step, state, data, {**notes, 'log': log.begun()})
-    _check_skipped(experiment, log, checkpointer, 1 if last else None)
-    if leave:
-      break
-    if experiment.eval_period and step % experiment.eval_period == 0:
-      evaluate(step, {**setup.frozen, **state.params})
-      log.start_clock()
+      batches = {**dict(list(batches.items())[-1:]), step: batch}
+    if saved := last or step % experiment.checkpoint_period == 0:
+      save(step, metrics)
+    _check_skipped(
+        experiment, log, checkpointer, batches, 1 if last else None
+    )
+    if not last and not stopped:
+      evaluate_if_due(step)
+    if stopped and not saved:
+      save(step, metrics)
   return state
 
 
@@ -173,36 +193,18 @@ def _compile(step_fn, state, frozen, batch, progress):
   return compiled
 
 
-def _check_data(step, then, now) -> None:
-  """Refuses other data than those that the run has seen.
-
-  Files that have other names and the same content are the same.
-  """
-  if then is None or sorted(then.values()) == sorted(now.values()):
-    return  # A version without identities saved it, or nothing has changed.
-  changed = next(
-      name for name in (*now, *then) if then.get(name) != now.get(name)
-  )
-  was, now = (str(x.get(changed, 'absent'))[:12] for x in (then, now))
-  raise errors.UserError(
-      f'The data have changed since step {step}: {changed} was {was} and now '
-      f'is {now} (SHA-256, or a version).',
-      where=changed,
-      remedy='Put back what it was, or choose another MODEL_DIR; '
-      '--gin.ALLOW_CHANGED_DATA=True goes on with the data of now.',
-  )
-
-
-def _check_skipped(experiment, log, checkpointer, limit=None):
+def _check_skipped(experiment, log, checkpointer, batches, limit=None):
   """Ends a run that does not come back to finite numbers."""
   number = log.skipped_in_a_row
   if number < (limit or experiment.max_skipped_steps):
     return
   checkpointer.wait()
   saved = checkpointer.latest_step()
+  rows = _places(experiment, batches[log.step])
   raise errors.UserError(
       'The loss, its gradient or the parameters are not finite: the last '
-      f'{number} steps up to step {log.step} were skipped.',
+      f'{number} steps up to step {log.step} were skipped.'
+      + (f' Rows of its batch: {"; ".join(rows[:8])}.' if rows else ''),
       where='LEARNING_RATE',
       remedy='Make it smaller, or WARMUP_STEPS larger; the same command then '
       + ('begins anew.' if saved is None else
@@ -210,25 +212,23 @@ def _check_skipped(experiment, log, checkpointer, limit=None):
   )
 
 
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
-  """Notes Ctrl-C and SIGTERM; a second one interrupts at once."""
-  received = []
-
-  def handler(number, frame):
-    if received:
-      raise KeyboardInterrupt
-    received.append(number)
-
-  previous = {
-      number: signal.signal(number, handler)
-      for number in (signal.SIGINT, signal.SIGTERM)
+def _places(experiment, batch) -> list[str]:
+  """Where the rows of a batch stand, as far as that is known."""
+  vocabularies = {
+      'encoder_input_tokens': experiment.model.input_vocabulary,
+      'decoder_target_tokens': experiment.model.output_vocabulary,
   }
-  try:
-    yield lambda: bool(received)
-  finally:
-    for number, old in previous.items():
-      signal.signal(number, old)
+  texts = [''] * experiment.batch_size
+  batch = jax.device_get(batch)
+  for name, vocabulary in vocabularies.items():
+    if name in batch:
+      real = batch.get(f'{name.partition("_")[0]}_segment_ids', 1) != 0
+      rows = (batch[name] + dataset_ids.offset(vocabulary)) * real
+      texts = [
+          text + vocabulary.decode(ids.tolist())
+          for text, ids in zip(texts, rows, strict=True)
+      ]
+  return provenance.places(experiment.mixture_or_task_name, texts)
 
 
 def restore_params(

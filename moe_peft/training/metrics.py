@@ -16,10 +16,12 @@ from clu import metrics as clu_metrics
 import flax
 import jax
 import numpy as np
+import tensorflow as tf
 
 from moe_peft import errors
 from moe_peft.routers import router_log
 from moe_peft.runs import metrics_files
+from moe_peft.training import board_files
 from moe_peft.training import progress as progress_lib
 
 # A nested dictionary of CLU metrics; `routing` has those of each router.
@@ -132,7 +134,8 @@ class TrainLog:
           metrics_files.JsonLines(run_dir / name, first_step)
           for name in (metrics_files.TRAIN, metrics_files.ROUTERS)
       )
-    board = metric_writers.SummaryWriter(str(run_dir / 'tensorboard'))
+      board_files.drop_points(run_dir / board_files.FOLDER, first_step)
+    board = metric_writers.SummaryWriter(str(run_dir / board_files.FOLDER))
     self._writer = metric_writers.MultiWriter(
         [_RowWriter(rows), board, _ProgressWriter(progress)]
     )
@@ -181,6 +184,12 @@ class TrainLog:
             )
         },
     }
+
+  def flush(self) -> None:
+    """Waits until the rows and points of all periods are in their files."""
+    self.wait()
+    with _disk_errors(self._folder):
+      self._writer.flush()
 
   def wait(self) -> None:
     """Waits for what was submitted, and raises its error if it failed."""
@@ -245,9 +254,10 @@ def _is_metric(x: Any) -> bool:
 def _disk_errors(folder: Path) -> Iterator[None]:
   try:
     yield
-  except OSError as error:
+  except (OSError, tf.errors.OpError) as error:
+    said = getattr(error, 'strerror', None) or str(error)[:200]
     raise errors.UserError(
-        f'The metrics cannot be saved: {error.strerror}.',
+        f'The metrics cannot be saved: {said}.',
         where=folder,
         remedy='Free some space and run the same command again; it continues '
         'from the last checkpoint.',

@@ -160,8 +160,10 @@ class _Session:
     self._checkpointer = loop.open_checkpoints(self._setup)
     self._evaluator = scoring.make_evaluator(self._setup)
     step = self._checkpointer.latest_step() or 0
+    # The last evaluation is made again whenever the run is.
     self._evals = metrics_files.JsonLines(
-        self._dir / metrics_files.EVALUATION, step
+        self._dir / metrics_files.EVALUATION,
+        min(step, experiment.train_steps - 1),
     )
     # It tells what each process that worked on this run has cost.
     self._processes = metrics_files.JsonLines(

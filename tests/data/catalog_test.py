@@ -8,6 +8,7 @@ import seqio
 from moe_peft.data import cache
 from moe_peft.data import catalog
 from moe_peft.data import local
+from moe_peft.data import provenance
 from moe_peft.data import vocabularies
 from moe_peft.data.sets import words as _words  # noqa: F401 (registers tasks)
 from tests import refusals
@@ -108,16 +109,16 @@ def test_a_metric_says_of_which_values_less_is_better(others_task):
 
 
 def test_data_are_told_apart(tmp_path):
-  words = catalog.identities('past_tense')
+  words = provenance.identities('past_tense')
   assert list(words) == ['past_tense'] and len(words['past_tense']) == 64
-  assert catalog.identities('past_tense') == words
+  assert provenance.identities('past_tense') == words
   file = tmp_path / 'rows.jsonl'
   file.write_text('{"inputs": "walk", "targets": "walked"}\n')
   name = local.register_task('told_apart', train=str(file))
-  first = catalog.identities(name)
+  first = provenance.identities(name)
   assert list(first) == [str(file)]
   file.write_text(file.read_text() * 2)
-  assert catalog.identities(name) != first
+  assert provenance.identities(name) != first
 
 
 def test_caches_are_told_apart(tmp_path):

@@ -12,7 +12,6 @@ import pytest
 from moe_peft.core import trainable
 
 adafactor = pytest.importorskip('t5x.adafactor')
-optimizers = pytest.importorskip('t5x.optimizers')
 optimizer_lib = pytest.importorskip('moe_peft.t5x.optimizer')
 pytestmark = pytest.mark.t5x
 
@@ -39,7 +38,7 @@ def make(**options):
   )
   rules = optimizer_lib.adapter_factor_rules()
   inner = adafactor.Adafactor(logical_factor_rules=rules, **options)
-  optimizer_def = optimizers.MultiOptimizer(((traversal, inner),))
+  optimizer_def = optimizer_lib.AdapterMultiOptimizer(((traversal, inner),))
   axes = {path: PartitionSpec(*names) for path, names in AXES.items()}
   optimizer_def.set_param_axes(core.freeze(trainable.unflatten(axes)))
   return optimizer_def.create(params)
@@ -105,3 +104,19 @@ def test_axes_of_the_state():
   assert states['encoder/wo/adapter/lora_a'].v == PartitionSpec(
       'expert', 'mlp', 'rank'
   )
+
+
+def test_a_step_that_is_not_finite_changes_nothing():
+  optimizer = step(make())
+  grads = jax.tree.map(np.ones_like, optimizer.target)
+  bad = jax.tree.map(lambda x: x * np.float32(np.nan), grads)
+  apply = lambda optimizer, grads: optimizer.apply_gradient(
+      grads, learning_rate=3e-4
+  )
+  new = jax.jit(apply)(optimizer, bad)
+  assert int(new.state.step) == int(optimizer.state.step) + 1
+  for old, kept in zip(
+      jax.tree.leaves((optimizer.target, optimizer.state.param_states)),
+      jax.tree.leaves((new.target, new.state.param_states)), strict=True,
+  ):
+    np.testing.assert_array_equal(old, kept)

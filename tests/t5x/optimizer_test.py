@@ -106,3 +106,21 @@ def test_weight_decay_leaves_the_number_of_a_layer_alone():
 def test_wrong_rules(options, where, name):
   with refusals.refused(where, name):
     optimizer_lib.AdapterOptimizer(**options).create(make_params())
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_a_step_that_is_not_finite_changes_nothing(bad):
+  params = make_params()
+  optimizer = optimizer_lib.AdapterOptimizer(ROUTER_AND_REST).create(params)
+  step = jax.jit(lambda optimizer, grads: optimizer.apply_gradient(grads))
+  grads = jax.tree.map(np.ones_like, params)
+  first = step(optimizer, grads)
+  after = step(first, jax.tree.map(lambda x: x * np.float32(bad), grads))
+  assert int(after.state.step) == 2
+  kept = lambda x: jax.tree.leaves((x.target, x.state.param_states))
+  for old, new in zip(kept(first), kept(after), strict=True):
+    np.testing.assert_array_equal(old, new)
+  assert not np.array_equal(
+      flat(step(after, grads).target)['encoder/wo/adapter/router/kernel'],
+      flat(after.target)['encoder/wo/adapter/router/kernel'],
+  )

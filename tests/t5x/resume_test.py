@@ -73,8 +73,9 @@ def test_killed_runs_continue_bit_for_bit(tmp_path):
   content = file_of_state.read_bytes()
   file_of_state.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
   assert checksums.damaged_file(newest) == file_of_state
-  file_of_state.write_bytes(content)
+  # The one before it is used.
   processes.train(file, folder, base, TRAIN_STEPS=30)
+  assert (folder / f'damaged_{newest.name.split("_")[1]}').is_dir()
   check_equal(
       read_state(tmp_path / 'whole' / 'checkpoint_30'),
       read_state(folder / 'checkpoint_30'),

@@ -14,8 +14,8 @@ import pytest
 
 from moe_peft import errors
 from moe_peft.core import trainable
-from moe_peft.data import catalog
 from moe_peft.data import local
+from moe_peft.data import provenance
 from moe_peft.runs import metrics_files
 from moe_peft.training import bases
 from moe_peft.training import checksums
@@ -104,7 +104,7 @@ def test_resume_is_bit_equal_to_no_interruption(tmp_path):
 
   _, state, rows = train(stopped, stop_after_three)
   assert state is None
-  assert [row['step'] for row in rows] == [1, 2, 3, 4]
+  assert [row['step'] for row in rows] == [1, 2, 3]
   _, state, rows = train(stopped)
   assert losses(rows) == losses(expected_rows)
   assert_bit_equal(jax.device_get(state.params),
@@ -282,7 +282,8 @@ def test_a_run_that_diverges_ends_and_keeps_its_checkpoint(
 ):
   train(tiny.experiment(tmp_path, TRAIN_STEPS=2))
   with refusals.refused(
-      'LEARNING_RATE', f'up to step {stopped_at}', 'checkpoint of step 2'
+      'LEARNING_RATE', f'up to step {stopped_at}', 'checkpoint of step 2',
+      'past_tense, training row',
   ):
     train(tiny.experiment(
         tmp_path, TRAIN_STEPS=steps, LEARNING_RATE=1e30, LOG_PERIOD=3,
@@ -296,12 +297,12 @@ def test_a_run_that_diverges_ends_and_keeps_its_checkpoint(
 
 def test_other_data_are_named_and_files_may_move():
   then = {'a.jsonl': 'one', 'b.jsonl': 'two'}
-  loop._check_data(3, None, then)  # Saved by an older version.
-  loop._check_data(3, then, {'b.jsonl': 'two', 'c.jsonl': 'one'})
+  provenance.check_identities(3, None, then)  # Saved by an older version.
+  provenance.check_identities(3, then, {'b.jsonl': 'two', 'c.jsonl': 'one'})
   with refusals.refused('b.jsonl', 'step 3', 'two', 'three'):
-    loop._check_data(3, then, {'a.jsonl': 'one', 'b.jsonl': 'three'})
+    provenance.check_identities(3, then, {'a.jsonl': 'one', 'b.jsonl': 'three'})
   with refusals.refused('b.jsonl', 'absent'):
-    loop._check_data(3, then, {'a.jsonl': 'one'})
+    provenance.check_identities(3, then, {'a.jsonl': 'one'})
 
 
 @pytest.mark.slow
@@ -318,7 +319,7 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path):
     )
 
   train(experiment(2))
-  before = catalog.identities(name)[str(file)]
+  before = provenance.identities(name)[str(file)]
   file.write_text(file.read_text() + row % 16)
   assert open_checkpoints(experiment(3)) == 2  # To evaluate it.
   with refusals.refused(file, 'step 2', before[:12], 'ALLOW_CHANGED_DATA'):

@@ -1,0 +1,93 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Which data a run reads, and where its rows stand."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import seqio
+
+from moe_peft import errors
+from moe_peft.data import cache
+from moe_peft.data import catalog
+from moe_peft.data import registration
+
+
+def identities(name: str) -> dict[str, str]:
+  """What the rows of a task or mixture are, to tell whether they change.
+
+  Returns:
+    SHA-256 of the user's files by path, of rows by task, of what a cache says
+    of itself by its folder; the version of a TFDS data set by its name. Tasks
+    that were not registered by this package have none.
+
+  Raises:
+    errors.UserError: unknown name.
+  """
+  found = {}
+  for task in seqio.get_subtasks(catalog.get_task_or_mixture(name)):
+    if task.requires_caching:
+      found |= {str(task.cache_dir): cache.identity(Path(task.cache_dir))}
+    elif task.name in registration.RECORDS:
+      found |= registration.RECORDS[task.name].identities()
+    elif isinstance(task.source, seqio.TfdsDataSource):
+      info = task.source.tfds_dataset.info
+      found |= {info.name: str(info.version)}
+  return found
+
+
+def check_identities(
+    step: int, then: Mapping[str, str] | None, now: Mapping[str, str]
+) -> None:
+  """Checks that a run goes on with the data that it has seen.
+
+  Files that have other names and the same content are the same.
+
+  Args:
+    step: the step of its checkpoint.
+    then: `identities` when it was saved; None if the version that saved it
+      knew of none.
+    now: `identities`.
+
+  Raises:
+    errors.UserError: the data have changed.
+  """
+  if then is None or sorted(then.values()) == sorted(now.values()):
+    return
+  changed = next(
+      name for name in (*now, *then) if then.get(name) != now.get(name)
+  )
+  was, now = (str(x.get(changed, 'absent'))[:12] for x in (then, now))
+  raise errors.UserError(
+      f'The data have changed since step {step}: {changed} was {was} and now '
+      f'is {now} (SHA-256, or a version).',
+      where=changed,
+      remedy='Put back what it was, or choose another MODEL_DIR; '
+      '--gin.ALLOW_CHANGED_DATA=True goes on with the data of now.',
+  )
+
+
+def places(name: str, texts: Sequence[str]) -> list[str]:
+  """Where rows of training stand: file and line, or task and number.
+
+  Args:
+    name: task or mixture.
+    texts: inputs and targets of rows, one after the other; white space does
+      not count, since tokenizers change it.
+
+  Returns:
+    The places of those that are known: rows of tasks of this package that are
+    in memory, and that no preprocessing has changed.
+  """
+  known = {}
+  for task in catalog.task_names(name):
+    record = registration.RECORDS.get(task)
+    rows = record.rows_fn().get('train', ()) if record else ()
+    for number, row in enumerate(rows, start=1):
+      place = row.place or f'{task}, training row {number}'
+      known.setdefault(_packed(row.inputs + row.targets), place)
+  return [known[text] for text in map(_packed, texts) if text in known]
+
+
+def _packed(text: str) -> str:
+  return ''.join(text.split())

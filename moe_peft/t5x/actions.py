@@ -1,0 +1,44 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What T5X does after each of its statistics periods: looks for divergence."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from absl import logging
+import numpy as np
+from t5x import trainer
+
+
+class StopWhenDiverged(trainer.BaseAction):
+  """Ends a run whose loss does not come back to finite numbers.
+
+  The optimizers of this package skip the steps that are not finite, so the last
+  checkpoint is a good one, and T5X saves no worse one when it ends.
+  """
+
+  def __init__(self, max_periods: int = 3):
+    """Makes the action.
+
+    Args:
+      max_periods: So many of T5X's `stats_period` in a row, each of them with a
+        step that is not finite, end the run.
+    """
+    self._max_periods = max_periods
+    self._periods = 0
+
+  def run(
+      self, train_state: Any, metrics_by_task: Mapping[str, Mapping[str, Any]]
+  ) -> bool:
+    """Whether training ends; T5X calls this on the first host only."""
+    loss = metrics_by_task['train']['loss'].value
+    self._periods = 0 if np.isfinite(loss).all() else self._periods + 1
+    if self._periods < self._max_periods:
+      return False
+    logging.error(
+        'The loss is not finite in %d periods in a row, up to step %d, and the '
+        'run ends. Steps that were not finite have changed nothing. Make '
+        'LEARNING_RATE smaller, or WARMUP_STEPS larger.',
+        self._periods, int(np.asarray(train_state.step)),
+    )
+    return True
