@@ -273,8 +273,11 @@ class _Injection:
     }
 
   def _read_arguments(self, context, args, kwargs):
-    method = getattr(type(context.module), context.method_name, None)
-    if method is None:  # Decorators may have left another name.
+    name = context.method_name
+    method = getattr(type(context.module), name, None)
+    # Decorators may have left another name, and looking up an attribute is no
+    # call of the model.
+    if method is None or (name.startswith('__') and name != '__call__'):
       return
     signature = inspect.signature(method)
     kinds = {parameter.kind for parameter in signature.parameters.values()}

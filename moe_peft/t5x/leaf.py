@@ -18,6 +18,7 @@ from moe_peft.models import encoder_decoder
 from moe_peft.runs import config_file
 from moe_peft.training import bases
 from moe_peft.training import experiment as experiment_lib
+from moe_peft.training import objectives
 
 _MODELS = {
     encoder_decoder.EncoderDecoderModel: 'encoder_decoder',
@@ -142,6 +143,13 @@ def base_of(experiment: experiment_lib.Experiment, folder: Path) -> str:
 
 
 def _check(experiment: experiment_lib.Experiment) -> None:
+  if type(experiment.objective) is not objectives.TargetTokens:
+    raise errors.UserError(
+        f'{type(experiment.objective).__name__} is for the embedded engine; '
+        'T5X trains on targets.',
+        where='experiment.Experiment.objective',
+        remedy='Train it with python -m moe_peft train.',
+    )
   if experiment.num_microbatches > 1:
     raise errors.UserError(
         'T5X adds up the gradients of microbatches, each of them a mean; here '

@@ -15,6 +15,7 @@ import pytest
 from moe_peft.core import inject
 from moe_peft.core import losses
 from moe_peft.core import sites
+from moe_peft.core import tokens as tokens_lib
 from moe_peft.methods import ia3
 from moe_peft.methods import lora
 from moe_peft.methods import molora
@@ -351,6 +352,28 @@ def test_tokens_inside_a_wrapper_that_names_no_arguments():
   for stack, tokens in (('encoder', encoder), ('decoder', target)):
     valid = seen[f'inside/{stack}/layers_0/mlp/wo'].valid
     np.testing.assert_array_equal(valid, tokens > 0)
+
+
+def test_tokens_inside_a_jitted_model_that_looks_attributes_up():
+  """As Gemma's: Flax intercepts `__getattr__` too, which is no call."""
+  class Decoder(nn.Module):
+    def setup(self):
+      self.wo = nn.Dense(4)
+
+    def __getattr__(self, name: str):
+      return super().__getattr__(name)
+
+    @functools.partial(nn.jit, static_argnames=('self',))
+    def __call__(self, tokens):
+      return self.wo(jnp.ones((*tokens.shape, 4)))
+
+  Probe.seen.clear()
+  describe = lambda call: tokens_lib.tokens_argument(call)
+  model = inject.AdaptedModule(
+      Decoder(), (inject.OutputRule('wo', Probe),), describe
+  )
+  jax.eval_shape(model.init, jax.random.key(0), jnp.ones((2, 5), jnp.int32))
+  assert Probe.seen['wo'][3].valid.shape == (2, 5)
 
 
 def test_stock_flax_layers():

@@ -3,6 +3,7 @@
 """Experiments written as gin files of T5X: one meaning on both engines."""
 
 import contextlib
+import dataclasses
 import importlib
 import sys
 
@@ -20,6 +21,7 @@ from moe_peft.runs import metrics_files
 from moe_peft.t5x import leaf
 from moe_peft.training import bases
 from moe_peft.training import experiment as experiment_lib
+from moe_peft.training import objectives
 from moe_peft.training import run
 from tests import refusals
 from tests.t5x import training
@@ -96,6 +98,14 @@ def test_parts_of_a_step_mean_something_else_there(base, tmp_path):
   with refusals.refused('NUM_MICROBATCHES', 'T5X'):
     experiment = tiny.experiment(tmp_path, NUM_MICROBATCHES=2)
     leaf.make(experiment, gin.config_str(), str(base), tmp_path / 'leaf.gin')
+
+
+def test_t5x_has_no_objective_of_preferences(tmp_path):
+  experiment = dataclasses.replace(
+      tiny.experiment(tmp_path), objective=objectives.DirectPreference()
+  )
+  with refusals.refused('experiment.Experiment.objective', 'T5X'):
+    leaf.make(experiment, gin.config_str(), 'base', tmp_path / 'leaf.gin')
 
 
 @pytest.mark.t5x
