@@ -171,7 +171,8 @@ def test_extras_markers_and_programs_exist(monkeypatch):
   monkeypatch.setattr(setuptools, 'setup', lambda **kwargs: seen.update(kwargs))
   runpy.run_path(str(ROOT / 'setup.py'))
   markers = {'slow', 't5x', 'hf', 'or', 'not', 'and'}
-  others = {'echo', 'mkdocs', 'ruff', 'unzip'}
+  others = {'echo', 'llama-server', 'mkdocs', 'ruff', 'unzip', 'vllm'}
+  packages = ('moe_peft', 'benchmarks', 't5x', 'sglang')
   for command in COMMANDS:
     if named(command, 'pip', 'install'):
       extras = re.fullmatch(r'\.\[([\w,]+)\]', command[-1])[1]
@@ -183,7 +184,7 @@ def test_extras_markers_and_programs_exist(monkeypatch):
       assert (
           command[0] in others
           or command[0].startswith('launch/')
-          or command[2].partition('.')[0] in ('moe_peft', 'benchmarks', 't5x')
+          or command[2].partition('.')[0] in packages
       ), command
 
 

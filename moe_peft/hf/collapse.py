@@ -199,12 +199,11 @@ def make_batches(
     raise errors.UserError(
         '--collapse needs the vocabulary of the run.', where='VOCABULARY'
     )
+  end = [vocabulary.eos_id]
+  ends = {'inputs': end if trained.inputs_end else [], 'targets': end}
   ids = {
-      key: [
-          [*vocabulary.encode(row[key]), vocabulary.eos_id][:_MAX_LENGTH]
-          for row in rows
-      ]
-      for key in ('inputs', 'targets')
+      key: [[*vocabulary.encode(row[key]), *last][:_MAX_LENGTH] for row in rows]
+      for key, last in ends.items()
   }
   # Few different lengths make few compilations.
   lengths = {

@@ -140,7 +140,7 @@ def _write_model(
 
 def _write_merged(job: Job) -> None:
   tensors = merge.merged_tensors(job.trained, job.sites)
-  _write_model(job.folder, job.trained, tensors)
+  _write_model(job.folder, job.trained, job.trained.stored(tensors))
   _write_card(job, 'merged', [_write_fixture(job)])
 
 

@@ -43,7 +43,7 @@ def write(
         remedy='Add --collapse FILE.jsonl for an ordinary LoRA with a measured '
         'loss, or convert what --format merged writes.',
     )
-  kind = trained.hf_config_json()['model_type']
+  kind = trained.kind
   architecture = _ARCHITECTURES.get(kind, kind)
   numbers = {v: k for k, v in gguf.MODEL_ARCH_NAMES.items()}
   if architecture not in numbers:

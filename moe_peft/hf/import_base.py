@@ -65,7 +65,8 @@ def import_base(
   network = _NETWORKS[hf_config['model_type']]
   config = network.from_hf(hf_config, layout)
   params, config = network.plan(tensors, config, layout, hf_config)
-  mixture = import_experts.read(experts, config) if experts else None
+  kind = hf_config['model_type']
+  mixture = import_experts.read(experts, config, kind) if experts else None
   if mixture:  # Adapters stay float32, whatever the type of the base.
     params |= {k: lazy_arrays.of(v) for k, v in mixture.params.items()}
   with atomic.new_folder(out, '--out') as folder:

@@ -60,19 +60,22 @@ class ImportedExperts:
     ])
 
 
-def read(sources: Sequence[Path], config: Any) -> ImportedExperts:
+def read(
+    sources: Sequence[Path], config: Any, kind: str = ''
+) -> ImportedExperts:
   """Reads PEFT LoRA folders.
 
   Args:
     sources: Folders with `adapter_config.json`, trained on the same base.
     config: The base.
+    kind: Its `model_type`.
 
   Raises:
     errors.UserError: If a folder holds no plain LoRA, or one for another base.
   """
   adapters = [_read_one(Path(source)) for source in sources]
   network = networks.of(config)
-  shapes = network.module_shapes(config)
+  shapes = network.module_shapes(config, kind)
   for source, adapter in zip(sources, adapters, strict=True):
     for module, (down, up, _) in adapter.items():
       given = (up.shape[0], down.shape[1])
@@ -87,7 +90,7 @@ def read(sources: Sequence[Path], config: Any) -> ImportedExperts:
   alpha = float(first[2] * rank)
   params: dict[str, np.ndarray] = {}
   used = {module for adapter in adapters for module in adapter}
-  for path, layer in network.layers(config).items():
+  for path, layer in network.layers(config, kind).items():
     if layer.module in used:
       found = [adapter.get(layer.module) for adapter in adapters]
       pairs = _stacked(found, shapes[layer.module], layer.rows, rank, alpha)

@@ -17,7 +17,7 @@ from moe_peft.hf import trained as trained_lib
 def merged_tensors(
     trained: trained_lib.Trained, sites: Sequence[sites_lib.AdaptedSite]
 ) -> dict[str, lazy_arrays.LazyArray]:
-  """Hugging Face tensors with the adapters `sites` in them, by name.
+  """`Trained.separate_tensors` with the adapters `sites` in them, by name.
 
   Raises:
     errors.UserError: If an adapter depends on the token.
@@ -31,7 +31,7 @@ def merged_tensors(
         '(trust_remote_code), or --collapse FILE.jsonl for an ordinary LoRA '
         'with a measured loss.',
     )
-  tensors = trained.hf_tensors()
+  tensors = trained.separate_tensors()
   for site in sites:
     for name, change in _changes(site):
       if name not in tensors:  # A layer without a bias.
@@ -39,7 +39,7 @@ def merged_tensors(
       old = tensors[name]
       tensors[name] = dataclasses.replace(
           old,
-          read=lambda read=old.read, change=change: change(np.array(read())),
+          read=lambda read=old.read, change=change: change(read()),
       )
   return tensors
 
@@ -50,34 +50,21 @@ Change = Callable[[np.ndarray], np.ndarray]
 def _changes(site: sites_lib.AdaptedSite) -> Iterator[tuple[str, Change]]:
   """Yields names of Hugging Face tensors that change, and how.
 
-  Weights are [out, in]; the changes may overwrite what they are given.
+  Weights are [out, in].
   """
   if site.spec['kind'] == 'low_rank':
     scale = np.float32(site.spec['alpha'] / site.spec['rank'])
     lora_a, lora_b = site.tensors['lora_a'][0], site.tensors['lora_b'][0]
-    update = lambda w: w + scale * (lora_a @ lora_b).T
-    yield f'{site.layer.module}.weight', _at_rows(site.layer, update)
+    name = f'{site.layer.source}.weight'
+    yield name, lambda w: w + scale * (lora_a @ lora_b).T
     return
   vector = site.tensors['scaling'][0]
   layer, at_input = scaled_layer(site)
   if at_input:
-    yield f'{layer.module}.weight', lambda w: w * vector
+    yield f'{layer.source}.weight', lambda w: w * vector
     return
-  yield f'{layer.module}.weight', _at_rows(layer, lambda w: w * vector[:, None])
-  yield f'{layer.module}.bias', _at_rows(layer, lambda b: b * vector)
-
-
-def _at_rows(layer: networks.Layer, change: Change) -> Change:
-  """The change of a layer's rows of its module."""
-  if layer.rows is None:
-    return change
-
-  def change_rows(array):
-    rows = slice(*layer.rows)
-    array[rows] = change(array[rows])
-    return array
-
-  return change_rows
+  yield f'{layer.source}.weight', lambda w: w * vector[:, None]
+  yield f'{layer.source}.bias', lambda b: b * vector
 
 
 def scaled_layer(site: sites_lib.AdaptedSite) -> tuple[networks.Layer, bool]:
@@ -87,7 +74,7 @@ def scaled_layer(site: sites_lib.AdaptedSite) -> tuple[networks.Layer, bool]:
   layer: a gated MLP multiplies the branches.
   """
   if site.layer.scales is not None:
-    return networks.Layer(site.layer.scales), True
+    return site.layer.scales, True
   return site.layer, site.spec['site_input']
 
 

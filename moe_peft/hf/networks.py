@@ -1,14 +1,19 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What the exports must know of a family of networks: one row each."""
+"""What the exports must know of a network: one row for T5, one for decoders."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 from typing import Any
+
+import numpy as np
 
 from moe_peft import errors
 from moe_peft.hf import decoder_base
 from moe_peft.hf import entries as entries_lib
+from moe_peft.hf import families
+from moe_peft.hf import lazy_arrays
 from moe_peft.hf import t5_base
 from moe_peft.hf import t5_names
 from moe_peft.models import decoder_config
@@ -24,18 +29,23 @@ class Layer:
     rows: The module's outputs that are the layer's, [start, stop), where
       several layers of ours are one there; None: all.
     width: All outputs of the module.
-    scales: Of an activation: the module whose inputs it scales.
+    source: The module's name where each layer is one, as `entries` says it.
+    scales: Of an activation: the layer whose inputs it scales, as `source`.
   """
 
   module: str
   rows: tuple[int, int] | None = None
   width: int = 0
-  scales: str | None = None
+  source: str = ''
+  scales: 'Layer | None' = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-  """A family.
+  """T5, or decoders.
+
+  Where several layers of ours are one module of a family (Phi), `entries` has
+  them apart; `kind` is the family, a `model_type`.
 
   Attributes:
     auto: The class of transformers that loads it.
@@ -56,32 +66,87 @@ class Network:
   activation: str
   shares_embedding: bool = False
 
-  def layers(self, config: Any) -> dict[str, Layer]:
+  def stored_shapes(
+      self, config: Any, kind: str
+  ) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[str, slice]]]:
+    """Shapes of the tensors of a family's files by name.
+
+    Returns:
+      The shapes, and for each tensor of `entries` that is a part of one, its
+      name and the rows.
+    """
+    shapes = entries_lib.source_shapes(self.entries(config, 't5'))
+    if kind not in families.FAMILIES:
+      return shapes, {}
+    return decoder_base.joined(shapes, families.FAMILIES[kind])
+
+  def layers(self, config: Any, kind: str) -> dict[str, Layer]:
     """The layers that may carry adapters, by our path, unrolled."""
+    shapes, parts = self.stored_shapes(config, kind)
+    activation = _ACTIVATIONS.get(kind, self.activation)
     found = {}
     for entry in self.entries(config, 't5'):
       path, _, name = entry.path.rpartition('/')
       if name != 'kernel' or '/layers_' not in path:
         continue
-      module = entry.sources[0].removesuffix('.weight')
-      found[path] = Layer(module)
+      tensor = entry.sources[0]
+      stored, part = parts.get(tensor, (tensor, None))
+      found[path] = layer = Layer(
+          stored.removesuffix('.weight'),
+          part and (part.start, part.stop),
+          shapes[stored][0],
+          tensor.removesuffix('.weight'),
+      )
       if path.endswith('/wo'):
-        block = module.rpartition('.')[0]
+        block = layer.module.rpartition('.')[0]
         act = path.removesuffix('wo') + 'act'
-        found[act] = Layer(f'{block}.{self.activation}', scales=module)
+        found[act] = Layer(f'{block}.{activation}', scales=layer)
     return found
 
-
-  def module_shapes(self, config: Any) -> dict[str, tuple[int, ...]]:
+  def module_shapes(
+      self, config: Any, kind: str
+  ) -> dict[str, tuple[int, ...]]:
     """Shapes [out, in] of the modules that may carry adapters."""
-    modules = {layer.module for layer in self.layers(config).values()}
-    shapes = entries_lib.source_shapes(self.entries(config, 't5'))
+    modules = {layer.module for layer in self.layers(config, kind).values()}
+    shapes, _ = self.stored_shapes(config, kind)
     shapes = {k.removesuffix('.weight'): v for k, v in shapes.items()}
     return {k: v for k, v in shapes.items() if k in modules}
 
+  def stored(
+      self, tensors: Mapping[str, lazy_arrays.LazyArray], config: Any, kind: str
+  ) -> dict[str, lazy_arrays.LazyArray]:
+    """The tensors of a family's files, of those of `entries`."""
+    shapes, parts = self.stored_shapes(config, kind)
+    wholes: dict[str, list[lazy_arrays.LazyArray]] = {}
+    for name, tensor in tensors.items():
+      stored, _ = parts.get(name, (name, None))
+      wholes.setdefault(stored, []).append(tensor)
+    family = families.FAMILIES.get(kind)
+    offset = np.float32(family.norm_offset if family else 0.0)
+    read = lambda found, offset: (
+        np.concatenate([x.load() for x in found]) - offset
+    )
+    return {
+        name: found[0] if len(found) == 1 and not (offset and _is_norm(name))
+        else lazy_arrays.LazyArray(
+            shapes[name],
+            functools.partial(read, found, offset * _is_norm(name)),
+        )
+        for name, found in wholes.items()
+    }
 
+
+def _is_norm(name: str) -> bool:
+  return name.endswith('norm.weight')
+
+
+# Where the activation's module has another name.
+_ACTIVATIONS = {'phi3': 'activation_fn'}
 # Classes of transformers that exported code may build on.
-ARCHITECTURES = ('T5ForConditionalGeneration', 'LlamaForCausalLM')
+ARCHITECTURES = (
+    'T5ForConditionalGeneration', 'UMT5ForConditionalGeneration',
+    *(f'{family.name}ForCausalLM' for family in families.FAMILIES.values()),
+)
 _NETWORKS = {
     t5.T5Config: Network(
         auto='AutoModelForSeq2SeqLM',

@@ -162,6 +162,12 @@ class MoePeftModel(BaseTuner):
       new.requires_grad_(False)
     self._replace_module(parent, target_name, new, target)
 
+  @classmethod
+  def _remove_adapter_name_from_key(cls, key, adapter_name):
+    # PEFT expects it near the end; where experts share a layer, it is not.
+    scope = f'{cls.prefix}experts.'
+    return key.replace(f'{scope}{adapter_name}.', scope)
+
   def _post_injection_hook(self, model, config, adapter_name):
     super()._post_injection_hook(model, config, adapter_name)
     connect(model)

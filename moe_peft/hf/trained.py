@@ -17,6 +17,7 @@ from moe_peft import errors
 from moe_peft import gin_files
 from moe_peft.core import inject
 from moe_peft.core import trainable
+from moe_peft.data import catalog
 from moe_peft.hf import entries
 from moe_peft.hf import folds
 from moe_peft.hf import import_base
@@ -39,6 +40,7 @@ class Trained:
     base_folder: Where the base was read from, with what `import_base` left
       there; None if nowhere.
     changed: Paths of the parameters of the base that were trained too.
+    inputs_end: Whether inputs end with the end of a sequence, as its tasks say.
     facts: What the card tells, label by label.
   """
 
@@ -48,6 +50,7 @@ class Trained:
   base_model: str = ''
   base_folder: Path | None = None
   changed: Sequence[str] = ()
+  inputs_end: bool = True
   facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   @property
@@ -67,6 +70,11 @@ class Trained:
   def network(self) -> networks.Network:
     return networks.of(self.config)
 
+  @functools.cached_property
+  def kind(self) -> str:
+    """The `model_type` of the exported model."""
+    return self.hf_config_json()['model_type']
+
   @property
   def layout(self) -> str:
     return 'scan' if self.config.scan_layers else 't5'
@@ -74,7 +82,7 @@ class Trained:
   @functools.cached_property
   def layers(self) -> dict[str, networks.Layer]:
     """The layers that may carry adapters, by path, unrolled."""
-    return self.network.layers(self.config)
+    return self.network.layers(self.config, self.kind)
 
   @functools.cached_property
   def sites(self) -> list[sites_lib.AdaptedSite]:
@@ -128,7 +136,17 @@ class Trained:
     return self.network.to_hf(self.config, self.hf_config) | ids
 
   def hf_tensors(self) -> dict[str, lazy_arrays.LazyArray]:
-    """Hugging Face tensors of the bare base, by name.
+    """Hugging Face tensors of the bare base, as the files of its kind."""
+    return self.stored(self.separate_tensors())
+
+  def stored(
+      self, tensors: Mapping[str, lazy_arrays.LazyArray]
+  ) -> dict[str, lazy_arrays.LazyArray]:
+    """Tensors as files hold them, of those that `separate_tensors` makes."""
+    return self.network.stored(tensors, self.config, self.kind)
+
+  def separate_tensors(self) -> dict[str, lazy_arrays.LazyArray]:
+    """The same with a tensor for each layer of ours.
 
     Raises:
       errors.UserError: If layers have position biases of their own, which T5
@@ -165,8 +183,9 @@ class Trained:
 
   def changed_tensors(self) -> list[str]:
     """Names of the Hugging Face tensors that were trained besides adapters."""
+    _, parts = self.network.stored_shapes(self.config, self.kind)
     return [
-        source
+        parts.get(source, (source,))[0]
         for entry in self.network.entries(self.config, self.layout)
         if entry.path in self.changed
         for source in entry.sources
@@ -203,6 +222,7 @@ def from_run(base_model: str = '') -> Trained:
       base_model=base_model or source.get('base_model', ''),
       base_folder=folder,
       changed=[k for k in setup.trainable if not trainable.is_adapter(k)],
+      inputs_end=catalog.inputs_end(experiment.mixture_or_task_name),
       facts={
           'trained on': f'`{experiment.mixture_or_task_name}`',
           'steps': f'{step}, {experiment.batch_size} examples each',

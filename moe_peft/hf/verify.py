@@ -27,7 +27,8 @@ class Verdict:
 
   Attributes:
     model: Of the model.
-    base: Of the base without the adapter; None if the folder holds no adapter.
+    base: Of the base without the adapter; None if the folder holds no adapter,
+      or one with parts of the base.
     effect: How far the adapter moves a logit.
     size: The largest logit.
   """
@@ -72,7 +73,8 @@ def verify(folder: Path, base: str = '', offline: bool = False) -> Verdict:
   ours, base_logits = expected['logits'], expected['base_logits']
   difference = largest(_logits(model, expected) - ours)
   without = None
-  if adapter:
+  # What was trained beside the adapters is part of one, and not of the base.
+  if adapter and not model.peft_config['default'].modules_to_save:
     with model.disable_adapter():
       plain = _logits(model, expected)
     without = largest(plain - base_logits)

@@ -13,6 +13,7 @@ from moe_peft.core import scores
 from moe_peft.core import selection
 from moe_peft.core import trainable
 from moe_peft.data import vocabularies
+from moe_peft.hf import decoder_base
 from moe_peft.hf import trained as trained_lib
 from moe_peft.methods import adamix
 from moe_peft.methods import adamole
@@ -37,6 +38,7 @@ from moe_peft.models import decoder_config
 from moe_peft.models import decoder_only
 from moe_peft.models import encoder_decoder
 from moe_peft.models import t5
+from tests.hf import families_test
 
 DENSE = '.*/(query|key|value|out|wi|wi_0|wo)'
 SCALED = '.*/(key|value|act)'
@@ -227,15 +229,27 @@ METHODS = {
 }
 
 
+# The ids of the byte vocabulary; long enough for rope of one kind.
+_IDS = {
+    'bos_token_id': 0, 'eos_token_id': 1, 'pad_token_id': 0, 'vocab_size': 384,
+    'max_position_embeddings': 256,
+}
 FAMILIES = {
     't5': CONFIG,
     't5_tied': CONFIG.replace(
         logits_via_embedding=True, mlp_activations=('relu',)
     ),
     't5_scan': CONFIG.replace(scan_layers=True),
+    'umt5': CONFIG.replace(relative_bias_per_layer=True),
     'llama': LLAMA,
     'llama_scan': LLAMA.replace(scan_layers=True, logits_via_embedding=True),
+    # Contents of a `config.json`.
+    **{
+        name: {**families_test._SIZES, **row, **_IDS}
+        for name, row in families_test.FAMILIES.items()
+    },
 }
+FAMILIES['phi4_mini']['original_max_position_embeddings'] = 256
 _SENTENCE = {'scores': scores.SequenceScores()}
 # One model for all that torch must compute.
 METHODS['all_kinds'] = (
@@ -274,7 +288,7 @@ T5_ONLY = (
 
 def methods_of(family):
   """The methods that a family can have."""
-  if family.startswith('t5'):
+  if family.startswith(('t5', 'umt5')):
     return list(METHODS)
   return [name for name in METHODS if name not in T5_ONLY]
 
@@ -301,11 +315,14 @@ def make(method, config=CONFIG, seed=0, **changes):
 
   Args:
     method: A key of `METHODS`, or rules.
-    config: A key of `FAMILIES`, or a configuration.
+    config: A key of `FAMILIES`, or a value.
     seed: Of the parameters.
     **changes: Further fields of `Trained`.
   """
   config = FAMILIES[config] if isinstance(config, str) else config
+  if isinstance(config, dict):
+    changes['hf_config'] = config
+    config = decoder_base.from_hf(config)
   rules = METHODS[method] if isinstance(method, str) else method
   vocabulary = vocabularies.byte_vocabulary()
   network, model = t5.Transformer, encoder_decoder.EncoderDecoderModel

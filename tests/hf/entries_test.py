@@ -64,17 +64,18 @@ def test_tensors_are_found_again_in_the_parameters(layout):
       )
 
 
-@pytest.mark.parametrize('family', ['t5', 'llama'])
-def test_layers_are_modules_with_a_weight_each(family):
-  config = adapted.FAMILIES[family]
-  network = networks.of(config)
-  layers = network.layers(config)
-  weights = network.module_shapes(config)
-  modules = [layer.module for layer in layers.values()]
-  assert len(modules) == len(set(modules))
+@pytest.mark.parametrize(
+    ('family', 'apart'), [('t5', 0), ('llama', 0), ('phi3', 3)]
+)
+def test_layers_are_modules_with_a_weight_each(family, apart):
+  trained = adapted.make('lora', family)
+  layers, depth = trained.layers, 2
+  weights = trained.network.module_shapes(trained.config, trained.kind)
   activations = {x: y for x, y in layers.items() if x.endswith('/act')}
-  assert {layer.scales for layer in activations.values()} <= set(weights)
+  modules = {x.module for x in layers.values()}
+  assert len(layers) == len(modules) + apart * depth
   assert len(weights) == len(modules) - len(activations)
+  assert {x.scales.module for x in activations.values()} <= set(weights)
   with refusals.refused('MODEL', 'gin/models/'):
     networks.of(None)
 

@@ -16,13 +16,16 @@ from moe_peft.training import bases
 from tests import refusals
 from tests.hf import adapted
 
+FEW = (adapted.rule('.*/(query|wo)', adapted.lora.LoRA, rank=2, alpha=5.0),)
 
-def write_loras(tmp_path):
+
+def write_loras(tmp_path, config='t5'):
   """Two LoRA folders of different ranks, scales and sites."""
   paths = []
-  for seed, method in enumerate(['lora', 'lora_two_ranks']):
-    trained = adapted.make(method, seed=seed)
-    folder = tmp_path / method
+  second = 'lora_two_ranks' if config == 't5' else FEW
+  for seed, method in enumerate(['lora', second]):
+    trained = adapted.make(method, config, seed)
+    folder = tmp_path / f'lora_{seed}'
     folder.mkdir()
     peft_format.write_adapter(folder, trained, trained.sites, 'some/base')
     paths.append((folder, trained))
@@ -30,9 +33,10 @@ def write_loras(tmp_path):
 
 
 @pytest.mark.parametrize('scan_layers', [False, True])
-def test_each_folder_becomes_one_expert(tmp_path, scan_layers):
-  config = adapted.CONFIG.replace(scan_layers=scan_layers)
-  written = write_loras(tmp_path)
+@pytest.mark.parametrize('family', ['t5', 'llama'])
+def test_each_folder_becomes_one_expert(tmp_path, family, scan_layers):
+  config = adapted.FAMILIES[family].replace(scan_layers=scan_layers)
+  written = write_loras(tmp_path, family)
   experts = import_experts.read([f for f, _ in written], config)
   assert (experts.num_experts, experts.rank) == (2, 3)
   # A MoLoRA of these parameters, with the rules that the gin file gives.
