@@ -123,17 +123,18 @@ class Network:
       wholes.setdefault(stored, []).append(tensor)
     family = families.FAMILIES.get(kind)
     offset = np.float32(family.norm_offset if family else 0.0)
-    read = lambda found, offset: (
-        np.concatenate([x.load() for x in found]) - offset
-    )
-    return {
-        name: found[0] if len(found) == 1 and not (offset and _is_norm(name))
-        else lazy_arrays.LazyArray(
-            shapes[name],
-            functools.partial(read, found, offset * _is_norm(name)),
-        )
-        for name, found in wholes.items()
-    }
+    result = {}
+    for name, found in wholes.items():
+      lacking = offset if _is_norm(name) else np.float32(0.0)
+      result[name] = found[0]
+      if lacking or len(found) > 1:
+        read = functools.partial(_joined, found, lacking)
+        result[name] = lazy_arrays.LazyArray(shapes[name], read)
+    return result
+
+
+def _joined(found: list[lazy_arrays.LazyArray], lacking: Any) -> np.ndarray:
+  return np.concatenate([array.load() for array in found]) - lacking
 
 
 def _is_norm(name: str) -> bool:
