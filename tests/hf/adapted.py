@@ -245,7 +245,7 @@ FAMILIES = {
     'llama_scan': LLAMA.replace(scan_layers=True, logits_via_embedding=True),
     # Contents of a `config.json`.
     **{
-        name: {**families_test._SIZES, **row, **_IDS}
+        name: {**families_test.SIZES, **row, **_IDS}
         for name, row in families_test.FAMILIES.items()
     },
 }
