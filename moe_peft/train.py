@@ -27,7 +27,9 @@ def main(argv: Sequence[str]) -> int | None:
       '--gin_file=configs/quickstart.gin --gin.TRAIN_STEPS=100',
   )
   flags.add_gin_flags(parser)
-  flags.load_gin(parser.parse_args(argv))
+  args = parser.parse_args(argv)
+  flags.show_notes()
+  flags.load_gin(args)
   # Importing JAX and TensorFlow would slow --help down.
   from moe_peft.report import page
   from moe_peft.training import run

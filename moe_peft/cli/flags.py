@@ -8,6 +8,7 @@ The flags are those of T5X: `--gin_file` (repeated), `--gin.NAME=VALUE`,
 
 import argparse
 from collections.abc import Callable, Sequence
+import logging
 from pathlib import Path
 import re
 import sys
@@ -159,6 +160,14 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     sys.exit(2)
   finally:
     signals.done()
+
+
+def show_notes() -> None:
+  """Prints what the package notes of its input: formats, what is left out."""
+  logger = logging.getLogger('moe_peft')
+  logger.handlers = [logging.StreamHandler()]
+  logger.setLevel(logging.INFO)
+  logger.propagate = False  # TensorFlow gives the root a handler too.
 
 
 def load_gin(args: argparse.Namespace, **defaults: Any) -> None:

@@ -4,14 +4,17 @@
 
 from collections.abc import Mapping
 import difflib
+import logging
 
 import seqio
 
 from moe_peft import errors
+from moe_peft.data import lengths as lengths_lib
 from moe_peft.data import metrics
 from moe_peft.data import registration
 from moe_peft.data import vocabularies as vocabularies_lib
 
+_logger = logging.getLogger(__name__)
 # Vocabularies that read it as the same ids are the same.
 _PROBE = 'In 1984, 37 quick brown foxes jumped over lazy dogs; Größe? naïve!'
 
@@ -97,16 +100,18 @@ def inputs_end(name: str) -> bool:
 def longest(name: str) -> dict[str, tuple[int, str]]:
   """Returns the most tokens of each feature, EOS included, and their place.
 
-  Tasks that were not registered by this package do not count: SeqIO cannot
-  tell their lengths without running their whole pipeline.
+  Tasks whose long examples are left out or cut do not count, nor do those that
+  were not registered by this package: SeqIO cannot tell their lengths without
+  running their whole pipeline.
 
   Raises:
     errors.UserError: unknown name, or the task's data is not installed.
   """
   most = {'inputs': (0, ''), 'targets': (0, '')}
   for task in task_names(name):
-    if task in registration.RECORDS:
-      found = registration.RECORDS[task].longest
+    record = registration.RECORDS.get(task)
+    if record and record.too_long == lengths_lib.ERROR:
+      found = record.longest
       most = {k: max(most[k], found[k]) for k in most}
   return most
 
@@ -147,6 +152,8 @@ def check_feature_lengths(name: str, lengths: Mapping[str, int]) -> None:
           "Write for example {'inputs': 32, 'targets': 24}.",
       )
   reads_cache(name)
+  for task in task_names(name):
+    _check_kept(task, lengths)
   needed = longest(name)
   short = {f: x for f, x in needed.items() if x[0] > lengths[f]}
   if short:
@@ -160,6 +167,31 @@ def check_feature_lengths(name: str, lengths: Mapping[str, int]) -> None:
         f'{name!r} has {what}.', 'TASK_FEATURE_LENGTHS',
         f'Set --gin.TASK_FEATURE_LENGTHS="{enough}".',
     )
+
+
+def _check_kept(task: str, lengths: Mapping[str, int]) -> None:
+  """Says how many long examples a task loses; refuses one that loses all."""
+  record = registration.RECORDS.get(task)
+  if record is None or record.too_long == lengths_lib.ERROR:
+    return
+  for split, sizes in record.sizes.items():
+    cut, dropped = lengths_lib.too_long(sizes, record.too_long, lengths)
+    for count, what in ((dropped, 'left out'), (cut, 'cut at the left')):
+      if count:
+        _logger.info(
+            '%s: %s of %s examples of %s are longer than %s and are %s.',
+            task, f'{count:,}', f'{len(sizes):,}', split, dict(lengths), what,
+        )
+    if dropped == len(sizes):
+      needed = {
+          kind: max(size, lengths[kind])
+          for kind, (size, _) in record.longest.items()
+      }
+      raise errors.UserError(
+          f'All examples of {split} of {task!r} are longer than '
+          f'{dict(lengths)}.', 'TASK_FEATURE_LENGTHS',
+          f'Set --gin.TASK_FEATURE_LENGTHS="{needed}", which fits them all.',
+      )
 
 
 def check_vocabularies(

@@ -9,6 +9,7 @@ is decided, once, which tokens are real and which are padding.
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import seqio
 import tensorflow as tf
 
@@ -43,6 +44,22 @@ def of_model(model: Any, pack: bool = False) -> seqio.FeatureConverter:
           'Take the tokenizer that the model was trained with.',
       )
   return seqio.EncDecFeatureConverter(pack=pack)
+
+
+def fill(rows: Mapping[str, Any]) -> tuple[float, float]:
+  """How full packed rows are, those of the encoder included.
+
+  Args:
+    rows: A batch of model features.
+
+  Returns:
+    Percent of the positions that hold tokens, and examples a row.
+  """
+  segments = [
+      np.asarray(x) for name, x in rows.items() if name.endswith('_segment_ids')
+  ]
+  used = sum((x > 0).sum() for x in segments) / sum(x.size for x in segments)
+  return 100 * float(used), float(segments[0].max(axis=1).mean())
 
 
 class RowConverter(seqio.PrefixLMFeatureConverter):

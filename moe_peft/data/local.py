@@ -1,6 +1,6 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Your own JSON Lines or TFRecord files as a task.
+"""Your own files as a task.
 
 In a gin file:
 
@@ -13,30 +13,33 @@ In a gin file:
       train = 'data/train.jsonl'
       validation = 'data/validation.jsonl'
 
-Each line of a file is an object like {"inputs": "...", "targets": "..."}. The
-files are read into memory and checked when the task is registered. Data that
-does not fit there is better a TFDS data set (tfds_tasks.py) or a SeqIO task of
-your own.
+What the rows are is seen from their columns (`formats.FORMATS`): `messages`,
+`prompt` and `completion`, `inputs` and `targets`, and so on. Files are JSON
+Lines, JSON, Parquet, CSV, TFRecord, or folders that the library `datasets` has
+saved. They are read into memory and checked when the task is registered. Data
+that does not fit there is better a TFDS data set (tfds_tasks.py) or a SeqIO
+task of your own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import functools
-import logging
 
 import seqio
 
 from moe_peft import errors
 from moe_peft.data import catalog
-from moe_peft.data import local_files
+from moe_peft.data import chat_template
+from moe_peft.data import example_rows
+from moe_peft.data import lengths
 from moe_peft.data import metrics as metrics_lib
 from moe_peft.data import ranking
 from moe_peft.data import registration
-from moe_peft.data import rows as rows_lib
+from moe_peft.data import row_parsers
+from moe_peft.data import row_reader
+from moe_peft.data import splits as splits_lib
 from moe_peft.data import vocabularies
 
-Paths = str | Sequence[str]
-_Rows = Mapping[str, Sequence[rows_lib.Row]]
-
+Paths = splits_lib.Paths
 # Examples-proportional mixing (arXiv 1910.10683, 3.5.2): artificial limit.
 _RATE_LIMIT = 2**16
 
@@ -48,6 +51,7 @@ def register_task(
     test: Paths | None = None,
     data: Paths | None = None,
     split_fractions: Sequence[float] = (0.8, 0.1, 0.1),
+    row_format: str | None = None,
     inputs_key: str = 'inputs',
     targets_key: str = 'targets',
     choices: Sequence[str] = (),
@@ -55,19 +59,29 @@ def register_task(
     length_normalized: bool = False,
     vocabulary: seqio.Vocabulary | None = None,
     metrics: Sequence[str] = (),
+    too_long: str | None = None,
+    turns: str | None = None,
+    loss: str = 'answers',
+    template: str | None = None,
+    chat_date: str = chat_template.DATE,
 ) -> str:
   """Registers local files as a SeqIO task; returns its name.
 
-  Calling it again with the same arguments changes nothing.
+  Calling it again with the same arguments changes nothing. The features are
+  `inputs` and `targets`; those of pairs of answers are `prompt`, `chosen` and
+  `rejected`, all of them tokens with their ends, whose lengths are those of
+  `inputs` (prompt) and `targets` (the answers) in TASK_FEATURE_LENGTHS.
 
   Args:
     name: name of the task; letters, digits, `_`, `.` and `:`.
-    train: .jsonl or .tfrecord file, glob pattern, or list of them.
+    train: file, glob pattern, or list of them.
     validation: the same for the validation split.
     test: the same for the test split.
     data: instead of the three: files that are split here, by a stable hash of
       the inputs, so that equal inputs are in one split.
     split_fractions: shares of train, validation and test of `data`; sum 1.
+    row_format: one of `formats.FORMATS` or 'inputs_targets', where the columns
+      fit several.
     inputs_key: key (JSON) or feature (TFRecord) of the inputs.
     targets_key: key of the targets.
     choices: answers to choose from, the same for all rows: the task is
@@ -77,6 +91,15 @@ def register_task(
     vocabulary: of inputs and targets; ours of bytes if not given. Gin files of
       models give that of the base.
     metrics: metrics of tasks without choices, see `generation_metrics`.
+    too_long: what becomes of examples that TASK_FEATURE_LENGTHS does not fit:
+      'drop' (by default) leaves them out, 'cut' cuts their inputs at the left,
+      'error' refuses them (always with choices).
+    turns: which answers of a conversation are learned: 'each' as an example of
+      its own (by default; without a template 'last'), only the 'last', or all
+      'together' in one row.
+    loss: whether conversations are learned in their 'answers' or 'all'.
+    template: chat template, 'chatml' or a path; by default that of the model.
+    chat_date: the day that chat templates see as today.
 
   Raises:
     errors.UserError: bad arguments; a file that is missing, empty or broken
@@ -85,36 +108,30 @@ def register_task(
   vocabulary = vocabulary or vocabularies.byte_vocabulary()
   if not registration.is_new([name], dict(locals())):
     return name
-  keys = local_files.Keys(
+  keys = row_parsers.Keys(
       inputs_key, targets_key, choices_key, _checked(choices, choices_key)
   )
   ranked = bool(choices) or choices_key is not None
-  if ranked:
-    metric_fns = [_rank_accuracy(length_normalized, metrics)]
-  else:
-    metric_fns = generation_metrics(metrics)
-  read = functools.partial(
-      local_files.read,
-      keys=keys,
-      check_target=functools.partial(metrics_lib.check_target, metric_fns),
+  metric_fns = _metric_fns(ranked, length_normalized, metrics)
+  too_long = lengths.check_policy(
+      too_long or (lengths.ERROR if ranked else lengths.DROP),
+      _argument('too_long'),
   )
-  files = {'train': train, 'validation': validation, 'test': test}
-  files = {split: paths for split, paths in files.items() if paths}
-  splits = _read_splits(name, read, files, data, split_fractions)
-  registration.add_rows(
-      registration.TaskRecord(
-          name,
-          lambda: splits,
-          vocabulary,
-          files=tuple(
-              file
-              for paths in (files.values() if files else [data])
-              for file in local_files.find(paths)
-          ),
-      ),
-      tuple(splits),
-      metric_fns=metric_fns,
-      ranked=ranked,
+  if ranked and too_long != lengths.ERROR:
+    raise errors.UserError(
+        'Choices are compared whole.', _argument('too_long'), 'Leave it out.'
+    )
+  options = example_rows.Options(turns, loss, template, chat_date)
+  options.check()
+  files = splits_lib.Files(train, validation, test, data, split_fractions)
+  reader = row_reader.RowReader(
+      keys, row_format,
+      functools.partial(metrics_lib.check_target, metric_fns),
+  )
+  parsed = files.read(name, reader)
+  example_rows.register(
+      name, parsed, reader.format, options, metric_fns, ranked,
+      vocabulary=vocabulary, files=files.all(), too_long=too_long,
   )
   return name
 
@@ -187,9 +204,11 @@ def generation_metrics(
   return [metrics_lib.by_name(name) for name in names or ('exact_match',)]
 
 
-def _rank_accuracy(
-    length_normalized: bool, names: Sequence[str]
-) -> metrics_lib.MetricFn:
+def _metric_fns(
+    ranked: bool, length_normalized: bool, names: Sequence[str]
+) -> list[metrics_lib.MetricFn]:
+  if not ranked:
+    return generation_metrics(names)
   if names:
     raise errors.UserError(
         'Choices are scored by rank classification (accuracy).',
@@ -199,7 +218,7 @@ def _rank_accuracy(
   def rank_accuracy(targets, scores):
     return ranking.rank_accuracy(targets, scores, length_normalized)
 
-  return rank_accuracy
+  return [rank_accuracy]
 
 
 def _argument(name: str) -> str:
@@ -215,74 +234,9 @@ def _checked(
         f'Both choices = {choices!r} and choices_key = {choices_key!r} are '
         'given.', _argument('choices'), 'Give one of them.',
     )
-  if choices and not local_files.are_choices(choices):
+  if choices and not row_parsers.are_choices(choices):
     raise errors.UserError(
         'Choices must be two or more different strings, not '
         f'{choices!r}.', _argument('choices'),
     )
   return tuple(choices)
-
-
-def _read_splits(
-    name: str, read, files: Mapping[str, Paths], data: Paths | None, fractions
-) -> _Rows:
-  """Reads the rows of each split, from its own files or from common ones."""
-  if bool(files) == bool(data):
-    raise errors.UserError(
-        f'The task {name!r} needs either train, validation and test files or '
-        'data, which is then split by split_fractions.', _argument('data'),
-    )
-  if data:
-    shares = _shares(fractions)  # Raises before files are read.
-    return _split(read(data), shares)
-  splits = {split: read(paths) for split, paths in files.items()}
-  _warn_of_leaks(splits, name)
-  return splits
-
-
-def _shares(fractions: Sequence[float]) -> dict[str, float]:
-  if (
-      len(fractions) != len(rows_lib.SPLITS)
-      or min(fractions) < 0
-      or abs(sum(fractions) - 1) > 1e-6
-  ):
-    raise errors.UserError(
-        'The fractions must be three shares (train, validation, test) with '
-        f'sum 1, not {fractions!r}.', _argument('split_fractions'),
-    )
-  return dict(zip(rows_lib.SPLITS, fractions, strict=True))
-
-
-def _split(
-    all_rows: Sequence[rows_lib.Row], shares: Mapping[str, float]
-) -> _Rows:
-  """Splits rows by a stable hash of their inputs."""
-  splits = {split: [] for split, share in shares.items() if share > 0}
-  for row in all_rows:
-    # Uniform in [0, 1).
-    point = rows_lib.stable_hash(f'split/{row.inputs}') / 2**64
-    for split in splits:
-      chosen = split
-      point -= shares[split]
-      if point < 0:
-        break
-    splits[chosen].append(row)
-  for split, rows in splits.items():
-    if not rows:
-      raise errors.UserError(
-          f'{len(all_rows)} rows are too few for a {split} split of '
-          f'{shares[split]:.0%}.', _argument('split_fractions'),
-          'Give more rows, other split_fractions, or a file for each split.',
-      )
-  return splits
-
-
-def _warn_of_leaks(splits: _Rows, task: str) -> None:
-  trained = {row.inputs for row in splits.get('train', ())}
-  for split, rows in splits.items():
-    shared = sum(row.inputs in trained for row in rows)
-    if split != 'train' and shared:
-      logging.getLogger(__name__).warning(
-          'Task %s: %d of %d inputs of %s are also in train.',
-          task, shared, len(rows), split,
-      )

@@ -1,103 +1,98 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Reads JSON Lines and TFRecord files into rows; messages name the place."""
+"""Finds the files of a user and reads their rows, each with its place.
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-import dataclasses
-import difflib
+Here a row is an object of columns; `formats.py` says what they mean.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import csv
+import io
+import os
 import re
 from typing import Any
 
 import tensorflow as tf
 
 from moe_peft import errors
-from moe_peft.data import rows
+from moe_peft.data import arrow_files
 from moe_peft.data import text_files
 
-_JSON_LINES = re.compile(r'\.jsonl?(\.gz)?$')
+_JSON = re.compile(r'\.jsonl?(\.gz)?$')
+_TABLE = re.compile(r'\.[ct]sv(\.gz)?$')
 # Beam and TFDS write shards with names such as x.tfrecord-00000-of-00008.
 _TFRECORD = re.compile(r'\.tfrecords?(-\d+-of-\d+)?(\.gz)?$')
-
-
-@dataclasses.dataclass(frozen=True)
-class Keys:
-  """Where a row's parts are found.
-
-  Attributes:
-    inputs: key of the inputs.
-    targets: key of the targets.
-    choices: key of the list of choices, or None.
-    fixed_choices: the choices of all rows, empty where they have their own.
-  """
-
-  inputs: str
-  targets: str
-  choices: str | None = None
-  fixed_choices: tuple[str, ...] = ()
+# Characters of a cell; the csv module's own limit is shorter than documents.
+_MAX_CELL = 10_000_000
 
 
 def find(paths: str | Sequence[str]) -> list[str]:
   """Expands a path, a glob pattern or a list of them.
+
+  A folder is one that the library `datasets` has saved; its files are found.
 
   Raises:
     errors.UserError: nothing is there, or a file is of another format.
   """
   found = []
   for pattern in [paths] if isinstance(paths, str) else paths:
+    pattern = os.path.expanduser(str(pattern))
     try:
-      files = sorted(tf.io.gfile.glob(str(pattern)))
+      files = sorted(tf.io.gfile.glob(pattern))
+      folders = [file for file in files if tf.io.gfile.isdir(file)]
     except tf.errors.OpError as error:
       raise errors.UserError(f'It cannot be read: {error}', pattern) from error
-    files = [file for file in files if not tf.io.gfile.isdir(file)]
+    if files and files == folders:
+      files = [x for folder in folders for x in arrow_files.in_folder(folder)]
+    files = [file for file in files if file not in folders]
     if not files:
       raise errors.UserError(
           'There is no such data file.', pattern,
-          'Give an existing .jsonl or .tfrecord file, or a pattern that '
-          'matches some.',
+          'Give an existing .jsonl, .json, .parquet, .csv or .tfrecord file, '
+          'or a pattern that matches some.',
       )
     found.extend(files)
   for file in found:
-    if not _JSON_LINES.search(file) and not _TFRECORD.search(file):
-      raise errors.UserError(
-          'The data file has an unknown format.', file,
-          'Its name must end in .jsonl or .tfrecord (.gz may follow).',
-      )
+    _reader(file)
   return found
 
 
-def read(
-    paths: str | Sequence[str],
-    keys: Keys,
-    check_target: Callable[[str], None] = lambda target: None,
-) -> list[rows.Row]:
-  """Reads all rows of the files into memory.
+def examples(file: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+  """Yields (place, row) of one file.
 
   Args:
-    paths: path, glob pattern, or list of them.
-    keys: where a row's parts are found.
-    check_target: raises errors.UserError for targets that cannot be used.
+    file: its path, as `find` returns it.
 
   Raises:
-    errors.UserError: anything wrong; the message names file and line (JSON) or
-      record (TFRecord), counted from 1.
+    errors.UserError: anything wrong; the message names file and line (text),
+      row (tables) or record (TFRecord), counted from 1.
   """
-  result = []
-  for file in find(paths):
-    examples = json_lines if _JSON_LINES.search(file) else _records
-    count = len(result)
-    try:
-      for place, example in examples(file):
-        row = _row(example, keys, place)
-        try:
-          check_target(row.targets)
-        except errors.UserError as error:
-          raise errors.UserError(error.what, place, error.remedy) from error
-        result.append(row)
-    except (tf.errors.OpError, OSError) as error:
-      raise errors.UserError(f'It cannot be read: {error}', file) from error
-    if len(result) == count:
-      raise errors.UserError('The data file is empty.', file)
-  return result
+  try:
+    yield from _reader(file)(file)
+  except (tf.errors.OpError, OSError) as error:
+    raise errors.UserError(f'It cannot be read: {error}', file) from error
+
+
+def _reader(file: str):
+  if _JSON.search(file):
+    return json_lines if '.jsonl' in file else _json_rows
+  if file.endswith(arrow_files.ENDINGS):
+    return arrow_files.rows
+  if _TABLE.search(file):
+    return _table_rows
+  if _TFRECORD.search(file):
+    return _records
+  raise errors.UserError(
+      'The data file has an unknown format.', file,
+      'Its name must end in .jsonl, .json, .csv, .tsv or .tfrecord (.gz may '
+      'follow), .parquet or .arrow.',
+  )
+
+
+def _content(file: str) -> bytes:
+  with tf.io.gfile.GFile(file, 'rb') as opened:
+    content = opened.read()
+  return text_files.unzip(content, file) if file.endswith('.gz') else content
 
 
 def json_lines(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -109,10 +104,34 @@ def json_lines(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
   yield from text_files.json_lines(_content(file), file)
 
 
-def _content(file: str) -> bytes:
-  with tf.io.gfile.GFile(file, 'rb') as raw:
-    content = raw.read()
-  return text_files.unzip(content, file) if file.endswith('.gz') else content
+def _json_rows(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
+  yield from text_files.json_rows(_content(file), file)
+
+
+def _table_rows(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Rows of a table whose first line names the columns."""
+  csv.field_size_limit(_MAX_CELL)
+  # What the lines are is the csv module's to say: cells may hold line feeds.
+  lines = text_files.lines(_content(file), file)
+  text = io.StringIO('\n'.join(line for _, line in lines), newline='')
+  delimiter = '\t' if '.tsv' in os.path.basename(file) else ','
+  reader = csv.DictReader(text, delimiter=delimiter, strict=True)
+  try:
+    if len(set(reader.fieldnames or ())) < len(reader.fieldnames or ()):
+      raise errors.UserError('Two columns have one name.', f'{file}, line 1')
+    for number, row in enumerate(reader, start=1):
+      place = f'{file}, row {number}'
+      if None in row or None in row.values():
+        raise errors.UserError(
+            f'It has not as many cells as there are columns, '
+            f'{len(reader.fieldnames)}.', place,
+            'Quote cells that hold commas or line breaks.',
+        )
+      yield place, row
+  except csv.Error as error:
+    raise errors.UserError(
+        f'It is no CSV: {error}.', f'{file}, line {reader.line_num + 1}'
+    ) from error
 
 
 def _check_lengths(content: bytes, file: str) -> None:
@@ -160,50 +179,3 @@ def _feature_value(feature: tf.train.Feature) -> Any:
       # Pictures and the like are wrong only where a text is asked for.
       return values
   return values[0] if len(values) == 1 else values
-
-
-def _get(example: Mapping[str, Any], key: str, place: str) -> Any:
-  if key not in example:
-    near = difflib.get_close_matches(key, example, n=1)
-    hint = f'Did you mean {near[0]!r}? ' if near else ''
-    raise errors.UserError(
-        f'There is no key {key!r}, but {sorted(example)}.', place,
-        f'{hint}Set inputs_key, targets_key or choices_key of register_task.',
-    )
-  return example[key]
-
-
-def _text(value: Any, key: str, place: str) -> str:
-  if not isinstance(value, str) or not value.strip():
-    raise errors.UserError(
-        f'{key!r} must be a nonempty string, not {value!r:.60}.', place
-    )
-  return value
-
-
-def are_choices(choices: Any) -> bool:
-  """Whether it is a list of two or more different texts."""
-  return (
-      isinstance(choices, (list, tuple))
-      and all(isinstance(c, str) and c.strip() for c in choices)
-      and len(set(choices)) == len(choices) > 1
-  )
-
-
-def _row(example: Mapping[str, Any], keys: Keys, place: str) -> rows.Row:
-  inputs = _text(_get(example, keys.inputs, place), keys.inputs, place)
-  targets = _text(_get(example, keys.targets, place), keys.targets, place)
-  choices = keys.fixed_choices
-  if keys.choices is not None:
-    choices = _get(example, keys.choices, place)
-    if not are_choices(choices):
-      raise errors.UserError(
-          f'{keys.choices!r} must be a list of two or more different nonempty '
-          f'strings, not {choices!r:.60}.', place,
-      )
-  if choices and targets not in choices:
-    raise errors.UserError(
-        f'{keys.targets!r} is {targets!r}, which is none of the choices '
-        f'{list(choices)}.', place,
-    )
-  return rows.Row(inputs, targets, choices=tuple(choices), place=place)

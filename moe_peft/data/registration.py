@@ -14,6 +14,7 @@ import seqio
 import tensorflow as tf
 
 from moe_peft import errors
+from moe_peft.data import lengths
 from moe_peft.data import metrics
 from moe_peft.data import ranking
 from moe_peft.data import rows as rows_lib
@@ -32,6 +33,9 @@ class TaskRecord:
     vocabulary: of inputs and targets.
     span_corruption: None for tasks that ask and answer.
     files: from which the rows were read, if they are the user's.
+    inputs_eos: whether inputs end with the end of a sequence.
+    too_long: one of `lengths.POLICIES`, for long examples.
+    chat: how conversations become tokens, a `chat.Chat`, if rows are some.
   """
 
   name: str
@@ -39,23 +43,40 @@ class TaskRecord:
   vocabulary: seqio.Vocabulary
   span_corruption: span_corruption_lib.SpanCorruption | None = None
   files: tuple[str, ...] = ()
+  inputs_eos: bool = True
+  too_long: str = lengths.ERROR
+  chat: Any = None
 
   @functools.cached_property
+  def sizes(self) -> dict[str, list[dict[str, int]]]:
+    """Tokens of the features of every row, ends included, by split."""
+    return {
+        split: [self.size(row) for row in rows]
+        for split, rows in self.rows_fn().items()
+    }
+
+  def size(self, row: rows_lib.Row) -> dict[str, int]:
+    """Tokens of the features of a row, ends included."""
+    if self.span_corruption:
+      inputs, targets = self.span_corruption.lengths(
+          self._num_tokens(row.targets)
+      )
+    else:
+      inputs = self._num_tokens(row.inputs)
+      targets = max(map(self._num_tokens, row.choices or (row.targets,)))
+    return {'inputs': inputs + self.inputs_eos, 'targets': targets + 1}
+
+  @property
   def longest(self) -> dict[str, tuple[int, str]]:
-    """Most tokens of `inputs` and `targets`, EOS included, and their place."""
+    """Most tokens of `inputs` and `targets`, ends included, and their place."""
     longest = {'inputs': (0, ''), 'targets': (0, '')}
-    for rows in self.rows_fn().values():
-      for row in rows:
-        if self.span_corruption:
-          sizes = self.span_corruption.lengths(self._num_tokens(row.targets))
-        else:
-          sizes = (
-              self._num_tokens(row.inputs),
-              max(map(self._num_tokens, row.choices or (row.targets,))),
-          )
-        for feature, size in zip(longest, sizes, strict=True):
-          if size + 1 > longest[feature][0]:
-            longest[feature] = size + 1, row.place
+    rows = self.rows_fn()
+    for split, sizes in self.sizes.items():
+      for row, size in zip(rows[split], sizes, strict=True):
+        for name, tokens in size.items():
+          kind = lengths.KIND[name]
+          if tokens > longest[kind][0]:
+            longest[kind] = tokens, row.place
     return longest
 
   def _num_tokens(self, text: str) -> int:
@@ -216,7 +237,12 @@ def add_rows(record: TaskRecord, splits: Sequence[str], **options: Any) -> None:
       # would put them into every saved iterator.
       seqio.FunctionDataSource(record.dataset, splits=tuple(splits)),
       vocabulary=record.vocabulary,
-      after=[*steps, seqio.preprocessors.append_eos_after_trim],
+      after=[
+          *steps,
+          lengths.Fit(record.too_long),
+          seqio.preprocessors.append_eos_after_trim,
+      ],
+      inputs_eos=record.inputs_eos,
       **options,
   )
   RECORDS[record.name] = record

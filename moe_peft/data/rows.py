@@ -1,8 +1,8 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The row: one example before tokenization."""
+"""The row: one example before tokenization, and one after it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import hashlib
 from typing import Any
@@ -27,6 +27,27 @@ class Row:
   targets: str
   words: tuple[str, ...] = ()
   choices: tuple[str, ...] = ()
+  place: str = dataclasses.field(default='', compare=False)
+
+  @property
+  def key(self) -> str:
+    """Rows with equal keys are in one split."""
+    return self.inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenRow:
+  """One example as ids, of data whose tokens a chat template decides.
+
+  Attributes:
+    features: ids by feature, as data sets of SeqIO have them.
+    weights: of each token of `targets`, 1 where the loss counts it; None for
+      all of them.
+    place: file and row, for messages; of local files only.
+  """
+
+  features: Mapping[str, tuple[int, ...]]
+  weights: tuple[int, ...] | None = None
   place: str = dataclasses.field(default='', compare=False)
 
 

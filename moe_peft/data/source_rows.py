@@ -14,7 +14,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from moe_peft import errors
+from moe_peft.data import arrow_files
 from moe_peft.data import local_files
 from moe_peft.data import packages
 
@@ -127,20 +127,6 @@ def _split_files(folder: Path, split: str, part: str | None):
 
 
 def _read(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-  if file.suffix not in ('.parquet', '.arrow'):
-    yield from local_files.json_lines(str(file))
-    return
-  pa = packages.import_optional('pyarrow', 'p3')
-  try:
-    if file.suffix == '.parquet':
-      parquet = packages.import_optional('pyarrow.parquet', 'p3')
-      batches = parquet.ParquetFile(file).iter_batches()
-    else:
-      batches = pa.ipc.open_stream(pa.memory_map(str(file)))
-    number = 0
-    for batch in batches:
-      for row in batch.to_pylist():
-        number += 1
-        yield f'{file}, row {number}', row
-  except (pa.ArrowException, OSError) as error:
-    raise errors.UserError(f'It cannot be read: {error}', file) from error
+  if file.suffix in arrow_files.ENDINGS:
+    return arrow_files.rows(str(file))
+  return local_files.json_lines(str(file))

@@ -22,6 +22,7 @@ _MAX_CHARACTERS = 10_000_000
 # Of a gzip file: texts shrink to a third, or a twentieth where they repeat.
 _MAX_RATIO = 100
 _MIN_UNZIPPED = 2**26
+_BYTE_ORDER_MARK = b'\xef\xbb\xbf'
 
 
 def unzip(content: bytes, file: str | os.PathLike) -> bytes:
@@ -59,7 +60,7 @@ def lines(
   Raises:
     errors.UserError: a line is no UTF-8; the message has its number.
   """
-  parts = content.removeprefix(b'\xef\xbb\xbf').split(b'\n')
+  parts = content.removeprefix(_BYTE_ORDER_MARK).split(b'\n')
   if not parts[-1]:
     parts.pop()
   for number, line in enumerate(parts, start=1):
@@ -89,28 +90,63 @@ def json_lines(
   for place, line in lines(content, file):
     if not line.strip():
       continue
-    try:
-      if len(line) > _MAX_CHARACTERS:
-        raise ValueError(f'it has {len(line):,} characters')
-      value = _decode(line)
-      if '\\u' in line:
-        json.dumps(value, ensure_ascii=False).encode('utf-8')
-    except UnicodeEncodeError as error:
+    if len(line) > _MAX_CHARACTERS:
       raise errors.UserError(
-          f'{error.object[error.start]!a} is half of a surrogate pair and no '
-          'character.', place, 'Correct the text.',
-      ) from error
-    except (ValueError, RecursionError) as error:
-      raise errors.UserError(
-          f'The line is broken JSON: {error}.', place,
+          f'The line is no JSON Lines: it has {len(line):,} characters.', place,
           'Each line must be one JSON object.',
-      ) from error
-    if not isinstance(value, dict):
-      raise errors.UserError(
-          f'The line is no JSON object: {line!r:.60}.', place,
-          'Each line must be one, such as {"inputs": "...", "targets": "..."}.',
       )
-    yield place, value
+    value = _parse(line, place, 'Each line must be one JSON object.')
+    yield place, _checked_object(value, place, 'line')
+
+
+def json_rows(
+    content: bytes, file: str | os.PathLike
+) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields (place, object) of a JSON file: one array of objects, or lines.
+
+  Args:
+    content: the bytes of the file.
+    file: its name, for messages.
+
+  Raises:
+    errors.UserError: as `json_lines`; the place in an array is the number of
+      its row.
+  """
+  if not content.removeprefix(_BYTE_ORDER_MARK).lstrip().startswith(b'['):
+    yield from json_lines(content, file)
+    return
+  text = '\n'.join(line for _, line in lines(content, file))
+  remedy = 'It must hold one array of objects, or an object a line.'
+  for number, value in enumerate(_parse(text, str(file), remedy), start=1):
+    place = f'{file}, row {number}'
+    yield place, _checked_object(value, place, 'row')
+
+
+def _parse(text: str, place: str, remedy: str) -> Any:
+  """The value of a JSON text; raises errors.UserError if it is none."""
+  try:
+    value = _decode(text)
+    if '\\u' in text:
+      json.dumps(value, ensure_ascii=False).encode('utf-8')
+  except UnicodeEncodeError as error:
+    raise errors.UserError(
+        f'{error.object[error.start]!a} is half of a surrogate pair and no '
+        'character.', place, 'Correct the text.',
+    ) from error
+  except (ValueError, RecursionError) as error:
+    raise errors.UserError(
+        f'It is broken JSON: {error}.', place, remedy
+    ) from error
+  return value
+
+
+def _checked_object(value: Any, place: str, what: str) -> dict[str, Any]:
+  if not isinstance(value, dict):
+    raise errors.UserError(
+        f'The {what} is no JSON object: {json.dumps(value)!s:.60}.', place,
+        'It must be one, such as {"prompt": "...", "completion": "..."}.',
+    )
+  return value
 
 
 def _constant(name: str) -> None:

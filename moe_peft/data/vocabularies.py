@@ -147,14 +147,19 @@ class TokenizerVocabulary(seqio.Vocabulary):
     For what a chat template has made; texts of users are `encode`d.
     """
     ids = self.tokenizer.encode(text, add_special_tokens=False).ids
-    return self._checked(ids)
+    return self.in_data_sets(ids)
 
   def _encode(self, s: str) -> list[int]:
     with tokenizer_file_lib.refused(f'{self.tokenizer_file} fails on a text'):
       ids = self._text_tokenizer.encode(s, add_special_tokens=False).ids
-    return self._checked(ids)
+    return self.in_data_sets(ids)
 
-  def _checked(self, ids: Sequence[int]) -> list[int]:
+  def in_data_sets(self, ids: Sequence[int]) -> list[int]:
+    """Ids of the file as data sets have them.
+
+    Raises:
+      errors.UserError: If the embedding of the model has no row for one.
+    """
     last = max(ids, default=0)
     if self._num_ids is not None and last >= self._num_ids:
       raise errors.UserError(

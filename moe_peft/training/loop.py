@@ -4,6 +4,7 @@
 
 from collections.abc import Callable, Mapping
 import contextlib
+import logging
 import sys
 import time
 from typing import Any
@@ -17,6 +18,7 @@ from moe_peft import signals
 from moe_peft.core import partitioning
 from moe_peft.core import trainable
 from moe_peft.data import catalog
+from moe_peft.data import converters
 from moe_peft.data import provenance
 from moe_peft.models import dataset_ids
 from moe_peft.training import checkpoints
@@ -25,6 +27,7 @@ from moe_peft.training import metrics as metrics_lib
 from moe_peft.training import progress as progress_lib
 from moe_peft.training import train_step
 
+_logger = logging.getLogger(__name__)
 EvalFn = Callable[[int, Mapping[str, Any]], None]
 
 
@@ -159,10 +162,16 @@ def _run_steps(setup, state, first_step, data, notes, checkpointer, evaluate,
       break
     if step == first_step + 1:
       with stopped.interrupting(lost=False):  # Both may take minutes.
-        batch = jax.device_put(next(data), sharding)
+        rows = next(data)
+        batch = jax.device_put(rows, sharding)
         step_fn = _compile(step_fn, state, setup.frozen, batch, progress)
       if stopped:
         break
+      if experiment.packing:
+        _logger.info(
+            'The first packed rows are %.0f %% full, with %.1f examples each.',
+            *converters.fill(rows),
+        )
       log.start_clock()
     else:
       batch = jax.device_put(next(data), sharding)

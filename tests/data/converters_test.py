@@ -157,3 +157,12 @@ def test_encoder_decoders_pad_with_0():
     converters.of_model(model)
   words.id_offset = 0
   assert type(converters.of_model(model)) is seqio.EncDecFeatureConverter
+
+
+def test_how_full_packed_rows_are():
+  rows = {
+      'encoder_segment_ids': np.array([[1, 1, 2, 0], [1, 0, 0, 0]]),
+      'decoder_segment_ids': np.array([[1, 2, 0, 0], [1, 0, 0, 0]]),
+      'decoder_target_tokens': np.zeros([2, 4]),
+  }
+  assert converters.fill(rows) == (100 * 7 / 16, 1.5)

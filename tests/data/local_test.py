@@ -59,8 +59,8 @@ def test_json_lines(tmp_path):
   assert _texts(name, 'train') == ['q0', 'q1']
   assert _texts(name, 'test', 'targets') == ['a2']
   assert catalog.primary_metric(name) == 'exact_match'
-  with refusals.refused('TASK_FEATURE_LENGTHS', 'inputs of up to 3 tokens'):
-    catalog.check_feature_lengths(name, {'inputs': 2, 'targets': 3})
+  with refusals.refused('TASK_FEATURE_LENGTHS', "{'inputs': 3, 'targets': 5}"):
+    catalog.check_feature_lengths(name, {'inputs': 2, 'targets': 5})
 
 
 def test_several_files_other_keys_and_metrics(tmp_path):

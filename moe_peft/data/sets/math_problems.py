@@ -108,10 +108,11 @@ def _add(name, rows_fn, splits, vocabulary) -> None:
   aqua = name == 'aqua'
   metric = metrics.option_accuracy if aqua else metrics.numeric_accuracy
   registration.add_rows(
-      registration.TaskRecord(name, functools.cache(rows_fn), vocabulary),
+      registration.TaskRecord(
+          name, functools.cache(rows_fn), vocabulary, inputs_eos=False
+      ),
       splits,
       metric_fns=[metric],
-      inputs_eos=False,
   )
 
 

@@ -1,0 +1,204 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Examples of every format as rows of a SeqIO task."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import logging
+from typing import Any
+
+import seqio
+
+from moe_peft import errors
+from moe_peft.data import chat
+from moe_peft.data import chat_template
+from moe_peft.data import examples
+from moe_peft.data import formats
+from moe_peft.data import messages
+from moe_peft.data import metrics
+from moe_peft.data import registration
+from moe_peft.data import rows
+from moe_peft.data import template_tokens
+from moe_peft.data import token_tasks
+from moe_peft.data import vocabularies
+
+_logger = logging.getLogger(__name__)
+_ARGUMENT = 'local.register_task.'
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How conversations are learned; see `local.register_task`."""
+
+  turns: str | None = None
+  loss: str = 'answers'
+  template: str | None = None
+  chat_date: str = chat_template.DATE
+
+  def check(self) -> None:
+    """Raises errors.UserError for a value that does not exist."""
+    for name, known in (('turns', (None, *chat.TURNS)),
+                        ('loss', ('answers', 'all'))):
+      if getattr(self, name) not in known:
+        raise errors.UserError(
+            f'{getattr(self, name)!r} is none of '
+            f'{", ".join(map(str, known))}.', f'{_ARGUMENT}{name}',
+        )
+
+  def chat(self, vocabulary: seqio.Vocabulary) -> chat.Chat | None:
+    """The chats of a model, or None for vocabularies without templates."""
+    if not isinstance(vocabulary, vocabularies.TokenizerVocabulary):
+      only = {'template': self.template is not None,
+              'loss': self.loss == 'all',
+              'turns': self.turns == chat.TOGETHER}
+      for name in filter(only.get, only):
+        raise errors.UserError(
+            f'{name} = {getattr(self, name)!r} is for models with a '
+            'tokenizer.json.', f'{_ARGUMENT}{name}', 'Leave it out.',
+        )
+      return None
+    tokens = template_tokens.make(vocabulary, self.template, self.chat_date)
+    return chat.Chat(tokens, self.turns or chat.EACH, self.loss == 'all')
+
+
+def register(
+    name: str,
+    parsed: Mapping[str, Sequence[examples.Parsed]],
+    row_format: formats.Format,
+    options: Options,
+    metric_fns: Sequence[metrics.MetricFn],
+    ranked: bool,
+    vocabulary: seqio.Vocabulary,
+    **settings: Any,
+) -> None:
+  """Registers a task of what was read.
+
+  Args:
+    name: of the task.
+    parsed: examples of each split.
+    row_format: what they are.
+    options: how conversations are learned.
+    metric_fns: SeqIO metric functions.
+    ranked: whether the examples have choices.
+    vocabulary: of the model.
+    **settings: of the record.
+
+  Raises:
+    errors.UserError: an example cannot be one.
+  """
+  decoder = isinstance(vocabulary, vocabularies.TokenizerVocabulary)
+  chats = options.chat(vocabulary) if _are_messages(parsed) else None
+  splits = {
+      split: _rows(found, vocabulary, chats, options.turns)
+      for split, found in parsed.items()
+  }
+  counts = ', '.join(f'{len(x):,} of {split}' for split, x in splits.items())
+  how = f'; {chats.says()}' if chats else ''
+  _logger.info('%s: %s, examples: %s%s.', name, row_format.says, counts, how)
+  settings |= {
+      'rows_fn': lambda: splits, 'vocabulary': vocabulary, 'chat': chats,
+      'inputs_eos': row_format.inputs_end or not decoder,
+  }
+  if isinstance(next(iter(splits.values()))[0], rows.TokenRow):
+    record = token_tasks.TokenRecord(name, **settings)
+    token_tasks.add(record, tuple(splits), metric_fns)
+  else:
+    record = registration.TaskRecord(name, **settings)
+    registration.add_rows(
+        record, tuple(splits), metric_fns=metric_fns, ranked=ranked
+    )
+
+
+def _are_messages(parsed: Mapping[str, Sequence[examples.Parsed]]) -> bool:
+  (first, *_), *_ = parsed.values()
+  if isinstance(first, examples.Preference):
+    return not isinstance(first.prompt, str)
+  return isinstance(first, messages.Conversation)
+
+
+def _rows(
+    parsed: Sequence[examples.Parsed],
+    vocabulary: seqio.Vocabulary,
+    conversations: chat.Chat | None,
+    turns: str | None,
+) -> list[rows.Row] | list[rows.TokenRow]:
+  """Rows of examples, all of one kind.
+
+  Args:
+    parsed: the examples.
+    vocabulary: of the model.
+    conversations: how conversations become tokens; None for plain texts.
+    turns: 'each' for every answer, where conversations are plain texts.
+
+  Raises:
+    errors.UserError: an example cannot be one.
+  """
+  made: list[Any] = []
+  for example in parsed:
+    if isinstance(example, messages.Conversation):
+      made += (
+          conversations.rows(example) if conversations
+          else _dialogues(example, turns)
+      )
+    elif isinstance(example, examples.Preference):
+      made.append(_preference(example, vocabulary, conversations))
+    elif isinstance(example, examples.TokenIds):
+      made.append(_tokens(example, vocabulary))
+    else:
+      made.append(example)
+  return made
+
+
+def _dialogues(
+    example: messages.Conversation, turns: str | None
+) -> list[rows.Row]:
+  """Answers with all that was said before as a plain text."""
+  answers = example.answers if turns == chat.EACH else example.answers[-1:]
+  return [
+      rows.Row(
+          messages.dialogue(example.messages[:number]),
+          example.messages[number]['content'],
+          place=example.place,
+      )
+      for number in answers
+      if number
+  ]
+
+
+def _preference(
+    example: examples.Preference,
+    vocabulary: seqio.Vocabulary,
+    conversations: chat.Chat | None,
+) -> rows.TokenRow:
+  texts = [example.prompt, example.chosen, example.rejected]
+  if not isinstance(example.prompt, str):
+    if conversations:
+      return conversations.preference(example)
+    texts = [messages.dialogue(x) for x in texts]
+  prompt, *answers = (vocabulary.encode(text) for text in texts)
+  # T5 has always read texts that end.
+  ends = not isinstance(vocabulary, vocabularies.TokenizerVocabulary)
+  prompt = [*prompt, vocabulary.eos_id] if ends else prompt
+  chosen, rejected = ([*x, vocabulary.eos_id] for x in answers)
+  return rows.TokenRow(
+      {'prompt': tuple(prompt), 'chosen': tuple(chosen),
+       'rejected': tuple(rejected)},
+      place=example.place,
+  )
+
+
+def _tokens(
+    example: examples.TokenIds, vocabulary: seqio.Vocabulary
+) -> rows.TokenRow:
+  """A row whose beginning, as far as nothing is learned, is its inputs."""
+  limit = vocabulary.vocab_size
+  if (most := max(example.ids)) >= limit:
+    raise errors.UserError(
+        f'The id {most} is none of the vocabulary, which has {limit}.',
+        example.place, 'Tokenize the rows with the tokenizer of the model.',
+    )
+  given = example.learned.index(True)
+  inputs, targets = example.ids[:given], example.ids[given:]
+  weights = tuple(map(int, example.learned[given:]))
+  row = template_tokens.row(vocabulary, inputs, targets, weights, example.place)
+  return dataclasses.replace(row, weights=None) if all(weights) else row

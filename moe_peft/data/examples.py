@@ -1,0 +1,58 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a row of a user's file says, before it is tokenized.
+
+One of four: a text and its answer (`rows.Row`), a conversation
+(`messages.Conversation`), two answers to one prompt, or tokens.
+"""
+
+import dataclasses
+from typing import Any
+
+from moe_peft.data import messages as messages_lib
+from moe_peft.data import rows
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenIds:
+  """A row that was tokenized elsewhere, as ids of the model.
+
+  Attributes:
+    ids: the tokens.
+    learned: whether the loss counts each of them.
+    place: file and row, for messages.
+  """
+
+  ids: tuple[int, ...]
+  learned: tuple[bool, ...]
+  place: str = dataclasses.field(default='', compare=False)
+
+  @property
+  def key(self) -> str:
+    return str(self.ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preference:
+  """Two answers to one prompt, the better and the worse.
+
+  Attributes:
+    prompt: a text, or messages.
+    chosen: the better answer, of the kind of the prompt.
+    rejected: the worse one.
+    tools: as of `messages.Conversation`.
+    place: file and row, for messages.
+  """
+
+  prompt: str | messages_lib.Messages
+  chosen: str | messages_lib.Messages
+  rejected: str | messages_lib.Messages
+  tools: tuple[Any, ...] | None = None
+  place: str = dataclasses.field(default='', compare=False)
+
+  @property
+  def key(self) -> str:
+    return str(self.prompt)
+
+
+Parsed = rows.Row | messages_lib.Conversation | Preference | TokenIds

@@ -1,0 +1,210 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Conversations as people store them: messages with roles.
+
+`{"messages": [{"role": "user", "content": "..."}, ...]}`, and ShareGPT's
+`{"conversations": [{"from": "human", "value": "..."}, ...]}`.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+from typing import Any
+
+from moe_peft import errors
+
+Messages = tuple[Mapping[str, Any], ...]
+ASSISTANT = 'assistant'
+_SHAREGPT_ROLES = {
+    'human': 'user', 'user': 'user', 'gpt': ASSISTANT, 'assistant': ASSISTANT,
+    'chatgpt': ASSISTANT, 'bing': ASSISTANT, 'bard': ASSISTANT,
+    'model': ASSISTANT, 'system': 'system', 'tool': 'tool',
+    'observation': 'tool', 'function_response': 'tool',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversation:
+  """Messages, and what else a chat template may be given.
+
+  Attributes:
+    messages: objects with `role` and `content`, a text; more for tool calls.
+    tools: descriptions of tools, or None.
+    variables: further variables of the template.
+    given: number of messages at the beginning that are not learned, whoever
+      speaks.
+    place: file and row, for messages to users.
+  """
+
+  messages: Messages
+  tools: tuple[Any, ...] | None = None
+  variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  given: int = 0
+  place: str = dataclasses.field(default='', compare=False)
+
+  @property
+  def key(self) -> str:
+    """What is before the first answer: equal ones are in one split."""
+    first = self.answers[0]
+    return json.dumps(self.messages[:first], sort_keys=True, default=str)
+
+  @property
+  def answers(self) -> tuple[int, ...]:
+    """Numbers of the messages that are learned."""
+    return tuple(
+        number
+        for number, message in enumerate(self.messages)
+        if number >= self.given and message['role'] == ASSISTANT
+    )
+
+
+def of_messages(row: Mapping[str, Any], place: str) -> Conversation:
+  """The conversation of a row with `messages`."""
+  if 'messages' not in row:
+    raise errors.UserError("There is no key 'messages'.", place)
+  found = messages(row['messages'], 'messages', place)
+  return conversation(found, row, place)
+
+
+def of_sharegpt(row: Mapping[str, Any], place: str) -> Conversation:
+  """The conversation of a row with `conversations`."""
+  turns = row.get('conversations')
+  if isinstance(turns, list) and all(isinstance(x, dict) for x in turns):
+    renamed = []
+    for turn in turns:
+      if 'role' in turn:  # Some files have the names of messages.
+        renamed.append(turn)
+        continue
+      role = turn.get('from')
+      if role not in _SHAREGPT_ROLES:
+        raise errors.UserError(
+            f"'from' is {role!r:.40}, which is none of "
+            f'{", ".join(_SHAREGPT_ROLES)}.', place,
+        )
+      renamed.append(
+          {'role': _SHAREGPT_ROLES[role], 'content': turn.get('value')}
+      )
+    turns = renamed
+  if isinstance(row.get('system'), str) and row['system'].strip():
+    turns = [{'role': 'system', 'content': row['system']}, *(turns or ())]
+  return conversation(messages(turns, 'conversations', place), row, place)
+
+
+def conversation(
+    found: Sequence[Mapping[str, Any]],
+    row: Mapping[str, Any],
+    place: str,
+    given: int = 0,
+) -> Conversation:
+  """A conversation with what else its row says.
+
+  Args:
+    found: its messages, checked.
+    row: all columns.
+    place: of the row.
+    given: as of `Conversation`.
+
+  Raises:
+    errors.UserError: no message is to be learned, or another column is wrong.
+  """
+  variables = row.get('chat_template_kwargs') or {}
+  if not isinstance(variables, dict):
+    raise errors.UserError(
+        f"'chat_template_kwargs' must be an object, not {variables!r:.60}.",
+        place,
+    )
+  result = Conversation(tuple(found), tools(row, place), variables, given,
+                        place)
+  if not result.answers:
+    raise errors.UserError(
+        f'No message is of the role {ASSISTANT!r}; the roles are '
+        f'{[x["role"] for x in found]!s:.100}. Nothing is learned.', place,
+        'Leave the row out.',
+    )
+  return result
+
+
+def messages(value: Any, key: str, place: str) -> Messages:
+  """Messages, checked; contents in parts become texts.
+
+  Args:
+    value: what the file holds, a list of objects.
+    key: of which column, for messages to users.
+    place: of which row.
+
+  Raises:
+    errors.UserError: it is no such list.
+  """
+  if isinstance(value, dict) and value and all(
+      isinstance(x, list) for x in value.values()
+  ):  # As older versions of the library `datasets` store lists of objects.
+    value = [dict(zip(value, x, strict=True)) for x in zip(*value.values(),
+                                                           strict=False)]
+  if not isinstance(value, (list, tuple)):
+    raise errors.UserError(
+        f'{key!r} must be a list of messages, not {value!r:.60}.', place
+    )
+  return tuple(
+      _message(x, f'message {number} of {key!r}', place)
+      for number, x in enumerate(value, start=1)
+  )
+
+
+def _message(value: Any, which: str, place: str) -> dict[str, Any]:
+  if not isinstance(value, dict) or not isinstance(value.get('role'), str):
+    raise errors.UserError(
+        f'The {which} must be an object with a role and a content, not '
+        f'{value!r:.60}.', place,
+    )
+  # Tables have a column for what only some messages have.
+  found = {k: x for k, x in value.items() if x is not None}
+  content = found.get('content', '')
+  if isinstance(content, list):
+    parts = [
+        x['text'] for x in content
+        if isinstance(x, dict) and isinstance(x.get('text'), str)
+    ]
+    if len(parts) < len(content):
+      raise errors.UserError(
+          f'The {which} has parts that are no texts.', place,
+          'Only text is read.',
+      )
+    content = ''.join(parts)
+  empty = found['role'] == ASSISTANT and 'tool_calls' not in found
+  if not isinstance(content, str) or (empty and not content.strip()):
+    raise errors.UserError(
+        f'The content of the {which} must be a nonempty text, not '
+        f'{value.get("content")!r:.60}.', place,
+    )
+  return {**found, 'content': content}
+
+
+def tools(row: Mapping[str, Any], place: str) -> tuple[Any, ...] | None:
+  """The tools that a row describes: a list, or a text of JSON that holds one.
+
+  Raises:
+    errors.UserError: it is neither.
+  """
+  value = row.get('tools')
+  if isinstance(value, str) and value.strip():
+    try:
+      value = json.loads(value)
+    except (ValueError, RecursionError) as error:
+      raise errors.UserError(f"'tools' is no JSON: {error}.", place) from error
+  if not value:
+    return None
+  if not isinstance(value, list):
+    raise errors.UserError(
+        f"'tools' must be a list, not {value!r:.60}.", place
+    )
+  return tuple(value)
+
+
+def dialogue(found: Sequence[Mapping[str, Any]]) -> str:
+  """Messages as a plain text, for models without a chat template, as T5.
+
+  One message stands alone; of several each is named by who said it.
+  """
+  if len(found) == 1:
+    return found[0]['content']
+  return '\n'.join(f'{x["role"]}: {x["content"]}' for x in found)

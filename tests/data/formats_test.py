@@ -1,0 +1,147 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of what the columns of rows mean."""
+
+import pytest
+
+from moe_peft.data import examples
+from moe_peft.data import formats
+from moe_peft.data import messages
+from moe_peft.data import row_parsers
+from moe_peft.data import rows
+from tests import refusals
+
+_USER = {'role': 'user', 'content': 'q'}
+_ANSWER = {'role': 'assistant', 'content': 'a'}
+_KEYS = row_parsers.Keys()
+
+
+def _parse(row, name=None, keys=_KEYS):
+  return formats.recognize(list(row), name, keys, 'x').parse(row, 'x')
+
+
+def _messages(*pairs):
+  return tuple({'role': role, 'content': text} for role, text in pairs)
+
+
+@pytest.mark.parametrize(
+    'row, expected',
+    [
+        ({'inputs': 'q', 'targets': 'a', 'id': 3}, rows.Row('q', 'a')),
+        ({'prompt': 'q', 'completion': ' a'}, rows.Row('q', ' a')),
+        ({'text': 'abc'}, rows.Row('', 'abc')),
+        ({'messages': [_USER, _ANSWER]},
+         messages.Conversation((_USER, _ANSWER))),
+        ({'prompt': [_USER], 'completion': [_ANSWER]},
+         messages.Conversation((_USER, _ANSWER), given=1)),
+        ({'conversations': [{'from': 'human', 'value': 'q'},
+                            {'from': 'gpt', 'value': 'a'}]},
+         messages.Conversation((_USER, _ANSWER))),
+        ({'input_ids': [4, 0, 5], 'labels': [-100, 0, 5]},
+         examples.TokenIds((4, 0, 5), (False, True, True))),
+        ({'input_ids': [4, 5]}, examples.TokenIds((4, 5), (True, True))),
+        ({'prompt': 'q', 'chosen': 'a', 'rejected': 'b'},
+         examples.Preference('q', 'a', 'b')),
+        ({'chosen': 'why? so it is', 'rejected': 'why? not'},
+         examples.Preference('why?', ' so it is', ' not')),
+        ({'prompt': 'q', 'chosen': [_USER, _ANSWER],
+          'rejected': [_USER, {**_ANSWER, 'content': 'b'}]},
+         examples.Preference((_USER,), (_ANSWER,),
+                             _messages(('assistant', 'b')))),
+    ],
+)  # fmt: skip
+def test_formats_are_recognized_by_their_columns(row, expected):
+  assert _parse(row) == expected
+
+
+def test_alpaca_has_two_prompts():
+  row = {'instruction': 'Say {input}.', 'input': '{x}', 'output': 'a'}
+  with_input = _parse(row)
+  assert '### Instruction:\nSay {input}.\n\n### Input:\n{x}\n\n' in (
+      with_input.inputs
+  )
+  without = _parse({**row, 'input': ''})
+  assert without == _parse({k: row[k] for k in ('instruction', 'output')})
+  assert '### Input' not in without.inputs and without.targets == 'a'
+
+
+def test_several_formats_that_fit_are_not_guessed_between():
+  row = {'text': 'x', 'messages': [_USER, _ANSWER]}
+  with refusals.refused('x', 'messages, text', 'row_format'):
+    _parse(row)
+  assert _parse(row, 'text') == rows.Row('', 'x')
+  with refusals.refused('local.register_task.row_format', "'txt'", 'text'):
+    _parse(row, 'txt')
+  keys = row_parsers.Keys('text', 'other')
+  assert _parse({**row, 'other': 'y'}, keys=keys) == rows.Row('x', 'y')
+
+
+def test_columns_of_no_format_are_named():
+  with refusals.refused('x', "'mesages'", "'messages'?", 'prompt'):
+    _parse({'mesages': []})
+
+
+def test_messages_keep_what_templates_may_need():
+  call = {'role': 'assistant', 'content': None, 'tool_calls': [{'id': 1}]}
+  row = {
+      'messages': [
+          {'role': 'system', 'content': ''},
+          {'role': 'user', 'content': [{'type': 'text', 'text': 'q'}],
+           'name': None},
+          call,
+          {'role': 'tool', 'content': '3'},
+          _ANSWER,
+      ],
+      'tools': '[{"name": "f"}]',
+      'chat_template_kwargs': {'enable_thinking': False},
+  }
+  parsed = _parse(row)
+  assert parsed.messages[1] == _USER
+  assert parsed.messages[2] == {**call, 'content': ''}
+  assert parsed.tools == ({'name': 'f'},)
+  assert parsed.variables == {'enable_thinking': False}
+  assert parsed.answers == (2, 4)
+  # As columns, which tables of older versions have.
+  columns = {'role': ['user', 'assistant'], 'content': ['q', 'a']}
+  assert _parse({'messages': columns}).messages == (_USER, _ANSWER)
+
+
+def test_sharegpt_may_have_a_system_message_beside():
+  turns = [{'from': 'user', 'value': 'q'}, {'from': 'gpt', 'value': 'a'}]
+  parsed = _parse({'conversations': turns, 'system': 's'})
+  assert [x['role'] for x in parsed.messages] == [
+      'system', 'user', 'assistant'
+  ]
+
+
+@pytest.mark.parametrize(
+    'row, names',
+    [
+        ({'messages': 'hello'}, ["'hello'"]),
+        ({'messages': []}, ['assistant']),
+        ({'messages': [_USER]}, ["'assistant'", "['user']"]),
+        ({'messages': [_USER, {**_ANSWER, 'content': ' '}]}, ['message 2']),
+        ({'messages': [_USER, {'content': 'x'}]}, ['message 2', 'role']),
+        ({'messages': [{**_USER, 'content': [{'type': 'image'}]}, _ANSWER]},
+         ['message 1', 'texts']),
+        ({'messages': [_USER, _ANSWER], 'tools': '{'}, ["'tools'"]),
+        ({'messages': [_USER, _ANSWER], 'tools': {'a': 1}}, ["'tools'"]),
+        ({'messages': [_USER, _ANSWER], 'chat_template_kwargs': 'x'}, ["'x'"]),
+        ({'conversations': [{'from': 'me', 'value': 'q'}]}, ["'me'", 'human']),
+        ({'conversations': 3}, ['3']),
+        ({'prompt': 'q', 'completion': ['a']}, ["'completion'"]),
+        ({'prompt': [_USER], 'completion': 'a'}, ["'completion'"]),
+        ({'instruction': 'q', 'output': 'a', 'input': 3}, ["'input'"]),
+        ({'prompt': 'q', 'chosen': 'a', 'rejected': 'a'}, ['different']),
+        ({'prompt': 'q', 'chosen': 'a', 'rejected': 3}, ["'rejected'"]),
+        ({'chosen': [_ANSWER], 'rejected': [_USER]}, ['different']),
+        ({'input_ids': [1, -2]}, ["'input_ids'"]),
+        ({'input_ids': [1, 2], 'labels': [2, 3]}, ["'labels'", '-100']),
+        ({'input_ids': [1, 2], 'labels': [-100]}, ["'labels'"]),
+        ({'input_ids': [1], 'labels': [-100]}, ['nothing']),
+        ({'text': ''}, ["'text'"]),
+    ],
+)  # fmt: skip
+def test_rows_that_are_wrong_are_named(row, names):
+  with refusals.refused('x', *names):
+    _parse(row)

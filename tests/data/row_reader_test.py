@@ -1,0 +1,51 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of reading files of one format, and of their splits."""
+
+import json
+
+import pytest
+
+from moe_peft.data import example_rows
+from moe_peft.data import row_parsers
+from moe_peft.data import row_reader
+from moe_peft.data import splits
+from moe_peft.data import vocabularies
+from tests import refusals
+
+
+def _write(path, *rows):
+  path.write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
+  return str(path)
+
+
+def _reader(row_format=None):
+  return row_reader.RowReader(
+      row_parsers.Keys(), row_format, lambda target: None
+  )
+
+
+def test_all_files_have_the_format_of_the_first_row(tmp_path):
+  row = {'prompt': 'q', 'completion': 'a'}
+  first = _write(tmp_path / 'a.jsonl', row, {**row, 'text': 'x'})
+  second = _write(tmp_path / 'b.jsonl', {'text': 'x'})
+  reader = _reader()
+  assert len(reader(first)) == 2 and 'completions' in reader.format.says
+  with refusals.refused(f'{second}, line 1', "'prompt'"):
+    reader(second)
+  assert len(_reader()(second)) == 1
+
+
+@pytest.mark.parametrize('given', ['data', 'train'])
+def test_files_of_splits(tmp_path, given):
+  rows = [{'text': f't{i}'} for i in range(20)]
+  path = _write(tmp_path / 'a.jsonl', *rows)
+  paths = dict.fromkeys(('train', 'validation', 'test', 'data')) | {given: path}
+  files = splits.Files(**paths, fractions=(1, 0, 0))
+  assert files.all() == (path,)
+  read = files.read('my', _reader())
+  assert list(read) == ['train'] and len(read['train']) == 20
+
+
+def test_models_without_a_tokenizer_have_no_template():
+  assert example_rows.Options().chat(vocabularies.byte_vocabulary()) is None
