@@ -48,6 +48,10 @@ def main(argv: Sequence[str]) -> int | None:
       '--json', action='store_true',
       help='print each answer as a string of JSON, its exact text',
   )
+  parser.add_argument(
+      '--chat', action='store_true',
+      help='each line is what a user says, or a conversation as JSON',
+  )
   flags.add_gin_flags(parser)
   args = parser.parse_args(argv)
   lines = _read_lines(args.file)
@@ -64,7 +68,7 @@ def main(argv: Sequence[str]) -> int | None:
           'rng': jax.random.key(args.seed),
       },
   }[args.decode]
-  for answer in restored.infer(lines, **options):
+  for answer in restored.infer(lines, args.chat, **options):
     print(json.dumps(answer) if args.json else _one_line(answer), flush=True)
   return None
 

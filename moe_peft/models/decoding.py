@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from jax.experimental import io_callback
 import jax.numpy as jnp
 
 from moe_peft import errors
 
 Cache = Any
 TokensToLogits = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]
+Watch = Callable[[jax.Array], jax.Array]
 
 
 class _Sequences(NamedTuple):
@@ -37,6 +39,7 @@ def sample(
     start_tokens: jax.Array | int = 0,
     temperature: float = 0.0,
     rng: jax.Array | None = None,
+    watch: Watch | None = None,
 ) -> jax.Array:
   """Draws every token from the model's distribution, or takes the best one.
 
@@ -50,6 +53,8 @@ def sample(
     temperature: Divides the logits; 0 takes the most probable token.
     rng: Random key, for a temperature above 0; the same key gives the same
       sequences.
+    watch: Called on the host with the tokens of each step, `<int32>[batch]`;
+      all sequences end where it returns true.
 
   Returns:
     `<int32>[batch, max_decode_length]`, the end-of-sequence id included and
@@ -76,10 +81,14 @@ def sample(
     else:
       token = jnp.argmax(logits, axis=-1)
     token = jnp.where(state.finished, 0, token)
+    finished = state.finished | _is_end(token, eos_id)
+    if watch is not None:  # Steps wait for its answer, so they stay in order.
+      stop = jax.ShapeDtypeStruct((), bool)
+      finished |= io_callback(watch, stop, token)
     return _Sequences(
         index=state.index + 1,
         tokens=state.tokens.at[:, state.index].set(token),
-        finished=state.finished | _is_end(token, eos_id),
+        finished=finished,
         cache=new_cache,
     )
 

@@ -142,6 +142,7 @@ class LanguageModel(abc.ABC):
       num_beams: int = 1,
       temperature: float = 0.0,
       rng: Array | None = None,
+      watch: decoding.Watch | None = None,
   ) -> Array:
     """Generates targets with a key-value cache.
 
@@ -153,6 +154,7 @@ class LanguageModel(abc.ABC):
       num_beams: More than one searches; the best sequence is returned.
       temperature: Above zero samples, with `rng`; zero is greedy.
       rng: Key of the samples.
+      watch: As of `decoding.sample`; not for beams.
 
     Returns:
       `<int32>[batch, max_decode_length]`, as the vocabulary decodes them; zeros
@@ -177,7 +179,7 @@ class LanguageModel(abc.ABC):
     }
     if num_beams == 1:
       return decoding.sample(
-          step, cache, temperature=temperature, rng=rng, **options
+          step, cache, temperature=temperature, rng=rng, watch=watch, **options
       )
     axis = 1 if self.module.scan_layers else 0
     return decoding.beam_search(

@@ -14,7 +14,7 @@ import rich.console
 from moe_peft import atomic
 from moe_peft import errors
 from moe_peft.core import trainable
-from moe_peft.data import catalog
+from moe_peft.data import prompts as prompts_lib
 from moe_peft.training import bases
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
@@ -49,11 +49,14 @@ def evaluate_run(split: str) -> None:
   rich.console.Console().print(scoring.table(results))
 
 
-def infer(lines: Sequence[str], **decoding_options: Any) -> Iterator[str]:
+def infer(
+    lines: Sequence[str], talks: bool = False, **decoding_options: Any
+) -> Iterator[str]:
   """Answers lines with the newest checkpoint of the configured run.
 
   Args:
     lines: Inputs, as the tasks write them.
+    talks: Whether lines are what users say, or conversations as JSON.
     **decoding_options: Of `LanguageModel.generate`.
 
   Yields:
@@ -66,12 +69,16 @@ def infer(lines: Sequence[str], **decoding_options: Any) -> Iterator[str]:
   run.use_compilation_cache()
   experiment = run.build()
   length = experiment.task_feature_lengths['inputs']
-  vocabulary = experiment.model.input_vocabulary
-  end = (
-      [vocabulary.eos_id]
-      if catalog.inputs_end(experiment.mixture_or_task_name) else []
+  prompts = prompts_lib.of_task(
+      experiment.mixture_or_task_name, experiment.model.input_vocabulary, talks
   )
-  encoded = [[*vocabulary.encode(line), *end] for line in lines]
+  encoded = [
+      prompts.of_line(line, f'line {number}') if talks
+      else prompts.of_text(line)
+      for number, line in enumerate(lines, start=1)
+  ]
+  if talks:  # All turns of a conversation may be targets.
+    length = sum(experiment.task_feature_lengths.values())
   for number, ids in enumerate(encoded, start=1):
     if not ids and experiment.model.start_id is None:
       raise errors.UserError(

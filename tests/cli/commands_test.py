@@ -125,7 +125,7 @@ def test_line_breaks_within_an_answer_are_escaped(
     run_dir, capsys, monkeypatch
 ):
   monkeypatch.setattr(
-      restored, 'infer', lambda lines, **_: (f'{x}\nb\r' for x in lines)
+      restored, 'infer', lambda lines, chat, **_: (f'{x}\nb\r' for x in lines)
   )
   write_stdin(monkeypatch, b'\xef\xbb\xbfa')  # A byte order mark is no text.
   infer.main([str(run_dir)])
@@ -136,7 +136,7 @@ def test_every_end_of_a_line_is_escaped_and_json_is_exact(
     run_dir, capsys, monkeypatch
 ):
   text = 'a\\n\n\x0b\x0c\x1c\x85\u2028\u2029é"'
-  monkeypatch.setattr(restored, 'infer', lambda lines, **_: iter([text]))
+  monkeypatch.setattr(restored, 'infer', lambda *_, **options: iter([text]))
   write_stdin(monkeypatch, b'a')
   infer.main([str(run_dir)])
   out = capsys.readouterr().out

@@ -274,6 +274,28 @@ def test_sampling_repeats_with_the_same_key_only():
   assert np.any(first != other)
 
 
+def test_who_watches_sees_every_token_in_order_and_may_stop():
+  tokens_to_logits, cache = model(table(seed=0))
+  seen = []
+
+  def watch(tokens):
+    seen.append(int(tokens[0]))
+    return np.asarray(len(seen) == most)
+
+  def run():
+    seen.clear()
+    return jax.jit(lambda cache: decoding.sample(
+        tokens_to_logits, cache, batch_size=1, max_decode_length=6, eos_id=9,
+        watch=watch,
+    ))(cache)[0].tolist()
+
+  most = 99
+  whole = run()
+  assert seen == whole and len(whole) == 6
+  most = 2
+  assert run() == whole[:2] + [0] * 4
+
+
 def test_bad_temperatures():
   with refusals.refused('temperature', -1.0):
     sample(table(0), 0, -1.0)
