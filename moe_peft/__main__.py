@@ -13,19 +13,21 @@ from moe_peft.cli import flags
 # These are also `python -m moe_peft.train` and so on, as T5X's users expect.
 _DOORS = ('train', 'evaluate', 'infer')
 _COMMANDS = {
+    'init': 'a gin file for a first run on your own rows',
     'plan': 'what a run would train, and what that takes',
     't5x_config': 'an experiment as a gin file of t5x.train',
     'aot': 'a training step compiled for TPUs, without one',
     'train': 'fine-tune a base with adapters, evaluate, report',
     'evaluate': 'score a finished or stopped run again',
     'infer': 'answer lines from a file or from standard input',
+    'chat': 'talk with a trained run',
     'report': 'one HTML page of one or several runs',
     'study': 'run, resume and tabulate a folder of experiments',
     'ablate': 'the loss of a run without each of its experts',
     'prune': 'a run with fewer experts, and what they were worth',
     'save_base': 'write the parameters of a run as a base for others',
-    'data': 'packages or local rows to caches of tasks',
     'drill': 'small runs are killed and damaged, and must lose nothing',
+    'data': 'rows as the model sees them; packages to caches of tasks',
     'hf': 'Hugging Face: import bases, export trained models, verify',
 }
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m moe_peft data prepare | prompts`."""
+"""`python -m moe_peft data show | prepare | prompts`."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,10 +8,12 @@ from pathlib import Path
 
 from moe_peft import errors
 from moe_peft import gin_files
+from moe_peft.cli import data_show
 from moe_peft.cli import flags
 
 _EPILOG = """\
 examples:
+  python -m moe_peft data show --gin_file=configs/quickstart.gin
   python -m moe_peft data prepare --packages runs/packages \\
     --out caches/commonsense
   python -m moe_peft data prepare --promptsource promptsource-0.2.3 \\
@@ -24,13 +26,15 @@ def main(argv: Sequence[str]) -> int | None:
   """Parses the command line and runs the command."""
   parser = flags.Parser(
       prog='python -m moe_peft data',
-      description='Rows to caches in the layout of SeqIO.',
+      description='Rows as a model sees them, and rows to caches in the layout '
+      'of SeqIO.',
       epilog=_EPILOG,
       formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   commands = parser.add_subparsers(
-      dest='command', required=True, metavar='{prepare,prompts}'
+      dest='command', required=True, metavar='{show,prepare,prompts}'
   )
+  data_show.add_parser(commands)
   _add_prepare(commands)
   _add_prompts(commands)
   args = vars(parser.parse_args(argv))
