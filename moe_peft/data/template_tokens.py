@@ -17,6 +17,7 @@ from typing import Any
 
 from moe_peft.data import chat_template
 from moe_peft.data import rows
+from moe_peft.data import tokenizer_file
 from moe_peft.data import vocabularies
 
 # Stands within special tokens that a message spells; of a private area.
@@ -62,7 +63,7 @@ class TemplateTokens:
     text = ''.join(parts)
     if _MARK in text:
       return [self._encode_marked(part) for part in parts]
-    whole = self._tokenizer.encode(text, add_special_tokens=False)
+    whole = self._encode(self._tokenizer, text)
     edges = list(itertools.accumulate(map(len, parts)))
     found = [[] for _ in parts]
     number = 0
@@ -70,10 +71,7 @@ class TemplateTokens:
       while number < len(parts) - 1 and start >= edges[number]:
         number += 1
       if end > edges[number]:
-        return [
-            self._tokenizer.encode(part, add_special_tokens=False).ids
-            for part in parts
-        ]
+        return [self._encode(self._tokenizer, x).ids for x in parts]
       found[number].append(token)
     return found
 
@@ -134,6 +132,11 @@ class TemplateTokens:
       return [self._mark(x) for x in value]
     return value
 
+  def _encode(self, tokenizer: Any, text: str) -> Any:
+    file = self.vocabulary.tokenizer_file
+    with tokenizer_file.refused(f'{file} fails on a text'):
+      return tokenizer.encode(text, add_special_tokens=False)
+
   def _encode_marked(self, part: str) -> list[int]:
     """Ids of a text, of whose special tokens those with a mark are text."""
     file = self.vocabulary.tokenizer_file
@@ -142,7 +145,7 @@ class TemplateTokens:
     for found in itertools.chain(self._special_texts.finditer(part), [None]):
       text = part[start : found.start() if found else None]
       plain = text.replace(_MARK, '')
-      ids += texts.encode(plain, add_special_tokens=False).ids
+      ids += self._encode(texts, plain).ids
       if found:
         ids.append(self._tokenizer.token_to_id(found[0]))
         start = found.end()

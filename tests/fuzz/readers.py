@@ -209,13 +209,14 @@ def _read_tokenizer(folder: Path, out: Path) -> None:
 def _read_rows(folder: Path, out: Path) -> None:
   del out
   from moe_peft import errors
-  from moe_peft.data import local_files
+  from moe_peft.data import row_parsers
+  from moe_peft.data import row_reader
 
-  keys = local_files.Keys('inputs', 'targets', 'choices')
+  keys = row_parsers.Keys('inputs', 'targets', 'choices')
   refused = None
   for file in sorted(folder.iterdir()):
     try:
-      local_files.read(str(file), keys)
+      row_reader.RowReader(keys, None, lambda target: None)(str(file))
     except errors.UserError as error:
       refused = error
   if refused:
