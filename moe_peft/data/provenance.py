@@ -85,7 +85,7 @@ def places(name: str, texts: Sequence[str]) -> list[str]:
     rows = record.rows_fn().get('train', ()) if record else ()
     for number, row in enumerate(rows, start=1):
       place = row.place or f'{task}, training row {number}'
-      known.setdefault(_packed(row.inputs + row.targets), place)
+      known.setdefault(_packed(record.text(row)), place)
   return [known[text] for text in map(_packed, texts) if text in known]
 
 

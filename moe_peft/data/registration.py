@@ -66,6 +66,10 @@ class TaskRecord:
       targets = max(map(self._num_tokens, row.choices or (row.targets,)))
     return {'inputs': inputs + self.inputs_eos, 'targets': targets + 1}
 
+  def text(self, row: rows_lib.Row) -> str:
+    """All of a row, as decoding its tokens gives it, white space apart."""
+    return row.inputs + row.targets
+
   @property
   def longest(self) -> dict[str, tuple[int, str]]:
     """Most tokens of `inputs` and `targets`, ends included, and their place."""

@@ -27,6 +27,11 @@ class TokenRecord(registration.TaskRecord):
     """Tokens of the features of a row."""
     return {name: len(ids) for name, ids in row.features.items()}
 
+  def text(self, row: rows_lib.TokenRow) -> str:
+    """A row up to its first end of a sequence, where decoding stops."""
+    ids = [i for of_feature in row.features.values() for i in of_feature]
+    return self.vocabulary.decode(ids)
+
   def dataset(
       self, split: str, shuffle_files: bool, seed: int | None = None
   ) -> tf.data.Dataset:

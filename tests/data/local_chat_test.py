@@ -12,6 +12,7 @@ import seqio
 from moe_peft.data import catalog
 from moe_peft.data import lengths
 from moe_peft.data import local
+from moe_peft.data import provenance
 from moe_peft.data import registration
 from moe_peft.data import token_tasks
 from moe_peft.data import vocabularies
@@ -70,6 +71,8 @@ def test_chats_are_a_task(tmp_path, vocabulary, caplog):
   assert show(second['inputs']).endswith('so?<|im_end|>\n<|im_start|>'
                                          'assistant\n')
   assert isinstance(registration.RECORDS[name], token_tasks.TokenRecord)
+  text = vocabulary.decode([*first['inputs'], *first['targets']])
+  assert provenance.places(name, [text]) == [f'{path}, line 1']
   # Metrics compare texts.
   assert second['targets_pretokenized'] == b'yes'
   assert catalog.primary_metric(name) == 'exact_match'
