@@ -186,6 +186,8 @@ def _engine_macros(
       'Z_LOSS': model.z_loss,
       'LABEL_SMOOTHING': model.label_smoothing,
   }
+  if isinstance(model, decoder_only.DecoderOnlyModel):
+    values['BOS_ID'] = model.bos_id
   if experiment.num_expert_partitions > 1:
     values['NUM_EXPERT_PARTITIONS'] = experiment.num_expert_partitions
   return {name: repr(value) for name, value in values.items()}
