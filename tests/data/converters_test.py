@@ -96,8 +96,9 @@ def test_the_id_0_is_a_token_like_others():
   assert row['decoder_input_tokens'][:5].tolist() == [0, 3, 0, 0, 0]
 
 
-@pytest.mark.parametrize('bos_id', [None, 0, 5])
-@pytest.mark.parametrize('weighted', [False, True])
+@pytest.mark.parametrize(
+    ('bos_id', 'weighted'), [(None, True), (0, False), (5, True)]
+)
 def test_packed_rows_hold_the_same_examples(bos_id, weighted):
   rows = [dict(row) for row in ROWS]
   if weighted:
