@@ -2,10 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows begin and end as those of transformers do, id for id."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+import sentencepiece
+import seqio
 
 from moe_peft.data import vocabularies
 from moe_peft.hf import import_base
@@ -142,6 +145,27 @@ def test_rows_are_those_of_transformers(kind, tmp_path):
       assert [*start, *row, *end] == expected, text
     ids = [x - ours.id_offset for x in ours.encode_template(text)]
     assert ids == theirs(text, add_special_tokens=False).input_ids
+
+
+@pytest.mark.hf
+def test_rows_of_sentencepiece_are_those_of_transformers(tmp_path):
+  """As SeqIO reads `spiece.model`, T5's own file."""
+  transformers = pytest.importorskip('transformers')
+  pieces = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(small_tokenizers.TEXTS), model_writer=pieces,
+      vocab_size=46, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+  )
+  (tmp_path / 'spiece.model').write_bytes(pieces.getvalue())
+  for name, content in (('config', {'model_type': 't5'}),
+                        ('tokenizer_config', {'tokenizer_class': 'T5Tokenizer',
+                                              'extra_ids': 0})):
+    (tmp_path / f'{name}.json').write_text(json.dumps(content))
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  ours = seqio.SentencePieceVocabulary(str(tmp_path / 'spiece.model'))
+  for text in small_tokenizers.HARD:
+    if '</s>' not in text:  # Text to SeqIO.
+      assert [*ours.encode(text), ours.eos_id] == theirs(text).input_ids, text
 
 
 @pytest.mark.hf

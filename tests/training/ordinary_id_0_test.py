@@ -96,5 +96,8 @@ def test_a_run_learns_them_and_answers(tokenizer, packing, tmp_path):
   load(tmp_path, tokenizer, PACKING=packing)
   answers = list(restored.infer([row['inputs'] for row in ROWS]))
   assert answers == [row['targets'] for row in ROWS]
-  for file in (tmp_path / 'run' / 'routing').glob('*.json'):
-    assert '⟨end⟩' in file.read_text()
+  rows = json.loads((tmp_path / 'run' / 'routing' / 'rows.json').read_text())
+  pieces = rows['rows'][0]['decoder']
+  begins = tokenizer is small_tokenizers.byte_level_with_bos
+  assert (pieces[0] == '⟨start⟩') == begins
+  assert ''.join(pieces[begins:]).startswith('a cat⟨end⟩!')
