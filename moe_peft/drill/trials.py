@@ -69,11 +69,11 @@ def run(num_trials: int, seed: int, out: Path, work: Path) -> bool:
       records.append(record)
       with (out / RECORDS).open('a', encoding='utf-8') as file:
         file.write(json.dumps(record) + '\n')
+      atomic.write(out / TABLE, table(records))
       _show(record)
   records = [x for x in records if x['trial'] < num_trials]
-  table = _table(records)
-  atomic.write(out / TABLE, table)
-  console.print(table)
+  atomic.write(out / TABLE, table(records))
+  console.print(table(records))
   return not any(record['lost'] for record in records)
 
 
@@ -167,7 +167,7 @@ def _show(record: Mapping[str, Any]) -> None:
   )
 
 
-def _table(records: Sequence[Mapping[str, Any]]) -> str:
+def table(records: Sequence[Mapping[str, Any]]) -> str:
   """Trials and losses by moment and by fault, as Markdown."""
   rows = collections.defaultdict(lambda: [0, 0])
   for record in records:
