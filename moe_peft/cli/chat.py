@@ -8,6 +8,7 @@ import sys
 import rich.console
 
 from moe_peft import errors
+from moe_peft import signals
 from moe_peft.cli import flags
 
 _DESCRIPTION = """\
@@ -86,6 +87,7 @@ def _answer(chatter, line: str) -> None:
     for piece in pieces:
       print(token_texts.visible(piece), end='', flush=True)
   except KeyboardInterrupt:
+    signals.handled()
     pieces.close()
   print()
 
