@@ -16,6 +16,7 @@ _COMMANDS = {
     'init': 'a gin file for a first run on your own rows',
     'plan': 'what a run would train, and what that takes',
     't5x_config': 'an experiment as a gin file of t5x.train',
+    'check': 'whether a configuration holds what it must, on a CPU',
     'aot': 'a training step compiled for TPUs, without one',
     'train': 'fine-tune a base with adapters, evaluate, report',
     'evaluate': 'score a finished or stopped run again',

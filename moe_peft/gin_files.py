@@ -249,6 +249,18 @@ def macros(required: bool = False) -> list[str]:
   ]
 
 
+def macro(name: str) -> Any:
+  """The value of a macro, with all that it refers to made.
+
+  Args:
+    name: One of `macros()`.
+  """
+  import gin
+
+  with gin.config_scope(name):
+    return gin.config.macro()
+
+
 def _quoted(value: str) -> str:
   """The value as gin source: strings need no quotes on the command line."""
   value = value.strip()

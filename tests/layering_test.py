@@ -28,7 +28,7 @@ FLOORS = {
     'evaluation': 5, 'runs': 5, 'routers': 5,
     'training': 6,
     'experts': 7, 'hf': 7, 'compile': 7, 't5x': 7,
-    'report': 8,
+    'report': 8, 'checks': 8,
     'study': 9, 'drill': 9,
     'cli': 10,
     'train': 11, 'evaluate': 11, 'infer': 11, '__main__': 11,

@@ -212,15 +212,21 @@ def lay_out(
   )
 
 
-def prepare(experiment: Experiment) -> Setup:
-  """Builds the model on all devices and restores its base.
+def prepare(
+    experiment: Experiment, devices: Sequence[jax.Device] | None = None
+) -> Setup:
+  """Builds the model on its devices and restores its base.
+
+  Args:
+    experiment: The experiment.
+    devices: The devices, all of `jax.devices()` by default.
 
   Raises:
     errors.UserError: As `lay_out`, and for a base of another shape, an
       EVAL_BATCH_SIZE that the mesh cannot split, and several processes.
   """
   hosts.check_one_process()
-  setup = lay_out(experiment)
+  setup = lay_out(experiment, devices)
   partitioning.check_batch_size(
       experiment.eval_batch_size, setup.mesh, 'EVAL_BATCH_SIZE'
   )

@@ -82,7 +82,7 @@ def build(split: str | None = None) -> experiment_lib.Experiment:
       short, if no run file configures an Experiment, or if no size keeps to the
       budget.
   """
-  experiment = _configured()
+  experiment = configured()
   _check_folder('MODEL_DIR', experiment.run_dir)
   _check_folder('BASE_RESULTS_DIR', experiment.base_results_dir or '')
   for name in {experiment.mixture_or_task_name, experiment.eval_name}:
@@ -117,10 +117,15 @@ def _within_budget(
   )
   console.print(str(choice))
   gin_files.load_again(f'{choice.macro}={choice.value}')
-  return _configured()
+  return configured()
 
 
-def _configured() -> experiment_lib.Experiment:
+def configured() -> experiment_lib.Experiment:
+  """The experiment that gin describes; neither its task nor its budget is read.
+
+  Raises:
+    errors.UserError: If no run file configures an Experiment.
+  """
   with errors.refused(
       'The gin files describe no experiment that can be built.',
       where='--gin_file',
@@ -133,7 +138,7 @@ def _configured() -> experiment_lib.Experiment:
 def _shapes(macro: str, size: int) -> Mapping[str, Any]:
   """Shapes of the parameters if a macro of the configuration is `size`."""
   gin_files.load_again(f'{macro}={size}')
-  experiment = _configured()
+  experiment = configured()
   variables = jax.eval_shape(lambda: experiment.init(jax.random.key(0)))
   return trainable.flatten(variables['params'])
 

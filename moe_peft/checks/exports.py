@@ -1,0 +1,51 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Check of an export: torch computes what JAX does."""
+
+import importlib.util
+from pathlib import Path
+import tempfile
+
+import jax
+
+from moe_peft import errors
+from moe_peft.checks import outcome
+from moe_peft.checks import subject as subject_lib
+from moe_peft.hf import export
+from moe_peft.hf import trained
+from moe_peft.hf import verify
+from moe_peft.models import t5
+
+_FORMATS = ('peft', 'full')
+
+
+def parity(subject: subject_lib.Subject) -> None:
+  """An exported folder gives the logits that JAX gives."""
+  for package in ('torch', 'transformers', 'peft'):
+    if importlib.util.find_spec(package) is None:
+      raise outcome.Skipped(f'{package} is not installed')
+  if not isinstance(subject.module.module, t5.Transformer):
+    raise outcome.Skipped(
+        f'{type(subject.module.module).__name__} has no export'
+    )
+  model = trained.Trained(
+      module=subject.module,
+      params=jax.device_get(subject.moved),
+  )
+  refused = ''
+  for file_format in _FORMATS:
+    with tempfile.TemporaryDirectory() as folder:
+      out = Path(folder) / 'export'
+      try:
+        export.export(model, out, file_format)
+      except errors.UserError as error:
+        refused = error.what
+        continue
+      verdict = verify.verify(out, offline=True)
+    if not verdict.equal:
+      raise outcome.Failure(
+          f'Logits of torch differ by up to {verdict.model:.3g} '
+          f'(--format {file_format}).'
+      )
+    return
+  raise outcome.Skipped(refused)
