@@ -14,7 +14,6 @@ from moe_peft.checks import subject as subject_lib
 from moe_peft.hf import export
 from moe_peft.hf import trained
 from moe_peft.hf import verify
-from moe_peft.models import t5
 
 _FORMATS = ('peft', 'full')
 
@@ -24,13 +23,10 @@ def parity(subject: subject_lib.Subject) -> None:
   for package in ('torch', 'transformers', 'peft'):
     if importlib.util.find_spec(package) is None:
       raise outcome.Skipped(f'{package} is not installed')
-  if not isinstance(subject.module.module, t5.Transformer):
-    raise outcome.Skipped(
-        f'{type(subject.module.module).__name__} has no export'
-    )
+  if subject.experiment is None:
+    raise outcome.Skipped('the gin files configure no Experiment')
   model = trained.Trained(
-      module=subject.module,
-      params=jax.device_get(subject.moved),
+      model=subject.experiment.model, params=jax.device_get(subject.moved)
   )
   refused = ''
   for file_format in _FORMATS:

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each check of a mixture, and of a scan, finds the method that breaks it."""
 
+import dataclasses
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -171,7 +173,7 @@ def test_what_a_scan_drops_is_found():
     outputs, metrics = tiny.call(module, params, batch, training)
     return outputs, {} if module is dropped else metrics
 
-  subject = tiny.dataclasses.replace(tiny.subject(unrolled), call=call)
+  subject = dataclasses.replace(tiny.subject(unrolled), call=call)
   with pytest.raises(outcome.Failure, match='sow'):
     layers.compare(subject, unrolled, dropped)
 

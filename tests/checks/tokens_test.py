@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each check of a forward pass finds the adapter that breaks it."""
 
+import dataclasses
 import functools
 
 from flax import linen as nn
@@ -173,10 +174,10 @@ def test_a_network_that_looks_ahead_itself_is_told_from_its_adapters():
 def test_without_packing_or_padding_there_is_nothing_to_ask():
   subject = tiny.subject(tiny.network(MOLORA))
   with pytest.raises(outcome.Skipped, match='PACKING'):
-    tokens.packing(tiny.dataclasses.replace(subject, packed=None))
+    tokens.packing(dataclasses.replace(subject, packed=None))
   full = {k: jnp.maximum(x, 1) for k, x in subject.batch.items()}
   with pytest.raises(outcome.Skipped, match='padding'):
-    tokens.padding(tiny.dataclasses.replace(subject, batch=full))
+    tokens.padding(dataclasses.replace(subject, batch=full))
 
 
 def test_not_a_number_is_not_equal_to_itself():
