@@ -258,7 +258,7 @@ def macro(name: str) -> Any:
   import gin
 
   with gin.config_scope(name):
-    return gin.config.macro()
+    return gin.get_configurable(gin.config.macro)()
 
 
 def _quoted(value: str) -> str:

@@ -5,6 +5,8 @@
 import json
 from pathlib import Path
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -13,6 +15,8 @@ from moe_peft.checks import outcome
 from moe_peft.checks import suite
 from moe_peft.cli import check
 from moe_peft.cli import flags
+from moe_peft.methods import lora
+from tests.checks import tiny
 from tests.cli import refusal
 
 refusals = refusal.refusals
@@ -41,12 +45,15 @@ def test_a_row_for_each_check_and_a_sum(capsys, monkeypatch):
 
   broken = suite.Check('causality', fail, 'It looks ahead.', 'At the router.')
   monkeypatch.setattr(suite, 'CHECKS', (suite.CHECKS[0], broken))
+  monkeypatch.setattr(check, '_subject', lambda: tiny.subject(
+      tiny.network(lora.LoRA, rank=2), sizes='LoRA, tiny.'
+  ))
   args = ['--gin_file=configs/quickstart.gin']
   status, out = run(args, capsys)
   assert status == 1
   assert re.search(r'^identity +passed +[\d.]+ s', out, re.M)
   assert re.search(r'^causality +failed +[\d.]+ s', out, re.M)
-  for text in ('3 [of 4].', 'It looks ahead.', 'At the router.', 'emb_dim',
+  for text in ('3 [of 4].', 'It looks ahead.', 'At the router.', 'LoRA, tiny.',
                '1 passed, 1 failed, 0 skipped.'):
     assert text in out
   status, out = run([*args, '--json', '--only=identity'], capsys)
@@ -88,4 +95,16 @@ def test_a_network_of_the_user_as_documented(tmp_path, monkeypatch, capsys):
 )
 def test_what_cannot_be_checked_is_refused(refusals, words, names):
   refusals.expect(['check', *words.split()], *names)
-  assert check.main
+
+
+@pytest.mark.slow
+def test_the_quickstart_as_a_user_checks_it(monkeypatch):
+  monkeypatch.delenv('XLA_FLAGS', raising=False)
+  result = subprocess.run(
+      [sys.executable, '-m', 'moe_peft', 'check',
+       '--gin_file=configs/quickstart.gin', '--only=sharding', '--only=resume',
+       '--only=frozen'],
+      cwd=ROOT, capture_output=True, text=True,
+  )
+  assert result.returncode == 0, result.stdout + result.stderr
+  assert '3 passed, 0 failed, 0 skipped.' in result.stdout
