@@ -21,19 +21,21 @@ Batch = subject_lib.Batch
 Run = Callable[[Batch], np.ndarray]
 
 
-def identity(subject: subject_lib.Subject, tolerance: float | None = None):
+def identity(
+    subject: subject_lib.Subject, tolerance: float = outcome.ROUNDING
+) -> None:
   """Adapters change nothing before training, and something once they moved.
 
   Args:
     subject: What is checked.
     tolerance: As of `outcome.close`.
   """
-  _require_adapters(subject)
+  if not subject.has_adapters:
+    raise outcome.Skipped('the network has no adapters')
   base, _ = subject.base(subject.base_params, subject.batch)
   fresh, _ = subject.evaluate(subject.params, subject.batch)
   outcome.close(
-      fresh, base, 'Outputs with and without fresh adapters',
-      outcome.ROUNDING if tolerance is None else tolerance,
+      fresh, base, 'Outputs with and without fresh adapters', tolerance
   )
   changed, _ = subject.evaluate(subject.moved, subject.batch)
   if not outcome.difference(changed, base) > 1e-3:
@@ -94,11 +96,6 @@ def packing(subject: subject_lib.Subject) -> None:
     raise outcome.Skipped('PACKING is off')
   _judge(subject, _packing)
   _judge(subject, _packing, training=True)
-
-
-def _require_adapters(subject: subject_lib.Subject) -> None:
-  if not subject.has_adapters:
-    raise outcome.Skipped('the network has no adapters')
 
 
 def _judge(subject, check, training=False) -> None:
@@ -215,20 +212,13 @@ def _other_ids(tokens: Array) -> Array:
 
 def _packing(subject, run) -> None:
   batch = subject.packed
-  want = run(batch)
-  first = {
-      stack: batch[name] == 1
-      for name in batch
-      if name.endswith('segment_ids')
-      for stack in [name.removesuffix('segment_ids')]
-  }
-  others = {
-      f'{stack}input_tokens': jnp.where(
-          of_first, _other_ids(batch[f'{stack}input_tokens']),
-          batch[f'{stack}input_tokens'],
+  want, others = run(batch), {}
+  for stack in ('encoder', 'decoder'):
+    if (segments := batch.get(f'{stack}_segment_ids')) is not None:
+      name = f'{stack}_input_tokens'
+      others[name] = jnp.where(
+          segments == 1, _other_ids(batch[name]), batch[name]
       )
-      for stack, of_first in first.items()
-  }
   got = run({**batch, **others})
   second = np.asarray(batch['decoder_segment_ids']) > 1
   if not second.any():
