@@ -26,9 +26,10 @@ from moe_peft.training import train_step
 
 TASK = 'moe_peft_check'
 # Sizes of networks by the name of their field, ours and T5X's.
-_SIZES = {'vocab_size': 64, 'emb_dim': 32, 'mlp_dim': 48, 'head_dim': 8}
+_SIZES = {'vocab_size': 64, 'emb_dim': 32, 'mlp_dim': 48, 'window': 6}
 _LAYERS = ('num_layers', 'num_encoder_layers', 'num_decoder_layers')
-_DEPTHS = (2, 4, 8)
+# Layers, and the size of heads (None: its own), from the smallest.
+_TRIES = ((2, 8), (4, 8), (8, 8), (2, None))
 _LENGTHS = {'inputs': 16, 'targets': 12}
 _ROWS = 8
 
@@ -40,15 +41,42 @@ def subject(experiment: experiment_lib.Experiment) -> subject_lib.Subject:
     errors.UserError: What the experiment describes cannot be trained.
   """
   small = shrink(experiment)
-  model = small.model
   train_step.check(experiment_lib.lay_out(small, devices(small)))
+  calls = _Calls(small)
+  rows = batch(dataclasses.replace(small, packing=False))
+  masks = ('decoder_segment_ids', 'decoder_target_tokens')
+  return subject_lib.Subject(
+      module=small.model.module,
+      init=calls.init,
+      call=calls.call,
+      loss=calls.loss,
+      batch=rows,
+      reads='decoder_input_tokens',
+      padding=next(name for name in masks if name in rows),
+      packed=batch(small) if small.packing else None,
+      trainable_regex=small.trainable_regex,
+      loss_factors=small.model.loss_factors,
+      experiment=small,
+      sizes=sizes(experiment.model.module, small.model.module),
+  )
 
-  def with_module(module):
-    return dataclasses.replace(model, module=module)
 
-  def call(module, params, batch, training):
+class _Calls:
+  """The model of an experiment around any network of its signature."""
+
+  def __init__(self, experiment: experiment_lib.Experiment):
+    self._experiment = experiment
+
+  def _around(self, module):
+    return dataclasses.replace(self._experiment.model, module=module)
+
+  def init(self, module, key):
+    lengths = self._experiment.task_feature_lengths
+    return self._around(module).init(key, lengths)
+
+  def call(self, module, params, batch, training):
     adapted = isinstance(module, inject.AdaptedModule)
-    outputs, state = with_module(module).apply(
+    outputs, state = self._around(module).apply(
         params, batch,
         dropout_rng=jax.random.key(1) if training else None,
         mutable=('intermediates',),
@@ -56,29 +84,11 @@ def subject(experiment: experiment_lib.Experiment) -> subject_lib.Subject:
     )
     return outputs, losses.collect(state.get('intermediates', {}))
 
-  def loss(module, params, batch):
-    value, _ = with_module(module).loss(
+  def loss(self, module, params, batch):
+    value, _ = self._around(module).loss(
         params, batch, jax.random.key(1), step=jnp.int32(0)
     )
     return value
-
-  unpacked = dataclasses.replace(small, packing=False)
-  return subject_lib.Subject(
-      module=model.module,
-      init=lambda module, key: with_module(module).init(
-          key, small.task_feature_lengths
-      ),
-      call=call,
-      loss=loss,
-      batch=batch(unpacked),
-      reads='decoder_input_tokens',
-      padding='decoder_target_tokens',
-      packed=batch(small) if small.packing else None,
-      trainable_regex=small.trainable_regex,
-      loss_factors=model.loss_factors,
-      experiment=small,
-      sizes=sizes(experiment.model.module, model.module),
-  )
 
 
 def shrink(
@@ -97,6 +107,8 @@ def shrink(
   changes = {}
   if getattr(model, 'target_length', None) is not None:
     changes['target_length'] = min(model.target_length, lengths['targets'])
+  if getattr(model, 'bos_id', None) is not None:
+    changes['bos_id'] = min(model.bos_id, 1)
   init = lambda module: jax.eval_shape(
       lambda: dataclasses.replace(model, module=module).init(
           jax.random.key(0), lengths
@@ -162,22 +174,16 @@ def shrink_module(
   config = _config(module)
   if not dataclasses.is_dataclass(config):
     return module
-  fields = {f.name for f in dataclasses.fields(config)}
-  known = {k: getattr(config, k) for k in fields if isinstance(
-      getattr(config, k), int) and not isinstance(getattr(config, k), bool)}
-  sizes = _small_sizes(known, num_parts)
-  if 'dtype' in fields:
-    sizes['dtype'] = jnp.float32
+  own = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
   # A list has one value for each layer of a pattern.
-  patterns = [
-      len(getattr(config, k)) for k in fields
-      if isinstance(getattr(config, k), tuple | list)
-  ]
-  for depth in _DEPTHS:
-    depth = max([depth, *patterns])
-    layers = {k: min(known[k], depth) for k in _LAYERS if k in known}
+  pattern = max(
+      (len(x) for x in own.values() if isinstance(x, tuple | list)), default=0
+  )
+  for depth, head_dim in _TRIES:
+    layers = {k: min(own[k], max(depth, pattern)) for k in _LAYERS if k in own}
+    changes = layers | _small_sizes(own, num_parts, head_dim)
     small = module.clone(module=module.module.clone(
-        config=dataclasses.replace(config, **sizes, **layers)
+        config=dataclasses.replace(config, **changes)
     ))
     try:
       init(small)
@@ -188,19 +194,23 @@ def shrink_module(
 
 
 def _small_sizes(
-    known: Mapping[str, int], num_parts: int
-) -> dict[str, int]:
+    own: Mapping[str, Any], num_parts: int, head_dim: int | None
+) -> dict[str, Any]:
   """Small sizes by name; those that were equal or in proportion still are."""
   up = lambda n: -(-n // num_parts) * num_parts
-  sizes = {k: up(min(known[k], n)) for k, n in _SIZES.items() if k in known}
-  if 'num_heads' in known:
-    heads, keys = known['num_heads'], known.get('num_kv_heads')
-    shared = min(keys or heads, 2)
-    if keys is not None:
-      sizes['num_kv_heads'] = up(shared)
-    sizes['num_heads'] = up(shared) * (heads // (keys or heads))
-    if known.get('emb_dim') == heads * known.get('head_dim', 0):
-      sizes['emb_dim'] = sizes['num_heads'] * sizes['head_dim']
+  sizes = {k: up(min(own[k], n)) for k, n in _SIZES.items() if own.get(k)}
+  if 'dtype' in own:
+    sizes['dtype'] = jnp.float32
+  if 'num_heads' not in own or 'head_dim' not in own:
+    return sizes
+  heads = own['num_heads']
+  keys = own.get('num_kv_heads', heads)
+  sizes['head_dim'] = min(own['head_dim'], head_dim or own['head_dim'])
+  sizes['num_heads'] = up(min(keys, 2)) * (heads // keys)
+  if 'num_kv_heads' in own:
+    sizes['num_kv_heads'] = up(min(keys, 2))
+  if own.get('emb_dim') == heads * own['head_dim']:
+    sizes['emb_dim'] = sizes['num_heads'] * sizes['head_dim']
   return sizes
 
 

@@ -101,6 +101,7 @@ def test_what_depends_on_the_number_of_devices_is_found(tmp_path):
     gradients.sharded(subject)
 
 
+@pytest.mark.slow
 def test_a_mesh_is_one_device(tmp_path):
   made = experiment(tmp_path, NUM_EXPERT_PARTITIONS=4, NUM_MODEL_PARTITIONS=2)
   subject = small.subject(made)
@@ -114,13 +115,18 @@ def subject(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    'check', [runs.frozen, runs.optimizer_state, runs.resume],
+    'check',
+    [
+        runs.frozen, runs.optimizer_state,
+        pytest.param(runs.resume, marks=pytest.mark.slow),
+    ],
     ids=lambda check: check.__name__,
 )
 def test_a_run_keeps_what_it_must(subject, check):
   check(subject)
 
 
+@pytest.mark.slow
 def test_what_trains_beside_the_adapters_is_found(subject, monkeypatch):
   def split(params, regex):
     """Trains a kernel of the base too."""
@@ -138,12 +144,14 @@ def test_what_trains_beside_the_adapters_is_found(subject, monkeypatch):
     runs.optimizer_state(broken)
 
 
+@pytest.mark.slow
 def test_what_trains_in_name_only_is_found(subject):
   still = dataclasses.replace(subject.experiment, optimizer=optax.set_to_zero())
   with pytest.raises(outcome.Failure, match='have not changed'):
     runs.frozen(dataclasses.replace(subject, experiment=still))
 
 
+@pytest.mark.slow
 def test_state_that_is_lost_in_between_is_found(subject, monkeypatch):
   restore = checkpoints.Checkpointer.restore
 

@@ -18,7 +18,8 @@ from moe_peft.core import inject
 from moe_peft.core import tokens as tokens_lib
 from moe_peft.hf import verify
 from moe_peft.methods import molora
-from moe_peft.models import llama
+from moe_peft.models import decoder
+from moe_peft.models import decoder_config
 from moe_peft.models import t5
 from tests import refusals
 from tests.checks import tiny
@@ -72,13 +73,13 @@ def test_only_the_checks_that_are_named_run():
 
 def module_of(config, path='.*/wo'):
   network = t5.Transformer if isinstance(config, t5.T5Config) else (
-      llama.Transformer)
+      decoder.Transformer)
   return inject.AdaptedModule(network(config), (inject.OutputRule(
       path, MOLORA),))
 
 
 def test_sizes_get_small_and_proportions_stay():
-  own = llama.LlamaConfig(
+  own = decoder_config.DecoderConfig(
       vocab_size=49152, emb_dim=576, num_heads=9, num_kv_heads=3, head_dim=64,
       num_layers=30, mlp_dim=1536, dtype=jnp.bfloat16, scan_layers=True,
       remat_policy='full',
