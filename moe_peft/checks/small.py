@@ -22,6 +22,7 @@ from moe_peft.core import inject
 from moe_peft.core import losses
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
+from moe_peft.training import objectives
 from moe_peft.training import train_step
 
 TASK = 'moe_peft_check'
@@ -43,7 +44,9 @@ def subject(experiment: experiment_lib.Experiment) -> subject_lib.Subject:
   small = shrink(experiment)
   train_step.check(experiment_lib.lay_out(small, devices(small)))
   calls = _Calls(small)
-  rows = batch(dataclasses.replace(small, packing=False))
+  rows = batch(dataclasses.replace(
+      small, packing=False, objective=objectives.TargetTokens()
+  ))
   masks = ('decoder_segment_ids', 'decoder_target_tokens')
   return subject_lib.Subject(
       module=small.model.module,
@@ -117,7 +120,10 @@ def shrink(
   module = shrink_module(model.module, init, mesh['num_model_partitions'])
   microbatches = _least_part(experiment.num_microbatches)
   rows = _ROWS * microbatches * mesh['num_expert_partitions']
-  register(lengths, getattr(_config(module), 'vocab_size', 64))
+  register(
+      {**lengths, **experiment.objective.task_lengths(lengths)},
+      getattr(_config(module), 'vocab_size', 64),
+  )
   return dataclasses.replace(
       experiment,
       model=dataclasses.replace(model, module=module, **changes),
