@@ -179,6 +179,22 @@ def test_an_old_macro_is_answered_with_the_new_one():
     )
 
 
+def test_the_decoder_is_found_under_its_older_name(tmp_path):
+  text = (
+      'from __gin__ import dynamic_registration\n'
+      'from moe_peft.models import llama\n\nTHETA = 5.0\n'
+      'llama.Transformer.config = @llama.LlamaConfig()\n'
+      'llama.LlamaConfig.rope_theta = %THETA\n'
+  )
+  file = tmp_path / 'config.gin'
+  file.write_text(text)
+  gin_files.load_gin([str(file)])
+  # A file that somebody wrote is not rewritten: it is told the new name.
+  file.rename(tmp_path / 'model.gin')
+  with refused('moe_peft.models.llama', 'decoder_config.DecoderConfig'):
+    gin_files.load_gin([str(tmp_path / 'model.gin')])
+
+
 @pytest.mark.parametrize(
     ('line', 'where'),
     [

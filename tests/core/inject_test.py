@@ -113,6 +113,21 @@ def test_a_rule_that_matches_nothing(path):
     init(adapted(inject.OutputRule(path, lora.LoRA)))
 
 
+def test_an_alternative_that_matches_nothing():
+  with refused('SITES', 'valeu', 'value'):
+    init(adapted(inject.OutputRule('.*/(query|valeu)', lora.LoRA)))
+  # An earlier rule may have taken its layers.
+  rules = ('.*/wo', '.*/(query|wo)')
+  init(adapted(*(inject.OutputRule(path, lora.LoRA) for path in rules)))
+
+
+def test_names_of_the_other_kind_of_mlp_may_be_absent():
+  seen = [f'decoder/mlp/{name}' for name in ('wi_0', 'wi_1', 'wo')]
+  sites.require_alternatives('.*/(wi|wi_0|wo)', seen)
+  with refused('SITES', 'wi_2'):
+    sites.require_alternatives('.*/(wi_2|wo)', seen)
+
+
 @pytest.mark.parametrize('path', ['(', 3])
 def test_a_rule_that_is_no_regular_expression(path):
   with refused('SITES', repr(path)):

@@ -8,6 +8,7 @@ import from its folder is compared with it: rows alone, padded, packed, and step
 by step with a cache.
 """
 
+import dataclasses
 import functools
 import json
 
@@ -21,6 +22,8 @@ from moe_peft.hf import decoder_base
 from moe_peft.hf import import_base
 from moe_peft.models import decoder
 from moe_peft.training import bases
+from tests import refusals
+from tests.hf import import_decoder_test
 
 SIZES = {
     'vocab_size': 64,
@@ -274,3 +277,45 @@ def test_a_wrong_option_would_be_seen(name, tmp_path, hf):
   expected = logits_of(hf, model, tokens)
   logits = apply(config.replace(**WRONG[name]), params, tokens)
   assert np.abs(logits - expected).max() > 0.02 * np.abs(expected).max()
+
+
+@pytest.mark.hf
+@pytest.mark.slow
+def test_long_rows_take_the_other_frequencies(tmp_path, hf):
+  row = {**FAMILIES['phi4_mini'], 'original_max_position_embeddings': 16}
+  model = folder_of(hf, row, tmp_path / 'hf')
+  config, params = base_of(tmp_path / 'hf', tmp_path / 'base', 'scan')
+  tokens = token_ids(1, LENGTH)
+  with refusals.refused('rotary.Scaling.length', 16, LENGTH):
+    apply(config, params, tokens)
+  scaling = dataclasses.replace(config.rope_scaling, length=LENGTH)
+  logits = apply(config.replace(rope_scaling=scaling), params, tokens)
+  assert_close(logits, logits_of(hf, model, tokens), 'long')
+
+
+@pytest.mark.parametrize('version', [4, 5])
+def test_of_a_model_that_reads_images_the_decoder_is_taken(tmp_path, version):
+  text = {
+      **_SIZES, **FAMILIES['gemma3'], 'tie_word_embeddings': True,
+      'rms_norm_eps': 1e-6,
+  }
+  entries = decoder_base.entries(decoder_base.from_hf(text), 't5')
+  rng = np.random.default_rng(0)
+  tensors = {
+      name: rng.normal(size=entry.hf_shape).astype(np.float32)
+      for entry in entries for name in entry.sources
+  }
+  prefix = {4: 'language_model.model.', 5: 'model.language_model.'}[version]
+  outer = {
+      prefix + name.removeprefix('model.'): x for name, x in tensors.items()
+  }
+  outer[{4: '', 5: 'model.'}[version] + 'vision_tower.x.weight'] = np.ones(
+      3, np.float32
+  )
+  config = {'model_type': 'gemma3', 'text_config': text, 'eos_token_id': [1, 2]}
+  import_decoder_test.write_model(tmp_path / 'image', config, outer)
+  import_decoder_test.write_model(tmp_path / 'text', text, tensors)
+  one, params = base_of(tmp_path / 'image', tmp_path / 'base1', 't5')
+  two, expected = base_of(tmp_path / 'text', tmp_path / 'base2', 't5')
+  assert one == two
+  jax.tree.map(np.testing.assert_array_equal, params, expected)
