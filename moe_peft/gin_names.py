@@ -104,7 +104,7 @@ def renamed(message: str) -> errors.UserError | None:
         where=f'moe_peft.{old}',
         remedy=f'Import moe_peft.{MODULES[old]}.',
     )
-  if re.search(r"cannot import name 'llama' from 'moe_peft\.models'", message):
+  if re.search(r"No module named 'moe_peft\.models\.llama'", message):
     return errors.UserError(
         'models/llama.py is models/decoder.py now.',
         where='moe_peft.models.llama',

@@ -59,7 +59,7 @@ def _layers(
   """What layers see: by `layer_types`, else `default` over and over."""
   pattern, types = tuple(default), fields.get('layer_types')
   if types is not None:
-    num_layers = fields.integer('num_hidden_layers')
+    num_layers = _num_layers(fields)
     if not isinstance(types, list) or len(types) != num_layers or not all(
         isinstance(x, str) and x in _LAYER_TYPES for x in types
     ):
@@ -73,6 +73,11 @@ def _layers(
   return {
       'layer_pattern': pattern, 'window': fields.integer('sliding_window')
   }
+
+
+def _num_layers(fields: base_config.Fields) -> int:
+  # Ten times those of the deepest models: what is said layer by layer is read.
+  return fields.integer('num_hidden_layers', maximum=2**10)
 
 
 def _cycle(kinds: Sequence[str]) -> tuple[str, ...]:
@@ -98,7 +103,7 @@ def _upper_windows(fields: base_config.Fields) -> dict[str, Any]:
   """Qwen: windows, if any, from the layer `max_window_layers` on."""
   if not fields.boolean('use_sliding_window'):
     return {}
-  num_layers = fields.integer('num_hidden_layers', maximum=2**16)
+  num_layers = _num_layers(fields)
   below = min(fields.integer('max_window_layers', 28, minimum=0), num_layers)
   pattern = ('global',) * below + ('local',) * (num_layers - below)
   return _layers(fields, _cycle(pattern))
@@ -172,8 +177,13 @@ def _smollm3(fields: base_config.Fields) -> dict[str, Any]:
         'use_sliding_window', True, 'no windows (false)'
     )
   every = fields.integer('no_rope_layer_interval', 4, maximum=2**10)
-  rotated = fields.get('no_rope_layers', [1] * (every - 1) + [0])
-  if not isinstance(rotated, list) or not all(x in (0, 1) for x in rotated):
+  most = _num_layers(fields)
+  rotated = fields.get('no_rope_layers', ([1] * (every - 1) + [0])[:most])
+  if (
+      not isinstance(rotated, list)
+      or not 0 < len(rotated) <= most
+      or not all(type(x) is int and x in (0, 1) for x in rotated)
+  ):
     raise base_config.unsupported('no_rope_layers', rotated, '0 or 1 a layer')
   pattern = _cycle([('nope', 'global')[x] for x in rotated])
   return {**_biases(fields), 'layer_pattern': pattern}
