@@ -296,7 +296,7 @@ def test_long_rows_take_the_other_frequencies(tmp_path, hf):
 @pytest.mark.parametrize('version', [4, 5])
 def test_of_a_model_that_reads_images_the_decoder_is_taken(tmp_path, version):
   text = {
-      **_SIZES, **FAMILIES['gemma3'], 'tie_word_embeddings': True,
+      **SIZES, **FAMILIES['gemma3'], 'tie_word_embeddings': True,
       'rms_norm_eps': 1e-6,
   }
   entries = decoder_base.entries(decoder_base.from_hf(text), 't5')
