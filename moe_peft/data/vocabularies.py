@@ -141,14 +141,6 @@ class TokenizerVocabulary(seqio.Vocabulary):
     token, last = max(tokens.items(), key=lambda item: item[1])
     return token, last + 1
 
-  def encode_template(self, text: str) -> list[int]:
-    """Ids of a text in which special tokens are what they say.
-
-    For what a chat template has made; texts of users are `encode`d.
-    """
-    ids = self.tokenizer.encode(text, add_special_tokens=False).ids
-    return self.in_data_sets(ids)
-
   def _encode(self, s: str) -> list[int]:
     with tokenizer_file_lib.refused(f'{self.tokenizer_file} fails on a text'):
       ids = self._text_tokenizer.encode(s, add_special_tokens=False).ids
@@ -164,8 +156,11 @@ class TokenizerVocabulary(seqio.Vocabulary):
     if self._num_ids is not None and last >= self._num_ids:
       raise errors.UserError(
           f'A text has the token {self.tokenizer.id_to_token(last)!r} with the '
-          f'id {last}, and the embedding of the model {self._num_ids} rows.',
-          'VOCABULARY', 'Take it out of the text.',
+          f'id {last}. {self.tokenizer_file} has '
+          f'{self.vocab_size - self.id_offset} ids, and the embedding of the '
+          f'model {self._num_ids} rows.', 'VOCABULARY',
+          'Take the token out of the text, or the tokenizer that the model was '
+          'trained with.',
       )
     return [x + self.id_offset for x in ids]
 

@@ -143,8 +143,6 @@ def test_rows_are_those_of_transformers(kind, tmp_path):
       expected = theirs(text, split_special_tokens=split).input_ids
       row = [x - mine.id_offset for x in mine.encode(text)]
       assert [*start, *row, *end] == expected, text
-    ids = [x - ours.id_offset for x in ours.encode_template(text)]
-    assert ids == theirs(text, add_special_tokens=False).input_ids
 
 
 @pytest.mark.hf
