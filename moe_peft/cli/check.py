@@ -20,7 +20,7 @@ from moe_peft.cli import flags
 
 _DESCRIPTION = """\
 Checks the configuration of a run, shrunk in size and not in structure, on the
-CPU, in about a minute: that adapters change nothing before training, that
+CPU, in about two minutes: that adapters change nothing before training, that
 padding, other rows and later tokens change nothing, that executions, scans and
 meshes compute the same, that the base stays as it is, that a run continues with
 the same bits, and more. Exit status 1 if something does not hold. No data and
