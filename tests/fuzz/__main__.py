@@ -26,7 +26,7 @@ from tests.fuzz import readers
 
 # A process that has said nothing for so long, imports included, hangs.
 _SILENCE_SECONDS = 600
-_CHUNK = 2500
+_CHUNK = 1000
 FILE = 'fuzz.jsonl'
 
 
@@ -52,14 +52,19 @@ def main(argv: Sequence[str]) -> int:
   args = parser.parse_args(argv)
   args.out.mkdir(parents=True, exist_ok=True)
   file = args.out / FILE
-  for job in jobs(args.reader or names, args.inputs):
-    if any(Job(*(x[y] for y in Job._fields)) == job for x in _lines(file)):
-      continue
-    found = summary(job, list(run([job])))
-    for fault in found['faults']:
-      print(job.reader, fault, flush=True)
-    with file.open('a', encoding='utf-8') as stream:
-      stream.write(json.dumps(found) + '\n')
+  done = {Job(*(x[y] for y in Job._fields)) for x in _lines(file)}
+  waiting = [
+      x for x in jobs(args.reader or names, args.inputs) if x not in done
+  ]
+  found = []
+  for told in run(waiting):
+    found.append(told)
+    if 'fault' in told:
+      print(told, flush=True)
+    if told['input'] == waiting[0].stop - 1:
+      with file.open('a', encoding='utf-8') as stream:
+        stream.write(json.dumps(summary(waiting.pop(0), found)) + '\n')
+      found = []
   print(table(_lines(file)))
   return 1 if any(x['faults'] for x in _lines(file)) else 0
 
@@ -73,7 +78,7 @@ class Job(NamedTuple):
 
 
 def jobs(names: Sequence[str], inputs: int) -> Iterator[Job]:
-  """Yields jobs of a size that a line of the record stands for."""
+  """Yields jobs, each of which becomes a line of the record."""
   for start in range(0, inputs, _CHUNK):
     for name in names:
       few = readers.READERS[name].one_in

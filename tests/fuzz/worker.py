@@ -86,8 +86,8 @@ def inputs(
 ) -> Iterator[dict]:
   """Reads mutants, and says what became of each."""
   good, folder, out = (root / x for x in ('good', 'input', 'out'))
-  out.mkdir()
-  folder.mkdir()
+  out.mkdir(exist_ok=True)
+  folder.mkdir(exist_ok=True)
   around = _names(root, root.parent)
   for number in numbers:
     shutil.rmtree(folder, ignore_errors=True)
@@ -167,7 +167,7 @@ def main() -> None:
   from tests.fuzz import readers
 
   (root / 'home').mkdir(parents=True, exist_ok=True)
-  for name, *_ in jobs:
+  for name in dict.fromkeys(name for name, *_ in jobs):
     _warm_up(readers.READERS[name], root / name)
   os.chdir(root)
   _limit_memory()
