@@ -22,6 +22,7 @@ from benchmarks import __main__ as benchmarks
 from moe_peft import __main__ as moe_peft
 from moe_peft import gin_files
 from moe_peft.cli import flags
+from tests.fuzz import __main__ as fuzz
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = {
@@ -141,6 +142,11 @@ def test_flags_of_benchmarks_exist(parse):
     parse(benchmarks.main, list(command[3:]))
 
 
+def test_flags_of_mutants_exist(parse):
+  (command,) = (c for c in COMMANDS if named(c, 'python', '-m', 'tests.fuzz'))
+  parse(fuzz.main, list(command[3:]))
+
+
 def test_commands_of_t5x_name_files_and_macros_that_exist():
   found = [c for c in COMMANDS if any(w.startswith('t5x.') for w in c)]
   written = {*EXAMPLES, *(c[-1] for c in COMMANDS if '--out' in c)}
@@ -172,7 +178,7 @@ def test_extras_markers_and_programs_exist(monkeypatch):
   runpy.run_path(str(ROOT / 'setup.py'))
   markers = {'slow', 't5x', 'hf', 'or', 'not', 'and'}
   others = {'echo', 'llama-server', 'mkdocs', 'ruff', 'unzip', 'vllm'}
-  packages = ('moe_peft', 'benchmarks', 't5x', 'sglang')
+  packages = ('moe_peft', 'benchmarks', 'tests', 't5x', 'sglang')
   for command in COMMANDS:
     if named(command, 'pip', 'install'):
       extras = re.fullmatch(r'\.\[([\w,]+)\]', command[-1])[1]
