@@ -39,12 +39,14 @@ class Cell:
   Attributes:
     difference: Largest difference of logits, over the largest logit.
     effect: How far the adapter moves a logit, over the largest logit.
+    equal: Whether the difference is within the folder's tolerance.
     same_tokens: Whether greedy generation gives the same tokens; None: not
       tried.
   """
 
   difference: float
   effect: float
+  equal: bool
   same_tokens: bool | None = None
 
 
@@ -98,7 +100,8 @@ def measure(
     ours = our_tokens(method, family)
     same = np.array_equal(their_tokens(loaded, model, ours.shape[1]), ours)
   return Cell(
-      verdict.model / verdict.size, verdict.effect / verdict.size, same
+      verdict.model / verdict.size, verdict.effect / verdict.size,
+      verdict.equal, same,
   )
 
 
