@@ -232,8 +232,9 @@ def describe(folder: Path, verdict: Verdict) -> str:
   said = f'above {verdict.tolerance:g} of the largest'
   said = 'equal' if verdict.equal else said
   lines = [
-      f'{folder}: largest difference {verdict.model:.3g} ({said}) of logits up to {verdict.size:.3g}; the '
-      f'adapter moves them by up to {verdict.effect:.3g}'
+      f'{folder}: largest difference {verdict.model:.3g} ({said}) of logits '
+      f'up to {verdict.size:.3g}; the adapter moves them by up to '
+      f'{verdict.effect:.3g}'
   ]
   if not verdict.same_base:
     lines.append(
