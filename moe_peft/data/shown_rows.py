@@ -67,11 +67,28 @@ def rows(
           features.get('encoder_segment_ids', tokens > 0),
       )
     tokens = features['decoder_target_tokens']
-    found['targets' if found else 'row'] = _pieces(
-        model.output_vocabulary, tokens, features['decoder_loss_weights'],
+    targets = (
+        tokens, features['decoder_loss_weights'],
         features.get('decoder_segment_ids', tokens > 0),
     )
+    if found:
+      found['targets'] = _pieces(model.output_vocabulary, *targets)
+    else:
+      read = features['decoder_input_tokens']
+      found['row'] = _pieces(
+          model.output_vocabulary, *_with_first(read, *targets)
+      )
     yield found
+
+
+def _with_first(read, tokens, weights, segments):
+  """Adds what the model reads first in each example, and never predicts."""
+  starts = np.flatnonzero(np.diff(segments, prepend=0) > 0)
+  insert = lambda values, first: np.insert(values, starts, first)
+  return (
+      insert(tokens, read[starts]), insert(weights, 0),
+      insert(segments, segments[starts]),
+  )
 
 
 def _pieces(vocabulary, tokens, weights, segments) -> list[Piece]:

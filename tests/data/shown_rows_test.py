@@ -64,10 +64,10 @@ def test_decoders_have_one_row(tmp_path, packing):
   converter = converters.of_model(model, packing)
   rows = list(shown_rows.rows(name, model, converter, _LENGTHS, 'train'))
   shown = [_show(row['row']) for row in rows]
-  one, two = 'aB[<|im_end|>]', 'aC[<|im_end|>]'
+  one, two = '[<s>]aB[<|im_end|>]', '[<s>]aC[<|im_end|>]'
   assert shown == ([one + two] if packing else [one, two])
   segments = [x.segment for x in rows[-1]['row']]
-  assert segments == ([1] * 3 + [2] * 3 if packing else [1] * 3)
+  assert segments == ([1] * 4 + [2] * 4 if packing else [1] * 4)
 
 
 def test_pairs_of_answers_are_two_rows(tmp_path):
@@ -79,7 +79,7 @@ def test_pairs_of_answers_are_two_rows(tmp_path):
   lengths = preferences.task_lengths(_LENGTHS)
   rows = shown_rows.rows(name, model, converter, lengths, 'train')
   assert [_show(row['row']) for row in rows] == [
-      'aB[<|im_end|>]', 'aC[<|im_end|>]'
+      '[<s>]aB[<|im_end|>]', '[<s>]aC[<|im_end|>]'
   ]
 
 
