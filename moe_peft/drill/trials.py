@@ -172,7 +172,7 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
   rows = collections.defaultdict(lambda: [0, 0])
   for record in records:
     keys = [f'killed: {record["moment"]}']
-    if record['fault'] != 'nothing':
+    if record['what']:  # There may have been no checkpoint to damage.
       keys.append(record['fault'])
     for key in keys:
       rows[key][0] += 1
