@@ -36,8 +36,9 @@ FIRST_STEP = """\
 import jax
 from moe_peft import gin_files
 gin_files.load_gin(['configs/quickstart.gin'], ["MODEL_DIR='unused'"])
+from moe_peft.training import compilation
 from moe_peft.training import experiment, loop, run, train_step
-run.use_compilation_cache()
+compilation.use_cache()
 setup = experiment.prepare(run.build())
 data = loop.train_data(setup.experiment)
 state = train_step.init_state(setup)

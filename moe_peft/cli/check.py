@@ -54,9 +54,9 @@ def main(argv: Sequence[str]) -> int | None:
   flags.require_gin_file(args)
   _use_cpus()
   from moe_peft.checks import suite
-  from moe_peft.training import run
+  from moe_peft.training import compilation
 
-  run.use_compilation_cache()
+  compilation.use_cache()
   _check_names(args.only, suite.NAMES)
   flags.load_gin(args, MODEL_DIR='unused', INITIAL_CHECKPOINT_PATH=None)
   return _report(args, args.only or suite.NAMES)

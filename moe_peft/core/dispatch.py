@@ -34,14 +34,12 @@ from moe_peft.core import routing as routing_lib
 
 EXECUTIONS = ('all_experts', 'einsum', 'ragged')
 
-# What it costs to sort, gather and scatter one number, in multiplications.
-# From `python -m benchmarks` on a CPU: with 10 experts of rank 4, 2 of them
-# selected, `ragged` adds 66 times as much to the frozen layer as `all_experts`
-# does, so 2 * (4 + 1300) for 40.
+# Multiplications that sorting, gathering and scattering one number cost. From
+# `python -m benchmarks` on a CPU: with 10 experts of rank 4, 2 of them taken,
+# `ragged` adds 66 times what `all_experts` does, so 2 * (4 + 1300) for 40.
 COST_OF_MOVING = 1000
 
-# The axis of the features in constraints: they lie as the layer has them, over
-# the mesh axis `model` or not. Anything else would gather them.
+# Features lie as the layer has them; a constraint on them would gather.
 _FREE = jax.sharding.PartitionSpec.UNCONSTRAINED
 
 
@@ -273,8 +271,7 @@ def dispatch_arrays(
 
 def constrain_groups(x: jax.Array) -> jax.Array:
   """Buffers at home: [g, e, c, features], groups over all of the batch axes."""
-  names = ('batch', None, None, _FREE)
-  return partitioning.with_sharding_constraint(x, names)
+  return partitioning.with_sharding_constraint(x, ('batch', None, None, _FREE))
 
 
 def constrain_experts(x: jax.Array) -> jax.Array:

@@ -113,14 +113,6 @@ def register_task(
   )
   ranked = bool(choices) or choices_key is not None
   metric_fns = _metric_fns(ranked, length_normalized, metrics)
-  too_long = lengths.check_policy(
-      too_long or (lengths.ERROR if ranked else lengths.DROP),
-      _argument('too_long'),
-  )
-  if ranked and too_long != lengths.ERROR:
-    raise errors.UserError(
-        'Choices are compared whole.', _argument('too_long'), 'Leave it out.'
-    )
   options = example_rows.Options(turns, loss, template, chat_date)
   options.check()
   files = splits_lib.Files(train, validation, test, data, split_fractions)
@@ -131,7 +123,8 @@ def register_task(
   parsed = files.read(name, reader)
   example_rows.register(
       name, parsed, reader.format, options, metric_fns, ranked,
-      vocabulary=vocabulary, files=files.all(), too_long=too_long,
+      vocabulary=vocabulary, files=files.all(),
+      too_long=_policy(too_long, ranked),
   )
   return name
 
@@ -219,6 +212,19 @@ def _metric_fns(
     return ranking.rank_accuracy(targets, scores, length_normalized)
 
   return [rank_accuracy]
+
+
+def _policy(too_long: str | None, ranked: bool) -> str:
+  """What becomes of examples that are too long."""
+  too_long = lengths.check_policy(
+      too_long or (lengths.ERROR if ranked else lengths.DROP),
+      _argument('too_long'),
+  )
+  if ranked and too_long != lengths.ERROR:
+    raise errors.UserError(
+        'Choices are compared whole.', _argument('too_long'), 'Leave it out.'
+    )
+  return too_long
 
 
 def _argument(name: str) -> str:

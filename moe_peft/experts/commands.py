@@ -17,6 +17,7 @@ from moe_peft.experts import pruning
 from moe_peft.models import language_model
 from moe_peft.runs import ablation_file
 from moe_peft.runs import run_file
+from moe_peft.training import compilation
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
 from moe_peft.training import progress as progress_lib
@@ -115,7 +116,7 @@ class _Opened:
 
 
 def _open(split: str, rows: int) -> _Opened:
-  run.use_compilation_cache()
+  compilation.use_cache()
   setup = experiment_lib.prepare(run.build(split))
   rows += -rows % setup.mesh.size
   with contextlib.closing(loop.open_checkpoints(setup)) as checkpointer:

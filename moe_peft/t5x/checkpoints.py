@@ -14,10 +14,8 @@ import re
 import tempfile
 from typing import Any
 
-from absl import logging
 from etils import epath  # Paths on a disk or in a bucket.
 import jax
-from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
@@ -26,12 +24,10 @@ from t5x import checkpoints as t5x_checkpoints
 from moe_peft import errors
 from moe_peft.core import trainable
 from moe_peft.data import provenance
+from moe_peft.t5x import whole_checkpoints
 from moe_peft.training import bases
 from moe_peft.training import checksums
-from moe_peft.training import tensor_files
 
-# Of the identity of a base: the first had a fingerprint of another kind.
-_VERSION = 2
 # What says where the base lies, in training and in evaluation.
 _BASE_BINDINGS = 'INITIAL_CHECKPOINT_PATH or BASE_PATH'
 
@@ -161,10 +157,10 @@ class AdapterCheckpointer:
           fallback_state=fallback_state,
       )
     resumes = self._dataset_iterator is not None
-    path = self._whole(path.rstrip('/'), resumes)
+    path = whole_checkpoints.newest(path.rstrip('/'), resumes, self._steps)
     folder, _, step = path.rpartition('checkpoint_')
     shapes = self._trained(self._sharded_shapes())
-    _check_adapters(path, shapes)
+    whole_checkpoints.check_adapters(path, shapes)
     items = ocp.args.Composite(
         # Partial: to evaluate, T5X wants no optimizer state.
         state=ocp.args.PyTreeRestore(
@@ -184,34 +180,9 @@ class AdapterCheckpointer:
     state = trainable.unflatten(absent | trainable.flatten(restored['state']))
     return self._with_base(path, state, restored['base'])
 
-  def _whole(self, path: str, resumes: bool) -> str:
-    """The checkpoint, or, for a run that goes on, the newest whole one.
-
-    What is damaged is moved aside and never deleted.
-    """
-    if (damaged := checksums.damaged_file(epath.Path(path))) is None:
-      return path
-    folder, _, step = path.rpartition('checkpoint_')
+  def _steps(self, folder: str) -> list[int]:
     with self._manager(folder) as manager:
-      older = [x for x in manager.all_steps() if x < int(step)]
-    names = [f'{folder}checkpoint_{x}' for x in sorted(older, reverse=True)]
-    whole = next(
-        (x for x in names if checksums.damaged_file(epath.Path(x)) is None),
-        None,
-    )
-    if whole is None or not resumes:
-      raise errors.UserError(
-          'The checkpoint is damaged: the file has changed.', where=damaged,
-          remedy=f'Put it back from a copy, or take {whole}.' if whole else
-          'Put it back from a copy; to train anew, choose another MODEL_DIR.',
-      )
-    logging.warning('%s is damaged; %s is used.', damaged, whole)
-    multihost_utils.sync_global_devices('every host has read the checkpoints')
-    if jax.process_index() == 0:
-      for name in [path, *names[: names.index(whole)]]:
-        checksums.move_aside(epath.Path(name))
-    multihost_utils.sync_global_devices('what is damaged has been moved')
-    return whole
+      return manager.all_steps()
 
   def _data(self) -> dict[str, str]:
     return provenance.identities(self._task) if self._task else {}
@@ -256,7 +227,7 @@ class AdapterCheckpointer:
         fallback_state=state,
     )
     found = self._identity(train_state)
-    if not _is_of(saved, found):
+    if not whole_checkpoints.is_of(saved, found):
       raise errors.UserError(
           f'{base_path} ({found["parameters"]:,} parameters, sha256 '
           f'{found["sha256"][:12]}) is not the base on which the adapters in '
@@ -344,34 +315,5 @@ class AdapterCheckpointer:
     return {
         **bases.identity(self._base_path, frozen, self._partitioner.mesh),
         'dtype': str(jnp.result_type(*frozen.values())) if frozen else None,
-        'version': _VERSION,
+        'version': whole_checkpoints.VERSION,
     }
-
-
-def _check_adapters(path: str, shapes: Mapping[str, Any]) -> None:
-  """Checks that a checkpoint holds the adapters of the model."""
-  with ocp.PyTreeCheckpointer() as reader:
-    saved = reader.metadata(epath.Path(path) / 'state').item_metadata.tree
-  saved, expected = (
-      {k: v.shape for k, v in trainable.flatten(x['target']).items()}
-      for x in (saved, shapes)
-  )
-  if problems := tensor_files.misfits(saved, expected):
-    raise errors.UserError(
-        f'{path} holds adapters of another method or size ({problems}).',
-        where='CHECKPOINT_PATH or MODEL_DIR',
-        remedy='Give the method file and the sizes, such as NUM_EXPERTS and '
-        'RANK, that they were trained with (config.gin of the run has them), '
-        'or train in another MODEL_DIR.',
-    )
-
-
-def _is_of(saved: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
-  """Whether a base is the one that a checkpoint names."""
-  if saved.get('version') == _VERSION:
-    return saved['sha256'] == found['sha256']
-  logging.warning(
-      'The checkpoint is of an older version: of its base only the number of '
-      'parameters is checked.'
-  )
-  return saved['parameters'] == found['parameters']

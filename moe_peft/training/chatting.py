@@ -19,6 +19,7 @@ from moe_peft.data import converters
 from moe_peft.data import prompts as prompts_lib
 from moe_peft.data import token_texts
 from moe_peft.routers import usage
+from moe_peft.training import compilation
 from moe_peft.training import restored
 from moe_peft.training import run
 
@@ -53,7 +54,7 @@ class Chatter:
       errors.UserError: there is no checkpoint, or the model has no chat
         template.
     """
-    run.use_compilation_cache()
+    compilation.use_cache()
     experiment = run.build()
     self._model = experiment.model
     self._prompts = prompts_lib.of_task(

@@ -16,6 +16,7 @@ from moe_peft import errors
 from moe_peft.core import trainable
 from moe_peft.data import prompts as prompts_lib
 from moe_peft.training import bases
+from moe_peft.training import compilation
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
 from moe_peft.training import run
@@ -31,7 +32,7 @@ def evaluate_run(split: str) -> None:
   Raises:
     errors.UserError: If there is no checkpoint or no such split.
   """
-  run.use_compilation_cache()
+  compilation.use_cache()
   experiment = run.build(split)
   setup, params = restore(experiment)
   evaluator = scoring.make_evaluator(setup)
@@ -66,7 +67,7 @@ def infer(
     errors.UserError: For a line that is longer than TASK_FEATURE_LENGTHS, and
       for an empty one if the model needs a token to begin with.
   """
-  run.use_compilation_cache()
+  compilation.use_cache()
   experiment = run.build()
   length = experiment.task_feature_lengths['inputs']
   prompts = prompts_lib.of_task(

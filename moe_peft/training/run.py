@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import os
 from pathlib import Path
 import time
 from typing import Any
@@ -35,6 +34,7 @@ from moe_peft.runs import similarity_file
 from moe_peft.runs import snapshot_files
 from moe_peft.runs import usage_file
 from moe_peft.training import budget
+from moe_peft.training import compilation
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import hosts
 from moe_peft.training import loop
@@ -60,7 +60,7 @@ def run_experiment() -> Path | None:
   Raises:
     errors.UserError: For anything in the configuration that cannot work.
   """
-  use_compilation_cache()
+  compilation.use_cache()
   hosts.check_one_process()
   experiment = build()
   with contextlib.closing(_Session(experiment)) as session:
@@ -141,16 +141,6 @@ def _shapes(macro: str, size: int) -> Mapping[str, Any]:
   experiment = configured()
   variables = jax.eval_shape(lambda: experiment.init(jax.random.key(0)))
   return trainable.flatten(variables['params'])
-
-
-def use_compilation_cache() -> None:
-  """Keeps compiled programs between runs, unless JAX is told where."""
-  if jax.config.jax_compilation_cache_dir is not None:
-    return
-  cache = os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')
-  jax.config.update(
-      'jax_compilation_cache_dir', str(Path(cache) / 'moe_peft' / 'jax')
-  )
 
 
 class _Session:

@@ -5,7 +5,7 @@
 import pytest
 
 pytest.importorskip('t5x')
-checkpoints = pytest.importorskip('moe_peft.t5x.checkpoints')
+whole_checkpoints = pytest.importorskip('moe_peft.t5x.whole_checkpoints')
 pytestmark = pytest.mark.t5x
 
 FOUND = {'parameters': 100, 'sha256': 'abc', 'version': 2}
@@ -22,4 +22,4 @@ FOUND = {'parameters': 100, 'sha256': 'abc', 'version': 2}
     ],
 )
 def test_the_base_is_told_by_its_values(saved, same):
-  assert checkpoints._is_of(saved, FOUND) is same
+  assert whole_checkpoints.is_of(saved, FOUND) is same

@@ -1,0 +1,95 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Which checkpoint of a T5X run is restored, and whether it is the model's."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from absl import logging
+from etils import epath  # Paths on a disk or in a bucket.
+import jax
+from jax.experimental import multihost_utils
+import orbax.checkpoint as ocp
+
+from moe_peft import errors
+from moe_peft.core import trainable
+from moe_peft.training import checksums
+from moe_peft.training import tensor_files
+
+# Of the identity of a base: the first had a fingerprint of another kind.
+VERSION = 2
+
+
+def newest(
+    path: str, resumes: bool, steps: Callable[[str], Sequence[int]]
+) -> str:
+  """The checkpoint, or, for a run that goes on, the newest whole one.
+
+  What is damaged is moved aside and never deleted.
+
+  Args:
+    path: Folder `checkpoint_<step>`.
+    resumes: Whether a run goes on from it.
+    steps: Steps of the checkpoints in a folder.
+
+  Raises:
+    errors.UserError: If it is damaged and there is no whole one to go on from.
+  """
+  if (damaged := checksums.damaged_file(epath.Path(path))) is None:
+    return path
+  folder, _, step = path.rpartition('checkpoint_')
+  older = [x for x in steps(folder) if x < int(step)]
+  names = [f'{folder}checkpoint_{x}' for x in sorted(older, reverse=True)]
+  whole = next(
+      (x for x in names if checksums.damaged_file(epath.Path(x)) is None), None
+  )
+  if whole is None or not resumes:
+    raise errors.UserError(
+        'The checkpoint is damaged: the file has changed.', where=damaged,
+        remedy=f'Put it back from a copy, or take {whole}.' if whole else
+        'Put it back from a copy; to train anew, choose another MODEL_DIR.',
+    )
+  logging.warning('%s is damaged; %s is used.', damaged, whole)
+  multihost_utils.sync_global_devices('every host has read the checkpoints')
+  if jax.process_index() == 0:
+    for name in [path, *names[: names.index(whole)]]:
+      checksums.move_aside(epath.Path(name))
+  multihost_utils.sync_global_devices('what is damaged has been moved')
+  return whole
+
+
+def check_adapters(path: str, shapes: Mapping[str, Any]) -> None:
+  """Checks that a checkpoint holds the adapters of the model.
+
+  Args:
+    path: Folder `checkpoint_<step>`.
+    shapes: What is saved of the train state of the model.
+
+  Raises:
+    errors.UserError: If it holds others.
+  """
+  with ocp.PyTreeCheckpointer() as reader:
+    saved = reader.metadata(epath.Path(path) / 'state').item_metadata.tree
+  saved, expected = (
+      {k: v.shape for k, v in trainable.flatten(x['target']).items()}
+      for x in (saved, shapes)
+  )
+  if problems := tensor_files.misfits(saved, expected):
+    raise errors.UserError(
+        f'{path} holds adapters of another method or size ({problems}).',
+        where='CHECKPOINT_PATH or MODEL_DIR',
+        remedy='Give the method file and the sizes, such as NUM_EXPERTS and '
+        'RANK, that they were trained with (config.gin of the run has them), '
+        'or train in another MODEL_DIR.',
+    )
+
+
+def is_of(saved: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+  """Whether a base is the one that a checkpoint names."""
+  if saved.get('version') == VERSION:
+    return saved['sha256'] == found['sha256']
+  logging.warning(
+      'The checkpoint is of an older version: of its base only the number of '
+      'parameters is checked.'
+  )
+  return saved['parameters'] == found['parameters']
