@@ -62,12 +62,13 @@ def _split(words):
 
 
 COMMANDS = sorted(set(commands()))
-EXAMPLES = {
-    block.split()[1]: block
+LEAVES = [
+    (block.split()[1], block)
     for text in DOCUMENTS.values()
     for _, block in BLOCK.findall(text)
     if re.match(r'# \w+\.gin\n', block)
-}
+]
+EXAMPLES = dict(LEAVES)
 
 
 class Parsed(Exception):
@@ -192,6 +193,10 @@ def test_extras_markers_and_programs_exist(monkeypatch):
           or command[0].startswith('launch/')
           or command[2].partition('.')[0] in packages
       ), command
+
+
+def test_gin_examples_have_names_of_their_own():
+  assert len(EXAMPLES) == len(LEAVES)
 
 
 @pytest.mark.parametrize('name', EXAMPLES)
