@@ -8,6 +8,7 @@ from pathlib import Path
 import sys
 
 from moe_peft import errors
+from moe_peft import gin_files
 from moe_peft.cli import flags
 
 _EPILOG = """\
@@ -107,6 +108,7 @@ def _add_verify(commands) -> None:
 
 
 def _import(args: argparse.Namespace) -> None:
+  gin_files.import_tensorflow()
   from moe_peft.hf import import_base
 
   import_base.import_base(
