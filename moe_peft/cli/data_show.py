@@ -5,7 +5,6 @@
 import argparse
 import itertools
 
-import numpy as np
 import rich.console
 import rich.table
 import rich.text
@@ -94,6 +93,8 @@ def _text(pieces, colors: bool) -> rich.text.Text:
 
 def _table(name: str, split: str, lengths) -> rich.table.Table:
   """How long the examples of each task are."""
+  import numpy as np  # Not for --help.
+
   from moe_peft.data import catalog
   from moe_peft.data import shown_rows
 

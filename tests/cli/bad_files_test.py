@@ -41,8 +41,6 @@ ROWS = [
     ('{"inputs": ["a"], "targets": "b"}', "'inputs'", "['a']"),
     ('{"inputs": 3, "targets": "b"}', "'inputs'", '3'),
     ('{"inputs": "a", "targets": true}', "'targets'", 'True'),
-    (f'{{"inputs": "{"x" * 40}", "targets": "b"}}', '41', 'given: 32'),
-    (f'{{"inputs": "a", "targets": "{"x" * 40}"}}', '41', 'given: 16'),
     (f'{{"inputs": "{"x" * 10_000_000}", "targets": "b"}}', '10,000,0'),
     (b'{"inputs": "\xe9", "targets": "b"}', 'UTF-8'),
     (b'{"inputs": "a\x00", "targets": "b"}', 'JSON'),
@@ -80,6 +78,20 @@ def test_rows(number, refusals):
   assert len(said) < 1000
 
 
+@pytest.mark.parametrize(
+    ('inputs', 'targets', 'given'), [(40, 1, 32), (1, 40, 16)]
+)
+def test_long_rows_are_refused_where_that_is_asked(
+    inputs, targets, given, refusals
+):
+  line = f'{{"inputs": "{"x" * inputs}", "targets": "{"x" * targets}"}}\n'
+  refusals.write('rows.jsonl', GOOD + line)
+  args = train(
+      refusals, 'rows.jsonl', f'long_{given}', "  too_long = 'error'\n"
+  )
+  refusals.expect(args, 'rows.jsonl, line 2', '41', f'given: {given}')
+
+
 FILES = [
     # Name and content of a data file; what the message must name.
     ('rows.jsonl', '', 'rows.jsonl', 'empty'),
@@ -89,7 +101,8 @@ FILES = [
     ('rows.jsonl.gz', gzip.compress(GOOD.encode() * 99)[:-9], 'rows.jsonl.gz'),
     ('rows.jsonl', gzip.compress(GOOD.encode()), 'rows.jsonl, line 1'),
     ('rows.jsonl', GOOD.encode('utf-16'), 'rows.jsonl, line 1'),
-    ('rows.csv', GOOD, 'rows.csv', '.jsonl'),
+    ('rows.csv', GOOD, 'rows.csv', 'empty'),
+    ('rows.xlsx', GOOD, 'rows.xlsx', '.jsonl'),
     ('rows.tfrecord', GOOD, 'rows.tfrecord'),
     ('rows.tfrecord', '', 'rows.tfrecord'),
     ('other.jsonl', GOOD, 'rows.jsonl', 'existing'),

@@ -331,7 +331,9 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path):
 
 def test_learning_rates_by_group(tmp_path):
   setup, state, rows = train(
-      tiny.experiment(tmp_path, ROUTER_LEARNING_RATE=0.0)
+      tiny.experiment(
+          tmp_path, LEARNING_RATE=3e-3, ROUTER_LEARNING_RATE=0.0
+      )
   )
   for name, value in state.params.items():
     stays = np.array_equal(value, setup.trainable[name])
