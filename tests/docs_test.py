@@ -269,17 +269,6 @@ def test_the_readme_is_short_and_continuous_integration_follows_it():
 
 
 @pytest.mark.slow
-def test_the_second_command_ends_in_a_report(tmp_path, monkeypatch):
-  monkeypatch.delenv('XLA_FLAGS', raising=False)  # One device, as a user has.
-  subprocess.run(
-      [sys.executable, *QUICKSTART.split()[1:], f'--gin.MODEL_DIR={tmp_path}',
-       '--gin.TRAIN_STEPS=3', '--gin.WARMUP_STEPS=1', '--gin.EVAL_EXAMPLES=4'],
-      cwd=ROOT, check=True,
-  )
-  assert (tmp_path / 'report.html').stat().st_size > 10_000
-
-
-@pytest.mark.slow
 def test_the_site_is_built_and_loads_nothing_from_elsewhere(tmp_path):
   pytest.importorskip('mkdocs')
   subprocess.run(
