@@ -4,7 +4,10 @@
 
 import pytest
 
+from tests import refusals
+
 pytest.importorskip('t5x')
+checkpoints = pytest.importorskip('moe_peft.t5x.checkpoints')
 whole_checkpoints = pytest.importorskip('moe_peft.t5x.whole_checkpoints')
 pytestmark = pytest.mark.t5x
 
@@ -23,3 +26,9 @@ FOUND = {'parameters': 100, 'sha256': 'abc', 'version': 2}
 )
 def test_the_base_is_told_by_its_values(saved, same):
   assert whole_checkpoints.is_of(saved, FOUND) is same
+
+
+def test_what_is_saved_is_not_transformed():
+  checkpointer = checkpoints.AdapterCheckpointer(None, None, '')
+  with refusals.refused('utils.SaveCheckpointConfig.state_transformation_fns'):
+    checkpointer.save(None, [lambda state, _: state])
