@@ -12,6 +12,7 @@ import re
 
 import jax.numpy as jnp
 
+from moe_peft import atomic
 from moe_peft import errors
 from moe_peft.models import decoder_only
 from moe_peft.models import encoder_decoder
@@ -128,8 +129,10 @@ def base_of(experiment: experiment_lib.Experiment, folder: Path) -> str:
   """The base as a T5X checkpoint; written into `folder` if it is none.
 
   Raises:
-    errors.UserError: If the experiment has no base.
+    errors.UserError: If the experiment has no base, if the engines do not mean
+      the same by it, or if the folder is taken.
   """
+  _check(experiment)  # Before anything is written.
   path = experiment.initial_checkpoint_path
   if path is None:
     raise errors.UserError(
@@ -138,7 +141,10 @@ def base_of(experiment: experiment_lib.Experiment, folder: Path) -> str:
     )
   found = bases.t5x_checkpoint(path)
   if found is None:
-    found = bases.write_t5x(bases.read_arrays(bases.find(path)), folder)
+    params = bases.read_arrays(bases.find(path))
+    with atomic.new_folder(folder, folder) as whole:
+      written = bases.write_t5x(params, whole).relative_to(whole.absolute())
+    found = folder / written
   return str(found.absolute())
 
 

@@ -92,12 +92,18 @@ def test_a_base_that_t5x_cannot_restore_is_written_beside(base, tmp_path):
   assert {x.dtype.name for x in again.values()} == {'bfloat16'}
   with refusals.refused('--out', 'leaf.gin'):
     _write(tmp_path, INITIAL_CHECKPOINT_PATH=str(tmp_path / 'flat'))
+  file.unlink()  # The base of an earlier file is not written over.
+  with refusals.refused(str(tmp_path / 'leaf.base')):
+    _write(tmp_path, INITIAL_CHECKPOINT_PATH=str(tmp_path / 'flat'))
 
 
 def test_parts_of_a_step_mean_something_else_there(base, tmp_path):
   with refusals.refused('NUM_MICROBATCHES', 'T5X'):
     experiment = tiny.experiment(tmp_path, NUM_MICROBATCHES=2)
     leaf.make(experiment, gin.config_str(), str(base), tmp_path / 'leaf.gin')
+  with refusals.refused('NUM_MICROBATCHES', 'T5X'):
+    leaf.base_of(experiment, tmp_path / 'leaf.base')
+  assert not (tmp_path / 'leaf.base').exists()
 
 
 def test_t5x_has_no_objective_of_preferences(tmp_path):
