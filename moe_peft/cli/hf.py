@@ -157,8 +157,8 @@ def _print_losses(collapsed) -> None:
 
   text = ', '.join(f'{k} {v:.4f}' for k, v in collapsed.losses.items())
   print(
-      'mean loss of a target token in nats, on '
-      f'{collapsed.num_held_out} rows that no gate was averaged over: {text}'
+      'mean loss of a target token in nats, on held-out rows '
+      f'({collapsed.num_held_out}), over which no gate was averaged: {text}'
   )
   if not collapsed.worth_it:
     print(
