@@ -15,6 +15,7 @@ _DOORS = ('train', 'evaluate', 'infer')
 _COMMANDS = {
     'init': 'a gin file for a first run on your own rows',
     'plan': 'what a run would train, and what that takes',
+    'methods': 'each method on a model: parameters, exports, executions',
     't5x_config': 'an experiment as a gin file of t5x.train',
     'check': 'whether a configuration holds what it must, on a CPU',
     'aot': 'a training step compiled for TPUs, without one',

@@ -56,6 +56,8 @@ class Row:
 
 # Few sites, to compile less: one with heads, one whose input is the MLP's.
 SITES = {'SITES': '.*/(key|wo)'}
+# One site, for methods of which another row has what is compiled.
+ONE = {'SITES': '.*/wo'}
 VECTORS = {'SITES': '.*/(key|act)', 'NUM_EXPERTS': 3}
 SMALL = {**SITES, 'NUM_EXPERTS': 3, 'RANK': 2}
 BLOCK = {**SMALL, 'SITES': '.*/wo', 'ATTENTION_SITES': '.*/key'}
@@ -102,6 +104,37 @@ TABLE = {
     'mixlora': Row('mixlora', BLOCK),
     'bottleneck': Row('bottleneck', SMALL),
     'expert_choice': Row('expert_choice', ENCODER),
+    'pissa': Row('pissa', {**ONE, 'RANK': 2}),
+    'milora': Row('milora', {**ONE, 'RANK': 2}),
+    'olora': Row('olora', {**ONE, 'RANK': 2}),
+    'goat': Row('goat', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2}),
+    'rslora': Row('rslora', {**ONE, 'RANK': 2}),
+    'loraplus': Row('loraplus', {**ONE, 'RANK': 2}),
+    'mlae': Row('mlae', {**ONE, 'RANK': 3}),
+    'ttlora': Row('ttlora', {**ONE, 'RANK': 2}),
+    'comol': Row('comol', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2}),
+    'modula': Row('modula', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2}),
+    'ldmole': Row(
+        'ldmole', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2, 'LAMBDA_UNITS': 3}
+    ),
+    'dynmole': Row(
+        'dynmole',
+        {
+            **ONE, 'NUM_EXPERTS': 4, 'RANK': 2, 'NUM_SELECTED_EXPERTS': 1,
+            'ENTROPY_THRESHOLD': 1.2,
+        },
+    ),
+    'mor_lora': Row('mor_lora', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2}),
+    'flylora': Row(
+        'flylora', {**ONE, 'NUM_EXPERTS': 6, 'NUM_SELECTED_EXPERTS': 2}
+    ),
+    'molora_orthogonal': Row(
+        'molora_orthogonal', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2}
+    ),
+    'riemannian': Row(
+        'riemannian',
+        {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2, 'NUM_SELECTED_EXPERTS': 2},
+    ),
 }
 
 

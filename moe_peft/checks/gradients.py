@@ -55,7 +55,10 @@ def _check_all_reached(loss: Any, grads: Mapping[str, Any]) -> None:
   for path, grad in grads.items():
     if not np.isfinite(grad).all():
       raise outcome.Failure(f'The gradient of {path} is not finite.')
-  dead = [path for path, grad in grads.items() if not np.abs(grad).max() > 0]
+  dead = [
+      path for path, grad in grads.items()
+      if not (np.abs(grad).max() > 0 or trainable.is_constant(path))
+  ]
   if dead:
     raise outcome.Failure(
         f'{len(dead)} of {len(grads)} arrays that train have no gradient, '

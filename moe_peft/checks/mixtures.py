@@ -62,7 +62,8 @@ def one_expert(subject: subject_lib.Subject) -> None:
     replaced.append(adapter.site.path)
     scale = 1.0
     if names == _LORA:
-      scale = adapter.alpha / getattr(adapter, 'rank', 1)
+      plain_scale = adapter.alpha / getattr(adapter, 'rank', 1)
+      scale = getattr(adapter, 'scale', plain_scale)
     return _Plain(scale, name=name)
 
   reference = subject_lib.with_adapters(subject.module, plain)
@@ -78,7 +79,7 @@ def one_expert(subject: subject_lib.Subject) -> None:
 def permutation(subject: subject_lib.Subject) -> None:
   """Experts have no order: the same ones in another order give the same."""
   _require_router(subject)
-  if any(map(trainable.is_constant, subject.params)):
+  if any(path.endswith('layer_index') for path in subject.params):
     raise outcome.Skipped('layers of this scan have the first experts only')
   more = subject_lib.with_adapters(
       subject.module,

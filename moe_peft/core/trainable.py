@@ -20,7 +20,7 @@ from moe_peft import errors
 Params = Mapping[str, Any]
 
 ADAPTER_REGEX = r'.*/adapter/.*'
-CONSTANT_REGEX = r'.*/adapter/layer_index'
+CONSTANT_REGEX = r'.*/adapter/(layer_index|frozen_[ab])'
 
 
 def is_adapter(path: str) -> bool:
@@ -31,7 +31,8 @@ def is_adapter(path: str) -> bool:
 def is_constant(path: str) -> bool:
   """True for what an adapter stores and no optimizer may change.
 
-  In a scan that is `adapter/layer_index`, the number of the layer.
+  In a scan that is `adapter/layer_index`, the number of the layer; of methods
+  that begin with a part of the kernel, that part.
   """
   return re.fullmatch(CONSTANT_REGEX, path) is not None
 
@@ -103,6 +104,11 @@ def split(
   return trainable, frozen
 
 
+def num_trained(params: Params) -> int:
+  """`num_params` of what an optimizer may change."""
+  return num_params({k: x for k, x in params.items() if not is_constant(k)})
+
+
 def num_params(params: Params) -> int:
   """Number of scalars in flat parameters (arrays or their shapes)."""
   return sum(math.prod(x.shape) for x in jax.tree.leaves(dict(params)))
@@ -172,12 +178,17 @@ def partition(
 
 def by_path(
     rules: Sequence[tuple[str, optax.GradientTransformation]],
+    gradients: optax.GradientTransformation | None = None,
+    updates: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformation:
   """An optimizer for each group of parameters, chosen by path.
 
   Args:
     rules: Pairs (regular expression, optimizer). The first expression that
       matches a whole path decides.
+    gradients: A method's transformation of all gradients, before the
+      optimizers; see `site_updates.py`.
+    updates: The same of what the optimizers add, behind them.
 
   Returns:
     The optimizer of flat trainable parameters.
@@ -196,7 +207,21 @@ def by_path(
       ) from error
   # The expressions are keys in checkpoints. Of two equal ones, the first
   # decides, so the first has to stay in the dictionary.
-  return partition(
+  parts = partition(
       dict(reversed(rules)),
       lambda path: first_match(rules, path, 'trainable.by_path.rules')[1],
   )
+  return between(gradients, parts, updates)
+
+
+def between(
+    gradients: optax.GradientTransformation | None,
+    optimizer: optax.GradientTransformation,
+    updates: optax.GradientTransformation | None,
+) -> optax.GradientTransformation:
+  """An optimizer with transformations before and behind it, if there are any.
+
+  Without them it is the optimizer itself, whose state checkpoints have.
+  """
+  parts = [x for x in (gradients, optimizer, updates) if x is not None]
+  return optimizer if len(parts) == 1 else optax.chain(*parts)

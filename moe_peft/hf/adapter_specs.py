@@ -18,21 +18,31 @@ from moe_peft.core import selection
 from moe_peft.methods import adamix
 from moe_peft.methods import adamole
 from moe_peft.methods import bottleneck
+from moe_peft.methods import comol
+from moe_peft.methods import dynmole
 from moe_peft.methods import expert_choice
+from moe_peft.methods import flylora
 from moe_peft.methods import hydralora
 from moe_peft.methods import ia3
+from moe_peft.methods import ldmole
 from moe_peft.methods import lora
 from moe_peft.methods import mixlora
+from moe_peft.methods import mlae
 from moe_peft.methods import mode
+from moe_peft.methods import modula
 from moe_peft.methods import moelora
 from moe_peft.methods import mola
 from moe_peft.methods import molora
+from moe_peft.methods import mor_lora
 from moe_peft.methods import mosld
 from moe_peft.methods import mov
+from moe_peft.methods import riemannian
 from moe_peft.methods import sira
 from moe_peft.methods import smear
 from moe_peft.methods import smoe_dropout
 from moe_peft.methods import smora
+from moe_peft.methods import spectral
+from moe_peft.methods import ttlora
 
 # Those of a kind differ in training, in routing and in what experts share.
 _KINDS = {
@@ -49,6 +59,19 @@ _KINDS = {
     smoe_dropout.SMoEDropout: 'low_rank',
     expert_choice.ExpertChoice: 'low_rank',
     mode.MoDE: 'low_rank',
+    comol.CoMoL: 'low_rank',
+    dynmole.DynMoLE: 'low_rank',
+    flylora.FlyLoRA: 'low_rank',
+    ldmole.LDMoLE: 'low_rank',
+    mlae.MLAE: 'low_rank',
+    modula.MoDULARes: 'low_rank',
+    mor_lora.MoRLoRA: 'low_rank',
+    riemannian.Riemannian: 'low_rank',
+    ttlora.TTLoRA: 'low_rank',
+    spectral.PiSSA: 'low_rank',
+    spectral.MiLoRA: 'low_rank',
+    spectral.OLoRA: 'low_rank',
+    spectral.GOAT: 'low_rank',
     mov.MoV: 'vector',
     ia3.IA3: 'vector',
     bottleneck.Bottleneck: 'bottleneck',
@@ -77,6 +100,8 @@ _SCORES = (
     mode.RankScores,
     smear.NormedScores,
     smoe_dropout.FrozenScores,
+    flylora.GivenLogits,
+    ldmole.LambdaScores,
 )
 # `adamix.RandomChoice` uses all experts at evaluation, with equal weights.
 _SELECTIONS = {
@@ -87,6 +112,10 @@ _SELECTIONS = {
     adamole.Threshold: 'threshold',
     adamix.RandomChoice: 'uniform',
     expert_choice.ChooseTokens: 'experts_choose',
+    dynmole.Mass: 'mass',
+    flylora.Largest: 'top_k',
+    ldmole.Sparsegen: 'sparsegen',
+    mor_lora.StraightThrough: 'top_k',
 }
 
 
@@ -149,11 +178,22 @@ def read(
   if kind == 'bottleneck':
     spec['merged'] = isinstance(adapter, smear.SMEAR)
   if 'alpha' in spec:
-    spec['alpha'] = float(spec['alpha'])
+    spec['alpha'] = _alpha(adapter)
+  if isinstance(adapter, modula.MoDULARes):
+    spec['always_on'] = adapter.rank
+  if isinstance(adapter, spectral.PiSSA):  # What it began with, subtracted.
+    spec['always_on'] = adapter.rank * adapter.num_experts
   if adapter.num_experts > 1:
     _check_router(layer, method, site.router)
     spec |= _router_spec(site.router)
   return spec
+
+
+def _alpha(adapter: Any) -> float:
+  """The alpha with which `alpha / rank` is the factor of the update."""
+  plain = adapter.alpha / adapter.rank
+  scale = getattr(adapter, 'scale', plain)
+  return float(adapter.alpha if scale == plain else scale * adapter.rank)
 
 
 def _check_router(layer: str, method: str, router: routing.Router) -> None:
@@ -206,6 +246,15 @@ def _router_spec(router: routing.Router) -> dict[str, Any]:
       'balancing_bias': biased,
       'bias_in_gate': biased,
   }
+  if isinstance(select, flylora.Largest):
+    options |= {'score': 'logits', 'magnitude': select.magnitude, 'gate': 1.0}
+  if isinstance(select, mor_lora.StraightThrough):
+    options['gate'] = 1.0 / select.k
+  if isinstance(select, dynmole.Mass):
+    names = ('mass', 'entropy_threshold', 'q')
+    options |= {name: getattr(select, name) for name in names}
+  if isinstance(parts, ldmole.LambdaScores):
+    options['lambda_units'] = parts.hidden
   if isinstance(parts, mode.RankScores):
     options['units'] = parts.rank
   if isinstance(parts, scores.SequenceScores):

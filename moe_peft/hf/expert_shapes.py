@@ -16,6 +16,11 @@ def expert_shapes(spec):
   read = inputs
   if spec['kind'] == 'low_rank':
     shapes = pair(1 if spec['shared_a'] else experts, inputs, outputs)
+    if spec.get('always_on'):
+      shapes |= {
+          'shared_lora_a': (1, spec['always_on'], inputs),
+          'shared_lora_b': (1, outputs, spec['always_on']),
+      }
   elif spec['kind'] == 'vector':
     shapes = {'scaling': (experts, outputs)}
     read = outputs // spec['num_heads']
@@ -41,6 +46,12 @@ def router_shapes(router, num_experts, features):
   shapes = {'router': (num_experts * router.get('units', 1), features)}
   if router['selection'] == 'threshold':
     shapes |= {'threshold_router': (1, features), 'threshold_bias': (1,)}
+  if router['selection'] == 'sparsegen':
+    units = router['lambda_units']
+    shapes |= {
+        'lambda_kernel': (features, units), 'lambda_bias': (units,),
+        'lambda_out': (units, 1), 'lambda_offset': (1,),
+    }
   if router['balancing_bias'] or router.get('normed'):
     shapes['router_bias'] = (num_experts,)
   if router.get('normed'):

@@ -18,7 +18,7 @@ def plain(
     **options: Any,
 ) -> sites_lib.AdaptedSite:
   """The site with one expert of these arrays, a LoRA or an (IA)^3."""
-  spec = site.spec
+  spec = {k: v for k, v in site.spec.items() if k != 'always_on'}
   return dataclasses.replace(
       site,
       method=_PLAIN.get(spec['kind'], site.method),
@@ -53,6 +53,13 @@ def weighted(
   scale = np.asarray(gates) * (site.spec['alpha'] / site.spec['rank'])
   down = np.concatenate(list(lora_a), axis=1)
   up = np.concatenate(list(lora_b * scale[:, None, None]), axis=0)
+  if site.spec.get('always_on'):  # One more pair, of weight 1.
+    shared = (site.tensors[f'shared_{x}'][0] for x in ('lora_a', 'lora_b'))
+    more_down, more_up = shared
+    down = np.concatenate([down, more_down], axis=1)
+    up = np.concatenate([
+        up, more_up * (site.spec['alpha'] / site.spec['rank'])
+    ])
   if rank is not None and rank < down.shape[1]:
     down, up = _truncate(down.astype(np.float64), up.astype(np.float64), rank)
   full = down.shape[1]
@@ -75,6 +82,9 @@ def experts(
     site: sites_lib.AdaptedSite, index: int
 ) -> Iterator[sites_lib.AdaptedSite]:
   """One expert alone; several sites if it is a block."""
+  if site.spec.get('always_on'):
+    yield weighted(site, np.eye(site.spec['num_experts'])[index])
+    return
   # What all experts share has one entry, which each of them gets.
   tensors = {
       name: array[index : index + 1] if len(array) > 1 else array
@@ -103,6 +113,8 @@ def simplest(
   router, count = site.spec['router'], site.spec['num_experts']
   if router and router['selection'] == 'uniform':
     found = [weighted(site, np.full(count, 1.0 / count))]
+  elif count == 1 and site.spec.get('always_on'):
+    found = [weighted(site, np.ones(1))]
   elif count == 1 and site.spec['kind'] == 'block':
     found = experts(site, 0)
   else:

@@ -16,6 +16,7 @@ from moe_peft.core import sites as core_sites
 from moe_peft.core import trainable
 from moe_peft.hf import adapter_specs
 from moe_peft.hf import entries
+from moe_peft.hf import equivalents
 from moe_peft.hf import expert_shapes
 from moe_peft.hf import networks
 from moe_peft.models import language_model
@@ -28,6 +29,10 @@ _ROUTER_PARAMS = {
     'router/threshold_bias': 'threshold_bias',
     'router/column_scale': 'router_columns',
     'router/scale': 'router_scale',
+    **{
+        f'router/lambda_{name}': f'lambda_{name}'
+        for name in ('kernel', 'bias', 'out', 'offset')
+    },
 }
 # torch keeps [out, in] where we keep [in, out].
 _TRANSPOSED = ('lora_a', 'lora_b', 'router', 'down', 'up')
@@ -135,8 +140,10 @@ def read(
   for path in sorted(grouped, key=_natural):
     # A scanned layer was traced once for the whole stack.
     one_layer = re.sub(r'^(\w+)/layers_\d+/', r'\1/\1/', path)
-    spec = dict(specs[path if path in specs else one_layer])
-    method, tensors = spec.pop('method'), grouped[path]
+    known = path if path in specs else one_layer
+    spec = dict(specs[known])
+    method = spec.pop('method')
+    tensors = equivalents.low_rank(traced[known].adapter, grouped[path])
     tensors = _at_depth(spec, path, tensors, grouped)
     found = _block_layers(spec, path, layers)
     layer = _layer(path, layers)

@@ -34,8 +34,9 @@ class Experts(Routed):
         (adapters, SMEAR) or 'block' (MixLoRA: copies of an MLP, on its last
         layer).
       num_experts, in_features, out_features: Sizes.
-      rank, alpha, shared_a: Of low-rank experts; the last says that all
-        have the same `lora_a` (HydraLoRA).
+      rank, alpha, shared_a, always_on: Of low-rank experts; the third says
+        that all have the same `lora_a` (HydraLoRA), the last is the rank of
+        a pair, `shared_lora_a` and `shared_lora_b`, that every token uses.
       residual, num_heads, site_input: Of vectors: whether missing weight
         counts as the identity; heads that are routed one by one; whether the
         layer's inputs are scaled instead of its outputs.
@@ -99,7 +100,11 @@ class Experts(Routed):
       else:
         hidden = hidden.unflatten(-1, (num_a, rank)) * weights.unsqueeze(-1)
       hidden = hidden.flatten(-2)
-    return F.linear(hidden, up.flatten(1)) * (self.spec['alpha'] / rank)
+    update = F.linear(hidden, up.flatten(1))
+    if self.spec.get('always_on'):
+      shared = F.linear(inputs.to(update.dtype), self.shared_lora_a[0])
+      update = update + F.linear(shared, self.shared_lora_b[0])
+    return update * (self.spec['alpha'] / rank)
 
   def scale(self, outputs):
     """Returns the factors `[..., out_features]`."""

@@ -45,7 +45,9 @@ class Routed(nn.Module):
   max_threshold, balancing_bias, bias_in_gate; units, the distributions that a
   token gets (each rank its own); sequence, 'inputs' or 'prompt', a mean of
   which routes whole rows; normed (SMEAR's scores); features, where they are not
-  the layer's; capacity_factor and expert_capacity.
+  the layer's; capacity_factor and expert_capacity; gate, the weight of whoever
+  is selected; magnitude, whether scores count by their size; mass,
+  entropy_threshold and q (DynMoLE's selection); lambda_units (LD-MoLE's).
   """
 
   def route(self, features):
@@ -56,19 +58,28 @@ class Routed(nn.Module):
       return features.new_full(shape, 1.0 / experts, dtype=torch.float32)
     features = features.float()
     logits = self.logits(features)
-    if router['score'] == 'softmax':
-      probs = logits.softmax(dim=-1)
-    else:
-      probs = logits.sigmoid()
+    probs = {
+        'softmax': lambda: logits.softmax(dim=-1),
+        'sigmoid': logits.sigmoid,
+        'logits': lambda: logits,
+    }[router['score']]()
     scores = probs
     if router['balancing_bias']:
       scores = probs + self.router_bias.float()
+    if router.get('magnitude'):
+      scores = scores.abs()
     weights = scores if router['bias_in_gate'] else probs
     if router['selection'] == 'top_k':
       chosen = scores.topk(router['num_selected_experts'], dim=-1).indices
       selected = torch.zeros_like(scores).scatter(-1, chosen, 1.0)
       # As in JAX: an expert whose weight is negative (a bias) is not used.
       weights = torch.where(weights > 0, weights * selected, 0.0)
+      if router.get('gate'):
+        weights = selected * router['gate']
+    elif router['selection'] == 'mass':
+      weights = weights * self.holding_mass(probs)
+    elif router['selection'] == 'sparsegen':
+      weights = self.sparsegen(logits, features)
     elif router['selection'] == 'threshold':
       threshold = F.linear(features, self.threshold_router.float())
       threshold = (threshold + self.threshold_bias.float()).sigmoid()
@@ -98,6 +109,30 @@ class Routed(nn.Module):
     features = _normed(mean(features)) * self.router_scale.float()
     logits = F.linear(features, columns) + self.router_bias.float()
     return logits.expand(-1, length, -1)
+
+  def holding_mass(self, probs):
+    """1 for the fewest experts that hold a share of the probability; all for
+    tokens whose Tsallis entropy is high."""
+    router, q = self.spec['router'], self.spec['router']['q']
+    ordered, order = probs.sort(dim=-1, descending=True, stable=True)
+    place = torch.arange(probs.shape[-1], device=probs.device)
+    ahead = ordered.cumsum(dim=-1) - ordered
+    few = (ahead < router['mass']) | (place < router['num_selected_experts'])
+    few = torch.zeros_like(probs).scatter(-1, order, few.float())
+    entropy = (1 - probs.clamp(min=1e-20).pow(q).sum(-1, True)) / (q - 1)
+    return torch.where(entropy > router['entropy_threshold'], 1.0, few)
+
+  def sparsegen(self, logits, features):
+    """The projection on the simplex; each token says how sparse it is."""
+    inner = F.relu(features @ self.lambda_kernel.float() + self.lambda_bias)
+    value = inner @ self.lambda_out.float() + self.lambda_offset.float()
+    room = 0.01 - F.logsigmoid(value)
+    ordered = logits.sort(dim=-1, descending=True).values
+    sums = ordered.cumsum(dim=-1)
+    place = 1 + torch.arange(logits.shape[-1], device=logits.device)
+    count = (room + place * ordered > sums).sum(-1, True)
+    threshold = (sums.gather(-1, count - 1) - room) / count
+    return F.relu(logits - threshold) / room
 
   def chosen(self, probs):
     """1 where an expert takes a token of its row, as many as it has slots."""

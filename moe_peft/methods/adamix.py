@@ -91,7 +91,7 @@ class AdaMix(molora.MoLoRA):
       weights = decision.combine_weights.max(axis=(0, 1))
       lora_a = jnp.einsum('e,eio->io', weights, lora_a)
     hidden = inputs.astype(dtype) @ lora_a.astype(dtype)
-    update = hidden @ lora_b[0].astype(dtype) * (self.alpha / self.rank)
+    update = hidden @ lora_b[0].astype(dtype) * self.scale
     return outputs + update.astype(outputs.dtype)
 
 

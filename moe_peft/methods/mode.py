@@ -66,5 +66,5 @@ class MoDE(hydralora.HydraLoRA):
       weights = weights.reshape(*hidden.shape, self.num_experts)
       hidden = (hidden[..., None] * weights).reshape(*hidden.shape[:2], -1)
     rows = lora_b.astype(dtype).swapaxes(0, 1).reshape(-1, outputs.shape[-1])
-    update = hidden @ rows * (self.alpha / self.rank)
+    update = hidden @ rows * self.scale
     return outputs + update.astype(outputs.dtype)

@@ -52,7 +52,7 @@ class MoELoRA(molora.MoLoRA):
     mixture, routing_ = self.mix(
         inputs.astype(dtype), tokens, lora_a.astype(dtype)
     )
-    update = mixture.up((lora_b * (self.alpha / self.rank)).astype(dtype))
+    update = mixture.up((lora_b * self.scale).astype(dtype))
     if routing_ is not None and self.is_mutable_collection('intermediates'):
       loss = self._contrast(inputs, routing_.combine_weights, lora_a, lora_b)
       self.sow('intermediates', 'contrastive_loss', loss.reshape(1, 1, 1))

@@ -48,6 +48,10 @@ class BiasedTopK(selection.TopK):
     scores = selection.mask(scores, context.active)
     selected = selection.select_top_k(scores, self.num_selected(context))
     decision = self.decide(probs, scores, selected, scores)
+    return self.balanced(decision, bias, context)
+
+  def balanced(self, decision, bias, context):
+    """Returns the decision, with a gradient for the bias."""
     load = losses.mean_over(
         decision.selected.astype(jnp.float32), context.valid()
     )

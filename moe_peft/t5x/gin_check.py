@@ -35,6 +35,7 @@ _PATHS = (
     'MODEL_DIR', 'INITIAL_CHECKPOINT_PATH', 'EVAL_OUTPUT_DIR',
     'INFER_OUTPUT_DIR', 'CHECKPOINT_PATH', 'BASE_PATH',
 )
+_OPTIMIZER = 'moe_peft.t5x.optimizer.AdapterOptimizer'
 _STOCK_PARTITIONER = 't5x.partitioning.PjitPartitioner'
 
 
@@ -63,6 +64,12 @@ def _check_settings_of_t5x() -> None:
         where='TRAIN_STEPS_RELATIVE',
         remedy='Give that number as TRAIN_STEPS instead.',
     )
+  if macro('STARTS_FROM_BASE'):
+    raise errors.UserError(
+        'This method begins with parts of the base, which T5X reads after the '
+        'adapters are made.', where='STARTS_FROM_BASE',
+        remedy='Train it with python -m moe_peft train.',
+    )
   bound = gin.config._CONFIG.get(('', _STOCK_PARTITIONER), {})  # pylint: disable=protected-access
   for name, of_t5x in (('num_partitions', 1), ('model_parallel_submesh', None)):
     if bound.get(name, of_t5x) != of_t5x:
@@ -84,6 +91,27 @@ def _absolute_paths(config: Any) -> Mapping[str, Any]:
     if (absolute := _absolute(value)) != value:
       found[f'{name}/gin.macro.value'] = absolute
   return found
+
+
+def _method_transforms(config: Any) -> Mapping[str, Any]:
+  """Gives T5X's optimizer what a method file binds to that of our engine.
+
+  Raises:
+    errors.UserError: If the optimizer cannot have it.
+  """
+  del config
+  bound = gin.config._CONFIG.get(('', 'moe_peft.core.trainable.by_path'), {})  # pylint: disable=protected-access
+  found = {k: x for k, x in bound.items() if k in ('gradients', 'updates')}
+  if not found or 'OPTIMIZER' not in gin_files.macros():
+    return {}
+  optimizer = getattr(gin.query_parameter('%OPTIMIZER'), 'selector', None)
+  if optimizer is not None and optimizer != _OPTIMIZER:
+    raise errors.UserError(
+        f'The method changes {" and ".join(found)} of its adapters, which '
+        f'{optimizer.rpartition(".")[2]} has no place for.', 'OPTIMIZER',
+        'Leave gin/runs/t5x_adafactor.gin out.',
+    )
+  return {f'{_OPTIMIZER}.{name}': x for name, x in found.items() if optimizer}
 
 
 def _absolute(path: Any) -> Any:
@@ -133,3 +161,4 @@ def _shapes(name: str, size: int) -> dict[str, Any]:
 gin.config._FINALIZE_HOOKS.insert(0, _check)  # pylint: disable=protected-access
 gin.config.register_finalize_hook(_absolute_paths)
 gin.config.register_finalize_hook(_choose_size)
+gin.config.register_finalize_hook(_method_transforms)

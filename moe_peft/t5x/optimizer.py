@@ -33,6 +33,8 @@ class AdapterOptimizer(optimizers.OptaxWrapper):
       self,
       rules: Sequence[tuple[str, optax.GradientTransformation]],
       trainable_regex: str = trainable.ADAPTER_REGEX,
+      gradients: optax.GradientTransformation | None = None,
+      updates: optax.GradientTransformation | None = None,
   ):
     """Makes the optimizer.
 
@@ -40,6 +42,8 @@ class AdapterOptimizer(optimizers.OptaxWrapper):
       rules: Pairs (regular expression, optimizer). The first expression that
         matches a whole path decides.
       trainable_regex: A parameter is trained where the whole path matches.
+      gradients: As of `trainable.by_path`, whose binding it takes.
+      updates: The same.
     """
     self._rules = tuple(rules)
     self._trains = re.compile(trainable_regex).fullmatch
@@ -47,7 +51,8 @@ class AdapterOptimizer(optimizers.OptaxWrapper):
     # The labels become parts of paths in checkpoints: no slashes.
     transforms = {f'rule_{i}': rule[1] for i, rule in enumerate(self._rules)}
     transforms[_FROZEN] = optax.set_to_zero()
-    super().__init__(trainable.partition(transforms, self._label))
+    parts = trainable.partition(transforms, self._label)
+    super().__init__(trainable.between(gradients, parts, updates))
 
   def init_state(self, params: Any) -> Any:
     """State of the trained parameters.

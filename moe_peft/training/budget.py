@@ -71,7 +71,7 @@ def choose(
 
   def count(size: int) -> int:
     trained, _ = trainable.split(of_size(size), trainable_regex)
-    return trainable.num_params(trained)
+    return trainable.num_trained(trained)
 
   smallest = _smallest(macro)
   allowed = int(param_budget)
@@ -118,9 +118,13 @@ def solve(
   steps = (allowed - least) // slope
   if count(smallest + steps) == least + steps * slope:
     return smallest + steps  # A straight line: the next one is too large.
-  size = smallest + steps
-  while count(size) > allowed:
-    size -= 1
+  size, too_large = smallest, smallest + steps + 1
+  while too_large - size > 1:  # Of squares, it would be many steps down.
+    middle = (size + too_large) // 2
+    if count(middle) > allowed:
+      too_large = middle
+    else:
+      size = middle
   while count(size + 1) <= allowed:
     size += 1
   return size

@@ -14,6 +14,8 @@ import optax
 from moe_peft import errors
 from moe_peft import gin_types
 from moe_peft import gin_values
+from moe_peft.core import adapted_sites
+from moe_peft.core import initial_values
 from moe_peft.core import partitioning
 from moe_peft.core import trainable
 from moe_peft.models import language_model
@@ -247,8 +249,15 @@ def prepare(
         init_missing,
         out_shardings={name: setup.shardings[name] for name in missing},
     )(jax.random.key(experiment.seed))
+  known = {**base, **fresh}
+  if initial_values.wanted(missing):
+    _, adapters = adapted_sites.trace(
+        lambda: experiment.init(jax.random.key(0))
+    )
+    known |= initial_values.from_base(adapters, known)
+
   def place(name):
-    value = fresh[name] if name in fresh else base[name]
+    value = known[name]
     return jax.device_put(
         value.astype(structs[name].dtype), setup.shardings[name]
     )

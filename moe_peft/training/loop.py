@@ -256,5 +256,7 @@ def restore_params(
 
 def count_params(setup: experiment_lib.Setup) -> tuple[int, int]:
   """Numbers of trainable and of all parameters."""
-  trained = trainable.num_params(setup.trainable)
-  return trained, trained + trainable.num_params(setup.frozen)
+  everything = {**setup.trainable, **setup.frozen}
+  return (
+      trainable.num_trained(setup.trainable), trainable.num_params(everything)
+  )

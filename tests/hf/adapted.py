@@ -18,21 +18,30 @@ from moe_peft.hf import trained as trained_lib
 from moe_peft.methods import adamix
 from moe_peft.methods import adamole
 from moe_peft.methods import bottleneck
+from moe_peft.methods import comol
+from moe_peft.methods import dynmole
 from moe_peft.methods import expert_choice
+from moe_peft.methods import flylora
 from moe_peft.methods import hydralora
 from moe_peft.methods import ia3
+from moe_peft.methods import ldmole
 from moe_peft.methods import lora
 from moe_peft.methods import mixlora
+from moe_peft.methods import mlae
 from moe_peft.methods import mode
+from moe_peft.methods import modula
 from moe_peft.methods import moelora
 from moe_peft.methods import mola
 from moe_peft.methods import molora
+from moe_peft.methods import mor_lora
 from moe_peft.methods import mosld
 from moe_peft.methods import mov
 from moe_peft.methods import sira
 from moe_peft.methods import smear
 from moe_peft.methods import smoe_dropout
 from moe_peft.methods import smora
+from moe_peft.methods import spectral
+from moe_peft.methods import ttlora
 from moe_peft.models import decoder
 from moe_peft.models import decoder_config
 from moe_peft.models import decoder_only
@@ -251,6 +260,39 @@ FAMILIES = {
 }
 FAMILIES['phi4_mini']['original_max_position_embeddings'] = 256
 _SENTENCE = {'scores': scores.SequenceScores()}
+# What is multiplied out to pairs, and the selections of single methods.
+METHODS['newer'] = (
+    rule('.*/query', comol.CoMoL, num_experts=3, rank=2),
+    rule(
+        '.*/key', flylora.FlyLoRA,
+        functools.partial(
+            flylora.FlyLoRARouter, select=flylora.Largest(k=2)
+        ),
+        num_experts=6, alpha=6.0,
+    ),
+    rule(
+        '.*/value', ldmole.LDMoLE,
+        functools.partial(
+            ldmole.LDMoLERouter, scores=ldmole.LambdaScores(hidden=4)
+        ),
+        num_experts=4, rank=2,
+    ),
+    rule('.*/out', modula.MoDULARes, num_experts=3, rank=2),
+    rule(
+        '.*/wi_0', dynmole.DynMoLE,
+        {'select': dynmole.Mass(entropy_threshold=1.2)}, num_experts=4, rank=2,
+    ),
+    rule('.*/wi_1', mor_lora.MoRLoRA, num_experts=4, rank=2),
+    rule('.*/wo', ttlora.TTLoRA, num_experts=1, rank=2, alpha=1.0),
+)
+METHODS['newer_plain'] = (
+    rule('.*/(query|key)', mlae.MLAE, rank=3),
+    rule('.*/value', lora.LoRA, rank=3, alpha=2.0, rank_stabilized=True),
+    rule('.*/out', modula.MoDULARes, num_experts=1, rank=2),
+    rule('.*/wi_0', spectral.PiSSA, rank=2),
+    rule('.*/wi_1', spectral.GOAT, num_experts=3, rank=2, alpha=4.0),
+    rule('.*/wo', ttlora.TTLoRA, rank=2, alpha=1.0),
+)
 # One model for all that torch must compute.
 METHODS['all_kinds'] = (
     rule('.*/key', mov.MoV, BY_HEAD, num_experts=3),
