@@ -47,11 +47,14 @@ class Row:
     macros: Small sizes, by macro.
     identity: Tolerance of the identity at initialization; None: not an
       identity, as the released code.
+    like: A row whose program this one has, with other constants, optimizers or
+      values to begin with: what holds of that one holds of it.
   """
 
   file: str
   macros: dict[str, Any]
   identity: float | None = 0.0
+  like: str | None = None
 
 
 # Few sites, to compile less: one with heads, one whose input is the MLP's.
@@ -104,12 +107,18 @@ TABLE = {
     'mixlora': Row('mixlora', BLOCK),
     'bottleneck': Row('bottleneck', SMALL),
     'expert_choice': Row('expert_choice', ENCODER),
+    'dora': Row('dora', {**ONE, 'RANK': 2}),
     'pissa': Row('pissa', {**ONE, 'RANK': 2}),
-    'milora': Row('milora', {**ONE, 'RANK': 2}),
-    'olora': Row('olora', {**ONE, 'RANK': 2}),
+    'milora': Row('milora', {**ONE, 'RANK': 2}, like='pissa'),
+    'olora': Row('olora', {**ONE, 'RANK': 2}, like='pissa'),
     'goat': Row('goat', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2}),
-    'rslora': Row('rslora', {**ONE, 'RANK': 2}),
-    'loraplus': Row('loraplus', {**ONE, 'RANK': 2}),
+    'rslora': Row('rslora', {**SITES, 'RANK': 2}, like='lora'),
+    'lora_fa': Row('lora_fa', {**SITES, 'RANK': 2}, like='lora'),
+    'molora_lossfree': Row(
+        'molora_lossfree',
+        {**ONE, 'NUM_EXPERTS': 4, 'RANK': 2, 'NUM_SELECTED_EXPERTS': 2},
+    ),
+    'loraplus': Row('loraplus', {**SITES, 'RANK': 2}, like='lora'),
     'mlae': Row('mlae', {**ONE, 'RANK': 3}),
     'ttlora': Row('ttlora', {**ONE, 'RANK': 2}),
     'comol': Row('comol', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2}),
@@ -142,7 +151,8 @@ TABLE = {
 FAST = ('lora', 'ia3', 'mov', 'molora', 'sira', 'moelora')
 NAMES = [
     name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
-    for name in TABLE
+    for name, row in TABLE.items()
+    if row.like is None
 ]
 
 
@@ -203,6 +213,19 @@ def test_parameters(case):
       np.testing.assert_array_equal, case.subject.base_params,
       flatten(want['params']),
   )
+
+
+LIKE = [name for name, row in TABLE.items() if row.like is not None]
+
+
+@pytest.mark.parametrize('name', LIKE)
+def test_a_variant_has_the_parameters_of_what_it_is_like(name):
+  shapes = []
+  for row in (TABLE[name], TABLE[TABLE[name].like]):
+    load(row)
+    shapes.append(subject().shapes(adapted()))
+  gin.clear_config()
+  assert shapes[0] == shapes[1]
 
 
 def test_identity_at_initialisation(case):

@@ -27,6 +27,7 @@ class DenseLayer:
     args: Arguments of the call; the inputs come first.
     kwargs: Keyword arguments of the call.
     num_inputs: Trailing axes of the inputs that the layer contracts.
+    module: The layer.
     siblings: What the siblings that the rule names have read and written, as
       `{name: (inputs, outputs)}`.
   """
@@ -36,6 +37,7 @@ class DenseLayer:
   kwargs: Mapping[str, Any]
   num_inputs: int
   siblings: Mapping[str, tuple[jax.Array, jax.Array]]
+  module: nn.Module
 
   @property
   def inputs(self) -> jax.Array:
@@ -67,6 +69,17 @@ class DenseLayer:
     two = outputs.ndim == len(self._tokens()) + 2
     return outputs.shape[-2] if two else None
 
+  def frozen(self) -> dict[str, jax.Array]:
+    """The layer's own parameters, see `sites.Site.frozen`; once it has run."""
+    params = self.module.variables.get('params', {})
+    features = self.flat_inputs().shape[-1]
+    shapes = {'kernel': (features, -1), 'bias': (-1,)}
+    return {
+        name: jax.lax.stop_gradient(params[name]).reshape(shape)
+        for name, shape in shapes.items()
+        if name in params
+    }
+
   def _tokens(self) -> tuple[int, ...]:
     return self.inputs.shape[: self.inputs.ndim - self.num_inputs]
 
@@ -80,4 +93,4 @@ def find(
 ) -> DenseLayer:
   """The call of a dense layer; see the attributes of `DenseLayer`."""
   num_inputs = sites.num_input_axes(module)
-  return DenseLayer(next_fun, args, kwargs, num_inputs, siblings)
+  return DenseLayer(next_fun, args, kwargs, num_inputs, siblings, module)

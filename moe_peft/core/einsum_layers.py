@@ -74,6 +74,10 @@ class EinsumLayer:
       return None
     return outputs.shape[names.index(features[0])]
 
+  def frozen(self) -> dict[str, jax.Array]:
+    """None of its own parameters is known to be a matrix of features."""
+    return {}
+
   def _axes(self) -> tuple[str, str, str]:
     """Letters of inputs, kernel and outputs, dots written out."""
     operands, outputs = self.equation.replace(' ', '').split('->')

@@ -68,7 +68,9 @@ class OutputRule:
       New outputs of the layer.
     """
     outputs = layer.run()
-    site = dataclasses.replace(site, num_heads=layer.num_heads(outputs))
+    site = dataclasses.replace(
+        site, num_heads=layer.num_heads(outputs), frozen=layer.frozen
+    )
     adapted = self.make(site)(
         layer.flat_inputs(read), layer.flat_outputs(outputs), tokens
     )

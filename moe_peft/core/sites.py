@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sites: the layers that adapters can sit on, and what is known of them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import difflib
 import re
 
 from flax import linen as nn
+import jax
 
 from moe_peft import errors
 
@@ -30,6 +31,9 @@ class Site:
     num_layers: Layers of the stack; None where the model does not tell.
     activations: Names of the activation functions of the MLP the layer
       belongs to, as ('gelu', 'linear'); empty elsewhere.
+    frozen: Returns the layer's own parameters, without a gradient: `kernel`
+      <float>[in, out] and `bias` [out], those that there are; None where the
+      layer has not run yet.
   """
 
   path: str = ''
@@ -39,6 +43,9 @@ class Site:
   layer: int | None = None
   num_layers: int | None = None
   activations: tuple[str, ...] = ()
+  frozen: Callable[[], Mapping[str, jax.Array]] | None = dataclasses.field(
+      default=None, compare=False, repr=False
+  )
 
 
 def make_site(module: nn.Module, names: tuple[str, str]) -> Site:

@@ -19,6 +19,7 @@ from moe_peft.methods import adamix
 from moe_peft.methods import adamole
 from moe_peft.methods import bottleneck
 from moe_peft.methods import comol
+from moe_peft.methods import dora
 from moe_peft.methods import dynmole
 from moe_peft.methods import expert_choice
 from moe_peft.methods import flylora
@@ -68,6 +69,7 @@ _KINDS = {
     mor_lora.MoRLoRA: 'low_rank',
     riemannian.Riemannian: 'low_rank',
     ttlora.TTLoRA: 'low_rank',
+    dora.DoRA: 'low_rank',
     spectral.PiSSA: 'low_rank',
     spectral.MiLoRA: 'low_rank',
     spectral.OLoRA: 'low_rank',
@@ -179,6 +181,8 @@ def read(
     spec['merged'] = isinstance(adapter, smear.SMEAR)
   if 'alpha' in spec:
     spec['alpha'] = _alpha(adapter)
+  if isinstance(adapter, dora.DoRA):
+    spec['scaled'] = True
   if isinstance(adapter, modula.MoDULARes):
     spec['always_on'] = adapter.rank
   if isinstance(adapter, spectral.PiSSA):  # What it began with, subtracted.
@@ -238,13 +242,13 @@ def _router_spec(router: routing.Router) -> dict[str, Any]:
   threshold = getattr(select, 'max_threshold', None)
   by_head = isinstance(parts, scores.HeadScores)
   options = {
-      'score': 'sigmoid' if biased else 'softmax',
+      'score': 'sigmoid' if biased and not select.softmax else 'softmax',
       'selection': _SELECTIONS[type(select)],
       'num_selected_experts': getattr(select, 'k', None),
       'renormalise': select.normalize,
       'max_threshold': threshold or 1.0 / router.num_experts,
       'balancing_bias': biased,
-      'bias_in_gate': biased,
+      'bias_in_gate': biased and select.bias_in_gate,
   }
   if isinstance(select, flylora.Largest):
     options |= {'score': 'logits', 'magnitude': select.magnitude, 'gate': 1.0}

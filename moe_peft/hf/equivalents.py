@@ -13,6 +13,7 @@ from flax import linen as nn
 import numpy as np
 
 from moe_peft.methods import comol
+from moe_peft.methods import dora
 from moe_peft.methods import flylora
 from moe_peft.methods import mlae
 from moe_peft.methods import spectral
@@ -21,13 +22,18 @@ from moe_peft.methods import ttlora
 Tensors = Mapping[str, np.ndarray]
 
 
-def low_rank(adapter: nn.Module, tensors: Tensors) -> Tensors:
+def low_rank(
+    adapter: nn.Module, tensors: Tensors, layer: Tensors
+) -> Tensors:
   """The tensors of an adapter by the names that the formats have.
 
   Args:
     adapter: The adapter.
     tensors: Its arrays, those of the router as exports call them.
+    layer: The layer's own, `kernel` and perhaps `bias`.
   """
+  if isinstance(adapter, dora.DoRA):
+    return _dora(adapter, tensors, layer)
   return _FORMS.get(type(adapter), lambda _, tensors: tensors)(adapter, tensors)
 
 
@@ -78,6 +84,20 @@ def _spectral(adapter: Any, tensors: Tensors) -> Tensors:
   return changed | {
       'shared_lora_a': np.concatenate(list(tensors['frozen_a']), axis=1)[None],
       'shared_lora_b': np.concatenate(list(taken))[None],
+  }
+
+
+def _dora(adapter: Any, tensors: Tensors, layer: Tensors) -> Tensors:
+  """Columns of the layer's products are scaled, and `lora_b` with them."""
+  lora_a, lora_b = tensors['lora_a'], tensors['lora_b']
+  kernel = np.asarray(layer['kernel']).reshape(lora_a.shape[1], -1)
+  factor = np.asarray(dora.column_factor(
+      kernel, lora_a[0], lora_b[0] * adapter.scale, tensors['magnitude']
+  ))
+  bias = np.asarray(layer.get('bias', np.zeros_like(factor))).reshape(-1)
+  return {
+      'lora_a': lora_a, 'lora_b': lora_b * factor,
+      'column_scale': factor - 1, 'column_offset': (1 - factor) * bias,
   }
 
 

@@ -16,6 +16,8 @@ def expert_shapes(spec):
   read = inputs
   if spec['kind'] == 'low_rank':
     shapes = pair(1 if spec['shared_a'] else experts, inputs, outputs)
+    if spec.get('scaled'):
+      shapes |= {'column_scale': (outputs,), 'column_offset': (outputs,)}
     if spec.get('always_on'):
       shapes |= {
           'shared_lora_a': (1, spec['always_on'], inputs),

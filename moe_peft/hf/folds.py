@@ -63,8 +63,9 @@ def weighted(
   if rank is not None and rank < down.shape[1]:
     down, up = _truncate(down.astype(np.float64), up.astype(np.float64), rank)
   full = down.shape[1]
+  scaled = {k: x for k, x in site.tensors.items() if k.startswith('column_')}
   return plain(
-      site, {'lora_a': down[None], 'lora_b': up[None]}, rank=full,
+      site, {'lora_a': down[None], 'lora_b': up[None], **scaled}, rank=full,
       alpha=float(full),
   )
 

@@ -56,7 +56,8 @@ def _changes(site: sites_lib.AdaptedSite) -> Iterator[tuple[str, Change]]:
     scale = np.float32(site.spec['alpha'] / site.spec['rank'])
     lora_a, lora_b = site.tensors['lora_a'][0], site.tensors['lora_b'][0]
     name = f'{site.layer.source}.weight'
-    yield name, lambda w: w + scale * (lora_a @ lora_b).T
+    columns = 1 + site.tensors.get('column_scale', np.zeros(1, np.float32))
+    yield name, lambda w: w * columns[:, None] + scale * (lora_a @ lora_b).T
     return
   vector = site.tensors['scaling'][0]
   layer, at_input = scaled_layer(site)

@@ -143,7 +143,9 @@ def read(
     known = path if path in specs else one_layer
     spec = dict(specs[known])
     method = spec.pop('method')
-    tensors = equivalents.low_rank(traced[known].adapter, grouped[path])
+    tensors = equivalents.low_rank(
+        traced[known].adapter, grouped[path], _layer_params(known, path, params)
+    )
     tensors = _at_depth(spec, path, tensors, grouped)
     found = _block_layers(spec, path, layers)
     layer = _layer(path, layers)
@@ -152,6 +154,17 @@ def read(
     _check_tensors(site)
     sites.append(site)
   return sites
+
+
+def _layer_params(known, path, params) -> dict[str, np.ndarray]:
+  """The own parameters of a layer, by name; `known` is its path in a scan."""
+  own = {f'{known}/{name}': name for name in ('kernel', 'bias')}
+  found = entries.unstack({k: params[k] for k in own if k in params})
+  return {
+      name: found[f'{path}/{name}']
+      for name in own.values()
+      if f'{path}/{name}' in found
+  }
 
 
 def _natural(text: str) -> list[Any]:
@@ -255,7 +268,8 @@ def methods(sites: Sequence[AdaptedSite]) -> str:
 
 def native(sites: Sequence[AdaptedSite]) -> str | None:
   """'LORA' or 'IA3' if PEFT has this method itself, else None."""
-  if not all(site.linear for site in sites):
+  plain = all(x.linear and not x.spec.get('scaled') for x in sites)
+  if not plain:
     return None
   kinds = {site.spec['kind'] for site in sites}
   return {('low_rank',): 'LORA', ('vector',): 'IA3'}.get(tuple(kinds))

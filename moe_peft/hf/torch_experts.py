@@ -37,6 +37,7 @@ class Experts(Routed):
       rank, alpha, shared_a, always_on: Of low-rank experts; the third says
         that all have the same `lora_a` (HydraLoRA), the last is the rank of
         a pair, `shared_lora_a` and `shared_lora_b`, that every token uses.
+      scaled: Of low-rank experts: whether outputs are scaled too (DoRA).
       residual, num_heads, site_input: Of vectors: whether missing weight
         counts as the identity; heads that are routed one by one; whether the
         layer's inputs are scaled instead of its outputs.
@@ -79,7 +80,11 @@ class Experts(Routed):
 
   def changed(self, inputs, outputs):
     if self.spec['kind'] == 'low_rank':
-      return outputs + self.update(inputs).to(outputs.dtype)
+      update = self.update(inputs)
+      if self.spec.get('scaled'):
+        products = outputs.to(update.dtype) * self.column_scale
+        update = update + products + self.column_offset
+      return outputs + update.to(outputs.dtype)
     if self.spec['kind'] == 'bottleneck':
       return outputs + self.bottleneck(outputs).to(outputs.dtype)
     return outputs * self.scale(outputs).to(outputs.dtype)

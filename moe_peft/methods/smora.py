@@ -27,16 +27,22 @@ from moe_peft.methods import molora
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BiasedTopK(selection.TopK):
-  """Top-k of sigmoid scores plus a bias that moves against the load.
+  """Top-k of scores plus a bias that moves against the load.
 
-  The bias enters the weights too, as in the released layer.
+  Attributes:
+    softmax: Scores are probabilities; else sigmoids of the logits.
+    bias_in_gate: The bias enters the weights too, as in SMoRA's released layer;
+      without, it only decides who is used (loss-free balancing, 2408.15664).
   """
 
   k: int | None = 8
   normalize: bool = True
+  softmax: bool = False
+  bias_in_gate: bool = True
 
   def probs(self, router, logits, context):
-    return jax.nn.sigmoid(selection.mask(logits, context.active))
+    score = jax.nn.softmax if self.softmax else jax.nn.sigmoid
+    return score(selection.mask(logits, context.active))
 
   def __call__(self, router, logits, context):
     probs = self.drop(router, self.probs(router, logits, context), context)
@@ -47,7 +53,8 @@ class BiasedTopK(selection.TopK):
     # An expert that does not exist is never selected, whatever its bias is.
     scores = selection.mask(scores, context.active)
     selected = selection.select_top_k(scores, self.num_selected(context))
-    decision = self.decide(probs, scores, selected, scores)
+    gates = scores if self.bias_in_gate else probs
+    decision = self.decide(probs, gates, selected, scores)
     return self.balanced(decision, bias, context)
 
   def balanced(self, decision, bias, context):

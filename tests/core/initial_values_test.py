@@ -67,7 +67,7 @@ def test_each_layer_of_a_scan_has_its_own_kernel():
 def test_a_layer_without_a_kernel_is_refused():
   subject, adapters, _ = started(spectral.PiSSA, rank=2)
   params = {k: x for k, x in subject.params.items() if 'kernel' not in k}
-  with refused('SITES', 'wo'):
+  with refused('SITES', 'PiSSA', 'query'):
     initial_values.from_base(adapters, params)
 
 

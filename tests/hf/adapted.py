@@ -19,6 +19,7 @@ from moe_peft.methods import adamix
 from moe_peft.methods import adamole
 from moe_peft.methods import bottleneck
 from moe_peft.methods import comol
+from moe_peft.methods import dora
 from moe_peft.methods import dynmole
 from moe_peft.methods import expert_choice
 from moe_peft.methods import flylora
@@ -282,11 +283,17 @@ METHODS['newer'] = (
         '.*/wi_0', dynmole.DynMoLE,
         {'select': dynmole.Mass(entropy_threshold=1.2)}, num_experts=4, rank=2,
     ),
-    rule('.*/wi_1', mor_lora.MoRLoRA, num_experts=4, rank=2),
+    rule('encoder/.*/wi_1', mor_lora.MoRLoRA, num_experts=4, rank=2),
+    rule(
+        'decoder/.*/wi_1', molora.MoLoRA,
+        {'select': smora.BiasedTopK(k=2, softmax=True, bias_in_gate=False)},
+        num_experts=4, rank=2,
+    ),
     rule('.*/wo', ttlora.TTLoRA, num_experts=1, rank=2, alpha=1.0),
 )
 METHODS['newer_plain'] = (
-    rule('.*/(query|key)', mlae.MLAE, rank=3),
+    rule('.*/query', mlae.MLAE, rank=3),
+    rule('.*/key', dora.DoRA, rank=2, alpha=4.0),
     rule('.*/value', lora.LoRA, rank=3, alpha=2.0, rank_stabilized=True),
     rule('.*/out', modula.MoDULARes, num_experts=1, rank=2),
     rule('.*/wi_0', spectral.PiSSA, rank=2),

@@ -22,6 +22,7 @@ from moe_peft.methods import modula
 from moe_peft.methods import molora
 from moe_peft.methods import mor_lora
 from moe_peft.methods import riemannian
+from moe_peft.methods import smora
 from moe_peft.methods import ttlora
 from tests.methods import formulas_test as formulas
 from tests.refusals import refused
@@ -272,6 +273,21 @@ def test_dynmole_by_hand():
   np.testing.assert_allclose(got, want, atol=1e-5)
   at_least = decide(dynmole.Mass(k=2, entropy_threshold=1.1), logits)
   assert np.all((at_least.combine_weights > 0).sum(-1) >= 2)
+
+
+def test_loss_free_balance_chooses_by_the_bias_and_weighs_without_it():
+  logits = np.array([[[2.0, 1.0, -1.0], [0.0, 3.0, 0.5]]], np.float32)
+  select = smora.BiasedTopK(k=1, softmax=True, bias_in_gate=False,
+                            normalize=False)
+  router = routing.Router(3, select=select)
+  bias = jnp.array([0.0, 0.0, 0.9])
+  run = lambda bias: router.apply(
+      {'params': {'kernel': jnp.eye(3), 'bias': bias}}, logits
+  ).combine_weights
+  probs = softmax(logits)
+  close(run(bias), np.where(np.arange(3) == [[[2], [1]]], probs, 0.0))
+  grad = jax.grad(lambda bias: jnp.sum(run(bias)))(bias)
+  np.testing.assert_array_equal(grad, [-1, 1, 1])
 
 
 @pytest.mark.parametrize('k', [1, 2])
