@@ -283,13 +283,12 @@ METHODS['newer'] = (
         '.*/wi_0', dynmole.DynMoLE,
         {'select': dynmole.Mass(entropy_threshold=1.2)}, num_experts=4, rank=2,
     ),
-    rule('encoder/.*/wi_1', mor_lora.MoRLoRA, num_experts=4, rank=2),
+    rule('.*/wi_1', mor_lora.MoRLoRA, num_experts=4, rank=2),
     rule(
-        'decoder/.*/wi_1', molora.MoLoRA,
+        '.*/wo', molora.MoLoRA,
         {'select': smora.BiasedTopK(k=2, softmax=True, bias_in_gate=False)},
         num_experts=4, rank=2,
     ),
-    rule('.*/wo', ttlora.TTLoRA, num_experts=1, rank=2, alpha=1.0),
 )
 METHODS['newer_plain'] = (
     rule('.*/query', mlae.MLAE, rank=3),

@@ -280,7 +280,7 @@ def test_loss_free_balance_chooses_by_the_bias_and_weighs_without_it():
   select = smora.BiasedTopK(k=1, softmax=True, bias_in_gate=False,
                             normalize=False)
   router = routing.Router(3, select=select)
-  bias = jnp.array([0.0, 0.0, 0.9])
+  bias = jnp.array([0.0, 0.0, 0.75])
   run = lambda bias: router.apply(
       {'params': {'kernel': jnp.eye(3), 'bias': bias}}, logits
   ).combine_weights
