@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int | None:
   """Parses the command line and prints the table."""
   parser = flags.make_parser(
       'moe_peft methods', _DESCRIPTION,
-      '--gin_file=gin/models/tiny_llama.gin --budget=20000',
+      '--gin_file=configs/quickstart.gin --budget=0.05',
   )
   parser.add_argument(
       'names', nargs='*', metavar='METHOD', help='methods (default: all)'

@@ -12,7 +12,7 @@ MODEL = '--gin_file=gin/models/tiny_llama.gin'
 
 def test_a_row_says_what_a_method_is_on_a_model(capsys):
   methods.main([
-      MODEL, '--gin.SCAN_LAYERS=True', '--budget=30000', '--json', 'lora',
+      MODEL, '--gin.NAME=SCAN_LAYERS=True', '--budget=30000', '--json', 'lora',
       'mov', 'ttlora', 'comol', 'smear', 'pissa',
   ])
   rows = {row['method']: row for row in json.loads(capsys.readouterr().out)}
@@ -33,7 +33,7 @@ def test_a_row_says_what_a_method_is_on_a_model(capsys):
 
 
 def test_the_table_has_a_line_for_each_and_a_reason_for_others(capsys):
-  methods.main([MODEL, '--gin.SCAN_LAYERS=True', 'full', 'smear'])
+  methods.main([MODEL, '--gin.NAME=SCAN_LAYERS=True', 'full', 'smear'])
   out = capsys.readouterr().out
   assert 'full' in out and 'merged' in out
   assert 'not here: smear: ' in out

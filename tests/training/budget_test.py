@@ -62,7 +62,7 @@ def trained(experiment):
   params, _ = trainable.split(
       trainable.flatten(shapes['params']), experiment.trainable_regex
   )
-  return trainable.num_params(params)
+  return trainable.num_trained(params)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +75,8 @@ def trained(experiment):
 def test_every_method_keeps_to_a_budget_and_uses_it(method):
   allowed = 400_000
   depths = {'EXPERTS_BY_DEPTH': (8,)} if method in ('mola', 'mosld') else {}
+  if method == 'ldmole':  # Its networks of lambda alone are larger.
+    depths = {'LAMBDA_UNITS': 8}
   load(method, PARAM_BUDGET=allowed, **ONE_LAYER, **depths)
   assert trained(run.build()) <= allowed
   macro, value = chosen()
@@ -173,7 +175,16 @@ def test_rows_of_the_wide_study_keep_to_its_budget(file):
     assert 0.15 * base < trained(experiment) <= 0.2 * base
 
 
-def test_the_wide_study_has_every_method():
+# Methods that came after the wide study was run.
+LATER = (
+    'comol', 'dora', 'dynmole', 'flylora', 'goat', 'ldmole', 'lora_fa',
+    'loraplus', 'milora', 'mlae', 'modula', 'molora_lossfree',
+    'molora_orthogonal', 'mor_lora', 'olora', 'pissa', 'riemannian', 'rslora',
+    'ttlora',
+)
+
+
+def test_the_wide_study_has_every_method_of_its_time():
   text = ''.join(file.read_text() for file in STUDY)
-  for method in ('full', 'ia3', *METHODS):
+  for method in {'full', 'ia3', *METHODS} - {*LATER}:
     assert f"include 'gin/methods/{method}.gin'" in text
