@@ -25,6 +25,7 @@ METRICS = (
     'expert_usage',
     'router_confidence',
     'router_entropy',
+    'effective_experts',
 )
 
 

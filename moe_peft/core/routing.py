@@ -253,11 +253,18 @@ def _metrics(
     usage = used.sum() / slots
   shares = routed.probs / (routed.probs.sum(axis=-1, keepdims=True) + 1e-9)
   uniform = jnp.log(float(max(num_experts, 2)))
+  weights = jnp.where(used, gates, 0.0)
+  # How many equal weights would be as spread out: gates of k experts may lie on
+  # one of them all the same (arXiv 2603.10160).
+  effective = jnp.square(weights.sum(axis=-1)) / jnp.maximum(
+      jnp.square(weights).sum(axis=-1), 1e-9
+  )
   return {
       'fraction_tokens_left_behind': 1.0 - mean(used.any(axis=-1)),
       'expert_usage': usage,
       'router_confidence': (
-          jnp.where(used, gates, 0.0).sum() / jnp.maximum(used.sum(), 1)
+          weights.sum() / jnp.maximum(used.sum(), 1)
       ),
       'router_entropy': mean(losses_lib.entropy(shares)) / uniform,
+      'effective_experts': mean(effective),
   }

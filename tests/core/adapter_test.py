@@ -142,9 +142,10 @@ def test_every_metric_is_sown_once():
       'expert_usage',
       'router_confidence',
       'router_entropy',
+      'effective_experts',
   }
   assert all(len(values) == 1 for values in sown.values())
-  assert len(losses.collect(state['intermediates'])) == 6
+  assert len(losses.collect(state['intermediates'])) == 7
 
 
 def test_no_router_columns_are_lost_beside_lora_a():

@@ -255,6 +255,9 @@ def test_metrics_leave_padding_out():
   np.testing.assert_allclose(short['router_entropy'], entropy, rtol=1e-6)
   np.testing.assert_allclose(short['fraction_tokens_left_behind'], 0, atol=1e-6)
   np.testing.assert_allclose(short['expert_usage'], 0.5, rtol=1e-6)
+  np.testing.assert_allclose(short['effective_experts'], 1.0, rtol=1e-6)
+  soft = route().metrics['effective_experts']
+  np.testing.assert_allclose(soft, (1 / (PROBS**2).sum(-1)).mean(), rtol=1e-5)
 
 
 def test_sira_form_of_the_loss():
