@@ -62,6 +62,7 @@ def arguments(method: str = 'molora', **bindings: str) -> list[str]:
   sizes = {k: repr(v) for k, v in tiny.SIZES.items()}
   if method != 'molora':
     sizes.pop('NUM_EXPERTS')
+    sizes.pop('SITES')
   values = {'MODEL_DIR': 'run', **sizes, **bindings}
   files = (
       'gin/models/tiny_t5.gin', f'gin/methods/{method}.gin',

@@ -88,6 +88,7 @@ def test_the_methods_find_their_layers(tmp_path, method):
   bindings = {'RANK': 2} if method in ('lora', 'sira', 'mixlora') else {}
   if method != 'lora':
     bindings['NUM_EXPERTS'] = 4
+  bindings['decoder_config.DecoderConfig.num_layers'] = 1
   setup = experiment_lib.prepare(experiment(tmp_path, method, **bindings))
   state = train_step.init_state(setup)
   assert all(name.startswith('decoder/layers_') for name in state.params)

@@ -26,6 +26,8 @@ SIZES = {
     'LOG_PERIOD': 1,
     'NUM_EXPERTS': 4,
     'RANK': 2,
+    # An attention and an MLP layer: each adapted layer has to be compiled.
+    'SITES': '.*/(query|wo)',
 }
 
 # Undoes the small sizes: those of gin/models/tiny_t5.gin.
@@ -42,8 +44,9 @@ FULL_SIZES = {
 def load(model_dir: Any, method: str = 'molora', **bindings: Any) -> None:
   """Loads the gin configuration of a tiny experiment."""
   values = {**SIZES, 'MODEL_DIR': str(model_dir), **bindings}
-  if method != 'molora' and 'NUM_EXPERTS' not in bindings:
-    values.pop('NUM_EXPERTS')
+  if method != 'molora':  # These say themselves how many experts go where.
+    for name in {'NUM_EXPERTS', 'SITES'} - bindings.keys():
+      values.pop(name)
   if method in ('full', 'mov', 'smora'):  # Methods without a rank.
     values.pop('RANK', None)
   gin_files.load_gin(
