@@ -104,7 +104,8 @@ def _method_transforms(config: Any) -> Mapping[str, Any]:
   found = {k: x for k, x in bound.items() if k in ('gradients', 'updates')}
   if not found or 'OPTIMIZER' not in gin_files.macros():
     return {}
-  optimizer = getattr(gin.query_parameter('%OPTIMIZER'), 'selector', None)
+  reference = gin.query_parameter('%OPTIMIZER')  # None, to evaluate.
+  _, optimizer = getattr(reference, 'config_key', ('', None))
   if optimizer is not None and optimizer != _OPTIMIZER:
     raise errors.UserError(
         f'The method changes {" and ".join(found)} of its adapters, which '

@@ -6,6 +6,7 @@ import gin
 import pytest
 
 from moe_peft import gin_files
+from tests import refusals
 
 pytest.importorskip('t5x')
 gin_check = pytest.importorskip('moe_peft.t5x.gin_check')
@@ -45,3 +46,35 @@ def test_only_configurations_of_t5x_are_decided_here(engine):
   assert gin.config_is_locked() and gin_check.macro('RANK') == 1
   assert planned.trainable_regex == gin_check.macro('TRAINABLE_REGEX')
   assert gin_check.macro('NO_SUCH_MACRO', 3) == 3
+
+
+METHOD = """
+from __gin__ import dynamic_registration
+from moe_peft.core import site_updates
+from moe_peft.core import trainable
+from moe_peft.t5x import optimizer
+trainable.by_path.updates = @site_updates.faster_b()
+optimizer.AdapterOptimizer.rules = ()
+OPTIMIZER = @optimizer.{}
+"""
+
+
+def test_the_optimizer_has_what_a_method_does_with_pairs():
+  gin.clear_config()
+  gin.parse_config(METHOD.format('AdapterOptimizer()'))
+  gin.finalize()
+  bound = gin.query_parameter(
+      'moe_peft.t5x.optimizer.AdapterOptimizer.updates'
+  )
+  assert bound.selector == 'site_updates.faster_b'
+  gin.clear_config()
+  gin.parse_config(METHOD.format('AdapterMultiOptimizer()'))
+  with refusals.refused('OPTIMIZER', 'AdapterMultiOptimizer'):
+    gin.finalize()
+
+
+def test_methods_that_begin_with_the_base_are_refused():
+  gin.clear_config()
+  gin.parse_config('STARTS_FROM_BASE = True')
+  with refusals.refused('STARTS_FROM_BASE'):
+    gin.finalize()

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from moe_peft.core import site_updates
 from moe_peft.core import trainable
 from tests import refusals
 
@@ -53,6 +54,29 @@ def test_frozen_parameters_stay_and_have_no_state():
   size = sum(x.size for x in jax.tree.leaves(new.state.param_states) if x.ndim)
   assert size == 2 * before['encoder/wo/adapter/lora_a'].size
   assert int(new.state.step) == 1
+
+
+def test_updates_of_pairs_come_behind_the_optimizers():
+  params = make_params()
+  ours = optimizer_lib.AdapterOptimizer(
+      ROUTER_AND_REST,
+      updates=site_updates.of_each_adapter(
+          lambda updates, now: {'lora_a': 16 * updates['lora_a']}
+      ),
+  )
+  grads = jax.tree.map(np.ones_like, params)
+  optimizer = ours.create(params)
+  after = flat(optimizer.apply_gradient(grads).target)
+  np.testing.assert_allclose(
+      after['encoder/wo/adapter/lora_a'], -1.6, rtol=1e-4
+  )
+  assert np.signbit(after['encoder/wo/kernel']).all()
+  axes = core.freeze(
+      trainable.unflatten({k: PartitionSpec(*v) for k, v in AXES.items()})
+  )
+  state = ours.derive_logical_axes(optimizer, axes).state_dict()['state']
+  moments = flat(state)
+  assert sum(path.endswith('lora_a') for path in moments) == 2
 
 
 def test_axes_of_the_state_are_those_of_t5x():
