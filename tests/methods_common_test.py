@@ -111,6 +111,7 @@ TABLE = {
     'pissa': Row('pissa', {**ONE, 'RANK': 2}),
     'milora': Row('milora', {**ONE, 'RANK': 2}, like='pissa'),
     'olora': Row('olora', {**ONE, 'RANK': 2}, like='pissa'),
+    'mica': Row('mica', {**ONE, 'RANK': 2}),
     'goat': Row('goat', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2}),
     'rslora': Row('rslora', {**SITES, 'RANK': 2}, like='lora'),
     'lora_fa': Row('lora_fa', {**SITES, 'RANK': 2}, like='lora'),

@@ -22,8 +22,8 @@ _SCAN_AXIS = 1
 
 def wanted(paths: Iterable[str]) -> bool:
   """Whether parameters of these paths are made from kernels."""
-  name = f'/{sites.ADAPTER_SCOPE}/frozen_a'
-  return any(path.endswith(name) for path in paths)
+  names = tuple(f'/{sites.ADAPTER_SCOPE}/frozen_{half}' for half in 'ab')
+  return any(path.endswith(names) for path in paths)
 
 
 def from_base(

@@ -72,6 +72,7 @@ _KINDS = {
     dora.DoRA: 'low_rank',
     spectral.PiSSA: 'low_rank',
     spectral.MiLoRA: 'low_rank',
+    spectral.MiCA: 'low_rank',
     spectral.OLoRA: 'low_rank',
     spectral.GOAT: 'low_rank',
     mov.MoV: 'vector',

@@ -110,4 +110,7 @@ _FORMS: Mapping[type, Callable[[Any, Tensors], Tensors]] = {
     spectral.MiLoRA: _spectral,
     spectral.OLoRA: _spectral,
     spectral.GOAT: _spectral,
+    spectral.MiCA: lambda _, tensors: {
+        'lora_a': tensors['lora_a'], 'lora_b': tensors['frozen_b'],
+    },
 }

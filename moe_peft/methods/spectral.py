@@ -15,6 +15,7 @@ kernel [in, out] and s = alpha / rank:
   PiSSA (2404.02948)   lora_a, lora_b = U sqrt(S / s), sqrt(S / s) V, largest S
   MiLoRA (2406.09044)  the same, smallest S
   OLoRA (2406.01775)   R^T, Q^T of kernel^T = Q R, the first of each
+  MiCA (2604.01694)    lora_a = 0, lora_b = V, smallest S, and frozen
   GOAT (2502.16894)    E experts, each from a segment of the spectrum of its
   own,                      S / (10 s); residual 1 / E, normalized top-2
 
@@ -84,12 +85,7 @@ class PiSSA(molora.MoLoRA):
       `lora_a` [num_experts, in, rank] and `lora_b`, and both as `frozen_a`
       and `frozen_b`.
     """
-    if self.rank * self.num_experts > min(kernel.shape):
-      raise errors.UserError(
-          f'The kernel {list(kernel.shape)} of {self.site.path} has too few '
-          f'singular values for {self.num_experts} experts of rank '
-          f'{self.rank}.', where='RANK', remedy='Take a smaller one.',
-      )
+    check_size(self, kernel)
     lora_a, lora_b = self.parts(kernel)
     return {
         'lora_a': lora_a, 'lora_b': lora_b,
@@ -129,6 +125,49 @@ class OLoRA(PiSSA):
   def parts(self, kernel):
     q, r = np.linalg.qr(kernel.T)
     return r[: self.rank].T[None], q[:, : self.rank].T[None]
+
+
+class MiCA(molora.MoLoRA):
+  """A LoRA whose `lora_b` are the minor output directions of the kernel.
+
+  These, `frozen_b`, do not train, and `lora_a` begins at 0: nothing is taken
+  out of the base.
+  """
+
+  num_experts: int = 1
+  rank: int = 16
+
+  @nn.nowrap
+  def kernels(self, in_features, out_features):
+    """Returns `lora_a` [1, in, rank] and `frozen_b` [1, rank, out]."""
+    in_axis, out_axis = self.site.kernel_axis_names
+    lora_a = self.param_with_axes(
+        'lora_a', nn.initializers.zeros,
+        (self.num_experts, in_features, self.rank), ('expert', in_axis, 'rank'),
+    )
+    frozen_b = self.param_with_axes(  # Random for as long as there is no base.
+        'frozen_b', nn.initializers.normal(out_features**-0.5),
+        (self.num_experts, self.rank, out_features),
+        ('expert', 'rank', out_axis),
+    )
+    return lora_a, jax.lax.stop_gradient(frozen_b)
+
+  @nn.nowrap
+  def from_kernel(self, kernel: np.ndarray) -> Mapping[str, np.ndarray]:
+    """The initial values of a layer; see `PiSSA.from_kernel`."""
+    check_size(self, kernel)
+    v = np.linalg.svd(kernel, full_matrices=False)[2]
+    return {'frozen_b': v[-self.rank :][None]}
+
+
+def check_size(adapter: molora.MoLoRA, kernel: np.ndarray) -> None:
+  """Raises errors.UserError if a kernel has too few singular values."""
+  if adapter.rank * adapter.num_experts > min(kernel.shape):
+    raise errors.UserError(
+        f'The kernel {list(kernel.shape)} of {adapter.site.path} has too few '
+        f'singular values for {adapter.num_experts} experts of rank '
+        f'{adapter.rank}.', where='RANK', remedy='Take a smaller one.',
+    )
 
 
 class GOATRouter(routing.Router):

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What LoRAs of the kernel begin with, and what they compute."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -35,6 +36,20 @@ def test_olora_is_the_first_of_a_qr_and_not_divided_by_the_scale():
   near(values['lora_b'][0] @ values['lora_b'][0].T, np.eye(3))
   near(products(spectral.OLoRA(rank=3, alpha=6.0))[0],
        2.0 * (q[:, :3] @ r[:3]).T)
+
+
+def test_mica_trains_what_the_minor_directions_get():
+  adapter = spectral.MiCA(site=formulas.SITE, rank=2, alpha=5.0)
+  fresh = adapter.init(jax.random.key(0), formulas.X, formulas.Y)['params']
+  assert not np.any(fresh['lora_a']) and np.any(fresh['frozen_b'])
+  values = adapter.from_kernel(KERNEL)
+  near(values['frozen_b'][0], V[-2:])
+  params = formulas.filled(adapter)
+  want = formulas.lora_mixture(
+      np.ones((*formulas.X.shape[:2], 1)),
+      {'lora_a': params['lora_a'], 'lora_b': params['frozen_b']}, 2.5,
+  )
+  formulas.close(formulas.apply(adapter, params), want)
 
 
 def test_goat_has_a_segment_for_each_expert():
