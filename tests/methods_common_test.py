@@ -47,6 +47,7 @@ class Row:
     macros: Small sizes, by macro.
     identity: Tolerance of the identity at initialization; None: not an
       identity, as the released code.
+    layers: Of each stack of the network, less to compile.
     like: A row whose program this one has, with other constants, optimizers or
       values to begin with: what holds of that one holds of it.
   """
@@ -54,6 +55,7 @@ class Row:
   file: str
   macros: dict[str, Any]
   identity: float | None = 0.0
+  layers: int = 2
   like: str | None = None
 
 
@@ -107,25 +109,27 @@ TABLE = {
     'mixlora': Row('mixlora', BLOCK),
     'bottleneck': Row('bottleneck', SMALL),
     'expert_choice': Row('expert_choice', ENCODER),
-    'dora': Row('dora', {**ONE, 'RANK': 2}),
-    'pissa': Row('pissa', {**ONE, 'RANK': 2}),
+    'dora': Row('dora', {**ONE, 'RANK': 2}, layers=1),
+    'pissa': Row('pissa', {**ONE, 'RANK': 2}, layers=1),
     'milora': Row('milora', {**ONE, 'RANK': 2}, like='pissa'),
     'olora': Row('olora', {**ONE, 'RANK': 2}, like='pissa'),
-    'mica': Row('mica', {**ONE, 'RANK': 2}),
-    'goat': Row('goat', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2}),
+    'mica': Row('mica', {**ONE, 'RANK': 2}, layers=1),
+    'goat': Row('goat', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2}, layers=1),
     'rslora': Row('rslora', {**SITES, 'RANK': 2}, like='lora'),
     'lora_fa': Row('lora_fa', {**SITES, 'RANK': 2}, like='lora'),
     'molora_lossfree': Row(
         'molora_lossfree',
         {**ONE, 'NUM_EXPERTS': 4, 'RANK': 2, 'NUM_SELECTED_EXPERTS': 2},
+        layers=1,
     ),
     'loraplus': Row('loraplus', {**SITES, 'RANK': 2}, like='lora'),
-    'mlae': Row('mlae', {**ONE, 'RANK': 3}),
-    'ttlora': Row('ttlora', {**ONE, 'RANK': 2}),
-    'comol': Row('comol', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2}),
-    'modula': Row('modula', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2}),
+    'mlae': Row('mlae', {**ONE, 'RANK': 3}, layers=1),
+    'ttlora': Row('ttlora', {**ONE, 'RANK': 2}, layers=1),
+    'comol': Row('comol', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2}, layers=1),
+    'modula': Row('modula', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2}, layers=1),
     'ldmole': Row(
-        'ldmole', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2, 'LAMBDA_UNITS': 3}
+        'ldmole', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2, 'LAMBDA_UNITS': 3},
+        layers=1,
     ),
     'dynmole': Row(
         'dynmole',
@@ -133,17 +137,21 @@ TABLE = {
             **ONE, 'NUM_EXPERTS': 4, 'RANK': 2, 'NUM_SELECTED_EXPERTS': 1,
             'ENTROPY_THRESHOLD': 1.2,
         },
+        layers=1,
     ),
-    'mor_lora': Row('mor_lora', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2}),
+    'mor_lora': Row('mor_lora', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2}, layers=1),
     'flylora': Row(
-        'flylora', {**ONE, 'NUM_EXPERTS': 6, 'NUM_SELECTED_EXPERTS': 2}
+        'flylora', {**ONE, 'NUM_EXPERTS': 6, 'NUM_SELECTED_EXPERTS': 2},
+        layers=1,
     ),
     'molora_orthogonal': Row(
-        'molora_orthogonal', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2}
+        'molora_orthogonal', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2},
+        layers=1,
     ),
     'riemannian': Row(
         'riemannian',
         {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2, 'NUM_SELECTED_EXPERTS': 2},
+        layers=1,
     ),
 }
 
@@ -170,16 +178,18 @@ def flatten(tree):
   return traverse_util.flatten_dict(tree, sep='/')
 
 
-def adapted(**options):
+def adapted(layers=2, **options):
   """The network with the adapters that gin describes."""
-  base = tiny_network.Network(tiny_network.Config(**options))
+  base = tiny_network.Network(tiny_network.Config(
+      num_encoder_layers=layers, num_decoder_layers=layers, **options
+  ))
   return gin.get_configurable(inject.AdaptedModule)(module=base)
 
 
-def subject():
+def subject(layers=2):
   """What is checked of the method that gin describes."""
   return tiny.subject(
-      adapted(),
+      adapted(layers),
       gin_files.macro('LOSS_FACTORS'),
       trainable_regex=gin_files.macro('TRAINABLE_REGEX'),
   )
@@ -191,12 +201,15 @@ class Case(NamedTuple):
   row: Row
   subject: subject_lib.Subject
 
+  def adapted(self, **options):
+    return adapted(self.row.layers, **options)
+
 
 @pytest.fixture(scope='module', params=NAMES)
 def case(request):
   row = TABLE[request.param]
   load(row)
-  yield Case(row, subject())
+  yield Case(row, subject(row.layers))
   gin.clear_config()
 
 
@@ -209,7 +222,7 @@ def test_parameters(case):
     assert len(axes[f'{path}_axes'].names) == x.ndim, path
     assert x.dtype == jnp.float32
     assert 'expert' not in path
-  want = case.subject.fresh(tiny_network.Network())
+  want = case.subject.fresh(case.subject.module.module)
   jax.tree.map(
       np.testing.assert_array_equal, case.subject.base_params,
       flatten(want['params']),
@@ -258,7 +271,9 @@ def test_check(case, check):
 
 
 def test_scan_equals_unrolled(case):
-  layers.compare(case.subject, adapted(), adapted(scan=True, remat=True))
+  layers.compare(
+      case.subject, case.adapted(), case.adapted(scan=True, remat=True)
+  )
 
 
 def test_jit_equals_eager(case):
@@ -273,7 +288,7 @@ def test_jit_equals_eager(case):
 def test_bfloat16(case):
   params, batch = case.subject.moved, case.subject.batch
   want, _ = case.subject.evaluate(params, batch)
-  network = adapted(dtype=jnp.bfloat16)
+  network = case.adapted(dtype=jnp.bfloat16)
   got, _ = case.subject.compiled(network, training=False)(params, batch)
   assert got.dtype == jnp.bfloat16
   error = np.abs(np.asarray(got, np.float32) - want).mean()
@@ -290,7 +305,7 @@ def grads_of(case, network):
 
 def test_remat_equals_none(case):
   want, want_grads = grads_of(case, case.subject.module)
-  got, grads = grads_of(case, adapted(remat=True))
+  got, grads = grads_of(case, case.adapted(remat=True))
   np.testing.assert_allclose(got, want, rtol=1e-5)
   for path, value in want_grads.items():
     scale = np.abs(value).max()

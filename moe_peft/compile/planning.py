@@ -54,7 +54,8 @@ def make_plan(run: subject.Subject, num_devices: int) -> dict[str, Any]:
   itemsize = jnp.dtype(run.base_dtype).itemsize
   groups = collections.Counter()
   for path, x in trained.items():
-    groups[_group(path)] += math.prod(x.shape)
+    if not trainable.is_constant(path):
+      groups[_group(path)] += math.prod(x.shape)
   trained_bytes = 4 * trainable.num_params(trained)
   state_bytes = sum(
       x.size * x.dtype.itemsize for x in jax.tree.leaves(state)
@@ -62,8 +63,10 @@ def make_plan(run: subject.Subject, num_devices: int) -> dict[str, Any]:
   return {
       'parameters': {
           'total': trainable.num_params(params),
-          'trainable': trainable.num_params(trained),
-          'frozen': trainable.num_params(frozen),
+          'trainable': trainable.num_trained(trained),
+          'frozen': (
+              trainable.num_params(params) - trainable.num_trained(trained)
+          ),
           'trainable_by_group': dict(groups.most_common()),
       },
       'bytes': {
