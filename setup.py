@@ -10,10 +10,10 @@ _HERE = pathlib.Path(__file__).parent
 
 # Ranges: the tested version, up to where the next incompatible one may begin.
 _JAX = [
-    'jax>=0.10.2,<0.11',
-    'flax>=0.12.8,<0.13',
-    'optax>=0.2.8,<0.3',
-    'orbax-checkpoint>=0.12.8,<0.13',
+    'jax>=0.10.0,<0.11',
+    'flax>=0.12.4,<0.13',
+    'optax>=0.2.6,<0.3',
+    'orbax-checkpoint>=0.12.0,<0.13',
 ]
 _DATA = [
     'seqio>=0.0.20,<0.1',
@@ -122,8 +122,8 @@ setuptools.setup(
             'grain',
             'jaxtyping',
         ],
-        'gpu': ['jax[cuda12]>=0.10.2,<0.11'],
-        'tpu': ['jax[tpu]>=0.10.2,<0.11'],
+        'gpu': ['jax[cuda12]>=0.10.0,<0.11'],
+        'tpu': ['jax[tpu]>=0.10.0,<0.11'],
     },
     entry_points={'console_scripts': ['moe-peft = moe_peft.__main__:main']},
     classifiers=[

@@ -4,8 +4,8 @@
 
 It comes with the model, from somebody whom nobody vouches for, so it is
 rendered in a sandbox: it sees plain values of JSON, changes none of them, and
-is stopped where its text grows without end. Names, filters and tags are those
-that transformers gives to templates.
+is stopped where it works, or its text grows, without end. Names, filters and
+tags are those that transformers gives to templates.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +19,9 @@ from typing import Any
 import jinja2
 from jinja2 import ext
 from jinja2 import nodes
-from jinja2 import sandbox
 
 from moe_peft import errors
+from moe_peft.data import template_sandbox
 
 FILE = 'chat_template.jinja'
 CONFIG = 'tokenizer_config.json'
@@ -58,22 +58,6 @@ class _Generation(ext.Extension):
     return f'{_BEGIN}{caller()}{_END}'
 
 
-class _Environment(sandbox.ImmutableSandboxedEnvironment):
-  """A sandbox in which nothing becomes long by multiplication."""
-
-  intercepted_binops = frozenset(['*', '**'])
-
-  def call_binop(self, context, operator, left, right):
-    sizes = [x if isinstance(x, int) else len(x) for x in (left, right)
-             if isinstance(x, (int, str, list, tuple))]
-    if len(sizes) == 2 and (
-        sizes[0] * sizes[1] > _MAX_CHARACTERS
-        or (operator == '**' and sizes[1] > 64)
-    ):
-      raise jinja2.exceptions.SecurityError('A product is too long.')
-    return super().call_binop(context, operator, left, right)
-
-
 class ChatTemplate:
   """A template, compiled."""
 
@@ -103,7 +87,7 @@ class ChatTemplate:
           f'{date!r} is no date.', 'local.register_task.chat_date',
           f"Write it as '{DATE}'.",
       ) from error
-    environment = _Environment(
+    self._environment = environment = template_sandbox.Environment(
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=[ext.loopcontrols, _Generation],
@@ -146,6 +130,7 @@ class ChatTemplate:
       plain = json.dumps(given, ensure_ascii=False)
       if _BEGIN in plain or _END in plain:
         raise ValueError('they hold characters of the last private area')
+      self._environment.restart()
       parts, size = [], 0
       for part in self._template.generate(
           **{'documents': None, **self.special_tokens, **json.loads(plain)},

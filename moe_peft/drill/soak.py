@@ -21,7 +21,7 @@ from moe_peft.drill import small_run
 FILE = 'soak.json'
 # Steps beyond any soak, with an evaluation and a save every few seconds.
 _FLAGS = (
-    '--gin.TRAIN_STEPS=100000000', '--gin.CHECKPOINT_PERIOD=200',
+    '--gin.TRAIN_STEPS=2000000', '--gin.CHECKPOINT_PERIOD=200',
     '--gin.EVAL_PERIOD=500', '--gin.LOG_PERIOD=50',
 )
 _SECONDS = 2.0
@@ -47,7 +47,7 @@ def run(minutes: float, out: Path, work: Path) -> bool:
   Raises:
     errors.UserError: The system has no /proc, or the run has failed.
   """
-  if not Path('/proc/self/statm').exists():
+  if not Path('/proc/self/status').exists():
     raise errors.UserError(
         'A soak reads /proc, which this system does not have.', '--soak',
         'Run it on Linux.',
@@ -112,10 +112,13 @@ def growth(
 
 def _sample(pid: int, seconds: float) -> dict[str, float]:
   process = Path('/proc') / str(pid)
-  pages = int((process / 'statm').read_text().split()[1])
+  # Pages of files are left out: the system drops and reads them as it likes.
+  lines = (process / 'status').read_text().splitlines()
+  sizes = dict(line.split(':', 1) for line in lines)
+  kilobytes = (int(sizes[x].split()[0]) for x in ('RssAnon', 'VmSwap'))
   return {
       'seconds': seconds,
-      'memory (MB)': pages * os.sysconf('SC_PAGE_SIZE') / 1e6,
+      'memory (MB)': sum(kilobytes) * 1024 / 1e6,
       'open files': len(os.listdir(process / 'fd')),
       'threads': len(os.listdir(process / 'task')),
   }

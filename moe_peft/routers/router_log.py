@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The live log of routers: what every site does, and a word of warning."""
 
-from collections.abc import Callable, Mapping
+import collections
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from clu import metric_writers
@@ -13,6 +14,10 @@ from moe_peft.routers import statistics
 # A warning takes so many periods in a row: a router may pass through such a
 # state.
 PATIENCE = 3
+# The same for an expert without a token: one of many may have to wait.
+IDLE_PATIENCE = 10
+# A smaller share of the gradient is what rounding leaves of none.
+_NO_GRADIENT = 1e-6
 
 
 class RouterLog:
@@ -38,10 +43,14 @@ class RouterLog:
       warn: Shows a line to whoever watches.
     """
     self._write, self._board, self._warn = write, board, warn
-    self._periods: dict[str, int] = {}
+    # For how many periods in a row it has been so, by what is watched.
+    self._periods: collections.Counter[tuple[Any, ...]] = collections.Counter()
 
   def log(
-      self, step: int, means: Mapping[str, Mapping[str, np.ndarray]]
+      self,
+      step: int,
+      means: Mapping[str, Mapping[str, np.ndarray]],
+      gradients: Mapping[str, np.ndarray],
   ) -> None:
     """Logs a period.
 
@@ -49,7 +58,10 @@ class RouterLog:
       step: Its last step.
       means: By site, means over the tokens of its steps of what
         `observe.batch_sums` adds up.
+      gradients: By router that trains, means over its steps of its share of
+        the gradient's norm.
     """
+    self._watch_gradients(step, gradients)
     sites = {site: _rounded(of_site) for site, of_site in means.items()}
     if not sites:
       return
@@ -60,26 +72,72 @@ class RouterLog:
       scalars[f'load_entropy/{site}'] = float(entropy)
       scalars[f'tokens_left_behind/{site}'] = means['left_behind']
     self._board.write_scalars(step, scalars)
-    self._watch(step, sites)
+    self._watch_collapse(step, sites)
+    self._watch_idle(step, sites)
 
-  def _watch(self, step: int, sites: Mapping[str, Mapping[str, Any]]) -> None:
+  def _lasts(self, holds: bool, patience: int, *what: Any) -> bool:
+    """Whether something has just held for so many periods in a row."""
+    self._periods[what] = self._periods[what] + 1 if holds else 0
+    return self._periods[what] == patience
+
+  def _watch_gradients(
+      self, step: int, gradients: Mapping[str, np.ndarray]
+  ) -> None:
+    """Warns once of routers that the loss does not reach."""
+    news = [
+        router for router, share in gradients.items()
+        if self._lasts(share < _NO_GRADIENT, PATIENCE, 'gradient', router)
+    ]
+    if news:
+      self._warn(
+          f'warning: step {step}: no gradient has reached {news[0]}'
+          f'{_others(news)} for {PATIENCE} logging periods, so it stays as it '
+          'is. Where NUM_SELECTED_EXPERTS = 1, NORMALIZE = True makes every '
+          'weight 1: bind NORMALIZE = False, or AUX_LOSS_FACTOR.'
+      )
+
+  def _watch_collapse(
+      self, step: int, sites: Mapping[str, Mapping[str, Any]]
+  ) -> None:
     """Warns once for each time that a router stays collapsed."""
     news = []
     for site, means in sites.items():
       collapsed = statistics.is_collapsed(means['load'], means['selected'])
-      self._periods[site] = self._periods.get(site, 0) + 1 if collapsed else 0
-      if self._periods[site] == PATIENCE:
+      if self._lasts(collapsed, PATIENCE, 'collapse', site):
         news.append(site)
     if news:
       means = sites[news[0]]
       number = statistics.effective_experts(means['load'])
-      more = f' and {len(news) - 1} other sites' if len(news) > 1 else ''
       self._warn(
-          f'warning: step {step}: the router at {news[0]}{more} has collapsed: '
-          f'for {PATIENCE} logging periods all tokens together have used '
-          f'{number:.1f} of {len(means["load"])} experts. A smaller '
+          f'warning: step {step}: the router at {news[0]}{_others(news)} has '
+          f'collapsed: for {PATIENCE} logging periods all tokens together have '
+          f'used {number:.1f} of {len(means["load"])} experts. A smaller '
           'ROUTER_LEARNING_RATE, or a larger AUX_LOSS_FACTOR, may help.'
       )
+
+  def _watch_idle(
+      self, step: int, sites: Mapping[str, Mapping[str, Any]]
+  ) -> None:
+    """Warns once of experts that get no token, unless a collapse says why."""
+    news = collections.defaultdict(list)
+    for site, means in sites.items():
+      for expert, load in enumerate(means['load']):
+        idle = not load and self._periods['collapse', site] < PATIENCE
+        if self._lasts(idle, IDLE_PATIENCE, 'idle', site, expert):
+          news[site].append(str(expert))
+    if news:
+      site, experts = next(iter(news.items()))
+      self._warn(
+          f'warning: step {step}: for {IDLE_PATIENCE} logging periods no token '
+          f'has used expert {", ".join(experts)} of the router at {site}'
+          f'{_others(news)}, so they do not train. A larger AUX_LOSS_FACTOR '
+          'sends them tokens; a smaller NUM_EXPERTS leaves them out.'
+      )
+
+
+def _others(news: Collection[str]) -> str:
+  """The words for all sites but the first one."""
+  return f' and {len(news) - 1} other sites' if len(news) > 1 else ''
 
 
 def _rounded(means: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class Snapshots:
       <float>[rows, length, num_experts] by site.
     """
     with partitioning.use_mesh(self._mesh):
-      if not jax.eval_shape(self._sown, params, self._batch):
+      if not self._compiled.eval_shape(params, self._batch):
         return {}
       weights = jax.device_get(self._compiled(params, self._batch))
     return {site: x[: len(self._tasks)] for site, x in weights.items()}

@@ -24,7 +24,8 @@ from moe_peft.runs import metrics_files
 from moe_peft.training import board_files
 from moe_peft.training import progress as progress_lib
 
-# A nested dictionary of CLU metrics; `routing` has those of each router.
+# A nested dictionary of CLU metrics; `routing` and `router_grads` have those of
+# each router.
 Metrics = Mapping[str, Any]
 
 
@@ -74,6 +75,18 @@ class _RowWriter(metric_writers.MultiWriter):
 
   def close(self) -> None:
     self._rows.close()
+
+
+class _BoardWriter(metric_writers.SummaryWriter):
+  """Writes scalars for TensorBoard.
+
+  TensorFlow keeps the tensor of every Python number that it has met, for ever;
+  those of arrays it lets go.
+  """
+
+  def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+    arrays = {name: np.asarray(value) for name, value in scalars.items()}
+    super().write_scalars(np.asarray(step), arrays)
 
 
 class _ProgressWriter(metric_writers.MultiWriter):
@@ -135,7 +148,7 @@ class TrainLog:
           for name in (metrics_files.TRAIN, metrics_files.ROUTERS)
       )
       board_files.drop_points(run_dir / board_files.FOLDER, first_step)
-    board = metric_writers.SummaryWriter(str(run_dir / board_files.FOLDER))
+    board = _BoardWriter(str(run_dir / board_files.FOLDER))
     self._writer = metric_writers.MultiWriter(
         [_RowWriter(rows), board, _ProgressWriter(progress)]
     )
@@ -207,14 +220,15 @@ class TrainLog:
       means = jax.tree.map(
           lambda metric: metric.compute(), metrics, is_leaf=_is_metric
       )
-    routing, skipped = means.pop('routing'), metrics['skipped']
+    routing, gradients = means.pop('routing'), means.pop('router_grads')
+    skipped = metrics['skipped']
     self._writer.write_scalars(step, {
         **{name: float(x) for name, x in means.items()},
         'learning_rate': float(np.asarray(self._learning_rate(step - 1))),
         'tokens_per_second': float(metrics['tokens'].total) / seconds,
         'steps_per_second': float(skipped.steps) / seconds,
     })
-    self._router_log.log(step, routing)
+    self._router_log.log(step, routing, gradients)
     before = self.skipped_in_a_row if skipped.in_a_row == skipped.steps else 0
     self.skipped_in_a_row = int(skipped.in_a_row) + before
     self.step = step

@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training step: gradients of the trainable parameters only."""
 
+import collections
 from collections.abc import Callable, Mapping
+import re
 from typing import Any
 
 from clu import metrics as clu_metrics
@@ -20,6 +22,7 @@ from moe_peft.training import metrics as metrics_lib
 Array = jax.Array
 Batch = Mapping[str, Array]
 Params = Mapping[str, Any]
+_ROUTER = re.compile(r'.*/router(?=/)')
 
 
 @flax.struct.dataclass
@@ -163,6 +166,7 @@ def _step_fn(experiment: experiment_lib.Experiment) -> TrainStep:
     params = optax.apply_updates(state.params, updates)
     norm = optax.global_norm(grads)
     metrics['grad_norm'] = clu_metrics.Average(norm, jnp.ones(()))
+    metrics['router_grads'] = _router_shares(grads, norm)
     metrics['tokens'] = clu_metrics.Average(
         model.num_tokens(batch).astype(jnp.float32), jnp.ones(())
     )
@@ -185,6 +189,21 @@ def _step_fn(experiment: experiment_lib.Experiment) -> TrainStep:
     ), metrics
 
   return step_fn
+
+
+def _router_shares(grads: Params, norm: Array) -> dict[str, Any]:
+  """How much of the gradient's norm each router has, by its path."""
+  routers = collections.defaultdict(list)
+  for path, grad in grads.items():
+    if match := _ROUTER.match(path):
+      routers[match[0]].append(grad)
+  return {
+      path: clu_metrics.Average(
+          optax.global_norm(of_router) / jnp.maximum(norm, 1e-30),
+          jnp.ones(()),
+      )
+      for path, of_router in routers.items()
+  }
 
 
 def _accumulate(

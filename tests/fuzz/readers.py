@@ -5,10 +5,10 @@
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
-import gzip
 import json
 from pathlib import Path
 
+from tests.fuzz import data_files
 from tests.fuzz import formats
 from tests.fuzz import mutations
 
@@ -50,6 +50,17 @@ def _write_llama(folder: Path) -> None:
   from tests import cases_test
 
   cases_test.llama(folder)
+
+
+def _write_token_ids(folder: Path) -> None:
+  from tests import cases_test
+  from tests.data import small_chat
+
+  cases_test.llama(folder)
+  small_chat.write_tokenizer(folder, data_files.TEMPLATE)
+  (folder / 'generation_config.json').write_text(json.dumps(
+      {'eos_token_id': [3, 2], 'bos_token_id': 1, 'do_sample': True}
+  ))
 
 
 def _write_family(name: str, folder: Path) -> None:
@@ -103,25 +114,6 @@ def _write_adapter(folder: Path) -> None:
 def _write_tokenizer(folder: Path) -> None:
   folder.mkdir(parents=True)
   (folder / 'tokenizer.json').write_text(json.dumps(formats.tokenizer()))
-
-
-_ROWS = ''.join(
-    json.dumps({'inputs': f'a {x}', 'targets': x, 'choices': ['b', 'c']}) + '\n'
-    for x in 'bcbc'
-).encode()
-
-
-def _write_rows(folder: Path) -> None:
-  folder.mkdir(parents=True)
-  (folder / 'rows.jsonl').write_bytes(_ROWS)
-  (folder / 'rows.jsonl.gz').write_bytes(gzip.compress(_ROWS))
-
-
-def _write_records(folder: Path) -> None:
-  folder.mkdir(parents=True)
-  records = formats.tfrecords()
-  (folder / 'rows.tfrecord').write_bytes(records)
-  (folder / 'rows.tfrecord.gz').write_bytes(gzip.compress(records))
 
 
 def _write_run(folder: Path) -> None:
@@ -204,23 +196,6 @@ def _read_tokenizer(folder: Path, out: Path) -> None:
   )
   ids = vocabulary.encode('abc ab  <s> é\n\u2028 12 x' + ' a' * 50)
   vocabulary.decode([0, vocabulary.vocab_size, *ids])
-
-
-def _read_rows(folder: Path, out: Path) -> None:
-  del out
-  from moe_peft import errors
-  from moe_peft.data import row_parsers
-  from moe_peft.data import row_reader
-
-  keys = row_parsers.Keys('inputs', 'targets', 'choices')
-  refused = None
-  for file in sorted(folder.iterdir()):
-    try:
-      row_reader.RowReader(keys, None, lambda target: None)(str(file))
-    except errors.UserError as error:
-      refused = error
-  if refused:
-    raise refused
 
 
 def _read_run(folder: Path, out: Path) -> None:
@@ -321,17 +296,46 @@ READERS = {
         {'model.gguf': mutations.seldom_raw(formats.as_gguf, 0.4)}, _import,
     ),
     'jsonl': Reader(
-        _write_rows,
+        data_files.write_rows,
         {'rows.jsonl': _LINES,
          'rows.jsonl.gz': mutations.seldom_raw(mutations.gzipped(_LINES), 0.5)},
-        _read_rows,
+        data_files.read_rows,
     ),
     'tfrecord': Reader(
-        _write_records,
+        data_files.write_records,
         {'rows.tfrecord': _RECORDS,
          'rows.tfrecord.gz': mutations.seldom_raw(
              mutations.gzipped(_RECORDS), 0.5)},
-        _read_rows,
+        data_files.read_rows,
+    ),
+    'tables': Reader(
+        data_files.write_tables,
+        {'rows.csv': _TEXT, 'rows.tsv': _TEXT, 'rows.json': _JSON,
+         'rows.csv.gz': mutations.seldom_raw(mutations.gzipped(_TEXT), 0.3)},
+        data_files.read_tables,
+    ),
+    'arrow': Reader(
+        data_files.write_arrow,
+        {'rows.parquet': mutations.raw, 'saved/data.arrow': mutations.raw,
+         'saved/state.json': _JSON},
+        data_files.read_tables,
+    ),
+    'conversations': Reader(
+        data_files.write_conversations,
+        {f'{x}.jsonl': _LINES for x in data_files.CONVERSATIONS},
+        data_files.read_conversations,
+    ),
+    'chat_template': Reader(
+        data_files.write_template,
+        {'chat_template.jinja': mutations.seldom_raw(mutations.as_template),
+         'tokenizer_config.json': _JSON},
+        data_files.read_conversations,
+    ),
+    'token_ids': Reader(
+        _write_token_ids,
+        {x: _JSON for x in ('generation_config.json', 'tokenizer_config.json',
+                            'config.json')},
+        _import,
     ),
     'npz': Reader(
         _write_run, {f'routing/step_{x}.npz': _ARRAYS for x in (0, 20)},

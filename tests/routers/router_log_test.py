@@ -1,6 +1,6 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The live log of routers, and its warning."""
+"""The live log of routers, and its warnings."""
 
 import contextlib
 import dataclasses
@@ -45,7 +45,7 @@ def log(tmp_path):
 
 def test_what_a_period_leaves(log):
   log, rows, _, board, folder = log
-  log.log(20, HEALTHY)
+  log.log(20, HEALTHY, {})
   board.flush()
   assert rows == [{
       'step': 20,
@@ -69,7 +69,7 @@ def test_what_a_period_leaves(log):
 def test_a_collapse_is_told_once_when_it_lasts(log):
   log, _, words, *_ = log
   for step, means in enumerate([COLLAPSED] * 6, start=1):
-    log.log(step, means)
+    log.log(step, means, {})
     assert len(words) == (step >= router_log.PATIENCE)
   assert SITE in words[0] and 'has collapsed' in words[0]
   assert '1.1 of 4 experts' in words[0] and 'AUX_LOSS_FACTOR' in words[0]
@@ -78,15 +78,64 @@ def test_a_collapse_is_told_once_when_it_lasts(log):
 def test_a_healthy_router_and_a_short_collapse_are_not_told(log):
   log, _, words, *_ = log
   for means in [HEALTHY, COLLAPSED, COLLAPSED, HEALTHY] * 3:
-    log.log(1, means)
+    log.log(1, means, {})
   assert not words
 
 
 def test_after_a_recovery_it_is_told_again(log):
   log, _, words, *_ = log
   for means in [COLLAPSED] * 4 + [HEALTHY] + [COLLAPSED] * 4:
-    log.log(1, means)
+    log.log(1, means, {})
   assert len(words) == 2
+
+
+def test_experts_that_no_token_uses_are_told_once(log):
+  log, _, words, *_ = log
+  idle = _means([0.4, 0.6, 0.0, 0.0], 1)
+  for step in range(1, 2 * router_log.IDLE_PATIENCE):
+    log.log(step, idle, {})
+    assert len(words) == (step >= router_log.IDLE_PATIENCE)
+  assert SITE in words[0] and 'expert 2, 3 ' in words[0]
+  assert 'NUM_EXPERTS' in words[0]
+
+
+def test_an_expert_that_gets_tokens_now_and_then_is_not_told(log):
+  log, _, words, *_ = log
+  for step in range(1, 3 * router_log.IDLE_PATIENCE):
+    load = [0.4, 0.3, 0.3, 0.0 if step % router_log.IDLE_PATIENCE else 1e-4]
+    log.log(step, _means(load, 2), {})
+  assert not words
+
+
+def test_a_collapse_says_why_experts_are_idle(log):
+  log, _, words, *_ = log
+  for step in range(2 * router_log.IDLE_PATIENCE):
+    log.log(step, _means([1.0, 0.0, 0.0, 0.0], 1), {})
+  assert len(words) == 1 and 'has collapsed' in words[0]
+
+
+def test_a_router_without_gradient_is_told_once(log):
+  log, _, words, *_ = log
+  # Adapters begin with an output of 0, where no router has a gradient.
+  shares = [0.0, 0.0, 0.3, 0.0, 0.0, 0.0, 0.0]
+  for step, share in enumerate(shares, start=1):
+    log.log(step, HEALTHY, {'a/router': share, 'b/router': share, 'c': 0.5})
+    assert len(words) == (step >= 6)
+  assert 'a/router and 1 other sites' in words[0] and 'NORMALIZE' in words[0]
+
+
+@pytest.mark.filterwarnings('ignore:NUM_SELECTED_EXPERTS')
+def test_a_gate_that_is_always_one_is_told(tmp_path, capsys):
+  tiny.load(
+      tmp_path, 'molora_topk', NUM_SELECTED_EXPERTS=1, SITES='.*/wo',
+      TRAIN_STEPS=3,
+  )
+  setup = experiment_lib.prepare(run.build())
+  with contextlib.closing(loop.open_checkpoints(setup)) as checkpointer:
+    loop.train(setup, checkpointer, lambda step, params: None)
+  words = ' '.join(capsys.readouterr().err.split())
+  assert 'no gradient has reached' in words
+  assert 'mlp/wo/adapter/router and 1 other sites' in words
 
 
 def _train(tmp_path, bias=0.0):
@@ -121,6 +170,7 @@ def test_a_forced_collapse_and_its_control(tmp_path, capsys, bias):
       assert sum(site['load']) == pytest.approx(1, abs=1e-3)
   words = capsys.readouterr().err
   assert ('has collapsed' in words) == bool(bias)
+  assert 'no gradient' not in words
   if bias:
     assert 'step 3' in words and '15 other sites' in words
     assert '2.0 of 6 experts' in ' '.join(words.split())
