@@ -6,7 +6,9 @@ A signal raises `Stopped` in the main thread, so that whatever cleans up does
 so. That is not enough: Python drops an exception that is raised in a
 destructor, libraries catch everything here and there, and a compiler gives the
 main thread back after minutes only. So a second thread hears of the signal too,
-and ends the process if it is still there a few seconds later.
+and ends the process if it is still there a few seconds later. While a module is
+imported the process ends at once: code in C++ that sets one up does not expect
+an exception, and has crashed of it.
 
 A loop that can save what it has done notes signals instead (`noted`).
 """
@@ -23,6 +25,8 @@ NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What shells report of a program that Ctrl-C or SIGTERM ends. SIGHUP asks for
 # the same as SIGTERM.
 INTERRUPTED, TERMINATED = 130, 143
+# Where Python's code of an import is from.
+_IMPORT = '<frozen importlib._bootstrap>'
 # How long cleaning up may take.
 _SECONDS = 5.0
 
@@ -107,26 +111,37 @@ def heeded() -> list[int]:
 
 
 def _handle(number, frame):
-  del frame
   if _Process.done:
     os._exit(status(number))
-  if _Process.received is not None:  # Whoever asks twice does not want to wait.
+  # Whoever asks twice does not want to wait.
+  if _Process.received is not None or _imports(frame):
     leave(number)
   _Process.received = number
   raise Stopped
 
 
+def _imports(frame) -> bool:
+  """Whether a frame is part of an import."""
+  while frame is not None:
+    if frame.f_code.co_filename == _IMPORT:
+      return True
+    frame = frame.f_back
+  return False
+
+
 def _end_late() -> None:
   """Ends the process if a signal has not done so."""
+  heard = 0
   while True:
     (number,) = os.read(_Process.pipe[0], 1)
     noting = _Process.noting
     # It may be false still: the main thread hears of the signal later.
     if number not in NUMBERS or (noting is not None and noting.waits()):
       continue
-    before = _Process.handled
+    heard += 1
     time.sleep(_SECONDS)
-    if _Process.handled == before:
+    # The main thread may have heard of it before this one has.
+    if _Process.handled < heard:
       leave(number)
 
 

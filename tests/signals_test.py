@@ -59,6 +59,17 @@ _COMPILES = """
   while time.time() < end:
     ctypes.CDLL(None).sleep(60)
 """
+_IMPORTS = """
+  import importlib, pathlib, tempfile
+  with tempfile.TemporaryDirectory() as folder:
+    pathlib.Path(folder, 'slow_module.py').write_text(
+        'import time\\n'
+        'try:\\n  time.sleep(60)\\n'
+        'except BaseException:\\n  print("raised", flush=True)'
+    )
+    sys.path.insert(0, folder)
+    importlib.import_module('slow_module')
+"""
 _LIVES_ON = """
   try:
     time.sleep(60)
@@ -111,6 +122,7 @@ def end(body, numbers, setup=None, wait=0.2):
     [
         (_SLEEPS, ''), (_CLEANS_UP, 'clean\n'), (_SWALLOWS, ''),
         (_DESTRUCTS, ''), (_TURNS_INTO_ANOTHER, ''), (_COMPILES, ''),
+        (_IMPORTS, ''),
     ],
 )
 def test_a_signal_is_never_lost(body, out):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from moe_peft.data import chat_template
+from moe_peft.data import template_sandbox
 from tests import refusals
 
 _MESSAGES = [{'role': 'user', 'content': 'q'}]
@@ -39,6 +40,25 @@ def test_names_that_templates_expect():
   assert spans == []
 
 
+def test_a_long_conversation_is_rendered():
+  messages = [{'role': 'user', 'content': 'word ' * 400}] * 300
+  source = (
+      '{% for m in messages %}{% set c = m.content.replace("<think>", "") %}'
+      '{{ m.role ~ "\n" ~ c | trim + "\n" }}{% if loop.index0 == '
+      'messages | length - 1 %}{{ [m] | tojson }}{% endif %}{% endfor %}'
+  )
+  text, _ = _render(source, messages)
+  assert text.count('word') == 301 * 400
+
+
+def test_each_text_has_all_of_the_work():
+  template = chat_template.ChatTemplate('{{ "x" * n }}', {})
+  for _ in range(3):
+    n = template_sandbox._MAX_WORK // 4
+    text, _ = template.render([], variables={'n': n})
+    assert len(text) == n
+
+
 def test_generation_tags_are_no_part_of_the_text():
   text, spans = _render(
       'a{% generation %}bc{% endgeneration %}d{% generation %}{% for i in '
@@ -56,6 +76,17 @@ def test_generation_tags_are_no_part_of_the_text():
         ('{{ "".__class__.__mro__ }}', 'Security'),
         ('{{ cycler.__init__.__globals__ }}', 'Security'),
         ('{{ "x" * 100000000 }}', 'long'),
+        ('{{ "x"|center(999999999) }}', 'long'),
+        ('{{ "%999999999d" % 1 }}', 'long'),
+        ('{{ "x".ljust(999999999) }}', 'long'),
+        ('{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}'
+         '{% endfor %}', 'long'),
+        ('{% macro f(x) %}{% if x %}{{ f(x - 1) }}{{ f(x - 1) }}{% endif %}'
+         '{% endmacro %}{{ f(40) }}', 'long'),
+        *((f'{{% set n = namespace(x="a") %}}{{% for i in range(99) %}}'
+           f'{{% set n.x = {x} %}}{{% endfor %}}', 'long')
+          for x in ('n.x ~ n.x', 'n.x + n.x', '[n.x, n.x]',
+                    'n.x|replace("a", "aa")', '"{0}{0}".format(n.x)')),
         ('{{ 9 ** 999999 }}', 'long'),
         ('{% for i in range(99999) %}{{ "x" * 1000 }}{% endfor %}', '10,000,'),
         ('{{ range(10000000) | list | length }}', 'Range'),

@@ -37,6 +37,7 @@ def of_step(loss, tokens, selected=2.0, skipped=False):
               'left_behind': average(0.0 * tokens),
           }
       },
+      'router_grads': {f'{SITE}/adapter/router': average(0.1 * tokens)},
   }
 
 
