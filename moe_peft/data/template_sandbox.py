@@ -148,7 +148,7 @@ def _weight(value: Any) -> int:
   total, waiting = 0, [value]
   while waiting and total <= _MAX_WORK:
     value = waiting.pop()
-    total += 1
+    total += _ELEMENT
     if isinstance(value, (str, bytes)):
       total += len(value)
     elif isinstance(value, int):

@@ -86,7 +86,8 @@ def test_generation_tags_are_no_part_of_the_text():
         *((f'{{% set n = namespace(x="a") %}}{{% for i in range(99) %}}'
            f'{{% set n.x = {x} %}}{{% endfor %}}', 'long')
           for x in ('n.x ~ n.x', 'n.x + n.x', '[n.x, n.x]',
-                    'n.x|replace("a", "aa")', '"{0}{0}".format(n.x)')),
+                    'n.x|replace("a", "aa")', '"{0}{0}".format(n.x)',
+                    'dict(a=n.x, b=n.x)')),
         ('{{ 9 ** 999999 }}', 'long'),
         ('{% for i in range(99999) %}{{ "x" * 1000 }}{% endfor %}', '10,000,'),
         ('{{ range(10000000) | list | length }}', 'Range'),
