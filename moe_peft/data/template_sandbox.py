@@ -61,7 +61,7 @@ class Environment(sandbox.ImmutableSandboxedEnvironment):
   def call(self, context, function, *args, **kwargs):
     self._pay_call(
         getattr(function, '__name__', ''), getattr(function, '__self__', ''),
-        (args, kwargs),
+        *args, *kwargs.values(),
     )
     return super().call(context, function, *args, **kwargs)
 
@@ -85,20 +85,25 @@ class Environment(sandbox.ImmutableSandboxedEnvironment):
     @functools.wraps(function)  # What Jinja passes is an attribute.
     def paid(*args, **kwargs):
       value, *more = args[1:] if passes else args
-      self._pay_call(name, value, (more, kwargs))
+      self._pay_call(name, value, *more, *kwargs.values())
       return function(*args, **kwargs)
 
     return paid
 
-  def _pay_call(self, name: str, value: Any, more: Any) -> None:
+  def _pay_call(self, name: str, value: Any, *more: Any) -> None:
     """Pays for a filter or a method of a value."""
-    is_text = isinstance(value, str)
-    size, added = 0, _weight(more)
-    if is_text or name in _AMPLIFIERS | {_BUILD}:
+    is_text, added = isinstance(value, str), _weight(more)
+    if name == 'replace' and is_text and all(
+        isinstance(x, str) for x in more[:2]
+    ):
+      size = len(value) + value.count(more[0]) * sum(map(len, more[1:2]))
+    elif name in _AMPLIFIERS:
+      size = _weight(value) * added
+    elif is_text or name == _BUILD:
       size = _weight(value)
-    elif isinstance(value, (list, tuple, Mapping)):
-      size = _ELEMENT * len(value)
-    self.pay(size * (1 + added) if name in _AMPLIFIERS else size + added)
+    else:
+      size = _ELEMENT * len(value) if isinstance(value, (list, dict)) else 0
+    self.pay(size + added)
     if is_text and name.startswith('format') and re.search(r'\d{5}', value):
       raise jinja2.exceptions.SecurityError('It makes a text too long.')
 
@@ -148,13 +153,11 @@ def _weight(value: Any) -> int:
   total, waiting = 0, [value]
   while waiting and total <= _MAX_WORK:
     value = waiting.pop()
-    total += _ELEMENT
     if isinstance(value, (str, bytes)):
       total += len(value)
     elif isinstance(value, int):
       total += abs(value)
-    elif isinstance(value, Mapping):
-      waiting += value.values()
-    elif isinstance(value, (list, tuple, set)):
-      waiting += value
+    elif isinstance(value, (list, tuple, set, Mapping)):
+      total += _ELEMENT * (1 + len(value))
+      waiting += value.values() if isinstance(value, Mapping) else value
   return total
