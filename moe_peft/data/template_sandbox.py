@@ -99,7 +99,7 @@ class Environment(sandbox.ImmutableSandboxedEnvironment):
       size = len(value) + value.count(more[0]) * sum(map(len, more[1:2]))
     elif name in _AMPLIFIERS:
       size = _weight(value) * added
-    elif is_text or name == _BUILD:
+    elif is_text or name in (_BUILD, _CONCAT):
       size = _weight(value)
     else:
       size = _ELEMENT * len(value) if isinstance(value, (list, dict)) else 0
