@@ -132,11 +132,41 @@ def write_template(folder: Path) -> None:
   (folder / 'messages.jsonl').write_bytes(_lines(CONVERSATIONS['messages']))
 
 
+def write_token_ids(folder: Path) -> None:
+  """A LLaMA with all files that name special ids."""
+  from tests import cases_test
+  from tests.data import small_chat
+
+  cases_test.llama(folder)
+  small_chat.write_tokenizer(folder, TEMPLATE)
+  (folder / 'generation_config.json').write_text(json.dumps(
+      {'eos_token_id': [3, 2], 'bos_token_id': 1, 'do_sample': True}
+  ))
+
+
+def write_tokenizer(folder: Path) -> None:
+  """A `tokenizer.json`."""
+  folder.mkdir(parents=True)
+  (folder / 'tokenizer.json').write_text(json.dumps(formats.tokenizer()))
+
+
 def _write_model(folder: Path) -> None:
   from tests.data import small_chat
 
   folder.mkdir(parents=True)
   small_chat.write_tokenizer(folder, TEMPLATE)
+
+
+def read_tokenizer(folder: Path, out: Path) -> None:
+  """Encodes and decodes a text."""
+  del out
+  from moe_peft.data import vocabularies
+
+  vocabulary = vocabularies.TokenizerVocabulary(
+      str(folder / 'tokenizer.json'), 2
+  )
+  ids = vocabulary.encode('abc ab  <s> é\n\u2028 12 x' + ' a' * 50)
+  vocabulary.decode([0, vocabulary.vocab_size, *ids])
 
 
 def read_rows(folder: Path, out: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.fuzz import data_files
 from tests.fuzz import formats
+from tests.fuzz import hostile_templates
 from tests.fuzz import mutations
 
 _JSON = mutations.seldom_raw(mutations.as_json)
@@ -50,17 +51,6 @@ def _write_llama(folder: Path) -> None:
   from tests import cases_test
 
   cases_test.llama(folder)
-
-
-def _write_token_ids(folder: Path) -> None:
-  from tests import cases_test
-  from tests.data import small_chat
-
-  cases_test.llama(folder)
-  small_chat.write_tokenizer(folder, data_files.TEMPLATE)
-  (folder / 'generation_config.json').write_text(json.dumps(
-      {'eos_token_id': [3, 2], 'bos_token_id': 1, 'do_sample': True}
-  ))
 
 
 def _write_family(name: str, folder: Path) -> None:
@@ -109,11 +99,6 @@ def _write_adapter(folder: Path) -> None:
       folder, use_rslora=True, rank_pattern={'q': 2},
       alpha_pattern={r'block\.1\..*\.q': 8, 'Att': 1},
   )
-
-
-def _write_tokenizer(folder: Path) -> None:
-  folder.mkdir(parents=True)
-  (folder / 'tokenizer.json').write_text(json.dumps(formats.tokenizer()))
 
 
 def _write_run(folder: Path) -> None:
@@ -185,17 +170,6 @@ def _read_adapter(folder: Path, out: Path) -> None:
   from tests.hf import adapted
 
   import_experts.read([folder], adapted.CONFIG).to_gin()
-
-
-def _read_tokenizer(folder: Path, out: Path) -> None:
-  del out
-  from moe_peft.data import vocabularies
-
-  vocabulary = vocabularies.TokenizerVocabulary(
-      str(folder / 'tokenizer.json'), 2
-  )
-  ids = vocabulary.encode('abc ab  <s> é\n\u2028 12 x' + ' a' * 50)
-  vocabulary.decode([0, vocabulary.vocab_size, *ids])
 
 
 def _read_run(folder: Path, out: Path) -> None:
@@ -289,7 +263,8 @@ READERS = {
         _read_adapter,
     ),
     'tokenizer': Reader(
-        _write_tokenizer, {'tokenizer.json': _JSON}, _read_tokenizer
+        data_files.write_tokenizer, {'tokenizer.json': _JSON},
+        data_files.read_tokenizer,
     ),
     'gguf': Reader(
         _write_gguf,
@@ -327,12 +302,12 @@ READERS = {
     ),
     'chat_template': Reader(
         data_files.write_template,
-        {'chat_template.jinja': mutations.seldom_raw(mutations.as_template),
+        {'chat_template.jinja': mutations.seldom_raw(hostile_templates.mutate),
          'tokenizer_config.json': _JSON},
         data_files.read_conversations,
     ),
     'token_ids': Reader(
-        _write_token_ids,
+        data_files.write_token_ids,
         {x: _JSON for x in ('generation_config.json', 'tokenizer_config.json',
                             'config.json')},
         _import,
