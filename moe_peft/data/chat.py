@@ -77,7 +77,8 @@ class Chat:
     """The example of two answers to one prompt, all of them messages.
 
     Raises:
-      errors.UserError: as `rows`, or more than the last message differs.
+      errors.UserError: as `rows`, or an answer is none of the assistant's, or
+        more than the last message differs.
     """
     chosen, rejected = (
         messages_lib.Conversation(
@@ -86,6 +87,11 @@ class Chat:
         )
         for answer in (pair.chosen, pair.rejected)
     )
+    if not (chosen.answers and rejected.answers):
+      raise errors.UserError(
+          'The chosen or the rejected answer has no message of the role '
+          f'{messages_lib.ASSISTANT!r}.', pair.place, 'Leave the row out.',
+      )
     chosen, rejected = (
         self._answer(x, x.answers[-1]) for x in (chosen, rejected)
     )

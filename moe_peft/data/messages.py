@@ -85,9 +85,10 @@ def of_sharegpt(row: Mapping[str, Any], place: str) -> Conversation:
           {'role': _SHAREGPT_ROLES[role], 'content': turn.get('value')}
       )
     turns = renamed
+  found = messages(turns, 'conversations', place)
   if isinstance(row.get('system'), str) and row['system'].strip():
-    turns = [{'role': 'system', 'content': row['system']}, *(turns or ())]
-  return conversation(messages(turns, 'conversations', place), row, place)
+    found = ({'role': 'system', 'content': row['system']}, *found)
+  return conversation(found, row, place)
 
 
 def conversation(

@@ -175,6 +175,9 @@ def test_pairs_of_answers(tmp_path):
   row = of.preference(examples.Preference(prompt, chosen, rejected, None, 'x'))
   assert list(row.features) == ['prompt', 'chosen', 'rejected']
   assert _shown(of, row)[1:] == ('a<|im_end|>', 'b<|im_end|>')
+  for wrong in ((prompt, prompt, rejected), (prompt, chosen, prompt)):
+    with refusals.refused('x', 'assistant'):
+      of.preference(examples.Preference(*wrong, None, 'x'))
 
 
 def test_chatml_where_its_tokens_exist(tmp_path):

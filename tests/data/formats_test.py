@@ -129,6 +129,7 @@ def test_sharegpt_may_have_a_system_message_beside():
         ({'messages': [_USER, _ANSWER], 'chat_template_kwargs': 'x'}, ["'x'"]),
         ({'conversations': [{'from': 'me', 'value': 'q'}]}, ["'me'", 'human']),
         ({'conversations': 3}, ['3']),
+        ({'conversations': 0.5, 'system': 's'}, ['0.5']),
         ({'prompt': 'q', 'completion': ['a']}, ["'completion'"]),
         ({'prompt': [_USER], 'completion': 'a'}, ["'completion'"]),
         ({'instruction': 'q', 'output': 'a', 'input': 3}, ["'input'"]),
