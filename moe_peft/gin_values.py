@@ -133,10 +133,10 @@ _RATE = number(least=0, below=1)
 _SHARE = number(least=0)
 
 
-def _dtype(value: Any) -> str:
-  """A type of floats, by its name or as JAX has it."""
-  name = getattr(value, '__name__', value)
-  return one_of('float32', 'bfloat16', 'float16')(name)
+def _dtype(*more: str) -> Rule:
+  """A type of floats, by its name or as JAX has it, or one of `more`."""
+  rule = one_of('float32', 'bfloat16', 'float16', *more)
+  return lambda value: rule(getattr(value, '__name__', value))
 
 
 RULES: Mapping[str, Rule] = {
@@ -159,8 +159,8 @@ RULES: Mapping[str, Rule] = {
     'BASE_PATH': optional(path),
     'VOCABULARY_FILE': path,
     'BOS_ID': optional(whole(0)),
-    'BASE_DTYPE': _dtype,
-    'ACTIVATION_DTYPE': _dtype,
+    'BASE_DTYPE': _dtype('int8', 'nf4'),
+    'ACTIVATION_DTYPE': _dtype(),
     'DROPOUT_RATE': _RATE,
     'SCAN_LAYERS': _BOOL,
     'REMAT_POLICY': one_of('none', 'minimal', 'full'),

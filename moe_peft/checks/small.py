@@ -20,6 +20,7 @@ import tensorflow as tf
 from moe_peft.checks import subject as subject_lib
 from moe_peft.core import inject
 from moe_peft.core import losses
+from moe_peft.core import quantized
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
 from moe_peft.training import objectives
@@ -133,6 +134,7 @@ def shrink(
       eval_batch_size=rows,
       num_microbatches=microbatches,
       initial_checkpoint_path=None,
+      base_dtype=quantized.float_dtype(experiment.base_dtype),
       eval_period=0,
       eval_mixture_or_task_name=None,
       base_results_dir=None,

@@ -19,6 +19,7 @@ from moe_peft import errors
 from moe_peft.compile import costs
 from moe_peft.compile import hlo
 from moe_peft.compile import topologies
+from moe_peft.core import quantized
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import train_step
 
@@ -123,7 +124,7 @@ def _memory_choices(experiment: experiment_lib.Experiment) -> dict[str, Any]:
   """What a user decides about memory, from the network's configuration."""
   config = experiment.model.module.module.config
   return {
-      'base_dtype': str(jax.numpy.dtype(experiment.base_dtype)),
+      'base_dtype': quantized.name_of(experiment.base_dtype),
       'activation_dtype': str(jax.numpy.dtype(config.dtype)),
       'scan_layers': config.scan_layers,
       'remat_policy': config.remat_policy,

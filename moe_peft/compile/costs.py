@@ -18,6 +18,7 @@ from moe_peft.compile import collectives as collectives_lib
 from moe_peft.compile import hlo
 from moe_peft.compile import products as products_lib
 from moe_peft.compile import topologies
+from moe_peft.core import quantized
 from moe_peft.core import trainable
 from moe_peft.models import stack
 from moe_peft.training import experiment as experiment_lib
@@ -161,10 +162,11 @@ def _kernel_sized(
   for path, x in setup.frozen.items():
     if not path.endswith('/kernel'):
       continue
+    array = x.values if isinstance(x, quantized.QuantizedArray) else x
     # A gather returns the whole; sums are of what one device holds.
     keys = {
         _shape_key(shape)
-        for whole in (x.shape, x.sharding.shard_shape(x.shape))
+        for whole in (array.shape, array.sharding.shard_shape(array.shape))
         for shape in _shapes(whole, trainable.is_scanned(path))
     }
     times = sum(moved[key] for key in keys if len(key) > 1)

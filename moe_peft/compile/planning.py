@@ -18,6 +18,8 @@ from scipy import stats
 from moe_peft import errors
 from moe_peft.core import adapted_sites
 from moe_peft.core import dispatch
+from moe_peft.core import partitioning
+from moe_peft.core import quantized
 from moe_peft.core import sites
 from moe_peft.core import trainable
 from moe_peft.training import subject
@@ -51,15 +53,15 @@ def make_plan(run: subject.Subject, num_devices: int) -> dict[str, Any]:
       ),
       variables['params'],
   )
-  itemsize = jnp.dtype(run.base_dtype).itemsize
+  stored = quantized.structs(
+      frozen, partitioning.axis_names(axes), run.base_dtype
+  )
   groups = collections.Counter()
   for path, x in trained.items():
     if not trainable.is_constant(path):
       groups[_group(path)] += math.prod(x.shape)
   trained_bytes = 4 * trainable.num_params(trained)
-  state_bytes = sum(
-      x.size * x.dtype.itemsize for x in jax.tree.leaves(state)
-  )
+  state_bytes = _num_bytes(state)
   return {
       'parameters': {
           'total': trainable.num_params(params),
@@ -70,7 +72,7 @@ def make_plan(run: subject.Subject, num_devices: int) -> dict[str, Any]:
           'trainable_by_group': dict(groups.most_common()),
       },
       'bytes': {
-          'base': itemsize * trainable.num_params(frozen),
+          'base': _num_bytes(stored),
           'trainable': trained_bytes,
           'optimizer': state_bytes,
           'checkpoint': trained_bytes + state_bytes,
@@ -79,6 +81,10 @@ def make_plan(run: subject.Subject, num_devices: int) -> dict[str, Any]:
       'mesh': mesh,
       'rows_per_data_partition': run.batch_size // mesh['data'],
   }
+
+
+def _num_bytes(tree: Any) -> int:
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def _mesh(run: subject.Subject, num_devices: int) -> dict[str, int]:

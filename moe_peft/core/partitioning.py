@@ -128,6 +128,12 @@ def check_params(
         )
 
 
+def axis_names(params_axes: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+  """Logical names of the axes of parameters by path, from `params_axes`."""
+  names = trainable.flatten(flax_partitioning.get_axis_names(params_axes))
+  return {path: tuple(axes) for path, axes in names.items()}
+
+
 def param_shardings(
     params_axes: Mapping[str, Any], mesh: Mesh
 ) -> dict[str, NamedSharding]:
@@ -140,10 +146,9 @@ def param_shardings(
   Returns:
     `{path: sharding}`, with the paths of the flat parameters.
   """
-  names = trainable.flatten(flax_partitioning.get_axis_names(params_axes))
   return {
-      path: NamedSharding(mesh, _mesh_axes(tuple(axes)))
-      for path, axes in names.items()
+      path: NamedSharding(mesh, _mesh_axes(axes))
+      for path, axes in axis_names(params_axes).items()
   }
 
 

@@ -111,7 +111,9 @@ def num_trained(params: Params) -> int:
 
 def num_params(params: Params) -> int:
   """Number of scalars in flat parameters (arrays or their shapes)."""
-  return sum(math.prod(x.shape) for x in jax.tree.leaves(dict(params)))
+  has_shape = lambda x: hasattr(x, 'shape')  # Quantized kernels have one too.
+  leaves = jax.tree.leaves(dict(params), is_leaf=has_shape)
+  return sum(math.prod(x.shape) for x in leaves)
 
 
 def path_of(keys: Sequence[Any]) -> str:

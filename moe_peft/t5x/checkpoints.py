@@ -25,6 +25,7 @@ from moe_peft import errors
 from moe_peft.core import trainable
 from moe_peft.data import provenance
 from moe_peft.t5x import whole_checkpoints
+from moe_peft.training import base_identity
 from moe_peft.training import bases
 from moe_peft.training import checksums
 
@@ -313,7 +314,7 @@ class AdapterCheckpointer:
     """Where the base lies, its size, type and a fingerprint of its values."""
     frozen = self._frozen(train_state.state_dict()['target'])
     return {
-        **bases.identity(self._base_path, frozen, self._partitioner.mesh),
+        **base_identity.of(self._base_path, frozen, self._partitioner.mesh),
         'dtype': str(jnp.result_type(*frozen.values())) if frozen else None,
         'version': whole_checkpoints.VERSION,
     }

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from moe_peft import errors
 from moe_peft import gin_files
 from moe_peft import gin_values
+from moe_peft.core import quantized
 from moe_peft.core import trainable
 from moe_peft.training import budget
 
@@ -69,6 +70,12 @@ def _check_settings_of_t5x() -> None:
         'This method begins with parts of the base, which T5X reads after the '
         'adapters are made.', where='STARTS_FROM_BASE',
         remedy='Train it with python -m moe_peft train.',
+    )
+  if macro('BASE_DTYPE') in quantized.KINDS:
+    raise errors.UserError(
+        'T5X restores a base as floats; moe_peft.train quantizes one.',
+        where='BASE_DTYPE',
+        remedy="Use 'bfloat16', and NUM_MODEL_PARTITIONS if it does not fit.",
     )
   bound = gin.config._CONFIG.get(('', _STOCK_PARTITIONER), {})  # pylint: disable=protected-access
   for name, of_t5x in (('num_partitions', 1), ('model_parallel_submesh', None)):

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 import re
 
-import jax.numpy as jnp
-
 from moe_peft import atomic
 from moe_peft import errors
+from moe_peft.core import quantized
 from moe_peft.models import decoder_only
 from moe_peft.models import encoder_decoder
 from moe_peft.runs import config_file
@@ -156,6 +155,12 @@ def _check(experiment: experiment_lib.Experiment) -> None:
         where='experiment.Experiment.objective',
         remedy='Train it with python -m moe_peft train.',
     )
+  if experiment.base_dtype in quantized.KINDS:
+    raise errors.UserError(
+        'T5X restores a base as floats.',
+        where='BASE_DTYPE',
+        remedy="Use 'bfloat16', or train with python -m moe_peft train.",
+    )
   if experiment.num_microbatches > 1:
     raise errors.UserError(
         'T5X adds up the gradients of microbatches, each of them a mean; here '
@@ -183,7 +188,7 @@ def _engine_macros(
       'TRAIN_STEPS': experiment.train_steps,
       'BATCH_SIZE': experiment.batch_size,
       'SEED': experiment.seed,
-      'BASE_DTYPE': jnp.dtype(experiment.base_dtype).name,
+      'BASE_DTYPE': quantized.name_of(experiment.base_dtype),
       'EVAL_PERIOD': experiment.eval_period or experiment.train_steps,
       'EVALUATOR_NUM_EXAMPLES': experiment.eval_examples,
       'CHECKPOINT_PERIOD': experiment.checkpoint_period,

@@ -1,11 +1,9 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Pretrained bases: how they are read, checked, told apart and written."""
+"""Pretrained bases: how they are read, checked and written."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import contextlib
-import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 from safetensors import numpy as safetensors_numpy
 
-from moe_peft import atomic
 from moe_peft import errors
 from moe_peft import gin_files
 from moe_peft.core import trainable
@@ -28,13 +25,11 @@ BASE_FILE = 'model.safetensors'
 # Where a base holds its parameters so that T5X restores them too, from
 # `checkpoint_0`.
 T5X_BASE = 'checkpoint_0/state'
-# Bytes of each array that enter the fingerprint: the first and last of them.
-SAMPLE_BYTES = 4096
 _ORBAX_FILES = ('_METADATA', '_CHECKPOINT_METADATA')
 _BINDING = 'INITIAL_CHECKPOINT_PATH'
 
 
-def load_base(path: str, expected: Params) -> dict[str, np.ndarray]:
+def load_base(path: str, expected: Params) -> tensor_files.LazyArrays:
   """Reads the parameters of a pretrained model.
 
   Args:
@@ -46,16 +41,16 @@ def load_base(path: str, expected: Params) -> dict[str, np.ndarray]:
       adapters may be absent.
 
   Returns:
-    `{path: array}`, the expected paths.
+    The expected paths that are there; each array is read when it is asked for.
 
   Raises:
     errors.UserError: If nothing readable lies there, or if the checkpoint is
       of another model.
   """
   folder = find(path)
-  params = read_arrays(folder)
-  check_shapes(folder, params, expected)
-  return {name: params[name] for name in expected if name in params}
+  arrays = read_arrays(folder)
+  check_shapes(folder, arrays.shapes, expected)
+  return arrays.only(expected)
 
 
 def find(path: str) -> Path:
@@ -73,19 +68,20 @@ def find(path: str) -> Path:
     raise _missing(path) from error
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-  """Reads all parameters of a base, as `load_base` finds them in a folder.
+def read_arrays(path: Path) -> tensor_files.LazyArrays:
+  """The parameters of a base, as `load_base` finds them in a folder.
 
   Raises:
     errors.UserError: If nothing readable lies there.
   """
   file = path / BASE_FILE if path.is_dir() else path
   if file.is_file():
-    return dict(tensor_files.TensorFiles([file]))
+    files = tensor_files.TensorFiles([file])
+    return tensor_files.LazyArrays(files.shapes, files.__getitem__)
   for folder in (path / T5X_BASE, path / 'state', path):
     # Either file, as versions of Orbax differ.
     if any((folder / name).exists() for name in _ORBAX_FILES):
-      return _params(read_orbax(folder))
+      return _orbax_arrays(folder)
   raise errors.UserError(
       f'This is no base; {BASE_FILE} or an Orbax checkpoint is expected.',
       where=path,
@@ -99,22 +95,56 @@ def _params(tree: Mapping[str, Any]) -> dict[str, Any]:
   return trainable.flatten(tree)
 
 
-def read_orbax(folder: Path) -> dict[str, Any]:
+def _orbax_arrays(folder: Path) -> tensor_files.LazyArrays:
+  """The parameters in an Orbax tree, each read by itself."""
+  with _readable(folder), ocp.PyTreeCheckpointer() as checkpointer:
+    tree = checkpointer.metadata(folder.absolute()).item_metadata.tree
+  # As in `_params`, but with the whole path as the value.
+  paths = jax.tree_util.tree_map_with_path(lambda path, _: path, tree)
+  paths, leaves = _params(paths), _params(tree)
+
+  def read(name):
+    item = leaves[name]
+    for key in reversed(paths[name]):
+      item = {getattr(key, 'key', getattr(key, 'name', None)): item}
+    return jax.tree.leaves(read_orbax(folder, item))[0]
+
+  return tensor_files.LazyArrays(
+      {name: tuple(leaf.shape) for name, leaf in leaves.items()}, read
+  )
+
+
+def read_orbax(folder: Path, part: Any = None) -> dict[str, Any]:
   """Reads an Orbax tree as NumPy arrays, on whatever devices it was saved.
 
   Args:
     folder: Where it lies.
+    part: A part of the tree that the checkpoint's metadata holds; by default
+      the whole.
 
   Raises:
     errors.UserError: If it is not readable.
   """
-  try:
-    with ocp.PyTreeCheckpointer() as checkpointer:
+  with _readable(folder), ocp.PyTreeCheckpointer() as checkpointer:
+    tree = part
+    if tree is None:
       tree = checkpointer.metadata(folder.absolute()).item_metadata.tree
-      as_numpy = jax.tree.map(
-          lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
-      )
-      return checkpointer.restore(folder.absolute(), restore_args=as_numpy)
+    as_numpy = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
+    )
+    return checkpointer.restore(
+        folder.absolute(),
+        args=ocp.args.PyTreeRestore(
+            tree, restore_args=as_numpy, partial_restore=True
+        ),
+    )
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+  """Refuses an Orbax checkpoint that is damaged."""
+  try:
+    yield
   except (ValueError, OSError, KeyError) as error:
     raise errors.UserError(
         f'The Orbax checkpoint is not readable: {error}', where=folder
@@ -138,15 +168,19 @@ def check_t5x_checkpoint(path: str, expected: Params) -> None:
   if state.is_dir():
     with ocp.PyTreeCheckpointer() as checkpointer:
       tree = checkpointer.metadata(state).item_metadata.tree
-    check_shapes(path, _params(tree), expected)
+    check_shapes(
+        path, {k: tuple(x.shape) for k, x in _params(tree).items()}, expected
+    )
 
 
-def check_shapes(path: Any, params: Params, expected: Params) -> None:
+def check_shapes(
+    path: Any, shapes: tensor_files.Shapes, expected: Params
+) -> None:
   """Checks that a base is of the model.
 
   Args:
     path: Where it lies.
-    params: What it holds: anything with a `shape`, by path.
+    shapes: What it holds.
     expected: Shapes by path of the parameters that the model needs. Those of
       adapters may be absent.
 
@@ -154,7 +188,7 @@ def check_shapes(path: Any, params: Params, expected: Params) -> None:
     errors.UserError: If it is of another model.
   """
   problems = tensor_files.misfits(
-      {name: array.shape for name, array in params.items()},
+      shapes,
       {name: array.shape for name, array in expected.items()},
       trainable.is_adapter,
   )
@@ -168,106 +202,6 @@ def check_shapes(path: Any, params: Params, expected: Params) -> None:
 
 def _missing(path: str) -> errors.UserError:
   return errors.UserError(f'{path} does not exist.', where=_BINDING)
-
-
-def identity(
-    path: str | None, params: Params, mesh: jax.sharding.Mesh | None = None
-) -> dict[str, Any]:
-  """What tells a base from another one.
-
-  Args:
-    path: Where it was read from.
-    params: `{path: array}`, on the host, or on the devices of `mesh`. Then all
-      processes must call this, only samples are fetched, and all get the same.
-    mesh: The devices.
-
-  Returns:
-    `path`, number of `parameters`, and `sha256` over the sorted names, shapes
-    and types and the first and last `SAMPLE_BYTES` bytes of each array; None
-    without parameters. On the host also `content`, SHA-256 over all bytes.
-  """
-  samples = _samples
-  if mesh is not None:
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    samples = jax.jit(_samples, out_shardings=everywhere)
-  ends = jax.device_get(samples(dict(params)))
-  digest = hashlib.sha256()
-  for name, array in sorted(params.items()):
-    digest.update(f'{name} {array.shape} {array.dtype}\n'.encode())
-    for end in ends[name]:
-      digest.update(np.ascontiguousarray(end).tobytes())
-  sampled = digest.hexdigest() if params else None
-  found = {
-      'path': path,
-      'parameters': trainable.num_params(params),
-      'sha256': sampled,
-  }
-  if mesh is None and params:
-    found['content'] = _content(path, params, sampled)
-  return found
-
-
-def is_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-  """Whether two identities are of one base; its folder may have moved.
-
-  Older runs do not know the `content`.
-  """
-  ignored = {'path'} | ({'content'} & (one.keys() ^ other.keys()))
-  known = lambda x: {k: v for k, v in x.items() if k not in ignored}
-  return known(one) == known(other)
-
-
-def _content(path: str | None, params: Params, sampled: str) -> str:
-  """SHA-256 over all bytes.
-
-  The bytes are hashed once: the result is remembered by the path of the base,
-  the sizes and times of its files and the samples.
-  """
-  if not path:
-    return _sha256(params)
-  root = find(path)
-  files = [root] if root.is_file() else sorted(root.rglob('*'))
-  states = [(str(file.absolute()), file.stat()) for file in files]
-  key = hashlib.sha256(repr([
-      sampled, *((name, x.st_size, x.st_mtime_ns) for name, x in states)
-  ]).encode()).hexdigest()
-  cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache'))
-  remembered = cache / 'moe_peft' / 'bases' / key
-  with contextlib.suppress(OSError):
-    return remembered.read_text()
-  content = _sha256(params)
-  with contextlib.suppress(OSError):
-    remembered.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write(remembered, content)
-  return content
-
-
-def _sha256(params: Params) -> str:
-  digest = hashlib.sha256()
-  for name, array in sorted(params.items()):
-    digest.update(f'{name} {array.shape} {array.dtype}\n'.encode())
-    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-  return digest.hexdigest()
-
-
-def _samples(params: Params) -> dict[str, tuple[Any, Any]]:
-  return {name: (_end(x, 1), _end(x, -1)) for name, x in params.items()}
-
-
-def _end(x: Any, side: int) -> Any:
-  """The first (side 1) or last (-1) `SAMPLE_BYTES` bytes of an array.
-
-  Only a few rows are flattened, since a whole array may be sharded.
-  """
-  count = SAMPLE_BYTES // x.dtype.itemsize
-  if x.size <= count:
-    return x.reshape(-1)
-  rows = -(-count // (x.size // x.shape[0]))
-  part = x[:rows] if side > 0 else x[-rows:]
-  if part.shape != x.shape and rows == 1:
-    return _end(part[0], side)
-  part = part.reshape(-1)
-  return part[:count] if side > 0 else part[-count:]
 
 
 def save_base(params: Params, folder: Path, t5x: bool = False) -> Path:

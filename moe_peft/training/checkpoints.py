@@ -19,7 +19,7 @@ from clu.data import dataset_iterator
 import orbax.checkpoint as ocp
 
 from moe_peft import errors
-from moe_peft.training import bases
+from moe_peft.training import base_identity
 from moe_peft.training import checksums
 
 
@@ -61,7 +61,7 @@ class _IteratorArgs(ocp.args.CheckpointArgs):
 def _is_same(key: str, one: Any, other: Any) -> bool:
   """Whether a part of an identity has not changed."""
   if key == 'base':
-    return bases.is_same(one or {}, other or {})
+    return base_identity.is_same(one or {}, other or {})
   return one == other
 
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one run is: everything that gin decides, in one place."""
 
+import collections
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from moe_peft import errors
@@ -17,8 +19,10 @@ from moe_peft import gin_values
 from moe_peft.core import adapted_sites
 from moe_peft.core import initial_values
 from moe_peft.core import partitioning
+from moe_peft.core import quantized
 from moe_peft.core import trainable
 from moe_peft.models import language_model
+from moe_peft.training import base_identity
 from moe_peft.training import bases
 from moe_peft.training import hosts
 from moe_peft.training import objectives
@@ -45,8 +49,8 @@ class Experiment:
     trainable_regex: Which parameters train.
     num_microbatches: A step's rows are processed in so many parts.
     packing: Whether several short examples share one row.
-    base_dtype: Dtype in which frozen parameters are stored; what trains is
-      float32.
+    base_dtype: Dtype in which frozen parameters are stored, or 'int8' or 'nf4',
+      see quantized.py; what trains is float32.
     seed: Seed of initialization, shuffling and dropout.
     eval_period: Steps between evaluations; 0 evaluates at the end only.
     eval_batch_size: Rows of an evaluation batch.
@@ -146,8 +150,10 @@ class Setup:
     trainable: Fresh trainable parameters by path, sharded; shapes of them where
       `lay_out` made the setup.
     frozen: Frozen parameters by path, sharded, or shapes of them.
-    shardings: Sharding of every parameter by path.
-    base: Identity of the base (see `bases.identity`).
+    shardings: Sharding of every parameter by path; of a quantized one, those of
+      its arrays.
+    base: Identity of the base (see `base_identity.of`), as it is in its file.
+    axis_names: Logical names of the axes of every parameter by path.
   """
 
   experiment: Experiment
@@ -156,6 +162,9 @@ class Setup:
   frozen: Params
   shardings: Params
   base: Mapping[str, Any]
+  axis_names: Mapping[str, tuple[str, ...]] = dataclasses.field(
+      default_factory=dict
+  )
 
   def context(self):
     """Context of every computation: the mesh and the axis rules."""
@@ -201,16 +210,24 @@ def lay_out(
       shapes, {k: shardings[k].spec for k in shapes}, mesh
   )
   trained, frozen = trainable.split(shapes, experiment.trainable_regex)
-  struct = lambda name, dtype: jax.ShapeDtypeStruct(
-      shapes[name].shape, dtype, sharding=shardings[name]
-  )
+  names = partitioning.axis_names(variables['params_axes'])
+  frozen = {
+      k: quantized.split(x, names[k], shardings[k])
+      for k, x in quantized.structs(
+          frozen, names, experiment.base_dtype
+      ).items()
+  }
   return Setup(
       experiment=experiment,
       mesh=mesh,
-      trainable={k: struct(k, x.dtype) for k, x in trained.items()},
-      frozen={k: struct(k, experiment.base_dtype) for k in frozen},
-      shardings=shardings,
+      trainable={
+          k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[k])
+          for k, x in trained.items()
+      },
+      frozen=frozen,
+      shardings=shardings | jax.tree.map(lambda x: x.sharding, frozen),
       base={},
+      axis_names=names,
   )
 
 
@@ -247,24 +264,34 @@ def prepare(
     # What the checkpoint holds is not initialized; XLA drops the rest.
     fresh = jax.jit(
         init_missing,
-        out_shardings={name: setup.shardings[name] for name in missing},
+        out_shardings={
+            name: partitioning.replicated(setup.mesh)
+            if isinstance(structs[name], quantized.QuantizedArray)
+            else setup.shardings[name]
+            for name in missing
+        },
     )(jax.random.key(experiment.seed))
-  known = {**base, **fresh}
+  # Arrays of the base are read one by one.
+  known = collections.ChainMap({}, fresh, base)
   if initial_values.wanted(missing):
     _, adapters = adapted_sites.trace(
         lambda: experiment.init(jax.random.key(0))
     )
-    known |= initial_values.from_base(adapters, known)
+    known.update(initial_values.from_base(adapters, known))
 
   def place(name):
-    value = known[name]
-    return jax.device_put(
-        value.astype(structs[name].dtype), setup.shardings[name]
-    )
+    value, struct = known[name], structs[name]
+    if isinstance(struct, quantized.QuantizedArray):
+      value = quantized.quantize(
+          np.asarray(value), struct.kind, setup.axis_names[name]
+      )
+    else:
+      value = value.astype(struct.dtype)
+    return jax.device_put(value, setup.shardings[name])
 
   return dataclasses.replace(
       setup,
       trainable={name: place(name) for name in setup.trainable},
       frozen={name: place(name) for name in setup.frozen},
-      base=bases.identity(path, base),
+      base=base_identity.of(path, base),
   )

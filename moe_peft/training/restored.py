@@ -4,6 +4,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import rich.console
 
 from moe_peft import atomic
 from moe_peft import errors
+from moe_peft.core import quantized
 from moe_peft.core import trainable
 from moe_peft.data import prompts as prompts_lib
 from moe_peft.training import bases
@@ -126,7 +128,10 @@ def save_base(out: Path, force: bool = False, t5x: bool = False) -> None:
     errors.UserError: If the folder is taken, or there is no checkpoint.
   """
   with atomic.new_folder(out, 'OUT', force) as folder:
-    _, params = restore(run.build())
+    experiment = run.build()
+    # What is quantized is read again as it was.
+    dtype = quantized.float_dtype(experiment.base_dtype)
+    _, params = restore(dataclasses.replace(experiment, base_dtype=dtype))
     values = jax.device_get(scoring.base_params(params))
     path = bases.save_base(values, folder, t5x).relative_to(folder.absolute())
   size = sum(x.stat().st_size for x in out.rglob('*') if x.is_file())

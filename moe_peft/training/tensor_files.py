@@ -3,6 +3,7 @@
 """Safetensors files, one tensor in memory at a time, and what must fit them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+import dataclasses
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy)
@@ -55,6 +56,38 @@ class TensorFiles(Mapping):
 
   def __len__(self) -> int:
     return len(self._files)
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyArrays(Mapping):
+  """Arrays that are read when they are asked for, each time anew.
+
+  Attributes:
+    shapes: Their shapes by name.
+    read: Reads one.
+  """
+
+  shapes: Shapes
+  read: Callable[[str], np.ndarray]
+
+  def only(self, names: Iterable[str]) -> 'LazyArrays':
+    """Those of the given names that are there."""
+    shapes = {k: self.shapes[k] for k in names if k in self.shapes}
+    return LazyArrays(shapes, self.read)
+
+  def __getitem__(self, name: str) -> np.ndarray:
+    if name not in self.shapes:
+      raise KeyError(name)
+    return self.read(name)
+
+  def __contains__(self, name: object) -> bool:
+    return name in self.shapes  # Without reading it.
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self.shapes)
+
+  def __len__(self) -> int:
+    return len(self.shapes)
 
 
 def misfits(

@@ -148,7 +148,7 @@ def _read_tensors(folder: Path, out: Path) -> None:
   from moe_peft.training import bases
 
   for file in sorted(folder.glob('*.safetensors')):
-    bases.read_arrays(file)
+    dict(bases.read_arrays(file))
   tensors = folders.Tensors(folder)
   for name in tensors.shapes:
     tensors[name]

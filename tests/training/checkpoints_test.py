@@ -18,6 +18,7 @@ import tensorflow as tf
 from moe_peft import errors
 from moe_peft import gin_files
 from moe_peft.core import partitioning
+from moe_peft.training import base_identity
 from moe_peft.training import bases
 from moe_peft.training import checkpoints
 from moe_peft.training import experiment as experiment_lib
@@ -92,41 +93,41 @@ def test_another_model_is_refused_with_what_differs(tmp_path):
 
 
 def test_the_identity_knows_a_changed_base():
-  first = bases.identity('', BASE)
-  assert first == bases.identity('', dict(reversed(BASE.items())))
+  first = base_identity.of('', BASE)
+  assert first == base_identity.of('', dict(reversed(BASE.items())))
   changed = BASE | {'encoder/kernel': BASE['encoder/kernel'] + 1}
-  assert first['sha256'] != bases.identity('', changed)['sha256']
+  assert first['sha256'] != base_identity.of('', changed)['sha256']
   assert json.loads(json.dumps(first)) == first
-  assert bases.identity(None, {})['sha256'] is None
+  assert base_identity.of(None, {})['sha256'] is None
 
 
 def test_the_identity_knows_every_byte(tmp_path, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
   base = {'x': np.zeros(5000, np.float32)}
   bases.save_base(base, tmp_path / 'base')
-  read = lambda: bases.identity(
+  read = lambda: base_identity.of(
       str(tmp_path / 'base'), bases.read_arrays(tmp_path / 'base')
   )
   first = read()
   with monkeypatch.context() as patch:
-    patch.setattr(bases, '_sha256', None)
+    patch.setattr(base_identity, '_sha256', None)
     assert read() == first  # It is hashed once.
   base['x'][2500] = 1
   bases.save_base(base, tmp_path / 'base')
   second = read()
   assert second['sha256'] == first['sha256']
   assert second['content'] != first['content']
-  assert not bases.is_same(first, second)
-  assert bases.is_same(first, {**first, 'path': 'elsewhere'})
+  assert not base_identity.is_same(first, second)
+  assert base_identity.is_same(first, {**first, 'path': 'elsewhere'})
   # A run of a version that hashed samples only.
   del first['content']
-  assert bases.is_same(first, second)
+  assert base_identity.is_same(first, second)
 
 
 def test_the_identity_is_that_of_older_runs():
   """The digest of tiny_t5 in a run.json of 2026-11, of the flat bytes."""
   file = gin_files.resource('bases/tiny_t5') / bases.BASE_FILE
-  known = bases.identity('', bases.read_arrays(file))
+  known = base_identity.of('', bases.read_arrays(file))
   assert known['sha256'].startswith('6e7f387d80cd62ea8cbe47ab8986726d5a67096')
 
 
@@ -145,9 +146,9 @@ def test_the_identity_is_the_same_on_devices(shape):
   split = shape and shape[0] % 8 == 0
   sharding = partitioning.batch_sharding(mesh) if split else None
   placed = jax.device_put(params, sharding)
-  here = bases.identity('', params)
+  here = base_identity.of('', params)
   del here['content']  # On devices there are samples only.
-  assert bases.identity('', placed, mesh) == here
+  assert base_identity.of('', placed, mesh) == here
 
 
 def test_data_that_have_moved_are_named(tmp_path):
