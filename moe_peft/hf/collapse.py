@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 import tensorflow as tf
 
 from moe_peft import errors
@@ -143,12 +142,11 @@ def measure_fn(trained: trained_lib.Trained) -> Measure:
   @jax.jit
   def run(params, batch):
     model, nested = trained.model_of(params)
-    logits, targets, weights, state = model.predict(
+    scores, weights, state = model.predict(
         nested, batch, mutable=(observe.COLLECTION,)
     )
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     sums = observe.batch_sums(state.get(observe.COLLECTION, {}), batch)
-    return (losses * weights).sum(), weights.sum(), sums
+    return (scores.loss * weights).sum(), weights.sum(), sums
 
   def measure(params, batches):
     losses, tokens, sums = zip(

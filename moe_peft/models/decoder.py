@@ -11,6 +11,7 @@ has which. Layers are named as in a T5 decoder
 """
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from flax import linen as nn
 import jax
@@ -102,12 +103,14 @@ class Decoder(nn.Module):
       positions,
       prefill_lengths,
       logit_positions,
+      score_targets,
       deterministic,
       decode,
   ):
     """Maps `<int32>[batch, length]` to `<float32>[batch, length, vocab]`.
 
-    With `logit_positions`, `<int32>[batch, n]`, to `[batch, n, vocab]`.
+    With `logit_positions`, `<int32>[batch, n]`, to `[batch, n, vocab]`; with
+    `score_targets`, `<int32>[batch, n]`, to their scores.
     """
     cfg = self.config
     x = _scaled(self.token_embedder(tokens), cfg.embedding_scale)
@@ -128,8 +131,9 @@ class Decoder(nn.Module):
     x = layers.length_dropout(cfg.dropout_rate, deterministic)(x)
     if logit_positions is not None:
       x = jnp.take_along_axis(x, logit_positions[..., None], axis=1)
-    return stack.output_logits(
-        cfg, self.token_embedder, x, cfg.logits_divisor, cfg.logits_softcap
+    return stack.output(
+        cfg, self.token_embedder, x, score_targets, cfg.logits_divisor,
+        cfg.logits_softcap,
     )
 
 
@@ -139,6 +143,8 @@ class Transformer(nn.Module):
   Attributes:
     config: Sizes and options.
   """
+
+  SCORES_TARGETS: ClassVar[bool] = True
 
   config: decoder_config.DecoderConfig
 
@@ -169,6 +175,7 @@ class Transformer(nn.Module):
       prefill: bool = False,
       prefill_lengths=None,
       logit_positions=None,
+      score_targets=None,
   ):
     """Runs the decoder.
 
@@ -195,9 +202,12 @@ class Transformer(nn.Module):
       prefill_lengths: `<int32>[batch]`.
       logit_positions: `<int32>[batch, n]`, where logits are wanted; None for
         every position. A large vocabulary costs as much as many layers.
+      score_targets: `<int32>[batch, n]`, targets at the positions where logits
+        are wanted.
 
     Returns:
-      Logits, `<float32>[batch, length, vocab]`, or `[batch, n, vocab]`.
+      Logits, `<float32>[batch, length, vocab]`, or `[batch, n, vocab]`; with
+      `score_targets` their `token_scores.TokenScores`.
 
     Raises:
       ValueError: For packed inputs while decoding.
@@ -221,6 +231,7 @@ class Transformer(nn.Module):
         decoder_positions,
         prefill_lengths if prefill else None,
         logit_positions,
+        score_targets,
         not enable_dropout,
         decode or prefill,
     )

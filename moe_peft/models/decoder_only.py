@@ -71,13 +71,13 @@ class DecoderOnlyModel(language_model.LanguageModel):
     weights, positions = jax.lax.top_k(
         weights, min(self.target_length, weights.shape[-1])
     )
-    logits, collections = self.apply(
-        params, batch, logit_positions=positions, **options
-    )
     targets = jnp.take_along_axis(
         batch['decoder_target_tokens'], positions, axis=-1
     )
-    return logits.astype(jnp.float32), targets, weights, collections
+    scores, collections = self._scores(
+        params, batch, targets, logit_positions=positions, **options
+    )
+    return scores, weights, collections
 
   def prompts(self, batch: Batch) -> Array:
     is_input = batch['decoder_causal_attention'] > 0

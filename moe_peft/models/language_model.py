@@ -17,6 +17,7 @@ from moe_peft.core import tokens as tokens_lib
 from moe_peft.models import dataset_ids
 from moe_peft.models import decoding
 from moe_peft.models import sown
+from moe_peft.models import token_scores
 
 Array = jax.Array
 Batch = Mapping[str, Array]
@@ -188,8 +189,8 @@ class LanguageModel(abc.ABC):
 
   def predict(
       self, params: Params, batch: Batch, **options: Any
-  ) -> tuple[Array, Array, Array, Mapping[str, Any]]:
-    """Logits with what they predict, for losses and scores.
+  ) -> tuple[token_scores.TokenScores, Array, Mapping[str, Any]]:
+    """Scores of the targets.
 
     Args:
       params: Nested parameters.
@@ -197,17 +198,24 @@ class LanguageModel(abc.ABC):
       **options: Of `apply`.
 
     Returns:
-      Logits `<float32>[batch, n, vocab]`, targets `<int32>[batch, n]`, their
-      weights `<float32>[batch, n]`, and the mutable collections. n may be less
-      than the length if all other weights are 0.
+      The scores of n targets, their weights `<float32>[batch, n]`, and the
+      mutable collections. n may be less than the length if all other weights
+      are 0.
     """
-    logits, collections = self.apply(params, batch, **options)
-    return (
-        logits.astype(jnp.float32),
-        batch['decoder_target_tokens'],
-        batch['decoder_loss_weights'].astype(jnp.float32),
-        collections,
+    scores, collections = self._scores(
+        params, batch, batch['decoder_target_tokens'], **options
     )
+    weights = batch['decoder_loss_weights'].astype(jnp.float32)
+    return scores, weights, collections
+
+  def _scores(
+      self, params: Params, batch: Batch, targets: Array, **options: Any
+  ) -> tuple[token_scores.TokenScores, Mapping[str, Any]]:
+    """As `apply`, with scores of targets in the place of logits."""
+    if token_scores.are_given_by(self.module):
+      return self.apply(params, batch, score_targets=targets, **options)
+    logits, collections = self.apply(params, batch, **options)
+    return token_scores.of_logits(logits, targets), collections
 
   def num_tokens(self, batch: Batch) -> Array:
     """Number of real tokens in the rows, inputs and targets, `<int32>[]`."""
@@ -247,31 +255,24 @@ class LanguageModel(abc.ABC):
       The loss, a scalar, and CLU metrics, which are merged over batches:
       `loss` and `accuracy`, means over target tokens; those of `sown.read`.
     """
-    logits, targets, weights, collections = self.predict(
+    scores, weights, collections = self.predict(
         params,
         batch,
         dropout_rng=dropout_rng,
         mutable=sown.COLLECTIONS,
         step=step,
     )
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    target_logits = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
-    token_losses = log_z - target_logits + self.z_loss * jnp.square(log_z)
+    token_losses = scores.loss + self.z_loss * jnp.square(scores.log_z)
     if self.label_smoothing:  # Another pass over all logits, each way.
-      token_losses += self.label_smoothing * (
-          target_logits - logits.mean(axis=-1)
-      )
-    # The maximum is at hand in log_z; argmax alone would cost a CPU a tenth of
-    # the step.
-    correct = target_logits >= logits.max(axis=-1)
+      token_losses += self.label_smoothing * (scores.target - scores.mean)
     sum_weights = weights.sum()
     average = lambda total: clu_metrics.Average(total, sum_weights)
     adapter_loss, adapter_metrics = sown.read(
         collections, batch, self.loss_factors
     )
     metrics = {
-        'loss': average(jnp.sum((log_z - target_logits) * weights)),
-        'accuracy': average(jnp.sum(correct * weights)),
+        'loss': average(jnp.sum(scores.loss * weights)),
+        'accuracy': average(jnp.sum(scores.correct * weights)),
         **adapter_metrics,
     }
     if normalizer is None:
@@ -293,12 +294,8 @@ class LanguageModel(abc.ABC):
       `<float32>[batch]`, sums over the targets in nats, and the mutable
       collections.
     """
-    logits, targets, weights, collections = self.predict(
-        params, batch, **options
-    )
-    chosen = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    return jnp.sum((chosen - log_z) * weights, axis=-1), collections
+    scores, weights, collections = self.predict(params, batch, **options)
+    return -jnp.sum(scores.loss * weights, axis=-1), collections
 
   def score(self, params: Params, batch: Batch) -> Array:
     """Log-likelihood of the targets, `<float32>[batch]`, in nats."""

@@ -90,6 +90,17 @@ class DenseGeneral(nn.Module):
     return outputs + jnp.asarray(bias, self.dtype).reshape(features)
 
 
+def product_in_float32(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Returns `inputs @ kernel`, `<float32>`.
+
+  Of two bfloat16 arrays no copy in float32 is made: their products are exact
+  in float32, in which they are summed either way.
+  """
+  if inputs.dtype != kernel.dtype:
+    inputs, kernel = inputs.astype(jnp.float32), kernel.astype(jnp.float32)
+  return jnp.dot(inputs, kernel, preferred_element_type=jnp.float32)
+
+
 class Activation(nn.Module):
   """An elementwise function as a named module, so that it can be adapted.
 
@@ -201,8 +212,7 @@ class Embed(nn.Module):
 
   def attend(self, inputs: jax.Array) -> jax.Array:
     """Maps `[batch, length, embed]` to `<float32>[batch, length, vocab]`."""
-    embedding = jnp.asarray(self.embedding, jnp.float32)
-    return jnp.dot(inputs.astype(jnp.float32), embedding.T)
+    return product_in_float32(inputs, self.embedding.T)
 
 
 class LayerNorm(nn.Module):

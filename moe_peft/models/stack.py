@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from moe_peft import errors
 from moe_peft.models import attention
 from moe_peft.models import layers
+from moe_peft.models import token_scores
 
 # What each policy keeps from the forward pass; None recomputes everything.
 REMAT_POLICIES = {
@@ -178,38 +179,52 @@ def residual(layer: nn.Module, x, y):
   return nn_partitioning.with_sharding_constraint(x, names)
 
 
-def output_logits(
+def output(
     config: Any,
     embedder: layers.Embed,
     x: jax.Array,
+    targets: jax.Array | None = None,
     divisor: float = 1.0,
     softcap: float = 0.0,
-) -> jax.Array:
+) -> jax.Array | token_scores.TokenScores:
   """Applies the output layer, in the current scope where it is not tied.
 
   Args:
     config: Sizes and options of a network.
     embedder: The embedding.
     x: `[batch, length, embed]`.
+    targets: `<int32>[batch, length]`, whose scores are wanted and not logits.
     divisor: Of the logits.
     softcap: Bound of the logits, which approach it as tanh does; 0: none.
 
   Returns:
     `<float32>[batch, length, vocab]`, also in a bfloat16 model: softmax needs
-    it.
+    it. Or the scores of the targets.
   """
-  if config.logits_via_embedding:
-    logits = embedder.attend(x)
-  else:
-    logits = layers.DenseGeneral(
+
+  def finish(logits):
+    logits = attention.soft_cap(logits / divisor, softcap)
+    names = ('batch', 'length', 'vocab')
+    return nn_partitioning.with_sharding_constraint(logits, names)
+
+  dense = None
+  if not config.logits_via_embedding:
+    dense = layers.DenseGeneral(
         config.vocab_size,
         kernel_axes=('embed', 'vocab'),
         dtype=jnp.float32,
         name='logits_dense',
-    )(x)
-  logits = attention.soft_cap(logits / divisor, softcap)
-  names = ('batch', 'length', 'vocab')
-  return nn_partitioning.with_sharding_constraint(logits, names)
+    )
+  if targets is None:
+    return finish(dense(x) if dense else embedder.attend(x))
+  params = (dense or embedder).variables['params']
+  if 'adapter' in params:  # Adapters are where their layer is called.
+    return token_scores.of_logits(finish(dense(x)), targets)
+  kernel = params['kernel'] if dense else params['embedding'].T
+  return token_scores.of_features(
+      lambda x: finish(layers.product_in_float32(x, kernel)),
+      x, targets, config.vocab_size,
+  )
 
 
 def run_stack(

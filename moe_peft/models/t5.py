@@ -8,7 +8,7 @@ Parameter paths and shapes equal those of T5X's `examples.t5`, and with
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import linen as nn
 from flax import struct
@@ -156,8 +156,9 @@ class Decoder(nn.Module):
       deterministic,
       decode,
       max_decode_length,
+      score_targets,
   ):
-    """Maps `<int32>[batch, length]` to `<float32>[batch, length, vocab]`."""
+    """Maps `<int32>[batch, length]` to logits, or scores of targets."""
     cfg = self.config
     bias_length = tokens.shape[1]
     if decode and max_decode_length:
@@ -187,7 +188,7 @@ class Decoder(nn.Module):
     y = stack.norm(cfg, 'decoder_norm')(y)
     y = layers.length_dropout(cfg.dropout_rate, deterministic)(y)
     divisor = cfg.emb_dim**0.5 if cfg.logits_via_embedding else 1.0
-    return stack.output_logits(cfg, self.token_embedder, y, divisor)
+    return stack.output(cfg, self.token_embedder, y, score_targets, divisor)
 
 
 def _self_mask(valid, segment_ids):
@@ -204,6 +205,8 @@ class Transformer(nn.Module):
   Attributes:
     config: Sizes and options.
   """
+
+  SCORES_TARGETS: ClassVar[bool] = True
 
   config: T5Config
 
@@ -248,6 +251,7 @@ class Transformer(nn.Module):
       enable_dropout=True,
       decode=False,
       max_decode_length=None,
+      score_targets=None,
   ):
     """Runs the decoder.
 
@@ -268,9 +272,10 @@ class Transformer(nn.Module):
       enable_dropout: Whether to drop; needs the rng stream 'dropout'.
       decode: Whether to use the cache.
       max_decode_length: Length of the cache, needed when it is in use.
+      score_targets: `<int32>[batch, length]`, whose scores are wanted.
 
     Returns:
-      Logits, `<float32>[batch, length, vocab]`.
+      Logits, `<float32>[batch, length, vocab]`, or `token_scores.TokenScores`.
 
     Raises:
       ValueError: For packed inputs while decoding, and for segment ids of one
@@ -295,13 +300,11 @@ class Transformer(nn.Module):
           decoder_segment_ids, encoder_segment_ids
       )
     return self.decoder(
-        encoded,
-        decoder_input_tokens,
-        mask,
-        cross_mask,
+        encoded, decoder_input_tokens, mask, cross_mask,
         not enable_dropout,
         decode,
         max_decode_length,
+        score_targets,
     )
 
   def __call__(
@@ -316,12 +319,9 @@ class Transformer(nn.Module):
       *,
       enable_dropout: bool = True,
       decode: bool = False,
+      score_targets=None,
   ):
-    """Runs encoder and decoder; arguments as in `encode` and `decode`.
-
-    Returns:
-      Logits, `<float32>[batch, decoder_length, vocab]`.
-    """
+    """Runs encoder and decoder; arguments and result are theirs."""
     del encoder_positions
     encoded = self.encode(
         encoder_input_tokens, encoder_segment_ids, enable_dropout
@@ -336,4 +336,5 @@ class Transformer(nn.Module):
         decoder_positions,
         enable_dropout,
         decode,
+        score_targets=score_targets,
     )

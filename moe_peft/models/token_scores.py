@@ -1,0 +1,107 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What losses and scores need of logits, without all logits at once.
+
+The logits of 8 rows of 1,024 tokens over 32,000 words are a gigabyte, and their
+gradient another. Losses need four numbers of each token. Where logits are
+large they are made for a part of the row at a time, and made again in the
+backward pass: one more product with the output layer, and the same numbers.
+"""
+
+from collections.abc import Callable
+import math
+
+from flax import linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from moe_peft.core import inject
+
+# Logits that a device makes at a time, and how many it may keep.
+PART, MOST = 2**24, 2**26
+
+Head = Callable[[jax.Array], jax.Array]
+
+
+@struct.dataclass
+class TokenScores:
+  """Of each token, `<float32>[batch, n]`.
+
+  Attributes:
+    target: Logit of the target.
+    log_z: Logarithm of the sum of exponentials of all logits.
+    mean: Mean of all logits.
+    correct: 1 where no logit is larger than the target's, else 0.
+  """
+
+  target: jax.Array
+  log_z: jax.Array
+  mean: jax.Array
+  correct: jax.Array
+
+  @property
+  def loss(self) -> jax.Array:
+    """The cross entropy, in nats."""
+    return self.log_z - self.target
+
+
+def of_logits(logits: jax.Array, targets: jax.Array) -> TokenScores:
+  """The scores of logits.
+
+  Args:
+    logits: `<float>[batch, n, vocab]`.
+    targets: `<int32>[batch, n]`.
+  """
+  logits = logits.astype(jnp.float32)
+  target = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+  # A maximum is at hand in log_z; argmax would cost a CPU a tenth of a step.
+  correct = target >= logits.max(-1)
+  return TokenScores(
+      target,
+      jax.nn.logsumexp(logits, axis=-1),
+      logits.mean(-1),
+      correct.astype(jnp.float32),
+  )
+
+
+def of_features(
+    head: Head, features: jax.Array, targets: jax.Array, vocab_size: int
+) -> TokenScores:
+  """The scores of features, in parts where the logits are large.
+
+  Args:
+    head: Maps `[batch, m, embed]` to `<float>[batch, m, vocab]`; no module.
+    features: `[batch, n, embed]`.
+    targets: `<int32>[batch, n]`.
+    vocab_size: Number of logits of a token.
+  """
+  batch, length = targets.shape
+  # Rows are split over data and experts, the vocabulary over the model.
+  mesh = jax.sharding.get_abstract_mesh().shape
+  logits = batch * length * vocab_size // max(math.prod(mesh.values()), 1)
+  if logits <= MOST:
+    return of_logits(head(features), targets)
+  num_parts = min(length, -(-logits // PART))
+  part = -(-length // num_parts)
+  num_parts = -(-length // part)
+
+  def parts(x):  # Rows stay whole: no device sends any of them.
+    missing = num_parts * part - length
+    x = jnp.pad(x, ((0, 0), (0, missing)) + ((0, 0),) * (x.ndim - 2))
+    return jnp.moveaxis(x.reshape(batch, num_parts, part, *x.shape[2:]), 1, 0)
+
+  score = jax.checkpoint(
+      lambda x: of_logits(head(x[0]), x[1]), prevent_cse=False
+  )
+  scores = jax.lax.map(score, (parts(features), parts(targets)))
+  return jax.tree.map(
+      lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, -1)[:, :length], scores
+  )
+
+
+def are_given_by(module: nn.Module) -> bool:
+  """Whether a network takes `score_targets` and then returns `TokenScores`."""
+  if isinstance(module, inject.AdaptedModule):
+    module = module.module
+  return getattr(type(module), 'SCORES_TARGETS', False)
