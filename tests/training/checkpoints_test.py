@@ -140,7 +140,7 @@ def test_the_identity_is_the_same_on_devices(shape):
   params = {'x': random.normal(size=shape).astype(np.float32)}
   flat = params['x'].reshape(-1).view(np.uint8)
   ends = [x.tobytes() for x in (flat[:4096], flat[-4096:])]
-  (found,) = bases._samples(params).values()
+  found = [base_identity._end(params['x'], side) for side in (1, -1)]
   assert [np.ascontiguousarray(x).tobytes() for x in found] == ends
   mesh = partitioning.make_mesh()
   split = shape and shape[0] % 8 == 0
