@@ -164,6 +164,7 @@ RULES: Mapping[str, Rule] = {
     'DROPOUT_RATE': _RATE,
     'SCAN_LAYERS': _BOOL,
     'REMAT_POLICY': one_of('none', 'minimal', 'full'),
+    'ATTENTION': one_of('auto', 'plain', 'chunked', 'fused'),
     # Optimization.
     'LEARNING_RATE': _SHARE,
     'ROUTER_LEARNING_RATE': _SHARE,

@@ -128,6 +128,7 @@ def _memory_choices(experiment: experiment_lib.Experiment) -> dict[str, Any]:
       'activation_dtype': str(jax.numpy.dtype(config.dtype)),
       'scan_layers': config.scan_layers,
       'remat_policy': config.remat_policy,
+      'attention': config.attention,
   }
 
 

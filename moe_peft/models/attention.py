@@ -16,11 +16,9 @@ from flax.linen import partitioning as nn_partitioning
 import jax
 import jax.numpy as jnp
 
+from moe_peft.models import dot_product
 from moe_peft.models import layers
 from moe_peft.models import rotary
-
-# What a masked logit becomes; float32 softmax never needs a larger one.
-MASKED_LOGIT = -1e10
 
 
 class LayerPositions(NamedTuple):
@@ -38,11 +36,6 @@ class LayerPositions(NamedTuple):
   frequencies: jax.Array
   amplitude: jax.Array
   window: jax.Array | None = None
-
-
-def soft_cap(logits: jax.Array, cap: float) -> jax.Array:
-  """Bounds logits by tanh (arXiv 2408.00118, section 2); 0: not."""
-  return cap * jnp.tanh(logits / cap) if cap else logits
 
 
 def pair_mask(query: jax.Array, key: jax.Array) -> jax.Array:
@@ -87,11 +80,12 @@ class MultiHeadDotProductAttention(nn.Module):
       query has its own.
     logit_scale: Multiplies the logits; None: the initial query kernel is
       divided by `head_dim` instead, as in T5.
-    softcap: Bound of the logits, see `soft_cap`.
+    softcap: Bound of the logits, see `dot_product.soft_cap`.
     biases: Which projections have a bias, letters of 'qkvo'.
     qk_norm: RMSNorm of queries and keys before they are rotated: 'none', 'head'
       (each head by itself) or 'joined' (all heads together).
     norm_epsilon: Of these norms.
+    implementation: One of `dot_product.IMPLEMENTATIONS`.
     dtype: Type of the arithmetic.
     deterministic: Switches dropout off.
     decode: Keeps keys and values in the collection 'cache' and takes one
@@ -110,6 +104,7 @@ class MultiHeadDotProductAttention(nn.Module):
   biases: str = ''
   qk_norm: str = 'none'
   norm_epsilon: float = 1e-6
+  implementation: str = 'auto'
   dtype: Any = jnp.float32
   deterministic: bool = True
   decode: bool = False
@@ -168,12 +163,7 @@ class MultiHeadDotProductAttention(nn.Module):
       )
     if layer_positions is not None and layer_positions.window is not None:
       mask = _within(layer_positions.window, positions, key.shape[1], mask)
-    weights = self._weights(query, key, mask, bias)
-    # n: heads of keys and values; g: queries that share one.
-    weights = weights.reshape(
-        weights.shape[0], kv_heads, -1, *weights.shape[-2:]
-    )
-    attended = jnp.einsum('bngqk,bknd->bqngd', weights, value)
+    attended = self._attend(query, key, value, mask, bias)
     heads = ('joined_kv',) if self.joined_kernels else ('heads', 'kv')
     return layers.DenseGeneral(
         inputs_q.shape[-1],
@@ -183,7 +173,7 @@ class MultiHeadDotProductAttention(nn.Module):
         kernel_distribution='normal',
         use_bias='o' in self.biases,
         name='out',
-    )(attended.reshape(query.shape))
+    )(attended)
 
   def _project(
       self, name: str, num_heads: int, scale: float = 1.0
@@ -212,25 +202,17 @@ class MultiHeadDotProductAttention(nn.Module):
     )(heads.reshape(*heads.shape[:2], -1) if joined else heads)
     return normed.reshape(heads.shape)
 
-  def _weights(self, query, key, mask, bias):
-    """Returns the attention weights `[batch, heads, q_length, kv_length]`."""
-    if self.float32_logits:
-      query, key = query.astype(jnp.float32), key.astype(jnp.float32)
-    batch, length, heads, _ = query.shape
-    query = query.reshape(batch, length, key.shape[-2], -1, self.head_dim)
-    logits = jnp.einsum('bqngd,bknd->bngqk', query, key)
-    logits = logits.reshape(batch, heads, length, -1)
-    if self.logit_scale is not None:
-      logits = logits * self.logit_scale
-    logits = soft_cap(logits, self.softcap)
-    if bias is not None:
-      logits = logits + bias.astype(logits.dtype)
-    if mask is not None:
-      # Where all of a row is masked, as in padding, -inf would make NaN.
-      masked = max(MASKED_LOGIT, float(jnp.finfo(logits.dtype).min))
-      logits = jnp.where(mask, logits, jnp.asarray(masked, logits.dtype))
-    weights = jax.nn.softmax(logits).astype(self.dtype)
-    return layers.length_dropout(self.dropout_rate, self.deterministic)(weights)
+  def _attend(self, query, key, value, mask, bias):
+    """Returns `[batch, q_length, heads, head_dim]`."""
+    keep = None
+    if self.dropout_rate and not self.deterministic:
+      ones = jnp.ones((query.shape[0], self.num_heads, 1, key.shape[1]))
+      keep = layers.length_dropout(self.dropout_rate, False)(ones)
+    options = dot_product.Options(
+        self.dtype, self.implementation, self.logit_scale, self.softcap,
+        self.float32_logits,
+    )
+    return dot_product.attend(query, key, value, mask, bias, keep, options)
 
   def _next_positions(self, length, prefill_lengths):
     """Returns the positions of the inputs, `<int32>[batch or 1, length]`."""

@@ -57,6 +57,7 @@ class DecoderConfig:
     dropout_rate: Rate of every dropout, broadcast over length. The published
       models have none.
     float32_attention_logits: Attention logits in float32 whatever `dtype`.
+    attention: How attention runs, see `dot_product.py`.
     scan_layers: One compiled layer for the stack, with stacked parameters.
     remat_policy: 'none', 'minimal' (keep the results of matrix products
       without batch axes) or 'full' (recompute every layer).
@@ -91,6 +92,7 @@ class DecoderConfig:
   logits_softcap: float = 0.0
   dropout_rate: float = 0.0
   float32_attention_logits: bool = False
+  attention: str = 'auto'
   scan_layers: bool = False
   remat_policy: str = 'none'
 

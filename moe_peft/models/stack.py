@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from moe_peft import errors
 from moe_peft.models import attention
+from moe_peft.models import dot_product
 from moe_peft.models import layers
 from moe_peft.models import token_scores
 
@@ -49,6 +50,12 @@ def check_config(config: Any, sizes: Sequence[str]) -> None:
         f'There is no policy {config.remat_policy!r}.',
         field(config, 'remat_policy'),
         f'Choose from {", ".join(REMAT_POLICIES)}.',
+    )
+  if config.attention not in dot_product.IMPLEMENTATIONS:
+    raise errors.UserError(
+        f'There is no attention {config.attention!r}.',
+        field(config, 'attention'),
+        f'Choose from {", ".join(dot_product.IMPLEMENTATIONS)}.',
     )
   if not 0.0 <= config.dropout_rate < 1.0:
     raise errors.UserError(
@@ -149,6 +156,7 @@ def attend(
       joined_kernels=not cfg.scan_layers,
       dropout_rate=cfg.dropout_rate,
       float32_logits=cfg.float32_attention_logits,
+      implementation=cfg.attention,
       dtype=cfg.dtype,
       deterministic=layer.deterministic,
       decode=decode,
@@ -203,7 +211,7 @@ def output(
   """
 
   def finish(logits):
-    logits = attention.soft_cap(logits / divisor, softcap)
+    logits = dot_product.soft_cap(logits / divisor, softcap)
     names = ('batch', 'length', 'vocab')
     return nn_partitioning.with_sharding_constraint(logits, names)
 

@@ -40,6 +40,7 @@ class T5Config:
     logits_via_embedding: Ties the output layer to the embedding and divides
       the logits by sqrt(emb_dim) (T5 1.0).
     float32_attention_logits: Attention logits in float32 whatever `dtype`.
+    attention: How attention runs, see `dot_product.py`.
     scan_layers: One compiled layer for a whole stack, with stacked parameters
       and one relative position bias per layer, as T5X's `scalable_t5`.
     remat_policy: 'none', 'minimal' (keep the results of matrix products
@@ -62,6 +63,7 @@ class T5Config:
   dropout_rate: float = 0.1
   logits_via_embedding: bool = False
   float32_attention_logits: bool = False
+  attention: str = 'auto'
   scan_layers: bool = False
   remat_policy: str = 'none'
   relative_attention_num_buckets: int = 32
@@ -300,11 +302,8 @@ class Transformer(nn.Module):
           decoder_segment_ids, encoder_segment_ids
       )
     return self.decoder(
-        encoded, decoder_input_tokens, mask, cross_mask,
-        not enable_dropout,
-        decode,
-        max_decode_length,
-        score_targets,
+        encoded, decoder_input_tokens, mask, cross_mask, not enable_dropout,
+        decode, max_decode_length, score_targets,
     )
 
   def __call__(

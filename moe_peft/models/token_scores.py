@@ -9,7 +9,6 @@ backward pass: one more product with the output layer, and the same numbers.
 """
 
 from collections.abc import Callable
-import math
 
 from flax import linen as nn
 from flax import struct
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_peft.core import inject
+from moe_peft.models import parts
 
 # Logits that a device makes at a time, and how many it may keep.
 PART, MOST = 2**24, 2**26
@@ -77,26 +77,12 @@ def of_features(
     vocab_size: Number of logits of a token.
   """
   batch, length = targets.shape
-  # Rows are split over data and experts, the vocabulary over the model.
-  mesh = jax.sharding.get_abstract_mesh().shape
-  logits = batch * length * vocab_size // max(math.prod(mesh.values()), 1)
+  logits = parts.on_a_device(batch * length * vocab_size)
   if logits <= MOST:
     return of_logits(head(features), targets)
-  num_parts = min(length, -(-logits // PART))
-  part = -(-length // num_parts)
-  num_parts = -(-length // part)
-
-  def parts(x):  # Rows stay whole: no device sends any of them.
-    missing = num_parts * part - length
-    x = jnp.pad(x, ((0, 0), (0, missing)) + ((0, 0),) * (x.ndim - 2))
-    return jnp.moveaxis(x.reshape(batch, num_parts, part, *x.shape[2:]), 1, 0)
-
-  score = jax.checkpoint(
-      lambda x: of_logits(head(x[0]), x[1]), prevent_cse=False
-  )
-  scores = jax.lax.map(score, (parts(features), parts(targets)))
-  return jax.tree.map(
-      lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, -1)[:, :length], scores
+  return parts.run(
+      lambda features, targets: of_logits(head(features), targets),
+      length, -(-logits // PART), (features, 1), (targets, 1),
   )
 
 

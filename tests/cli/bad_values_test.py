@@ -53,6 +53,7 @@ VALUES = {
     'DROPOUT_RATE': _RATE,
     'SCAN_LAYERS': _BOOL,
     'REMAT_POLICY': ("'some'", 'None', 'True'),
+    'ATTENTION': ("'some'", 'None', 'True'),
     'LEARNING_RATE': _SHARE,
     'ROUTER_LEARNING_RATE': _SHARE,
     'WARMUP_STEPS': (*_NO_WHOLE, '-1'),

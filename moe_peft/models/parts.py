@@ -1,0 +1,55 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Functions of long rows, run for a part of the rows at a time.
+
+Parts are made again in the backward pass, so nothing inside of them is kept:
+memory of one part, for one more run of the forward pass, and the same numbers.
+Rows stay whole on their devices.
+"""
+
+from collections.abc import Callable
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def on_a_device(size: int) -> int:
+  """Numbers of a device, of an array that is split along all mesh axes."""
+  mesh = jax.sharding.get_abstract_mesh().shape
+  return size // max(math.prod(mesh.values()), 1)
+
+
+def run(
+    function: Callable[..., Any],
+    length: int,
+    num_parts: int,
+    *arrays: tuple[jax.Array, int],
+) -> Any:
+  """Maps parts of arrays to parts of results, which are joined on axis 1.
+
+  Args:
+    function: Of as many arrays.
+    length: Of the axis that is cut.
+    num_parts: Number of parts, about; the last one is filled up with zeros.
+    *arrays: Pairs of an array and its axis that is cut, of size `length`.
+  """
+  part = -(-length // min(length, num_parts))
+  num_parts = -(-length // part)
+
+  def cut(x, axis):
+    missing = [(0, 0)] * x.ndim
+    missing[axis] = (0, num_parts * part - length)
+    shape = (*x.shape[:axis], num_parts, part, *x.shape[axis + 1 :])
+    return jnp.moveaxis(jnp.pad(x, missing).reshape(shape), axis, 0)
+
+  again = jax.checkpoint(lambda x: function(*x), prevent_cse=False)
+  results = jax.lax.map(again, [cut(x, axis) for x, axis in arrays])
+
+  def join(x):
+    x = jnp.moveaxis(x, 0, 1)
+    x = x.reshape(x.shape[0], num_parts * part, *x.shape[3:])
+    return x[:, :length]
+
+  return jax.tree.map(join, results)
