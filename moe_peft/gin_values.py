@@ -163,7 +163,7 @@ RULES: Mapping[str, Rule] = {
     'ACTIVATION_DTYPE': _dtype(),
     'DROPOUT_RATE': _RATE,
     'SCAN_LAYERS': _BOOL,
-    'REMAT_POLICY': one_of('none', 'minimal', 'full'),
+    'REMAT_POLICY': one_of('none', 'minimal', 'full', 'auto'),
     'ATTENTION': one_of('auto', 'plain', 'chunked', 'fused'),
     # Optimization.
     'LEARNING_RATE': _SHARE,

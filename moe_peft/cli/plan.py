@@ -13,8 +13,8 @@ _DESCRIPTION = """\
 Prints, from the gin files alone, what a run would train and what that takes:
 the adapted layers, parameters, bytes of optimizer state and checkpoints,
 multiplications of adapters against their layers, the execution that 'auto'
-takes, drops at uniform routing, and the mesh. No parameter is made and nothing
-is compiled."""
+takes, drops at uniform routing, and the mesh. No parameter is made, and without
+--memory nothing is compiled."""
 
 
 def main(argv: Sequence[str]) -> int | None:
@@ -32,6 +32,11 @@ def main(argv: Sequence[str]) -> int | None:
       '--devices', type=flags.whole_number(1), default=1, metavar='N',
       help='devices to lay out (default: 1)',
   )
+  parser.add_argument(
+      '--memory', action='store_true',
+      help='also compile the step for this machine with every REMAT_POLICY and '
+      'print what a device needs; not with --t5x',
+  )
   parser.add_argument('--json', action='store_true', help='print JSON instead')
   flags.add_gin_flags(parser)
   args = parser.parse_args(argv)
@@ -40,11 +45,24 @@ def main(argv: Sequence[str]) -> int | None:
   from moe_peft.compile import tables
 
   plan = planning.make_plan(_load(args), args.devices)
+  if args.memory:
+    if args.t5x:
+      parser.error('--memory is for the files of moe_peft.train')
+    plan['memory'] = _memory()
   if args.json:
     print(json.dumps(plan, indent=2))
   else:
     tables.show_plan(plan)
   return None
+
+
+def _memory() -> str:
+  """What a device of this machine needs for a step of the loaded files."""
+  from moe_peft.training import experiment
+  from moe_peft.training import remat
+  from moe_peft.training import run
+
+  return remat.summary(remat.figures(experiment.lay_out(run.build())))
 
 
 def _load(args: argparse.Namespace) -> Any:

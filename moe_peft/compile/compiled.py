@@ -21,6 +21,7 @@ from moe_peft.compile import hlo
 from moe_peft.compile import topologies
 from moe_peft.core import quantized
 from moe_peft.training import experiment as experiment_lib
+from moe_peft.training import remat
 from moe_peft.training import train_step
 
 
@@ -55,20 +56,6 @@ def with_execution(
   return dataclasses.replace(experiment, model=model)
 
 
-def compile_step(setup: experiment_lib.Setup) -> Any:
-  """Compiles the training step of a setup made by `experiment.lay_out`.
-
-  Returns:
-    `jax.stages.Compiled`.
-  """
-  # Optax makes small arrays here, which cannot lie on devices that are absent.
-  step = train_step.make_train_step(setup)
-  state = train_step.abstract_state(setup)
-  batch = train_step.abstract_batch(setup)
-  with setup.context():
-    return step.lower(state, setup.frozen, batch).compile()
-
-
 def make_report(
     experiment: experiment_lib.Experiment,
     topology: topologies.Topology,
@@ -100,7 +87,7 @@ def make_report(
   }
   start, cpu = time.monotonic(), time.process_time()
   try:
-    compiled = compile_step(setup)
+    setup, compiled = remat.fitting(setup, topology.chip.hbm_bytes)
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
@@ -109,6 +96,7 @@ def make_report(
       'seconds': round(time.monotonic() - start, 1),
       'cpu_seconds': round(time.process_time() - cpu, 1),
   }
+  report |= _memory_choices(setup.experiment)
   (module,) = compiled.runtime_executable().hlo_modules()
   serialized = module.as_serialized_hlo_module_proto()
   if file is not None:

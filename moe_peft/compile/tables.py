@@ -13,7 +13,7 @@ _MIB = 2**20
 _BYTES = ('B', 'KiB', 'MiB', 'GiB')
 _CHOICES = (
     'batch_size', 'num_microbatches', 'base_dtype', 'activation_dtype',
-    'scan_layers', 'remat_policy',
+    'scan_layers', 'remat_policy', 'attention',
 )
 _SUMMARY = (
     'slice', 'mesh', 'execution', 'base', 'adapters', 'optimizer', 'temp.',
@@ -58,6 +58,8 @@ def show_plan(plan: Mapping[str, Any]) -> None:
       f'mesh: {_mesh(plan)}; {plan["rows_per_data_partition"]} rows of a '
       'microbatch for each data partition'
   )
+  if 'memory' in plan:
+    console.print(f'memory of a step by REMAT_POLICY: {plan["memory"]}')
   table = _table('sites', 'layers', 'experts', 'parameters', 'cost', 'drops')
   table.caption = _PLAN_NOTE
   for row in plan['sites']:

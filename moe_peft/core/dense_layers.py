@@ -13,6 +13,7 @@ import dataclasses
 from typing import Any
 
 from flax import linen as nn
+from flax.core import meta
 import jax
 
 from moe_peft.core import sites
@@ -71,7 +72,8 @@ class DenseLayer:
 
   def frozen(self) -> dict[str, jax.Array]:
     """The layer's own parameters, see `sites.Site.frozen`; once it has run."""
-    params = self.module.variables.get('params', {})
+    # Opened, where they are quantized.
+    params = meta.unbox(self.module.variables.get('params', {}))
     features = self.flat_inputs().shape[-1]
     shapes = {'kernel': (features, -1), 'bias': (-1,)}
     return {

@@ -60,7 +60,7 @@ class DecoderConfig:
     attention: How attention runs, see `dot_product.py`.
     scan_layers: One compiled layer for the stack, with stacked parameters.
     remat_policy: 'none', 'minimal' (keep the results of matrix products
-      without batch axes) or 'full' (recompute every layer).
+      without batch axes), 'full' (recompute every layer) or 'auto'.
   """
 
   vocab_size: int

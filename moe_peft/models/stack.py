@@ -22,10 +22,13 @@ from moe_peft.models import layers
 from moe_peft.models import token_scores
 
 # What each policy keeps from the forward pass; None recomputes everything.
+# training/remat.py puts one of the others in the place of 'auto'; where nothing
+# is trained it keeps everything, as 'none'.
 REMAT_POLICIES = {
     'none': None,
     'minimal': jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
     'full': None,
+    'auto': None,
 }
 
 # Where the layer axis stands in the parameters of a scanned stack.
@@ -257,7 +260,7 @@ def run_stack(
   Returns:
     `[batch, length, embed]`.
   """
-  if config.remat_policy != 'none':
+  if config.remat_policy not in ('none', 'auto'):
     layer_class = nn_partitioning.remat(
         layer_class,
         prevent_cse=not config.scan_layers,

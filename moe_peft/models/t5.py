@@ -44,7 +44,7 @@ class T5Config:
     scan_layers: One compiled layer for a whole stack, with stacked parameters
       and one relative position bias per layer, as T5X's `scalable_t5`.
     remat_policy: 'none', 'minimal' (keep the results of matrix products
-      without batch axes) or 'full' (recompute every layer).
+      without batch axes), 'full' (recompute every layer) or 'auto'.
     relative_attention_num_buckets: Buckets of the relative position bias.
     relative_attention_max_distance: Longer distances share a bucket.
     relative_bias_per_layer: One relative position bias per layer (umT5), which

@@ -71,6 +71,12 @@ def _check_settings_of_t5x() -> None:
         'adapters are made.', where='STARTS_FROM_BASE',
         remedy='Train it with python -m moe_peft train.',
     )
+  if macro('REMAT_POLICY') == 'auto':
+    raise errors.UserError(
+        'T5X compiles its step once; moe_peft.train finds what fits.',
+        where='REMAT_POLICY',
+        remedy="Use 'none', 'minimal' or 'full'.",
+    )
   if macro('BASE_DTYPE') in quantized.KINDS:
     raise errors.UserError(
         'T5X restores a base as floats; moe_peft.train quantizes one.',

@@ -25,6 +25,7 @@ from moe_peft.training import checkpoints
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import metrics as metrics_lib
 from moe_peft.training import progress as progress_lib
+from moe_peft.training import remat
 from moe_peft.training import train_step
 
 _logger = logging.getLogger(__name__)
@@ -139,7 +140,7 @@ def _run_steps(setup, state, first_step, data, notes, checkpointer, evaluate,
                log, progress, stopped):
   """Runs the steps that are left."""
   experiment = setup.experiment
-  step_fn = train_step.make_train_step(setup)
+  step_fn = train_step.make_train_step(remat.for_training(setup))
   sharding = partitioning.batch_sharding(setup.mesh)
   batches = {}  # Of the last steps with a row.
 

@@ -17,6 +17,7 @@ from moe_peft.compile import costs
 from moe_peft.compile import hlo
 from moe_peft.compile import topologies
 from moe_peft.training import experiment as experiment_lib
+from moe_peft.training import remat
 from moe_peft.training import train_step
 from tests import refusals
 from tests.training import tiny
@@ -70,6 +71,14 @@ def test_a_layout_is_what_a_run_gets(tmp_path):
   assert costs.bytes_on_device(lora_a) == 4 * 16 * 2 * 4 // 2
   kernel = {'x': setup.frozen[path + 'kernel']}
   assert costs.bytes_on_device(kernel) == 16 * 16 * 4 // 4
+
+
+def test_what_a_user_decides_about_memory_is_in_the_report(tmp_path):
+  """Also of a base whose type is none of JAX."""
+  experiment = tiny.experiment(tmp_path, BASE_DTYPE='nf4', ATTENTION='chunked')
+  choices = compiled._memory_choices(experiment)
+  assert choices['base_dtype'] == 'nf4'
+  assert choices['attention'] == 'chunked'
 
 
 @needs_libtpu
@@ -155,7 +164,7 @@ def test_flops_are_those_of_the_traced_step(tmp_path):
       **{'t5.T5Config.num_encoder_layers': 3},
   )
   setup = experiment_lib.lay_out(experiment, jax.devices()[:1])
-  executable = compiled.compile_step(setup).runtime_executable()
+  executable = remat.compile_step(setup).runtime_executable()
   (module,) = executable.hlo_modules()
   program = hlo.Program(module.as_serialized_hlo_module_proto())
   counted = costs.count(setup, program, topologies.find('v5e-1'))
