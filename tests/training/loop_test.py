@@ -359,11 +359,19 @@ def test_routers_may_follow_the_step(tmp_path):
   )
 
 
-def test_the_base_may_be_stored_in_bfloat16(tmp_path):
+@pytest.mark.parametrize(
+    ('base_dtype', 'options'),
+    [('bfloat16', {}),
+     ('int8', {'ATTENTION': 'chunked', 'REMAT_POLICY': 'auto'})],
+)
+def test_the_base_may_be_stored_in_less(tmp_path, base_dtype, options):
   setup, state, rows = train(
-      tiny.experiment(tmp_path, BASE_DTYPE='bfloat16', TRAIN_STEPS=2)
+      tiny.experiment(
+          tmp_path, BASE_DTYPE=base_dtype, TRAIN_STEPS=2, **options
+      )
   )
-  assert {str(x.dtype) for x in setup.frozen.values()} == {'bfloat16'}
+  kinds = {str(x.dtype) for x in setup.frozen.values()}
+  assert kinds == {'bfloat16', base_dtype}
   assert {str(x.dtype) for x in state.params.values()} == {'float32'}
   assert all(np.isfinite(losses(rows)))
 
