@@ -116,7 +116,10 @@ def to_hf(
 def _written(config: decoder_config.DecoderConfig) -> dict[str, Any]:
   """A `config.json` of the first family that has such a model."""
   layout = 'scan' if config.scan_layers else 't5'
-  same = ('dtype', 'dropout_rate', 'remat_policy', 'float32_attention_logits')
+  same = (  # What changes how it runs, not what it is.
+      'dtype', 'dropout_rate', 'remat_policy', 'attention',
+      'float32_attention_logits',
+  )
   for kind in families.FAMILIES:
     written = {
         'model_type': kind,
