@@ -390,7 +390,7 @@ def test_logits_at_the_targets_alone_change_neither_loss_nor_gradient():
     return grads, metrics, model.score(params, batch)
 
   scores = jax.eval_shape(short.predict, params, batch)[0]
-  assert scores.loss.shape == (3, 5)
+  assert scores.target.shape == (3, 5)
   expected, actual = (
       jax.jit(functools.partial(run, model))(params) for model in (full, short)
   )
@@ -403,7 +403,7 @@ def test_logits_at_the_targets_alone_change_neither_loss_nor_gradient():
   # A packed row has the targets of several examples.
   packed = batch | {'decoder_positions': jnp.zeros_like(ids)}
   scores = jax.eval_shape(short.predict, params, packed)[0]
-  assert scores.loss.shape == (3, 8)
+  assert scores.target.shape == (3, 8)
 
 
 @pytest.mark.parametrize(
