@@ -34,7 +34,7 @@ def train(experiment, evaluate=lambda step, params: None):
   setup = experiment_lib.prepare(experiment)
   # The loop donates the fresh parameters: keep a copy to compare with.
   fresh = {name: np.array(value) for name, value in setup.trainable.items()}
-  frozen = {name: np.array(value) for name, value in setup.frozen.items()}
+  frozen = jax.tree.map(np.array, dict(setup.frozen))
   with contextlib.closing(loop.open_checkpoints(setup)) as checkpointer:
     state = loop.train(setup, checkpointer, evaluate)
   assert_bit_equal(jax.device_get(setup.frozen), frozen)
