@@ -48,7 +48,7 @@ VALUES = {
     'PARAM_BUDGET': (*_NO_NUMBER, '0', '-0.5'),
     'BUDGET_MACRO': _TEXT,
     'INITIAL_CHECKPOINT_PATH': _PATH,
-    'BASE_DTYPE': _DTYPE,
+    'BASE_DTYPE': tuple(x for x in _DTYPE if x != "'int8'"),
     'ACTIVATION_DTYPE': _DTYPE,
     'DROPOUT_RATE': _RATE,
     'SCAN_LAYERS': _BOOL,
