@@ -125,12 +125,13 @@ class BlockRule(OutputRule):
 class AdaptedModule(nn.Module):
   """A Linen model with adapters on the layers that `rules` name.
 
-  It has the parameters, methods and call signatures of `module`. Two keyword
+  It has the parameters, methods and call signatures of `module`. Three keyword
   arguments are its own, on every method: `step` (`<int32>[]`, for routers whose
-  number of experts grows while training), and `adapters`. With `adapters=False`
-  (static) the same parameters give the pass of the bare model, to the last bit:
-  no adapter runs, is made or sows anything. So one set of parameters is both
-  the model that trains and the one it is compared with.
+  number of experts grows while training), `in_prompt` (`<int32>[batch,
+  length]`, 1 for the prompt in the rows of a decoder), and `adapters`. With
+  `adapters=False` (static) the same parameters give the pass of the bare model,
+  to the last bit: no adapter runs, is made or sows anything. So one set of
+  parameters is both the model that trains and the one it is compared with.
 
   Attributes:
     module: The model.
@@ -150,10 +151,12 @@ class AdaptedModule(nn.Module):
       nn.share_scope(self, self.module)
 
   @nn.compact
-  def __call__(self, *args, step=None, adapters=True, **kwargs):
+  def __call__(
+      self, *args, step=None, in_prompt=None, adapters=True, **kwargs
+  ):
     if not adapters:
       return self.module(*args, **kwargs)
-    injection = _Injection(self, step)
+    injection = _Injection(self, step, in_prompt)
     run = lambda: injection.run(self.module, *args, **kwargs)
     result = run()
     for rule in self.rules:
@@ -161,16 +164,22 @@ class AdaptedModule(nn.Module):
     return result
 
   @nn.compact
-  def encode(self, *args, step=None, adapters=True, **kwargs):
+  def encode(
+      self, *args, step=None, in_prompt=None, adapters=True, **kwargs
+  ):
     if not adapters:
       return self.module.encode(*args, **kwargs)
-    return _Injection(self, step).run(self.module.encode, *args, **kwargs)
+    injection = _Injection(self, step, in_prompt)
+    return injection.run(self.module.encode, *args, **kwargs)
 
   @nn.compact
-  def decode(self, *args, step=None, adapters=True, **kwargs):
+  def decode(
+      self, *args, step=None, in_prompt=None, adapters=True, **kwargs
+  ):
     if not adapters:
       return self.module.decode(*args, **kwargs)
-    return _Injection(self, step).run(self.module.decode, *args, **kwargs)
+    injection = _Injection(self, step, in_prompt)
+    return injection.run(self.module.decode, *args, **kwargs)
 
   @property
   def scan_layers(self) -> bool:
@@ -186,8 +195,11 @@ class _Injection:
   would be intercepted in its turn, without end.
   """
 
-  def __init__(self, adapted: AdaptedModule, step: jax.Array | None):
-    self._adapted, self._step = adapted, step
+  def __init__(
+      self, adapted: AdaptedModule, step: jax.Array | None,
+      in_prompt: jax.Array | None,
+  ):
+    self._adapted, self._step, self._in_prompt = adapted, step, in_prompt
     self._rules = [(sites.compile_path(r.path), r) for r in adapted.rules]
     self.arguments: dict[str, Any] = {}
     self._matched: set[OutputRule] = set()
@@ -293,7 +305,8 @@ class _Injection:
 
   def _tokens(self, site: sites.Site) -> tokens_lib.Tokens:
     """Describes the tokens that pass through the site."""
-    call = tokens_lib.Call(self.arguments, sites.reads_encoder(site.path))
+    arguments = {**self.arguments, 'in_prompt': self._in_prompt}
+    call = tokens_lib.Call(arguments, sites.reads_encoder(site.path))
     tokens = self._adapted.describe_tokens(call)
     if not isinstance(tokens, tokens_lib.Tokens):
       raise errors.UserError(

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from moe_peft import errors
 from moe_peft.core import low_rank
+from moe_peft.core import prompt_means
 from moe_peft.core import tokens as tokens_lib
 
 KERNEL_INIT = nn.initializers.normal(stddev=2e-2)
@@ -122,8 +123,9 @@ class HeadScores(TokenScores):
 class SequenceScores(TokenScores):
   """Logits of each example: the mean logits of its real tokens.
 
-  In a decoder those of the encoder's outputs, since a mean over the decoder
-  itself would see later tokens.
+  In a decoder, where a mean over the row would see later tokens, those of the
+  prompt: of the encoder's outputs, or, without an encoder, of the prompt's
+  tokens so far (prompt_means.py).
   """
 
   @property
@@ -140,34 +142,39 @@ class SequenceScores(TokenScores):
     if product is None:
       rows = low_rank.rows(self.kernel(router, source.shape[-1], axis))
       product = low_rank.project(source.astype(jnp.float32), rows)
-    return pool(product, tokens, router.reads.causal)
+    return self.mean(router, product, tokens)
 
   def source(self, router, inputs, tokens) -> tuple[jax.Array, str]:
-    """Returns what is scored, <float>[batch, n, features], and its axis.
+    """Returns what is scored, <float>[batch, n, features], and its axis."""
+    if router.reads.causal and tokens.prompt is not None:
+      return tokens.prompt, 'embed'
+    return inputs, router.reads.axis
 
-    Raises:
-      errors.UserError: In a decoder without an encoder.
+  def mean(self, router, features, tokens) -> jax.Array:
+    """Means of features of `source`.
+
+    The mean of the logits is the logit of the mean token, and smaller.
+
+    Args:
+      router: The router.
+      features: <float32>[batch, n, k].
+      tokens: Padding, packing and prompt.
+
+    Returns:
+      <float32>[batch, length, k] if the tokens of a row differ, else
+      [batch, 1, k].
     """
     if not router.reads.causal:
-      return inputs, router.reads.axis
-    if tokens.prompt is None:
-      raise errors.UserError(
-          "Scores of sequences read the encoder's outputs in a decoder, and "
-          'this model has none; a mean over the decoder itself would see later '
-          'tokens.',
-          where='scores.SequenceScores',
-          remedy='Use a method that routes tokens, or restrict SITES to '
-          'encoder layers.',
-      )
-    return tokens.prompt, 'embed'
+      return pool(features, tokens, from_prompt=False)
+    if tokens.prompt is not None:
+      return pool(features, tokens, from_prompt=True)
+    return prompt_means.so_far(router, features, tokens)
 
 
 def pool(
     features: jax.Array, tokens: tokens_lib.Tokens, from_prompt: bool
 ) -> jax.Array:
   """Mean of the packed example, or row, that each token belongs to.
-
-  The mean of the logits is the logit of the mean token, and smaller.
 
   Args:
     features: <float32>[batch, source_length, n], of the prompt or of the

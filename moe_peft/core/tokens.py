@@ -31,6 +31,11 @@ class Tokens:
       the sites of a decoder; None elsewhere.
     prompt_valid: <bool>[batch, prompt_length], or None.
     prompt_segment_ids: <int32>[batch, prompt_length], or None.
+    in_prompt: <bool>[batch, length], at the sites of a decoder without an
+      encoder: which tokens are the prompt's and no padding. None elsewhere, in
+      steps of decoding, and where nothing says it.
+    cached: Whether the model keeps what it has read for its next call, as in
+      decoding.
     step: <int32>[], the training step, or None.
     known: Whether anything said which tokens are padding.
   """
@@ -40,6 +45,8 @@ class Tokens:
   prompt: jax.Array | None = None
   prompt_valid: jax.Array | None = None
   prompt_segment_ids: jax.Array | None = None
+  in_prompt: jax.Array | None = None
+  cached: bool = struct.field(pytree_node=False, default=False)
   step: jax.Array | None = None
   known: bool = struct.field(pytree_node=False, default=True)
 
@@ -101,7 +108,9 @@ def t5x_tokens(call: Call) -> Tokens:
   """Describes the tokens of models with T5X's signature.
 
   Those are models that are called with `encoder_input_tokens`,
-  `decoder_target_tokens` and their `..._segment_ids`: see `real`.
+  `decoder_target_tokens` and their `..._segment_ids`: see `real`. Of a decoder
+  alone `in_prompt` says which tokens are the prompt's, or, as in a prefix LM,
+  `decoder_causal_attention`; without either all are.
 
   Args:
     call: The call.
@@ -125,12 +134,30 @@ def t5x_tokens(call: Call) -> Tokens:
       prompt_valid=None if prompt is None else prompt_valid,
       prompt_segment_ids=None if prompt is None else prompt_ids,
   )
-  if targets is None or arguments.get('decode', False):
+  if arguments.get('decode', False):
     # In one step of decoding the only token is real, even if its id is 0.
+    return tokens.replace(cached=True)
+  if targets is None:
     return tokens
-  return tokens.replace(
+  tokens = tokens.replace(
       valid=real(targets), segment_ids=arguments.get('decoder_segment_ids')
   )
+  return tokens if inputs is not None else _with_prompt(tokens, arguments)
+
+
+def _with_prompt(tokens: Tokens, arguments: Mapping[str, Any]) -> Tokens:
+  """Adds which tokens of a decoder alone are the prompt's."""
+  if arguments.get('prefill', False):
+    # T5X leaves the last token of the prompt to the first step of decoding.
+    positions = jnp.arange(tokens.valid.shape[1])
+    in_prompt = positions < arguments['prefill_lengths'][:, None]
+    return tokens.replace(in_prompt=in_prompt, cached=True)
+  given = arguments.get('in_prompt')
+  if given is None:
+    given = arguments.get('decoder_causal_attention')
+  if given is None:
+    return tokens.replace(in_prompt=tokens.valid)
+  return tokens.replace(in_prompt=real(given) & tokens.valid)
 
 
 def tokens_argument(

@@ -132,14 +132,12 @@ class Experts(Routed):
     weights = x.new_ones(*x.shape[:2], 1)
     if self.spec['router'] is not None:
       weights = self.route(outputs).to(x.dtype)
-    if self.spec['merged']:
-      # The same weights at all positions: one network for each row.
-      down, down_bias, up, up_bias = (
-          torch.einsum('be,e...->b...', weights[:, 0], parameter)
-          for parameter in (self.down, self.down_bias, self.up, self.up_bias)
+    if self.spec['merged']:  # Parameters are averaged, not outputs.
+      merged = lambda x, kernels: torch.einsum(
+          'bli,eoi,ble->blo', x, kernels, weights
       )
-      hidden = function(x @ down.mT + down_bias.unsqueeze(1))
-      return hidden @ up.mT + up_bias.unsqueeze(1)
+      hidden = function(merged(x, self.down) + weights @ self.down_bias)
+      return merged(hidden, self.up) + weights @ self.up_bias
     hidden = torch.einsum('bli,eri->bler', x, self.down) + self.down_bias
     hidden = function(hidden) * weights.unsqueeze(-1)
     update = torch.einsum('bler,eor->blo', hidden, self.up)
@@ -204,6 +202,9 @@ def make_experts(spec):
 def connect(model):
   """Lets all experts of a model see what they read besides their layer."""
   context = Context()
+  if not model.config.is_encoder_decoder:
+    decoder = model.get_decoder()
+    decoder.register_forward_pre_hook(context.read_alone, with_kwargs=True)
   for name, module in model.named_modules():
     leaf = name.rpartition('.')[2]
     if leaf == 'encoder':

@@ -13,14 +13,24 @@ import torch.nn.functional as F
 
 
 class Context:
-  """What experts read besides their layer: the encoder and its padding.
+  """What experts read besides their layer: the encoder, padding, the prompt.
 
   Attributes:
-    encoded: Outputs of the encoder, `[batch, length, features]`.
-    mask: 1 for real tokens of the encoder, `[batch, length]`; None: all are.
+    encoded: Outputs of the encoder, `[batch, length, features]`; None without
+      one.
+    mask: 1 for real tokens of the encoder, or of a decoder that has none,
+      `[batch, length]`; None: all are.
+    answers: Whether a decoder alone goes on after what it has cached.
   """
 
   encoded = mask = None
+  answers = False
+
+  def read_alone(self, module, args, kwargs):
+    """Runs before a decoder without an encoder."""
+    self.mask = kwargs.get('attention_mask')
+    cache = kwargs.get('past_key_values', kwargs.get('cache'))
+    self.answers = cache is not None and cache.get_seq_length() > 0
 
   def read_encoder(self, module, args, kwargs):
     """Runs before the encoder."""
@@ -35,6 +45,8 @@ class Context:
     """The mask as float32 `[batch, length, 1]`."""
     if self.mask is None:
       return features.new_ones(*features.shape[:2], 1, dtype=torch.float32)
+    if getattr(self.mask, 'ndim', 0) != 2:
+      raise ValueError('these experts need an attention mask [batch, length]')
     return (self.mask > 0).float().unsqueeze(-1)
 
 
@@ -99,14 +111,13 @@ class Routed(nn.Module):
       units = router.get('units', 1)
       return logits if units == 1 else logits.unflatten(-1, (units, -1))
     length = features.shape[1]
-    if source == 'prompt':
+    if source == 'prompt' and self.context.encoded is not None:
       features = self.context.encoded.float()
-    weights = self.context.weights(features)
-    mean = lambda x: (x * weights).sum(1, True) / weights.sum(1, True).clamp(1)
     if not router.get('normed'):
-      return mean(F.linear(features, kernel)).expand(-1, length, -1)
+      means = self.mean(F.linear(features, kernel))
+      return means.expand(-1, length, -1)
     columns = _normed(kernel) * self.router_columns.float()
-    features = _normed(mean(features)) * self.router_scale.float()
+    features = _normed(self.mean(features)) * self.router_scale.float()
     logits = F.linear(features, columns) + self.router_bias.float()
     return logits.expand(-1, length, -1)
 
@@ -133,6 +144,25 @@ class Routed(nn.Module):
     count = (room + place * ordered > sums).sum(-1, True)
     threshold = (sums.gather(-1, count - 1) - room) / count
     return F.relu(logits - threshold) / room
+
+  def mean(self, x):
+    """The mean of a row, `[batch, 1, n]`.
+
+    In a decoder alone, of the prompt up to each token, `[batch, length, n]`.
+    What comes after the first call with a cache is the answer, and has the mean
+    of the whole prompt.
+    """
+    context = self.context
+    prompt = self.spec['router']['sequence'] == 'prompt'
+    if not prompt or context.encoded is not None:
+      weights = context.weights(x)
+      return (x * weights).sum(1, True) / weights.sum(1, True).clamp(1)
+    if not context.answers:
+      weights = context.weights(x)
+      means = (x * weights).cumsum(1) / weights.cumsum(1).clamp(1)
+      self.seen['prompt'] = means[:, -1:].detach()
+      return means
+    return self.seen['prompt'].expand(-1, x.shape[1], -1)
 
   def chosen(self, probs):
     """1 where an expert takes a token of its row, as many as it has slots."""

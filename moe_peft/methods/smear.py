@@ -8,7 +8,8 @@
 Parameters are averaged, not outputs. From the paper's code: the normed columns
 of the router's kernel with scale 0.01, dropout 0.1 on whole experts followed
 by normalization, 8 bottleneck adapters; in a decoder the mean is that of the
-encoder's outputs. Packed rows hold several sequences and are refused.
+encoder's outputs. Ours: the mean of the prompt so far in a decoder without an
+encoder, where tokens have adapters of their own, as packed examples have.
 """
 
 from collections.abc import Callable
@@ -19,10 +20,10 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from moe_peft import errors
 from moe_peft.core import routing
 from moe_peft.core import scores
 from moe_peft.core import selection
+from moe_peft.core import tokens as tokens_lib
 from moe_peft.methods import bottleneck
 
 
@@ -34,7 +35,7 @@ class NormedScores(scores.SequenceScores):
     return None
 
   def logits(self, router, inputs, tokens, product):
-    """Returns <float32>[batch, 1, num_experts]."""
+    """As of `SequenceScores`."""
     source, axis = self.source(router, inputs, tokens)
     features, num_experts = source.shape[-1], router.num_experts
     kernel = self.kernel(router, features, axis)
@@ -47,7 +48,7 @@ class NormedScores(scores.SequenceScores):
     scale = router.param_with_axes(
         'scale', nn.initializers.ones, (features,), (axis,)
     )
-    mean = scores.pool(source, tokens, router.reads.causal)
+    mean = self.mean(router, source.astype(jnp.float32), tokens)
     columns = layer_norm(kernel, 0) * column_scale[:, None]
     return (layer_norm(mean, -1) * scale) @ columns + bias
 
@@ -71,26 +72,33 @@ class SMEAR(bottleneck.Bottleneck):
     """Returns the adapted outputs, <float>[batch, length, out_features]."""
     del inputs
     self.require_all_experts('experts are merged before any token meets them.')
-    if tokens is not None and tokens.segment_ids is not None:
-      raise errors.UserError(
-          'SMEAR merges one adapter for each row, but the rows are packed.',
-          where='PACKING',
-          remedy='Switch packing off (PACKING = False).',
-      )
+    tokens = tokens_lib.Tokens() if tokens is None else tokens
     dtype = self.dtype or outputs.dtype
-    experts = self.kernels(outputs.shape[-1])
+    down, down_bias, up, up_bias = (
+        x.astype(dtype) for x in self.kernels(outputs.shape[-1])
+    )
     axis = self.site.kernel_axis_names[1]
     decision = self.route(outputs, tokens, in_axis=axis)
-    weights = jnp.ones((len(outputs), 1))
+    weights = jnp.ones((len(outputs), 1, 1), dtype)
     if decision is not None:
-      weights = decision.combine_weights[:, 0]
-    down, down_bias, up, up_bias = (
-        jnp.einsum('be,e...->b...', weights, x).astype(dtype) for x in experts
+      weights = decision.combine_weights.astype(dtype)
+    if not self._tokens_differ(tokens):
+      weights = weights[:, :1]
+    # Where a row has one adapter, einsum merges the kernels first.
+    letters = 'bne' if weights.shape[1] == 1 else 'ble'
+    merged = lambda x, kernels: jnp.einsum(
+        f'bli,eio,{letters}->blo', x, kernels, weights
     )
-    hidden = outputs.astype(dtype) @ down + down_bias[:, None]
+    hidden = merged(outputs.astype(dtype), down) + weights @ down_bias
     hidden = getattr(jax.nn, self.activation)(hidden)
-    update = hidden @ up + up_bias[:, None]
+    update = merged(hidden, up) + weights @ up_bias
     return outputs + update.astype(outputs.dtype)
+
+  @nn.nowrap
+  def _tokens_differ(self, tokens: tokens_lib.Tokens) -> bool:
+    """Whether tokens of a row may have adapters of their own."""
+    alone = self.site.causal and tokens.prompt is None
+    return alone or tokens.segment_ids is not None
 
 
 def layer_norm(x: jax.Array, axis: int) -> jax.Array:

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from moe_peft.core import inject
 from moe_peft.models import dataset_ids
 from moe_peft.models import decoding
 from moe_peft.models import language_model
@@ -61,6 +62,12 @@ class DecoderOnlyModel(language_model.LanguageModel):
   def packing(self, batch: Batch) -> dict[str, Array]:
     # Rows of one example have segment ids too: 1, and 0 for padding.
     return super().packing(batch) if 'decoder_positions' in batch else {}
+
+  def apply(self, params: Params, batch: Batch, *args: Any, **options: Any):
+    # Routers may ask which tokens are the prompt; bare networks do not.
+    if isinstance(self.module, inject.AdaptedModule):
+      options['in_prompt'] = batch.get('decoder_causal_attention')
+    return super().apply(params, batch, *args, **options)
 
   def predict(self, params: Params, batch: Batch, **options: Any):
     if self.target_length is None or self.packing(batch):

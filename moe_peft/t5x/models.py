@@ -7,6 +7,7 @@ They stand in the place of T5X's `EncoderDecoderModel` and `DecoderOnlyModel`.
 
 from collections.abc import Mapping, Sequence
 import copy
+import dataclasses
 import functools
 from typing import Any
 
@@ -18,6 +19,7 @@ from t5x import metrics as t5x_metrics
 from t5x import models as t5x_models
 
 from moe_peft import errors
+from moe_peft.core import inject
 from moe_peft.core import losses
 from moe_peft.core import tokens
 from moe_peft.data import converters
@@ -214,7 +216,13 @@ class AdaptedDecoderOnlyModel(_AdapterLosses, t5x_models.DecoderOnlyModel):
     batch = {**batch, 'decoder_target_tokens': segment_ids}
     if 'decoder_positions' not in batch:  # One example a row.
       del batch['decoder_segment_ids']
-    return super()._compute_logits(params, batch, *args, **kwargs)
+    model = copy.copy(self)
+    if isinstance(self.module, inject.AdaptedModule):
+      in_prompt = batch['decoder_causal_attention']
+      model.module = _WithPrompt(self.module, in_prompt)
+    return t5x_models.DecoderOnlyModel._compute_logits(
+        model, params, batch, *args, **kwargs
+    )
 
   def predict_batch_with_aux(
       self, params: Any, batch: Batch, *args: Any, **kwargs: Any
@@ -229,3 +237,19 @@ class AdaptedDecoderOnlyModel(_AdapterLosses, t5x_models.DecoderOnlyModel):
     return t5x_models.DecoderOnlyModel.predict_batch_with_aux(
         model, params, {**batch, 'decoder_input_tokens': ids}, *args, **kwargs
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _WithPrompt:
+  """An adapted decoder that is told which tokens are the prompt.
+
+  Attributes:
+    module: The network.
+    in_prompt: `<int32>[batch, length]`.
+  """
+
+  module: inject.AdaptedModule
+  in_prompt: jax.Array
+
+  def apply(self, *args: Any, **kwargs: Any) -> Any:
+    return self.module.apply(*args, **kwargs, in_prompt=self.in_prompt)

@@ -89,8 +89,6 @@ def test_a_network_of_the_user_as_documented(tmp_path, monkeypatch, capsys):
         ('--gin_file=gin/methods/molora.gin', ['MODULE', '--gin_file']),
         ('--gin_file=configs/quickstart.gin --gin.NUM_EXPERTS=0',
          ['NUM_EXPERTS']),
-        ('--gin_file=configs/quickstart.gin --gin.PACKING=True '
-         '--gin_file=gin/methods/smear.gin', ['PACKING']),
     ],
 )
 def test_what_cannot_be_checked_is_refused(refusals, words, names):

@@ -317,7 +317,7 @@ SMALL = capacity.Capacity(expert_capacity=1, group_size=3, at_evaluation=True)
         (dict(select=selection.Soft(dropout=1.0)), 'GATE_DROPOUT', ['1.0']),
         (dict(scores=scores.HeadScores()), 'scores.HeadScores',
          ['TokenScores']),
-        (SEQUENCE, 'scores.SequenceScores', ['SITES']),
+        (SEQUENCE, 'inject.AdaptedModule.describe_tokens', ['SITES']),
         (dict(select=expert_choice.ChooseTokens(), capacity=LIMIT), 'SITES',
          []),
         (dict(select=expert_choice.ChooseTokens(), causal=False),

@@ -327,11 +327,8 @@ METHODS['all_kinds_t5'] = (
         '.*/wo', mixlora.MixLoRA, kind=inject.BlockRule, num_experts=3, rank=2
     ),
 )
-# Those of encoders, or routed by what only an encoder gives.
-T5_ONLY = (
-    'lora_two_ranks', 'molora_options', 'molora_sentence', 'sentence_top1',
-    'smear', 'expert_choice', 'all_kinds_t5',
-)
+# Those of encoders.
+T5_ONLY = ('lora_two_ranks', 'molora_options', 'expert_choice', 'all_kinds_t5')
 
 
 def methods_of(family):

@@ -15,6 +15,8 @@ FAST = [
     ('all_kinds', 'llama', 'full'),
     ('all_kinds', 'phi4_mini', 'peft'),
     ('lora', 'gemma3', 'merged'),
+    ('smear', 'llama', 'full'),
+    ('molora_sentence', 'phi3', 'full'),
 ]
 # `python -m tests.hf.parity` has all cells.
 SLOW = [

@@ -285,12 +285,18 @@ def test_smear_merges_parameters():
   close(apply(adapter, params, X, Y, tokens), want)
 
 
-def test_smear_refuses_packed_rows():
-  ids = jnp.ones((B, L), jnp.int32)
-  with refused('PACKING'):
-    smear.SMEAR(site=SITE, num_experts=E).init(
-        jax.random.key(0), X, Y, tokens_lib.Tokens(segment_ids=ids)
-    )
+def test_smear_merges_for_each_packed_example():
+  adapter = smear.SMEAR(site=SITE, num_experts=E, rank=R)
+  params = filled(adapter)
+  ids = jnp.broadcast_to(jnp.where(jnp.arange(L) < 2, 1, 2), (B, L))
+  tokens = tokens_lib.Tokens(segment_ids=ids)
+  want = [
+      apply(adapter, params, X[:, part], Y[:, part], tokens_lib.Tokens())
+      for part in (slice(2), slice(2, None))
+  ]
+  close(
+      apply(adapter, params, X, Y, tokens), np.concatenate(want, axis=1)
+  )
 
 
 def test_adamix():

@@ -13,6 +13,7 @@ from moe_peft.data import vocabularies
 from moe_peft.models import decoder_only
 from tests import small_tokenizers
 from tests.models import decoder_test
+from tests.models import prompt_routing_test
 
 pytest.importorskip('t5x')
 pytestmark = pytest.mark.t5x
@@ -21,8 +22,17 @@ INPUTS = [[0, 0, 7, 0], [9, 0], [12, 3, 5, 6]]
 TARGETS = [[5, 0, 0], [0, 7], [0]]
 
 
-@pytest.mark.parametrize('bos_id', [None, 3])
-def test_both_engines_give_the_same_answers_and_scores(bos_id, tmp_path):
+@pytest.mark.parametrize(
+    ('bos_id', 'network'),
+    [
+        (None, decoder_test),
+        (3, decoder_test),
+        (3, prompt_routing_test),  # Both engines know which ids are the prompt.
+    ],
+)
+def test_both_engines_give_the_same_answers_and_scores(
+    bos_id, network, tmp_path
+):
   from moe_peft.t5x import models
 
   words = small_tokenizers.word_level(['!', *'abcdefghij'], 0, 'a')
@@ -32,7 +42,7 @@ def test_both_engines_give_the_same_answers_and_scores(bos_id, tmp_path):
       str(tmp_path / 'tokenizer.json'), 10, stop_ids=(9,)
   )
   assert vocabulary.id_offset == 1
-  module, params = decoder_test.adapted(), decoder_test.variables()['params']
+  module, params = network.adapted(), network.variables()['params']
   theirs = models.AdaptedDecoderOnlyModel(
       module, vocabulary, optimizer_def=None, bos_id=bos_id
   )

@@ -175,11 +175,8 @@ def test_the_first_loss_is_log_2_and_a_step_helps(tmp_path, model, method):
 def test_every_method_begins_at_log_2_and_can_leave_it(tmp_path, method):
   """Noise and limits are off in both passes, and the reference is the base."""
   bindings = {'EXPERTS_BY_DEPTH': (2,)} if method == 'mola' else {}
-  if method != 'smear':
-    bindings['decoder_config.DecoderConfig.num_layers'] = 1
-  # SMEAR routes sequences, by what an encoder makes of them.
-  load(tmp_path, 'tiny_t5' if method == 'smear' else 'tiny_llama', method,
-       **bindings)
+  bindings['decoder_config.DecoderConfig.num_layers'] = 1
+  load(tmp_path, 'tiny_llama', method, **bindings)
   experiment = run.build()
   setup = experiment_lib.prepare(experiment)
   batch = next(loop.train_data(experiment))
