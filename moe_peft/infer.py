@@ -36,14 +36,7 @@ def main(argv: Sequence[str]) -> int | None:
       '--beams', type=flags.whole_number(1), default=4, metavar='N',
       help='for --decode=beam (default: 4)',
   )
-  parser.add_argument(
-      '--temperature', type=flags.positive_number, default=1.0, metavar='T',
-      help='for --decode=sample (default: 1)',
-  )
-  parser.add_argument(
-      '--seed', type=flags.whole_number(0), default=0, metavar='N',
-      help='for --decode=sample (default: 0)',
-  )
+  flags.add_sampling_flags(parser, 1.0, 'for --decode=sample; default: 1')
   parser.add_argument(
       '--json', action='store_true',
       help='print each answer as a string of JSON, its exact text',

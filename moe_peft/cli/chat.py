@@ -30,13 +30,8 @@ def main(argv: Sequence[str]) -> int | None:
       '--max_tokens', type=flags.whole_number(1), metavar='N',
       help='tokens of an answer at most (default: the length of targets)',
   )
-  parser.add_argument(
-      '--temperature', type=flags.positive_number, metavar='T',
-      help='samples at this temperature (default: the best token each time)',
-  )
-  parser.add_argument(
-      '--seed', type=flags.whole_number(0), default=0, metavar='N',
-      help='of the samples (default: 0)',
+  flags.add_sampling_flags(
+      parser, None, 'default: no samples, the best token each time'
   )
   parser.add_argument(
       '--experts', action='store_true',

@@ -104,6 +104,26 @@ def add_gin_flags(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def add_sampling_flags(
+    parser: argparse.ArgumentParser, temperature: float | None, when: str
+) -> None:
+  """Adds --temperature and --seed.
+
+  Args:
+    parser: The command's.
+    temperature: The default.
+    when: Says in the help of --temperature when it counts.
+  """
+  parser.add_argument(
+      '--temperature', type=positive_number, default=temperature, metavar='T',
+      help=f'of the samples ({when})',
+  )
+  parser.add_argument(
+      '--seed', type=whole_number(0), default=0, metavar='N',
+      help='of the samples (default: 0)',
+  )
+
+
 def add_force_flag(parser: argparse.ArgumentParser) -> None:
   """Adds --force to a command that writes a folder."""
   parser.add_argument(

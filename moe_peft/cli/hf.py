@@ -79,6 +79,8 @@ def _add_export(commands) -> None:
   add('--out', type=Path, required=True, help='folder to write')
   add('--format', choices=('peft', 'merged', 'full', 'experts', 'gguf'),
       default='peft', help='default: peft')
+  add('--dtype', choices=('float32', 'bfloat16'), default='float32',
+      help='of the weights of --format merged (default: float32)')
   add('--hub_id', '--base', dest='hub_id', default='', metavar='NAME',
       help='name of the base on the Hub, where the import did not say it; '
       'without one the base is written into the folder')
@@ -137,12 +139,12 @@ def _export(args: argparse.Namespace) -> int:
   if args.collapse:
     made = export.export_collapsed(
         trained, args.out, args.collapse, args.format, args.rank,
-        args.per_task, args.force,
+        args.per_task, args.force, args.dtype,
     )
     for collapsed in made:
       _print_losses(collapsed)
   else:
-    export.export(trained, args.out, args.format, args.force)
+    export.export(trained, args.out, args.format, args.force, args.dtype)
   print(f'{args.out}: written')
   written = [args.out]
   if args.per_task:

@@ -116,15 +116,6 @@ def longest(name: str) -> dict[str, tuple[int, str]]:
   return most
 
 
-def max_lengths(name: str) -> dict[str, int]:
-  """Returns the lengths in tokens, EOS included, that fit all examples.
-
-  Raises:
-    errors.UserError: as `longest`.
-  """
-  return {feature: size for feature, (size, _) in longest(name).items()}
-
-
 def check_feature_lengths(name: str, lengths: Mapping[str, int]) -> None:
   """Checks that no example of a task or mixture has to be cut.
 

@@ -43,7 +43,7 @@ def of_model(model: Any, pack: bool = False) -> seqio.FeatureConverter:
           f'of {vocabulary.tokenizer_file}.', 'VOCABULARY',
           'Take the tokenizer that the model was trained with.',
       )
-  return seqio.EncDecFeatureConverter(pack=pack)
+  return EncoderDecoderConverter(pack=pack)
 
 
 def fill(rows: Mapping[str, Any]) -> tuple[float, float]:
@@ -60,6 +60,25 @@ def fill(rows: Mapping[str, Any]) -> tuple[float, float]:
   ]
   used = sum((x > 0).sum() for x in segments) / sum(x.size for x in segments)
   return 100 * float(used), float(segments[0].max(axis=1).mean())
+
+
+class EncoderDecoderConverter(seqio.EncDecFeatureConverter):
+  """SeqIO's, for tasks that say which targets count (`WEIGHTS`) too."""
+
+  def _convert_features(
+      self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
+  ) -> tf.data.Dataset:
+    if WEIGHTS in ds.element_spec:  # Zeros of columns are padding to SeqIO.
+      ds = ds.map(lambda row: {**row, 'weights': 1 + row[WEIGHTS]})
+      length = task_feature_lengths['targets']
+      task_feature_lengths = {**task_feature_lengths, 'weights': length}
+    return super()._convert_features(ds, task_feature_lengths)
+
+  def _convert_example(self, features: Features) -> Features:
+    row = dict(super()._convert_example(features))
+    if 'weights' in features:
+      row['decoder_loss_weights'] *= tf.maximum(features['weights'] - 1, 0)
+    return row
 
 
 class RowConverter(seqio.PrefixLMFeatureConverter):

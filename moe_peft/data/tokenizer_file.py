@@ -37,7 +37,7 @@ def read(file: str) -> Any:
     errors.UserError: If the package is missing, or the file cannot be read or
       used, or makes texts much longer.
   """
-  tokenizers = packages.import_optional('tokenizers', 'gguf')
+  tokenizers = packages.import_optional('tokenizers', 'tokenizers')
   path = os.path.expanduser(file)
   with refused(f'{file} is no tokenizer.json that can be read'):
     if os.path.getsize(path) > _MAX_BYTES:

@@ -17,6 +17,7 @@ def export(
     out: Path,
     file_format: str,
     force: bool = False,
+    dtype: str = 'float32',
 ) -> None:
   """Writes a folder.
 
@@ -25,16 +26,17 @@ def export(
     out: Folder to write; appears when it is whole.
     file_format: A key of `formats.FORMATS`.
     force: As of `atomic.new_folder`.
+    dtype: Of weights with the adapters in them, a key of `formats.DTYPES`.
 
   Raises:
     errors.UserError: If the format cannot hold the method, or not all that
       was trained.
   """
   with atomic.new_folder(out, '--out', force) as folder:
-    formats.write(
-        formats.Job(folder, out, trained, trained.sites, trained.params),
-        file_format,
+    job = formats.Job(
+        folder, out, trained, trained.sites, trained.params, dtype=dtype
     )
+    formats.write(job, file_format)
 
 
 def export_collapsed(
@@ -45,6 +47,7 @@ def export_collapsed(
     rank: int | None = None,
     per_task: bool = False,
     force: bool = False,
+    dtype: str = 'float32',
 ) -> list[collapse_lib.Collapsed]:
   """Writes one ordinary LoRA, or one for each task in a folder of its own.
 
@@ -57,6 +60,7 @@ def export_collapsed(
     rank: Rank to cut to.
     per_task: Whether gates are averaged task by task.
     force: As of `atomic.new_folder`.
+    dtype: As of `export`.
 
   Returns:
     What was made of the experts, with the measured losses.
@@ -86,7 +90,8 @@ def export_collapsed(
       target.mkdir(exist_ok=True)
       notes = [_collapse_note(trained, collapsed, calibration.name)]
       job = formats.Job(
-          target, out / task, trained, collapsed.sites, collapsed.params, notes
+          target, out / task, trained, collapsed.sites, collapsed.params, notes,
+          dtype,
       )
       formats.write(job, file_format)
       made.append(collapsed)

@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from moe_peft import errors
@@ -16,6 +17,7 @@ from moe_peft.hf import fixture
 from moe_peft.hf import folders
 from moe_peft.hf import folds
 from moe_peft.hf import gguf_lora
+from moe_peft.hf import import_base
 from moe_peft.hf import lazy_arrays
 from moe_peft.hf import merge
 from moe_peft.hf import peft_format
@@ -25,6 +27,9 @@ from moe_peft.hf import trained as trained_lib
 
 MODEL_FILE = 'modeling_moe_peft.py'
 ROUTERS_FILE = 'router.safetensors'
+DTYPES = {
+    'float32': np.dtype(np.float32), 'bfloat16': np.dtype(ml_dtypes.bfloat16)
+}
 _ROUTED = (
     'Which experts act depends on the tokens, so they cannot be merged into '
     'the weights, and no mean of them computes the same.'
@@ -52,6 +57,7 @@ class Job:
     sites: The adapters to write, its own or what they were collapsed to.
     params: Flat parameters of which the exported model computes the logits.
     notes: Paragraphs that the card begins with.
+    dtype: Of the weights of `merged`, a key of `DTYPES`.
   """
 
   folder: Path
@@ -60,11 +66,23 @@ class Job:
   sites: Sequence[sites_lib.AdaptedSite]
   params: Mapping[str, np.ndarray]
   notes: Sequence[str] = ()
+  dtype: str = 'float32'
 
 
 def write(job: Job, file_format: str) -> None:
   """Writes a folder that is there; arguments and errors as of
   `export.export`."""
+  if job.dtype not in DTYPES:
+    raise errors.UserError(
+        f'Weights are not written as {job.dtype!r}.', where='--dtype',
+        remedy=f'Choose from {", ".join(DTYPES)}.',
+    )
+  if job.dtype != 'float32' and file_format != 'merged':
+    raise errors.UserError(
+        'Experts and routers are float32, and what computes the same as the '
+        'run is.', where='--dtype',
+        remedy='Leave it out, or use --format merged.',
+    )
   if not job.sites and file_format not in ('merged', 'full'):
     raise errors.UserError(
         'The run has no adapters, so there is nothing to export but the model.',
@@ -139,8 +157,15 @@ def _write_model(
 
 
 def _write_merged(job: Job) -> None:
-  tensors = merge.merged_tensors(job.trained, job.sites)
-  _write_model(job.folder, job.trained, job.trained.stored(tensors))
+  tensors = job.trained.stored(merge.merged_tensors(job.trained, job.sites))
+  dtype = DTYPES[job.dtype]
+  tensors = {
+      name: dataclasses.replace(x, dtype=dtype) for name, x in tensors.items()
+  }
+  _write_model(job.folder, job.trained, tensors, torch_dtype=job.dtype)
+  if job.dtype != 'float32':  # The logits are those of the rounded weights.
+    params = import_base.read_params(job.folder, job.trained.layout)
+    job = dataclasses.replace(job, params=params)
   _write_card(job, 'merged', [_write_fixture(job)])
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from moe_peft import atomic
 from moe_peft import errors
 from moe_peft.hf import base_config
@@ -95,6 +97,23 @@ def import_base(
     else:
       lazy_arrays.write_safetensors(folder / folders.WEIGHTS, params)
   return config
+
+
+def read_params(folder: Path, layout: str) -> dict[str, np.ndarray]:
+  """Flat float32 parameters of a model folder, as a base would have them.
+
+  Args:
+    folder: As the source of `import_base`.
+    layout: One of `entries.LAYOUTS`.
+
+  Raises:
+    errors.UserError: As of `import_base`.
+  """
+  tensors, hf_config = _open(folder)
+  network = _NETWORKS[hf_config['model_type']]
+  config = network.from_hf(hf_config, layout)
+  params, _ = network.plan(tensors, config, layout, hf_config)
+  return {k: x.load().astype(np.float32) for k, x in params.items()}
 
 
 def _open(source: Path) -> tuple[Any, dict[str, Any]]:

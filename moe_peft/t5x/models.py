@@ -176,6 +176,8 @@ class AdaptedEncoderDecoderModel(
 ):
   """An encoder-decoder, with the losses of its adapters."""
 
+  FEATURE_CONVERTER_CLS = converters.EncoderDecoderConverter
+
 
 class AdaptedDecoderOnlyModel(_AdapterLosses, t5x_models.DecoderOnlyModel):
   """A decoder-only model, with the losses of its adapters.

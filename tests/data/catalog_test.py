@@ -14,6 +14,10 @@ from moe_peft.data.sets import words as _words  # noqa: F401 (registers tasks)
 from tests import refusals
 
 
+def lengths_of(name):
+  return {feature: size for feature, (size, _) in catalog.longest(name).items()}
+
+
 def test_unknown_task_names_the_nearest():
   with refusals.refused('MIXTURE_OR_TASK_NAME', "'quikstart'", 'quickstart'):
     catalog.get_task_or_mixture('quikstart')
@@ -23,7 +27,7 @@ def test_unknown_task_names_the_nearest():
 
 
 def test_lengths_that_are_just_enough():
-  lengths = catalog.max_lengths('past_tense')
+  lengths = lengths_of('past_tense')
   # "past tense: " and 13 or 14 letters and EOS.
   assert lengths == {'inputs': 26, 'targets': 15}
   catalog.check_feature_lengths('past_tense', lengths)
@@ -38,8 +42,8 @@ def test_lengths_that_are_just_enough():
 
 
 def test_a_mixture_needs_what_its_longest_task_needs():
-  needed = [catalog.max_lengths(t) for t in catalog.task_names('quickstart')]
-  assert catalog.max_lengths('quickstart') == {
+  needed = [lengths_of(t) for t in catalog.task_names('quickstart')]
+  assert lengths_of('quickstart') == {
       feature: max(lengths[feature] for lengths in needed)
       for feature in ('inputs', 'targets')
   }

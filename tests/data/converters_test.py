@@ -130,6 +130,28 @@ def test_tasks_may_say_which_targets_count():
     check(second, loss_weights=[0, 1, 1] if bos_id else [1, 1])
 
 
+@pytest.mark.parametrize('pack', [False, True])
+def test_targets_of_encoder_decoders_may_not_count(pack):
+  weights = [[1, 0], [1, 1], [0, 1, 0, 1]]
+  rows = [
+      {**row, converters.WEIGHTS: given}
+      for row, given in zip(ROWS, weights, strict=True)
+  ]
+  convert = lambda rows: list(
+      converters.EncoderDecoderConverter(pack=pack)(
+          dataset(rows), {'inputs': 8, 'targets': 8}
+      ).as_numpy_iterator()
+  )
+  plain = convert(ROWS)
+  ours = [row.pop('decoder_loss_weights') for row in convert(rows)]
+  found = []
+  for given, row in zip(ours, plain, strict=True):
+    real = row['decoder_target_tokens'] > 0
+    assert not given[~real].any()
+    found.extend(given[real].tolist())
+  assert found == sum(weights, [])
+
+
 def test_a_row_begins_once():
   """Chat templates write the beginning themselves."""
   written = {'inputs': [3, 5, 6], 'targets': [7, 4]}
@@ -157,7 +179,7 @@ def test_encoder_decoders_pad_with_0():
   with refusals.refused('VOCABULARY', 'some/tokenizer.json'):
     converters.of_model(model)
   words.id_offset = 0
-  assert type(converters.of_model(model)) is seqio.EncDecFeatureConverter
+  assert type(converters.of_model(model)) is converters.EncoderDecoderConverter
 
 
 def test_how_full_packed_rows_are():

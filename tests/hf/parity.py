@@ -76,7 +76,7 @@ def one_fixture(method: str, family: str) -> Iterator[None]:
 
 def measure(
     method: str, family: str, file_format: str, folder: Path,
-    generate: bool = False,
+    generate: bool = False, **options: str,
 ) -> Cell:
   """Exports one model and compares.
 
@@ -86,12 +86,13 @@ def measure(
     file_format: One of `FORMATS`.
     folder: Folder to write.
     generate: Whether to compare generated tokens too.
+    **options: Of `export.export`.
 
   Raises:
     errors.UserError: If the format cannot hold the method.
   """
   model = trained(method, family)
-  export.export(model, folder, file_format)
+  export.export(model, folder, file_format, **options)
   verdict = verify.verify(folder)
   assert verdict.same_base, verdict
   same = None

@@ -3,8 +3,11 @@
 """Exports compute in torch what JAX computes, cell by cell of a table."""
 
 import pytest
+import safetensors
 
 from moe_peft import errors
+from moe_peft.hf import export
+from tests import refusals
 from tests.hf import adapted
 from tests.hf import parity
 
@@ -53,3 +56,26 @@ def test_every_kind_of_expert_is_equal(
 @pytest.mark.parametrize(('method', 'family', 'file_format'), SLOW)
 def test_every_method_is_equal(tmp_path, hf, method, family, file_format):
   check(tmp_path, method, family, file_format, generate=False)
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize('family', ['gemma3', 'phi3'])
+def test_rounded_weights_are_what_is_compared(tmp_path, hf, family):
+  """Norms without their 1, joined matrices."""
+  cell = parity.measure(
+      'lora', family, 'merged', tmp_path / 'out', dtype='bfloat16'
+  )
+  assert cell.equal, cell
+  file = tmp_path / 'out' / 'model.safetensors'
+  with safetensors.safe_open(file, 'numpy') as tensors:
+    names = list(tensors.keys())
+    assert {tensors.get_slice(x).get_dtype() for x in names} == {'BF16'}
+
+
+def test_only_what_is_merged_is_rounded(tmp_path):
+  for options in ({'dtype': 'bfloat16'}, {'dtype': 'float16'}):
+    with refusals.refused('--dtype'):
+      export.export(
+          adapted.make('lora', 'llama'), tmp_path / 'out', 'full', **options
+      )
+  assert not list(tmp_path.iterdir())

@@ -30,6 +30,18 @@ _GRANITE = {
     'embedding_multiplier': 12.0, 'attention_multiplier': 0.015625,
     'residual_multiplier': 0.22, 'logits_scaling': 8.0,
 }
+_PHI4 = [
+    1.0, 1.118320672, 1.250641126, 1.398617824, 1.564103225,
+    1.74916897, 1.956131817, 2.187582649, 2.446418898, 2.735880826,
+    3.059592084, 3.421605075, 3.826451687, 4.279200023, 4.785517845,
+    5.351743533, 5.984965424, 6.693110555, 7.485043894, 8.370679318,
+    9.36110372, 10.4687158, 11.70738129, 13.09260651, 14.64173252,
+    16.37415215, 18.31155283, 20.47818807, 22.90118105, 25.61086418,
+    28.64115884, 32.03, 32.1, 32.13, 32.23,
+    32.6, 32.61, 32.64, 32.66, 32.7,
+    32.71, 32.93, 32.97, 33.28, 33.49,
+    33.5, 44.16, 47.77,
+]
 # Name and family; layers, width, MLP, heads, heads of keys, head_dim,
 # vocabulary, rope_theta, rms_norm_eps; parameters.
 TABLE = """
@@ -56,8 +68,7 @@ olmo3_7b olmo3 32 4096 11008 32 32 128 100278 5e5 1e-6 untied 7_298_011_136
 granite3_3_2b granite 40 2048 8192 32 8 64 49159 1e7 1e-5 tied 2_533_539_840
 phi4_mini phi3 32 3072 8192 24 8 128 200064 1e4 1e-5 tied 3_836_021_760
 """
-# What else the file says. Phi-4-mini has no gin file: its factors, 48 each, are
-# in the folder.
+# What else the file says.
 MORE = {
     **dict.fromkeys(('llama3_2_1b', 'llama3_2_3b'), {
         'rope_scaling': {**_LLAMA3, 'factor': 32.0}
@@ -68,7 +79,13 @@ MORE = {
     'gemma3_1b': _GEMMA3,
     'olmo3_7b': {'rope_scaling': _YARN},
     'granite3_3_2b': _GRANITE,
-    'phi4_mini': {'partial_rotary_factor': 0.75},
+    'phi4_mini': {
+        'partial_rotary_factor': 0.75,
+        'original_max_position_embeddings': 4096,
+        'rope_scaling': {
+            'type': 'longrope', 'short_factor': [1.0] * 48, 'long_factor': _PHI4
+        },
+    },
 }
 MODELS = {row.split()[0]: row.split()[1:] for row in TABLE.strip().splitlines()}
 _FIELDS = (
@@ -112,7 +129,7 @@ def test_the_network_has_the_published_parameters(name):
   assert sum(x.size for x in leaves) == int(MODELS[name][-1])
 
 
-@pytest.mark.parametrize('name', [x for x in MODELS if x != 'phi4_mini'])
+@pytest.mark.parametrize('name', MODELS)
 def test_the_gin_file_is_the_published_model(name):
   gin_files.load_gin(
       [f'gin/models/{name}.gin', 'gin/methods/lora.gin'],
