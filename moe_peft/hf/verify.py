@@ -19,7 +19,8 @@ from moe_peft.hf import networks
 
 # Of a difference, in units of the largest logit.
 TOLERANCE = 1e-5
-# AdaMoLE divides by sums that are barely above zero, which magnifies last bits.
+# AdaMoLE divides by sums that are barely above zero, which magnifies last bits
+# tenfold (docs/huggingface.md), in every program.
 _THRESHOLD_TOLERANCE = 1e-4
 
 

@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The learning rate over the steps of a run."""
 
+import json
+import pathlib
+
 from flax import linen as nn
 import gin
 import numpy as np
@@ -74,3 +77,37 @@ def test_a_network_that_does_not_tell_its_width_is_taken_for_a_small_one():
 def test_a_warm_up_ends_before_the_run(warmup, steps, where):
   with refusals.refused(where):
     schedules.warmup_cosine(1.0, warmup, steps)
+
+
+NAMES = {
+    'LoRA': 'lora', 'MoLoRA': 'molora', 'MoLoRA by sequence': 'molora_sentence',
+    'bottleneck': 'bottleneck', 'SMEAR': 'smear', 'MoV': 'mov',
+    '(IA)^3': 'ia3', 'full': 'full',
+}
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_the_documents_hold_defaults_against_the_trials(name):
+  root = pathlib.Path(__file__).parents[2]
+  text = (root / 'docs' / 'methods.md').read_text()
+  row = next(x for x in text.splitlines() if x.startswith(f'| {name} | '))
+  _, _, default, tried, _ = row.split('|')
+  trials = json.loads((root / 'results' / 'wide' / 'tuning.json').read_text())
+  rates = {
+      float(x['LEARNING_RATE']): x['validation']
+      for x in trials[NAMES[name]]
+      if float(x.get('ALPHA', 16)) == 16
+  }
+  best = max(rates, key=rates.get)
+  expected = []
+  for rate, score in sorted(rates.items()):
+    number = f'{rate:.0e}'.replace('e-0', 'e-')
+    shown = f'{number}: {score:.1f}'
+    expected.append(f'**{shown}**' if rate == best else shown)
+  assert tried.strip() == ', '.join(expected)
+  gin_files.load_gin(
+      ['gin/models/tiny_t5.gin', f'gin/methods/{NAMES[name]}.gin'],
+      ["ACTIVATION_DTYPE = 'float32'"],
+  )
+  module = gin.query_parameter('%MODULE').scoped_configurable_fn()
+  assert schedules.suggested_rate(module) == float(default)
