@@ -220,7 +220,7 @@ class AdaptedDecoderOnlyModel(_AdapterLosses, t5x_models.DecoderOnlyModel):
       del batch['decoder_segment_ids']
     model = copy.copy(self)
     if isinstance(self.module, inject.AdaptedModule):
-      in_prompt = batch['decoder_causal_attention']
+      in_prompt = batch.get('decoder_causal_attention')
       model.module = _WithPrompt(self.module, in_prompt)
     return t5x_models.DecoderOnlyModel._compute_logits(
         model, params, batch, *args, **kwargs
@@ -251,7 +251,7 @@ class _WithPrompt:
   """
 
   module: inject.AdaptedModule
-  in_prompt: jax.Array
+  in_prompt: jax.Array | None
 
   def apply(self, *args: Any, **kwargs: Any) -> Any:
     return self.module.apply(*args, **kwargs, in_prompt=self.in_prompt)
