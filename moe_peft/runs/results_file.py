@@ -37,7 +37,8 @@ class Results:
     primary_metric: The metric of each task that tables show.
     constant_answer: Values of always giving the best constant answer, where
       they were measured.
-    questions_cut: Questions that are longer than the model reads, by task.
+    questions_cut: Percent of the questions that are longer than the model
+      reads, by task: those that are left out, and those that are cut.
     lower_is_better: Metrics of which a lower value is the better one.
   """
 
@@ -47,7 +48,7 @@ class Results:
   adapted: Values
   primary_metric: Mapping[str, str]
   constant_answer: Values = dataclasses.field(default_factory=dict)
-  questions_cut: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  questions_cut: Values = dataclasses.field(default_factory=dict)
   lower_is_better: tuple[str, ...] = ('loss',)
 
   def scores(self) -> dict[tuple[str, str], Score]:
@@ -108,7 +109,7 @@ def read(folder: Path, name: str = FILE) -> Results | None:
       adapted=column('adapted'),
       primary_metric=fields.mapping('primary_metric', str),
       constant_answer=fields.nested('constant_answer', float),
-      questions_cut=fields.mapping('questions_cut', int),
+      questions_cut=fields.nested('questions_cut', float),
       # Version 1 does not say it; its only such metric is the loss.
       lower_is_better=(
           fields.texts('lower_is_better')

@@ -52,6 +52,7 @@ def test_results(tmp_path):
       'test', {'qa': 3}, base={'qa': {'f1': 1.0, 'loss': math.nan}},
       adapted={'qa': {'f1': 2.0, 'loss': 3.0}}, primary_metric={'qa': 'loss'},
       constant_answer={'qa': {'f1': 4.0}}, lower_is_better=('loss', 'ter'),
+      questions_cut={'qa': {'left_out': 0.0, 'inputs_cut': 12.5}},
   )
   results.write(tmp_path, 'results_test.json')
   _value(tmp_path / 'results_test.json')
@@ -62,6 +63,7 @@ def test_results(tmp_path):
   assert math.isnan(first.base) and math.isnan(read.constant('qa'))
   assert (second.metric, second.base, second.primary) == ('f1', 1.0, False)
   assert read.lower_is_better == ('loss', 'ter')
+  assert read.questions_cut == results.questions_cut
 
 
 def test_results_of_a_base_are_those_of_what_was_scored(tmp_path):
