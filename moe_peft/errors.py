@@ -33,8 +33,10 @@ class UserError(ValueError):
     cls.__str__ = UserError.__str__
 
   def __str__(self) -> str:
-    what, where = _shortened(self.what), _shortened(self.where)
-    text = f'{what} {self.remedy}'.strip()
+    what, where, remedy = map(
+        _shortened, (self.what, self.where, self.remedy)
+    )
+    text = f'{what} {remedy}'.strip()
     if where and where not in text:
       text = f'{where}: {text}'
     return re.sub(r'\s*\n\s*', ' ', text)  # What libraries say has lines.

@@ -35,6 +35,7 @@ def rows(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
   number = 0
   try:
     for batch in _batches(pa, file):
+      batch.validate(full=True)  # Else offsets may point anywhere.
       for row in batch.to_pylist():
         number += 1
         yield f'{file}, row {number}', row
@@ -83,7 +84,9 @@ def in_folder(folder: str) -> list[str]:
       listed = json.loads(opened.read())['_data_files']
     # A name leads nowhere else than into the folder.
     return [at(os.path.basename(entry['filename'])) for entry in listed]
-  except (tf.errors.OpError, ValueError, LookupError, TypeError) as error:
+  except (
+      tf.errors.OpError, ValueError, LookupError, TypeError, RecursionError
+  ) as error:
     raise errors.UserError(
         'This folder is none that Dataset.save_to_disk has written.', folder,
         "Name its files, as in 'folder/*.parquet'.",

@@ -6,6 +6,7 @@ import gzip
 import json
 import sys
 
+import numpy as np
 import pytest
 
 from moe_peft.data import arrow_files
@@ -125,3 +126,18 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'pyarrow', None)
   with refusals.refused('pyarrow', 'moe-peft-jax[parquet]'):
     _read(str(tmp_path / 'a.parquet'))
+
+
+def test_offsets_of_arrow_that_point_elsewhere(tmp_path):
+  pa = pytest.importorskip('pyarrow')
+  offsets = np.array([0, 1 << 30, 3], np.int32)
+  good = pa.array(['ab', 'c'])
+  file = tmp_path / 'rows.arrow'
+  with pa.ipc.new_stream(file, pa.schema([('text', pa.string())])) as stream:
+    stream.write_batch(pa.record_batch([good], ['text']))
+  content = file.read_bytes()
+  good = np.array([0, 2, 3], np.int32).tobytes()
+  assert content.count(good) == 1
+  file.write_bytes(content.replace(good, offsets.tobytes()))
+  with refusals.refused(str(file), 'Offset'):
+    list(local_files.examples(str(file)))

@@ -50,7 +50,7 @@ class _Reader:
     if text == b'foreign':
       raise KeyError('x')
     if text == b'message':
-      raise errors.UserError('It is wrong.', folder, 'x' * 5000)
+      raise errors.UserError('x' * 5000, 'y' * 5000, 'z' * 5000)
     if text == b'writes':
       (folder.parent / 'new').write_text('x')
     if text == b'among':

@@ -297,7 +297,8 @@ def gzipped(inner: Mutation) -> Mutation:
   def mutate(random: Random, content: bytes) -> bytes:
     plain = inner(random, gzip.decompress(content))
     if random.random() < 0.02:
-      plain = random.choice((plain, b'\n', bytes(64))) * (2**28 // 64)
+      piece = random.choice((plain, b'\n', bytes(64))) or b'x'
+      plain = piece * (2**28 // len(piece))
     return gzip.compress(plain, 1)
 
   return mutate
