@@ -27,6 +27,7 @@ _COMMANDS = {
     'study': 'run, resume and tabulate a folder of experiments',
     'ablate': 'the loss of a run without each of its experts',
     'prune': 'a run with fewer experts, and what they were worth',
+    'bank': 'LoRAs trained apart as frozen experts, and routers over them',
     'save_base': 'write the parameters of a run as a base for others',
     'drill': 'small runs are killed and damaged, and must lose nothing',
     'data': 'rows as the model sees them; packages to caches of tasks',

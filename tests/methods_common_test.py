@@ -67,6 +67,10 @@ SMALL = {**SITES, 'NUM_EXPERTS': 3, 'RANK': 2}
 BLOCK = {**SMALL, 'SITES': '.*/wo', 'ATTENTION_SITES': '.*/key'}
 DEPTH = {**SITES, 'EXPERTS_BY_DEPTH': (2, 3), 'RANK': 2}
 ENCODER = {**SMALL, 'SITES': '(.*/)?encoder/.*/(key|wo)'}
+# Experts that train too: gradients of what is frozen must be zero here.
+BANK = {
+    **ONE, 'NUM_EXPERTS': 3, 'RANK': 2, 'TRAINABLE_REGEX': '.*/adapter/.*'
+}
 TABLE = {
     'lora': Row('lora', {**SITES, 'RANK': 2}),
     'ia3': Row('ia3', {'SITES': '.*/(key|act)'}),
@@ -151,6 +155,18 @@ TABLE = {
         'riemannian',
         {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2, 'NUM_SELECTED_EXPERTS': 2},
         layers=1,
+    ),
+    'bank': Row('bank', SMALL, like='molora'),
+    'bank_topk': Row('bank_topk', SMALL, like='molora_topk'),
+    'bank_sequence': Row('bank_sequence', SMALL, like='molora_sentence'),
+    'bank_arrow': Row('bank_arrow', {**BANK, 'NUM_SELECTED_EXPERTS': 2}),
+    'bank_spectr': Row('bank_spectr', {**BANK, 'NUM_SELECTED_EXPERTS': 2}),
+    'bank_phatgoose': Row('bank_phatgoose', BANK),
+    'bank_uniform': Row('bank_uniform', BANK),
+    'bank_random': Row('bank_random', SMALL, like='molora_topk'),
+    'phatgoose': Row(
+        'phatgoose',
+        {**ONE, 'RANK': 2, 'TRAINABLE_REGEX': '.*/adapter/.*'},
     ),
 }
 

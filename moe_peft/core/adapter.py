@@ -136,10 +136,25 @@ class MoeAdapter(nn.Module):
       (mixture, routing): a mixture of dispatch.py, with `hidden` and `up`, and
       the routing, None if there is one expert.
     """
+    routing, product = self._routed(inputs, tokens, kernel, in_axis)
+    if routing is None:
+      return dispatch.down('all_experts', inputs, kernel, None, bias), None
+    execution = dispatch.choose(
+        self.execution, routing, self.num_experts, kernel.shape[-1]
+    )
+    mixture = dispatch.down(execution, inputs, kernel, routing, bias, product)
+    return mixture, routing
+
+  @nn.nowrap
+  def _routed(
+      self, inputs, tokens, kernel, in_axis=None
+  ) -> tuple[routing_lib.Routing | None, jax.Array | None]:
+    """Routes; returns the routing, and the products with the kernel if made."""
     router = self._router(in_axis, None, 'router')
     if router is None:
-      return dispatch.down('all_experts', inputs, kernel, None, bias), None
-    rows, product, logits = router.rows(inputs.shape[-1]), None, None
+      return None, None
+    product, logits = None, router.scores.of_experts(inputs, kernel)
+    rows = router.rows(inputs.shape[-1]) if logits is None else None
     all_experts = self.execution in ('auto', 'all_experts')
     float32 = inputs.dtype == kernel.dtype == jnp.float32
     if rows is not None and all_experts and float32:
@@ -149,11 +164,7 @@ class MoeAdapter(nn.Module):
     elif rows is not None:
       logits = low_rank.project(inputs.astype(jnp.float32), rows)
     routing = self._sow(router(inputs, tokens, logits, self._active()), inputs)
-    execution = dispatch.choose(
-        self.execution, routing, self.num_experts, kernel.shape[-1]
-    )
-    mixture = dispatch.down(execution, inputs, kernel, routing, bias, product)
-    return mixture, routing
+    return routing, product
 
   @nn.nowrap
   def _router(

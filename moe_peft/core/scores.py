@@ -59,6 +59,21 @@ class TokenScores:
     """
     return low_rank.rows(self.kernel(router, features, router.reads.axis))
 
+  def of_experts(
+      self, inputs: jax.Array, kernel: jax.Array
+  ) -> jax.Array | None:
+    """Returns logits that are made of the experts themselves.
+
+    Args:
+      inputs: <float>[batch, length, in].
+      kernel: <float>[num_experts, in, rank], the first half of the experts.
+
+    Returns:
+      <float32>[batch, length, num_experts]; None for scores of anything else.
+    """
+    del inputs, kernel
+    return None
+
   def logits(
       self,
       router: nn.Module,

@@ -21,6 +21,8 @@ Params = Mapping[str, Any]
 
 ADAPTER_REGEX = r'.*/adapter/.*'
 CONSTANT_REGEX = r'.*/adapter/(layer_index|frozen_[ab])'
+# What begins at zero, and is of no use while it stays there.
+GIVEN_REGEX = r'.*/adapter/(lora_b|router/gates)'
 
 
 def is_adapter(path: str) -> bool:
@@ -79,13 +81,15 @@ def by_layer(path: str, array: Any, axis: int) -> dict[str, Any]:
 
 
 def split(
-    params: Params, trainable_regex: str = ADAPTER_REGEX
+    params: Params, trainable_regex: str = ADAPTER_REGEX,
+    required: bool = True,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Splits flat parameters into (trainable, frozen).
 
   Args:
     params: Flat parameters.
     trainable_regex: A parameter is trained where the whole path matches.
+    required: Whether one must.
 
   Raises:
     errors.UserError: If nothing would be trained.
@@ -93,13 +97,14 @@ def split(
   trains = re.compile(trainable_regex).fullmatch
   trainable = {k: v for k, v in params.items() if trains(k)}
   frozen = {k: v for k, v in params.items() if not trains(k)}
-  if not trainable:
+  if required and not trainable:
     raise errors.UserError(
         f'{trainable_regex!r} matches no parameter of the model, so nothing '
         f'would be trained; one of them is {next(iter(params), "none")}.',
         where='TRAINABLE_REGEX',
         remedy='Include a method, for example gin/methods/molora.gin, or train '
-        "everything with '.*'.",
+        "everything with '.*'; what trains nothing, as Arrow, is scored with "
+        'TRAIN_STEPS = 0.',
     )
   return trainable, frozen
 

@@ -1,3 +1,3 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Changes the set of experts of a trained run: ablation, pruning."""
+"""Changes the set of experts: ablation and pruning of runs, banks of LoRAs."""

@@ -17,6 +17,7 @@ from moe_peft.core import scores
 from moe_peft.core import selection
 from moe_peft.methods import adamix
 from moe_peft.methods import adamole
+from moe_peft.methods import bank
 from moe_peft.methods import bottleneck
 from moe_peft.methods import comol
 from moe_peft.methods import dora
@@ -75,6 +76,7 @@ _KINDS = {
     spectral.MiCA: 'low_rank',
     spectral.OLoRA: 'low_rank',
     spectral.GOAT: 'low_rank',
+    bank.Bank: 'low_rank',
     mov.MoV: 'vector',
     ia3.IA3: 'vector',
     bottleneck.Bottleneck: 'bottleneck',
@@ -105,6 +107,11 @@ _SCORES = (
     smoe_dropout.FrozenScores,
     flylora.GivenLogits,
     ldmole.LambdaScores,
+    bank.ArrowScores,
+    bank.SpectRScores,
+    bank.GateScores,
+    bank.NoScores,
+    bank.RandomScores,
 )
 # `adamix.RandomChoice` uses all experts at evaluation, with equal weights.
 _SELECTIONS = {
@@ -191,6 +198,12 @@ def read(
   if adapter.num_experts > 1:
     _check_router(layer, method, site.router)
     spec |= _router_spec(site.router)
+    if getattr(adapter, 'active', None) is not None:
+      raise refusal(
+          layer, method, 'the formats have all experts of a bank.',
+          'ACTIVE_EXPERTS', 'Take the others out (python -m moe_peft bank '
+          'remove) and train, or score, the run over what stays.',
+      )
   return spec
 
 
@@ -260,6 +273,12 @@ def _router_spec(router: routing.Router) -> dict[str, Any]:
     options |= {name: getattr(select, name) for name in names}
   if isinstance(parts, ldmole.LambdaScores):
     options['lambda_units'] = parts.hidden
+  if isinstance(parts, bank.NoScores):
+    options['selection'] = 'uniform'
+  if isinstance(parts, bank.ArrowScores):
+    name = 'spectr' if isinstance(parts, bank.SpectRScores) else 'arrow'
+    options |= {'experts': name, 'temperature': float(parts.temperature)}
+  options |= {'gates': True} if isinstance(parts, bank.GateScores) else {}
   if isinstance(parts, mode.RankScores):
     options['units'] = parts.rank
   if isinstance(parts, scores.SequenceScores):

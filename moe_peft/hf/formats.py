@@ -139,17 +139,18 @@ def _base_for_adapter(job: Job) -> str:
     return trained.base_model
   base = job.folder / card.BASE_FOLDER
   base.mkdir()
-  _write_model(base, trained, trained.hf_tensors())
+  write_model(base, trained, trained.hf_tensors())
   tokenizer.write(base, trained)
   return str(job.out / card.BASE_FOLDER)
 
 
-def _write_model(
+def write_model(
     folder: Path,
     trained: trained_lib.Trained,
     tensors: Mapping[str, lazy_arrays.LazyArray],
     **changes: Any,
 ) -> None:
+  """Writes a model folder; `changes` are of its `config.json`."""
   config = trained.hf_config_json()
   folders.write_json(folder / base_config.FILE, config | changes)
   tokenizer.write_generation_config(folder, trained, config)
@@ -162,7 +163,7 @@ def _write_merged(job: Job) -> None:
   tensors = {
       name: dataclasses.replace(x, dtype=dtype) for name, x in tensors.items()
   }
-  _write_model(job.folder, job.trained, tensors, torch_dtype=job.dtype)
+  write_model(job.folder, job.trained, tensors, torch_dtype=job.dtype)
   if job.dtype != 'float32':  # The logits are those of the rounded weights.
     params = import_base.read_params(job.folder, job.trained.layout)
     job = dataclasses.replace(job, params=params)
@@ -175,7 +176,7 @@ def _write_full(job: Job) -> None:
   tensors |= {name: lazy_arrays.of(array) for name, array in experts.items()}
   base = job.trained.hf_config_json()['architectures'][0]
   module = MODEL_FILE.removesuffix('.py')
-  _write_model(
+  write_model(
       job.folder,
       job.trained,
       tensors,

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hugging Face model folder to a base that both engines restore."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,24 @@ def read_params(folder: Path, layout: str) -> dict[str, np.ndarray]:
   config = network.from_hf(hf_config, layout)
   params, _ = network.plan(tensors, config, layout, hf_config)
   return {k: x.load().astype(np.float32) for k, x in params.items()}
+
+
+def config_of(hf_config: Mapping[str, Any], layout: str) -> Any:
+  """The configuration of an imported model.
+
+  Args:
+    hf_config: Its `config.json`, as `read_hf_config` returns it.
+    layout: Of its parameters, as `read_source` has it.
+
+  Raises:
+    errors.UserError: For a `config.json` of another kind of model.
+  """
+  kind = hf_config.get('model_type')
+  if not isinstance(kind, str) or kind not in _NETWORKS:
+    raise base_config.unsupported(
+        'model_type', kind, f'one of {", ".join(_NETWORKS)}'
+    )
+  return _NETWORKS[kind].from_hf(hf_config, layout)
 
 
 def _open(source: Path) -> tuple[Any, dict[str, Any]]:

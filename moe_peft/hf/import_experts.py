@@ -73,18 +73,9 @@ def read(
   Raises:
     errors.UserError: If a folder holds no plain LoRA, or one for another base.
   """
-  adapters = [_read_one(Path(source)) for source in sources]
   network = networks.of(config)
   shapes = network.module_shapes(config, kind)
-  for source, adapter in zip(sources, adapters, strict=True):
-    for module, (down, up, _) in adapter.items():
-      given = (up.shape[0], down.shape[1])
-      if given != shapes.get(module):
-        raise errors.UserError(
-            f'{source} was trained on another base: it adapts {module} of '
-            f'shape {given}, and the base has {shapes.get(module, "none")}.',
-            where=source,
-        )
+  adapters = [read_folder(Path(source), shapes) for source in sources]
   rank = max(down.shape[0] for a in adapters for down, _, _ in a.values())
   first = next(iter(adapters[0].values()))
   alpha = float(first[2] * rank)
@@ -99,7 +90,7 @@ def read(
           (f'{scope}/lora_a', f'{scope}/lora_b'), pairs, strict=True
       ))
   if config.scan_layers:
-    params = _stack(params, config)
+    params = stack_layers(params, config)
   layers = {path.rsplit('/', 2)[0] for path in params}
   sites = '|'.join(f'(.*/)?{re.escape(layer)}' for layer in sorted(layers))
   return ImportedExperts(params, len(adapters), rank, alpha, sites)
@@ -121,8 +112,21 @@ def _stacked(found, shape, rows, rank, alpha) -> tuple[np.ndarray, np.ndarray]:
   return np.stack(lora_a, dtype=np.float32), np.stack(lora_b, dtype=np.float32)
 
 
-def _read_one(source: Path) -> dict[str, Any]:
-  """Returns `{module: (A [r, in], B [out, r], scale)}`."""
+def read_folder(
+    source: Path, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[np.ndarray, np.ndarray, float]]:
+  """Reads one PEFT LoRA folder.
+
+  Args:
+    source: The folder.
+    shapes: Shapes [out, in] of the modules of the base.
+
+  Returns:
+    `{module: (A [rank, in], B [out, rank], scale)}`.
+
+  Raises:
+    errors.UserError: If it holds no plain LoRA, or one for another base.
+  """
   refuse = lambda what: errors.UserError(f'{source} {what}', where=source)
   config = lora_config.read(source)
   halves: dict[str, dict[str, np.ndarray]] = {}
@@ -146,12 +150,21 @@ def _read_one(source: Path) -> dict[str, Any]:
           f'has rank {rank} for {module}, whose lora_A is {down.shape} and '
           f'lora_B {up.shape}.'
       )
+    given = (up.shape[0], down.shape[1])
+    if given != shapes.get(module):
+      raise errors.UserError(
+          f'{source} was trained on another base: it adapts {module} of shape '
+          f'{given}, and the base has {shapes.get(module, "none")}.',
+          where=source,
+      )
     adapter[module] = (down, up, scales[module])
   return adapter
 
 
-def _stack(params, config) -> dict[str, np.ndarray]:
-  """Moves layers to axis 1 of a scanned stack, where all layers have one."""
+def stack_layers(
+    params: Mapping[str, np.ndarray], config: Any
+) -> dict[str, np.ndarray]:
+  """Moves layers to axis 1 of a scanned stack; those without one are zero."""
   stacked: dict[str, dict[int, np.ndarray]] = {}
   for path, array in params.items():
     stack, layer, rest = path.split('/', 2)

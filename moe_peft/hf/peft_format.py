@@ -98,7 +98,19 @@ def _regex(modules: Sequence[str]) -> str:
 
 
 def _lora(sites: Sites, modules: Sequence[str]):
-  pairs = lora_pairs(sites)
+  return lora(lora_pairs(sites), modules)
+
+
+def lora(
+    pairs: Mapping[str, tuple[np.ndarray, np.ndarray, float]],
+    modules: Sequence[str],
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+  """The fields of `adapter_config.json` and the tensors of a plain LoRA.
+
+  Args:
+    pairs: A [rank, in], B [out, rank] and their scale, by module.
+    modules: All modules of the base that could be adapted.
+  """
   rank = max(len(down) for down, _, _ in pairs.values())
   scales = {scale for _, _, scale in pairs.values()}
   # One rank and one scale for all: servers read no patterns.

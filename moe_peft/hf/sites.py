@@ -33,6 +33,7 @@ _ROUTER_PARAMS = {
         f'router/lambda_{name}': f'lambda_{name}'
         for name in ('kernel', 'bias', 'out', 'offset')
     },
+    'router/gates': 'router',
 }
 # torch keeps [out, in] where we keep [in, out].
 _TRANSPOSED = ('lora_a', 'lora_b', 'router', 'down', 'up')

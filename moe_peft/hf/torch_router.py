@@ -59,7 +59,9 @@ class Routed(nn.Module):
   which routes whole rows; normed (SMEAR's scores); features, where they are not
   the layer's; capacity_factor and expert_capacity; gate, the weight of whoever
   is selected; magnitude, whether scores count by their size; mass,
-  entropy_threshold and q (DynMoLE's selection); lambda_units (LD-MoLE's).
+  entropy_threshold and q (DynMoLE's selection); lambda_units (LD-MoLE's). Of a
+  bank: experts, 'arrow' or 'spectr', which read `lora_a`, with their
+  temperature; gates (PHATGOOSE's).
   """
 
   def route(self, features):
@@ -104,7 +106,14 @@ class Routed(nn.Module):
 
   def logits(self, features):
     """Returns the router's logits, float32 `[..., num_experts]`."""
-    router, kernel = self.spec['router'], self.router.float()
+    router = self.spec['router']
+    if router.get('experts'):
+      return self.of_experts(features) / router['temperature']
+    kernel = self.router.float()
+    if router.get('gates'):
+      logits = F.linear(_normed(features, 1e-5), _normed(kernel, 1e-5))
+      logits = logits / features.shape[-1] ** 0.5
+      return torch.where(kernel.abs().amax(1) > 0, logits, -1e9)
     source = router.get('sequence')
     if source is None:
       logits = F.linear(features, kernel)
@@ -164,6 +173,19 @@ class Routed(nn.Module):
       return means
     return self.seen['prompt'].expand(-1, x.shape[1], -1)
 
+  def of_experts(self, features):
+    """How far each expert's arrays reach, float32 `[..., num_experts]`."""
+    kernel = self.lora_a.float()
+    if self.spec['router']['experts'] == 'arrow':
+      first = kernel[:, 0]
+      size = first.norm(dim=-1, keepdim=True)
+      reach = F.linear(features, first / size.clamp(min=1e-30)).abs()
+    else:
+      hidden = F.linear(features, kernel.flatten(0, 1))
+      reach = hidden.unflatten(-1, kernel.shape[:2]).norm(dim=-1)
+    # An expert that is not there: minus infinity, as softmax takes it.
+    return torch.where(kernel.abs().amax((1, 2)) > 0, reach, -1e9)
+
   def chosen(self, probs):
     """1 where an expert takes a token of its row, as many as it has slots."""
     router, (_, length, experts) = self.spec['router'], probs.shape
@@ -176,7 +198,7 @@ class Routed(nn.Module):
     return (order.argsort(dim=1) < slots) * real
 
 
-def _normed(x):
+def _normed(x, epsilon=1e-6):
   """`x` with mean 0 and variance 1 along the last axis."""
   x = x - x.mean(dim=-1, keepdim=True)
-  return x * (x.square().mean(dim=-1, keepdim=True) + 1e-6).rsqrt()
+  return x * (x.square().mean(dim=-1, keepdim=True) + epsilon).rsqrt()

@@ -35,7 +35,9 @@ _ENGINE_IMPORT = re.compile(
 )
 _RENAMED = {'trainable.by_path.rules': 'optimizer.AdapterOptimizer.rules'}
 # Macros that the files of T5X's runs refer to.
-_ROOTS = ('MODULE', 'VOCABULARY', 'DROPOUT_RATE', 'TRAINABLE_REGEX')
+_ROOTS = (
+    'MODULE', 'VOCABULARY', 'DROPOUT_RATE', 'TRAINABLE_REGEX', 'FRESH_REGEX',
+)
 _LEAF = """\
 # {title}
 #

@@ -6,6 +6,7 @@ import collections
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from pathlib import Path
+import re
 from typing import Any
 
 import jax
@@ -39,7 +40,7 @@ class Experiment:
     model: The network with its vocabularies and loss.
     mixture_or_task_name: What it is trained and evaluated on.
     task_feature_lengths: Padded lengths, `{'inputs': n, 'targets': m}`.
-    train_steps: Number of optimizer steps.
+    train_steps: Number of optimizer steps; 0 scores the model as it is.
     batch_size: Rows of a step.
     optimizer: Optimizer of the flat trainable parameters.
     learning_rate: The optimizer's schedule, for the logs.
@@ -209,7 +210,9 @@ def lay_out(
   partitioning.check_params(
       shapes, {k: shardings[k].spec for k in shapes}, mesh
   )
-  trained, frozen = trainable.split(shapes, experiment.trainable_regex)
+  trained, frozen = trainable.split(
+      shapes, experiment.trainable_regex, required=experiment.train_steps > 0
+  )
   names = partitioning.axis_names(variables['params_axes'])
   frozen = {
       k: quantized.split(x, names[k], shardings[k])
@@ -255,6 +258,7 @@ def prepare(
   base = {} if path is None else bases.load_base(path, structs)
   experiment.objective.check(setup.trainable, base)
   missing = [name for name in structs if name not in base]
+  _check_given(setup, missing)
 
   def init_missing(rng):
     params = trainable.flatten(experiment.init(rng)['params'])
@@ -295,3 +299,28 @@ def prepare(
       frozen={name: place(name) for name in setup.frozen},
       base=base_identity.of(path, base),
   )
+
+
+def _check_given(setup: Setup, missing: Sequence[str]) -> None:
+  """Checks that experts that do not train come with the base.
+
+  Args:
+    setup: The experiment.
+    missing: Parameters that the base does not hold.
+
+  Raises:
+    errors.UserError: If none of them trains, and the base lacks one.
+  """
+  given = re.compile(trainable.GIVEN_REGEX).fullmatch
+  lost = [name for name in missing if given(name)]
+  trains = setup.experiment.train_steps and any(map(given, setup.trainable))
+  path = setup.experiment.initial_checkpoint_path
+  if lost and not trains and path is not None:
+    raise errors.UserError(
+        f'{lost[0]} does not train, and the base does not hold it: it would '
+        'stay zero.',
+        where='INITIAL_CHECKPOINT_PATH',
+        remedy='Give a bank (python -m moe_peft bank build) and its bank.gin '
+        'as the last gin file; gates come with experts that '
+        'gin/methods/phatgoose.gin has trained.',
+    )

@@ -108,6 +108,12 @@ def train(
   notes = {'data': provenance.identities(experiment.mixture_or_task_name)}
   begun = {}
   first_step = checkpointer.latest_step() or 0
+  if not experiment.train_steps:  # What reads runs reads a checkpoint.
+    state = train_step.init_state(setup)
+    if checkpointer.latest_step() is None:
+      checkpointer.save(0, state, data, notes)
+      checkpointer.wait()
+    return state
   if first_step:
     saved = checkpointer.restore_notes(first_step)
     if not experiment.allow_changed_data:

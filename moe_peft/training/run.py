@@ -181,7 +181,7 @@ class _Session:
     """Evaluates the base, trains, evaluates; False if a signal ended it."""
     self._describe()
     base = self._base_results()
-    if self._evals.is_empty():
+    if self._evals.is_empty() and self._experiment.train_steps:
       # The rows come last: without them both are made again.
       self._snapshot(0, {**self._setup.frozen, **self._setup.trainable})
       self._log_results(0, base)

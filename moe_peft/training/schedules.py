@@ -28,14 +28,16 @@ def warmup_cosine(
     peak_value: Learning rate after the warm-up.
     warmup_steps: Steps of the rise; None: 6 % of all, but at least 5 and at
       most 100 of them, and never more than a quarter of all (ours).
-    train_steps: Steps in all.
+    train_steps: Steps in all; 0 scores the model as it is.
 
   Raises:
-    errors.UserError: If there are no steps, or if the warm-up does not end
-      before the training does.
+    errors.UserError: For a negative number of steps, or if the warm-up does
+      not end before the training does.
   """
-  if train_steps < 1:
-    raise errors.UserError(f'{train_steps} is less than 1.', 'TRAIN_STEPS')
+  if train_steps < 0:
+    raise errors.UserError(f'{train_steps} is less than 0.', 'TRAIN_STEPS')
+  if train_steps == 0:
+    return optax.constant_schedule(0.0)
   if warmup_steps is None:
     share = min(max(round(0.06 * train_steps), 5), 100)
     warmup_steps = min(share, train_steps // 4)
@@ -52,6 +54,8 @@ def warmup_cosine(
 
 def describe(schedule: optax.Schedule, train_steps: int) -> str:
   """A line on a schedule: the highest rate, and the first step that has it."""
+  if train_steps == 0:
+    return 'Nothing is trained (TRAIN_STEPS = 0): the model is scored as it is.'
   rates = jax.vmap(schedule)(jnp.arange(train_steps))
   return (
       f'{train_steps} steps; the learning rate peaks at {rates.max():.2g}, at '

@@ -17,6 +17,7 @@ from moe_peft.hf import decoder_base
 from moe_peft.hf import trained as trained_lib
 from moe_peft.methods import adamix
 from moe_peft.methods import adamole
+from moe_peft.methods import bank
 from moe_peft.methods import bottleneck
 from moe_peft.methods import comol
 from moe_peft.methods import dora
@@ -316,6 +317,17 @@ METHODS['all_kinds'] = (
         rank=2,
     ),
     rule('decoder/.*self_attention/query', adamole.AdaMoLE, num_experts=3),
+)
+_TOP2 = {'select': selection.TopK(k=2, normalize=True)}
+METHODS['bank'] = tuple(
+    rule(path, bank.Bank, router, num_experts=3, rank=2, alpha=2.0)
+    for path, router in (
+        ('.*/query', {'scores': bank.ArrowScores(temperature=0.2), **_TOP2}),
+        ('.*/value', {'scores': bank.SpectRScores(temperature=0.2), **_TOP2}),
+        ('.*/out', {'scores': bank.GateScores(), **_TOP2}),
+        ('.*/wi_0', {'scores': bank.RandomScores(), **_TOP2}),
+        ('.*/wo', {'scores': bank.NoScores()}),
+    )
 )
 METHODS['all_kinds_t5'] = (
     rule('.*encoder_decoder_attention/value', mode.MoDE, num_experts=3, rank=2),

@@ -1,0 +1,209 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The LoRAs that a bank is made of: PEFT folders, and finished runs."""
+
+from collections.abc import Mapping
+import contextlib
+import dataclasses
+import hashlib
+from pathlib import Path
+import re
+from typing import Any
+
+import jax
+import numpy as np
+
+from moe_peft import errors
+from moe_peft import gin_files
+from moe_peft import gin_trust
+from moe_peft.core import adapted_sites
+from moe_peft.core import sites as core_sites
+from moe_peft.core import trainable
+from moe_peft.experts import bank_base
+from moe_peft.experts import bank_file
+from moe_peft.hf import entries
+from moe_peft.hf import folders
+from moe_peft.hf import import_experts
+from moe_peft.methods import bank as bank_method
+from moe_peft.methods import molora
+from moe_peft.training import experiment as experiment_lib
+from moe_peft.training import loop
+from moe_peft.training import run
+
+# A folder of one expert in a bank has its gates in this file.
+GATES_FILE = 'gates.safetensors'
+_CARD = 'README.md'
+_LICENCE = re.compile(r'^license:\s*["\']?([\w.+-]{1,64})["\']?\s*$', re.M)
+_SCOPE = f'/{core_sites.ADAPTER_SCOPE}/'
+
+
+@dataclasses.dataclass(frozen=True)
+class Expert:
+  """A LoRA, whatever it was read from.
+
+  Attributes:
+    record: What is known of it.
+    pairs: A [in, rank] and B [rank, out] of each layer that it adapts, the
+      scale in B, by the layer's path without a scan.
+    gates: PHATGOOSE's gate [in] of each of them; empty if it has none.
+  """
+
+  record: bank_file.Record
+  pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]
+  gates: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+  @property
+  def rank(self) -> int:
+    return max(down.shape[1] for down, _ in self.pairs.values())
+
+
+def of_run(name: str, folder: Path, trust: bool) -> tuple[Expert, Any, Any]:
+  """Reads the LoRA of a run, its newest checkpoint.
+
+  Args:
+    name: The expert's name.
+    folder: MODEL_DIR.
+    trust: As of `gin_files.load_gin`.
+
+  Returns:
+    The expert; the configuration of its network; the identity of its base.
+
+  Raises:
+    errors.UserError: If the run has no checkpoint, or is no LoRA.
+  """
+  gin_files.load_gin(
+      [str(folder / gin_trust.FILE)], [], trust=trust,
+      defaults={'MODEL_DIR': str(folder)},
+  )
+  experiment = run.build()
+  setup = experiment_lib.prepare(experiment)
+  with contextlib.closing(loop.open_checkpoints(setup)) as checkpointer:
+    params = jax.device_get(loop.restore_params(setup, checkpointer))
+  lengths = experiment.task_feature_lengths
+  _, traced = adapted_sites.trace(
+      lambda: experiment.model.init(jax.random.key(0), lengths)
+  )
+  scales = _scales(folder, traced)
+  by_layer: dict[str, dict[str, np.ndarray]] = {}
+  for path, array in entries.unstack({
+      k: np.asarray(v) for k, v in params.items() if trainable.is_adapter(k)
+  }).items():
+    layer, _, parameter = path.partition(_SCOPE)
+    by_layer.setdefault(layer, {})[parameter] = array
+  pairs, gates = {}, {}
+  for layer, found in by_layer.items():
+    one = re.sub(r'^(\w+)/layers_\d+/', r'\1/\1/', layer)
+    scale = scales[layer if layer in scales else one]
+    pairs[layer] = found['lora_a'][0], found['lora_b'][0] * np.float32(scale)
+    if 'gate' in found:
+      gates[layer] = found['gate']
+  identity = setup.base
+  path = experiment.initial_checkpoint_path
+  if path is not None and (known := bank_file.find(Path(path))) is not None:
+    identity = known.base  # A gate is trained over a bank.
+  record = bank_file.Record(
+      name=name, source=str(folder), kind='run', checked='fingerprint',
+      trained_on=experiment.mixture_or_task_name,
+      rank=_rank(pairs), layers=len(pairs), sha256=_digest(pairs),
+  )
+  config = experiment.model.module.module.config
+  return Expert(record, pairs, gates), config, identity
+
+
+def is_run(folder: Path) -> bool:
+  """Whether a folder is that of a run."""
+  return (folder / gin_trust.FILE).is_file()
+
+
+def _scales(folder: Path, traced: Mapping[str, Any]) -> dict[str, float]:
+  """`alpha / rank` by path of the layer, of what is one LoRA."""
+  for site in traced.values():
+    plain = isinstance(site.adapter, molora.MoLoRA) and site.router is None
+    if not plain or isinstance(site.adapter, bank_method.Bank):
+      raise errors.UserError(
+          f'{folder} is no LoRA: it has a {type(site.adapter).__name__} with '
+          f'{getattr(site.adapter, "num_experts", 1)} experts.',
+          where='--from',
+          remedy='Give runs of gin/methods/lora.gin, or the folders of single '
+          'experts that python -m moe_peft hf export --format experts writes.',
+      )
+  if not traced:
+    raise errors.UserError(f'{folder} has no adapters.', where='--from')
+  return {
+      path: site.adapter.alpha / site.adapter.rank
+      for path, site in traced.items()
+  }
+
+
+def of_peft(
+    name: str, folder: Path, base: bank_base.Base, unchecked: bool = False
+) -> Expert:
+  """Reads a PEFT folder, or one of a bank.
+
+  Args:
+    name: The expert's name.
+    folder: The folder.
+    base: What it must have been trained on.
+    unchecked: Whether a base of another name is taken for this one.
+
+  Raises:
+    errors.UserError: If it holds no plain LoRA, or was trained on another base.
+  """
+  fields = folders.read_json(folder / folders.ADAPTER_CONFIG)
+  checked = base.check_name(
+      folder, fields.get('base_model_name_or_path'), unchecked
+  )
+  modules = import_experts.read_folder(folder, base.module_shapes)
+  pairs = {}
+  for path, layer in base.layers.items():
+    if layer.module in modules and layer.scales is None:
+      down, up, scale = modules[layer.module]
+      up = up[slice(*(layer.rows or (None,)))] * np.float32(scale)
+      pairs[path] = down.T, up.T
+  gates = {}
+  if (folder / GATES_FILE).is_file():
+    gates = folders.Tensors(folder, GATES_FILE.partition('.')[0])
+    gates = {path: gates[path] for path in gates.shapes}
+  record = bank_file.Record(
+      name=name, source=str(folder), kind='peft', checked=checked,
+      licence=licence_of(folder), rank=_rank(pairs), layers=len(pairs),
+      sha256=_digest(pairs),
+  )
+  return Expert(record, pairs, gates)
+
+
+def of_bank(
+    folder: Path, record: bank_file.Record, base: bank_base.Base
+) -> Expert:
+  """Reads an expert of a bank, from the folder of its experts.
+
+  Layers at which it is zero are not its own.
+  """
+  expert = of_peft(record.name, folder / record.name, base)
+  pairs = {k: pair for k, pair in expert.pairs.items() if np.any(pair[1])}
+  return Expert(record, pairs or expert.pairs, expert.gates)
+
+
+def licence_of(folder: Path) -> str:
+  """The licence that the card of a folder names; '' for none."""
+  card = folder / _CARD
+  if not card.is_file():
+    return ''
+  text = card.read_text(encoding='utf-8', errors='replace')
+  _, _, rest = text.partition('---\n')
+  found = _LICENCE.search(rest.partition('\n---')[0]) if rest else None
+  return found[1] if found else ''
+
+
+def _rank(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> int:
+  return max(down.shape[1] for down, _ in pairs.values())
+
+
+def _digest(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
+  """SHA-256 over the arrays by path."""
+  digest = hashlib.sha256()
+  for path, pair in sorted(pairs.items()):
+    for array in pair:
+      digest.update(f'{path} {array.shape}\n'.encode())
+      digest.update(np.ascontiguousarray(array, np.float32).tobytes())
+  return digest.hexdigest()

@@ -1,0 +1,168 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The experts of a bank as PEFT has them: LoRA folders, ARROW, XLORA.
+
+Arrow has no folder of its own: it is the experts' folders and a call of
+`create_arrow_model`. X-LoRA's classifier reads the last hidden state of the
+base; no router of a bank does, but one that is constant is a classifier of
+zeros. So `xlora/` is the uniform average, from which PEFT may train.
+"""
+
+from collections.abc import Mapping
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moe_peft import errors
+from moe_peft.experts import bank_base
+from moe_peft.experts import bank_experts
+from moe_peft.hf import folders
+from moe_peft.hf import lazy_arrays
+from moe_peft.hf import peft_format
+from moe_peft.hf import sites as sites_lib
+
+FOLDER = 'experts'
+# What PEFT calls the LoRA of Arrow's router, whose weights nobody uses.
+_ARROW_ROUTER = 'arrow_router'
+
+
+def write(
+    folder: Path,
+    expert: bank_experts.Expert,
+    pairs: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    base: bank_base.Base,
+) -> None:
+  """Writes one expert into the folder of a bank.
+
+  Args:
+    folder: The bank.
+    expert: The expert.
+    pairs: Its arrays in the bank, by path of the layer.
+    base: The base.
+  """
+  target = folder / FOLDER / expert.record.name
+  target.mkdir(parents=True)
+  sites = [
+      sites_lib.AdaptedSite(
+          path, 'LoRA',
+          sites_lib.low_rank(rank=len(up), alpha=float(len(up))),
+          {'lora_a': down[None], 'lora_b': up[None]}, base.layers[path],
+      )
+      for path, (down, up) in pairs.items()
+  ]
+  modules = [layer.module for layer in base.layers.values()]
+  config, tensors = peft_format.lora(peft_format.lora_pairs(sites), modules)
+  folders.write_json(target / folders.ADAPTER_CONFIG, {
+      'task_type': base.network.task_type,
+      'base_model_name_or_path': base.name or None,
+      'inference_mode': True,
+      **config,
+  })
+  lazy_arrays.write_safetensors(
+      target / folders.ADAPTER_WEIGHTS,
+      {name: lazy_arrays.of(array) for name, array in tensors.items()},
+  )
+  if expert.gates:
+    lazy_arrays.write_safetensors(
+        target / bank_experts.GATES_FILE,
+        {name: lazy_arrays.of(x) for name, x in expert.gates.items()},
+    )
+
+
+def write_xlora(
+    folder: Path, bank_dir: Path, names: list[str], base: bank_base.Base
+) -> None:
+  """Writes `xlora/`, an X-LoRA that begins as the average of the experts.
+
+  Args:
+    folder: The bank.
+    bank_dir: Where it will lie.
+    names: Of the experts.
+    base: The base.
+  """
+  target = folder / 'xlora'
+  target.mkdir()
+  width = base.config.emb_dim
+  folders.write_json(target / folders.ADAPTER_CONFIG, {
+      'peft_type': 'XLORA',
+      'task_type': base.network.task_type,
+      'base_model_name_or_path': base.name or None,
+      'inference_mode': True,
+      'hidden_size': width,
+      # PEFT activates experts by number: any other key is passed over.
+      'adapters': {
+          str(index): str(bank_dir / FOLDER / name)
+          for index, name in enumerate(names)
+      },
+      'xlora_depth': 1,
+      'layerwise_scalings': False,
+  })
+  scope = 'base_model.internal_xlora_classifier.layers.0'
+  lazy_arrays.write_safetensors(target / folders.ADAPTER_WEIGHTS, {
+      f'{scope}.weight': lazy_arrays.of(np.zeros((len(names), width))),
+      f'{scope}.bias': lazy_arrays.of(np.zeros(len(names))),
+  })
+
+
+def experts_in(folder: Path) -> list[tuple[str, Path]] | None:
+  """Names and folders of the experts that a folder holds.
+
+  That is one of an X-LoRA, or one with LoRA folders inside, as PEFT saves a
+  model with several adapters, Arrow's among them, and as a bank has them.
+
+  Returns:
+    None if it is an expert itself, or a run.
+
+  Raises:
+    errors.UserError: If an X-LoRA names experts that are not there.
+  """
+  file = folder / folders.ADAPTER_CONFIG
+  if file.is_file():
+    fields = folders.read_json(file)
+    kind = fields.get('peft_type')
+    return _of_xlora(file, fields) if kind == 'XLORA' else None
+  if bank_experts.is_run(folder):
+    return None
+  inside = folder / FOLDER if (folder / FOLDER).is_dir() else folder
+  found = [
+      (child.name, child) for child in sorted(inside.iterdir())
+      if (child / folders.ADAPTER_CONFIG).is_file()
+      and child.name not in (_ARROW_ROUTER, 'xlora')
+  ]
+  if not found:
+    raise errors.UserError(
+        f'{folder} is neither a run (it has no config.gin) nor a PEFT folder '
+        f'(it has no {folders.ADAPTER_CONFIG}), and holds no such folders.',
+        where='--from',
+    )
+  return found
+
+
+def _of_xlora(
+    file: Path, fields: Mapping[str, Any]
+) -> list[tuple[str, Path]]:
+  """The experts of an X-LoRA; its classifier is left out."""
+  adapters = fields.get('adapters')
+  if not isinstance(adapters, dict) or not all(
+      isinstance(x, str) for x in adapters.values()
+  ):
+    raise errors.UserError(
+        f'adapters of {file} must give each expert its folder.', where=file,
+    )
+  found = []
+  for path in adapters.values():
+    folder = next(
+        (x for x in (Path(path), file.parent / path)
+         if (x / folders.ADAPTER_CONFIG).is_file()), None
+    )
+    if folder is None:
+      raise errors.UserError(
+          f'{file} names the expert {json.dumps(path)[:200]}, which is no '
+          'folder here.',
+          where=file,
+          remedy='Fetch the experts, and give them with --from one by one.',
+      )
+    found.append((folder.name, folder))
+  return found

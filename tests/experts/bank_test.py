@@ -1,0 +1,129 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Banks: LoRAs of other ranks, scales and sites on one base."""
+
+import json
+
+import numpy as np
+import pytest
+
+from moe_peft.cli import bank as command
+from moe_peft.experts import bank
+from moe_peft.experts import bank_card
+from moe_peft.experts import bank_file
+from moe_peft.hf import folders
+from moe_peft.hf import import_base
+from moe_peft.hf import peft_format
+from moe_peft.report import similarity
+from moe_peft.training import bases
+from tests import refusals
+from tests.experts import banks
+from tests.hf import adapted
+
+
+@pytest.mark.parametrize('family', ['t5', 'llama'])
+@pytest.mark.parametrize('layout', ['t5', 'scan'])
+def test_loras_of_other_ranks_scales_and_sites_become_one_bank(
+    tmp_path, family, layout
+):
+  sources, base = banks.write_all(tmp_path, family, layout)
+  made = bank.build(sources, base, tmp_path / 'bank')
+  assert [(x.name, x.rank, x.checked) for x in made.experts] == [
+      ('all', 3, 'name'), ('few', 2, 'name'), ('one', 1, 'name')
+  ]
+  _, params = bank.load(tmp_path / 'bank')
+  for index, found in enumerate(banks.updates(family).values()):
+    for path in (x.removesuffix('/lora_a') for x in params if 'lora_a' in x):
+      ours = params[f'{path}/lora_a'][index] @ params[f'{path}/lora_b'][index]
+      want = found.get(path.removesuffix('/adapter'), 0 * ours)
+      np.testing.assert_allclose(ours, want, atol=1e-5, err_msg=path)
+  stored = bases.read_arrays(tmp_path / 'bank')
+  base_arrays = bases.read_arrays(bases.find(base))
+  for path, array in base_arrays.items():
+    np.testing.assert_array_equal(stored[path], array)
+  number = sum(x.size for x in params.values())
+  adapters = [x for x in stored if '/adapter/' in x]
+  assert sum(stored[x].size for x in adapters) == number
+  assert ('/layers/' not in adapters[0]) and (
+      layout == 't5' or adapters[0].split('/')[0] == adapters[0].split('/')[1]
+  )
+
+
+def test_experts_are_added_and_taken_out(tmp_path):
+  sources, base = banks.write_all(tmp_path, 'llama')
+  folder = tmp_path / 'bank'
+  bank.build(sources[:2], base, folder)
+  before = bank.load(folder)[1]
+  bank.add(folder, [f'last={sources[2]}'])
+  made, grown = bank.load(folder)
+  assert made.names == ['all', 'few', 'last']
+  for path, array in before.items():
+    np.testing.assert_allclose(
+        grown[path][:2], array, atol=1e-6, err_msg=path
+    )
+  bank.remove(folder, ['last'])
+  made, again = bank.load(folder)
+  assert made.names == ['all', 'few']
+  assert again.keys() == before.keys()
+  with refusals.refused('nobody', 'all, few'):
+    bank.remove(folder, ['nobody'])
+  with refusals.refused(folder):
+    bank.remove(folder, ['all', 'few'])
+  with refusals.refused('--from', 'few'):
+    bank.add(folder, [sources[1]])
+  assert bank_file.read(folder).names == ['all', 'few']
+
+
+def test_what_is_of_another_base_is_refused(tmp_path):
+  sources, base = banks.write_all(tmp_path, 'llama')
+  file = tmp_path / 'loras/one' / folders.ADAPTER_CONFIG
+  fields = json.loads(file.read_text())
+  file.write_text(json.dumps({**fields, 'base_model_name_or_path': 'x/other'}))
+  out = tmp_path / 'bank'
+  with refusals.refused('--from', 'x/other', banks.NAME, '--unchecked'):
+    bank.build(sources, base, out)
+  assert not out.exists()
+  made = bank.build(sources, base, out, unchecked=True)
+  assert made.experts[2].checked == 'shapes'
+  (tmp_path / 'wide').mkdir()
+  wide = adapted.make('lora', adapted.LLAMA.replace(mlp_dim=48))
+  peft_format.write_adapter(tmp_path / 'wide', wide, wide.sites, banks.NAME)
+  with refusals.refused(tmp_path / 'wide', 'another base'):
+    bank.add(out, [str(tmp_path / 'wide')])
+  with refusals.refused('--from', 'no folder'):
+    bank.add(out, [str(tmp_path / 'nowhere')])
+  with refusals.refused('--base', import_base.HF_CONFIG_FILE):
+    (tmp_path / 'base' / import_base.HF_CONFIG_FILE).unlink()
+    bank.build(sources, base, tmp_path / 'more')
+  with refusals.refused('--from', tmp_path / 'hf'):
+    bank.add(out, [str(tmp_path / 'hf')])
+
+
+def test_the_card_tells_the_licence_and_quotes_what_it_was_given(tmp_path):
+  sources, base = banks.write_all(tmp_path, 'llama')
+  card = tmp_path / 'loras/all/README.md'
+  card.write_text('---\nlicense: apache-2.0\ntags: []\n---\n\nlicense: mit\n')
+  bank.build(sources, base, tmp_path / 'bank')
+  made = bank_file.read(tmp_path / 'bank')
+  assert [x.licence for x in made.experts] == ['apache-2.0', '', '']
+  text = (tmp_path / 'bank/README.md').read_text()
+  assert '| apache-2.0 |' in text and '| unknown |' in text
+  record = bank_file.Record('a', '<b>|\n# x', 'peft', 'name')
+  odd = bank_file.Bank((record,), {}, '<i>', {}, 't5', 1, False)
+  bank_card.write(tmp_path, odd)
+  text = (tmp_path / 'README.md').read_text()
+  assert '<b>' not in text and '<i> ' not in text and '\n# x' not in text
+
+
+def test_show_prints_and_draws(tmp_path, capsys):
+  sources, base = banks.write_all(tmp_path, 'llama')
+  bank.build(sources, base, tmp_path / 'bank')
+  command.main(
+      ['show', str(tmp_path / 'bank'), '--out', str(tmp_path / 'x.svg')]
+  )
+  printed = capsys.readouterr().out
+  assert 'few' in printed and '+1.00' in printed
+  assert (tmp_path / 'x.svg').read_text().startswith('<?xml')
+  means = similarity.mean(bank.load(tmp_path / 'bank')[1])
+  np.testing.assert_allclose(means, means.T)
+  np.testing.assert_allclose(np.diag(means), 1.0)
