@@ -20,6 +20,7 @@ from tests import refusals
 from tests.training import tiny
 
 SIZES = {**tiny.SIZES, 'TRAIN_STEPS': 2, 'EVAL_EXAMPLES': 4}
+FEW = {'SITES': '.*/(query|wo)'}
 for name in ('NUM_EXPERTS', 'RANK', 'INITIAL_CHECKPOINT_PATH'):
   del SIZES[name]
 
@@ -62,7 +63,7 @@ def test_runs_become_a_bank_and_only_its_router_learns(tmp_path):
   trained = {
       name: train(
           tmp_path / name, 'lora', MIXTURE_OR_TASK_NAME=task, RANK=rank,
-          SEED=rank, INITIAL_CHECKPOINT_PATH=base,
+          SEED=rank, INITIAL_CHECKPOINT_PATH=base, **FEW,
       )
       for name, (task, rank) in runs.items()
   }
@@ -107,7 +108,7 @@ def test_gates_are_trained_apart_and_compete(tmp_path):
   found = []
   for name, task in (('one', 'past_tense'), ('two', 'lemma')):
     train(tmp_path / name, 'lora', MIXTURE_OR_TASK_NAME=task, RANK=2,
-          INITIAL_CHECKPOINT_PATH=base)
+          INITIAL_CHECKPOINT_PATH=base, **FEW)
     alone = tmp_path / f'{name}_alone'
     bank.build([str(tmp_path / name)], base, alone)
     params = train(
