@@ -98,47 +98,40 @@ def test_runs_become_a_bank_and_only_its_router_learns(tmp_path):
     bank.build([str(tmp_path / 'one')], other, tmp_path / 'none')
   with refusals.refused('--from', tmp_path / 'router', 'Bank'):
     bank.add(folder, [str(tmp_path / 'router')])
-  with refusals.refused('--from', 'is no folder'):
-    bank_experts.of_peft('x', tmp_path, bank_base.read(base, None))
+  with refusals.refused('--base', 'hf import'):
+    bank_base.read(base)
+  assert bank_experts.is_run(tmp_path / 'one')
+  assert not bank_experts.is_run(folder)
 
 
 @pytest.mark.slow
 def test_gates_are_trained_apart_and_compete(tmp_path):
   base = make_base(tmp_path / 'base', 0)
-  found = []
-  for name, task in (('one', 'past_tense'), ('two', 'lemma')):
-    train(tmp_path / name, 'lora', MIXTURE_OR_TASK_NAME=task, RANK=2,
-          INITIAL_CHECKPOINT_PATH=base, **FEW)
-    alone = tmp_path / f'{name}_alone'
-    bank.build([str(tmp_path / name)], base, alone)
-    params = train(
-        tmp_path / f'{name}_gate', 'phatgoose', alone / bank.GIN_FILE,
-        MIXTURE_OR_TASK_NAME=task,
-    )
-    found.append({k: v for k, v in params.items() if k.endswith('/gate')})
-  without = bank.build([str(tmp_path / 'one')], base, tmp_path / 'without')
-  assert not without.gated
-  load(tmp_path / 'x', 'bank_phatgoose', tmp_path / 'without' / bank.GIN_FILE,
-       TRAIN_STEPS=0, WARMUP_STEPS=0, NUM_EXPERTS=1)
-  folder = tmp_path / 'bank'
-  gates = [f'{name}={tmp_path}/{name}_gate' for name in ('one', 'two')]
-  assert bank.build(gates, base, folder).gated
-  params = train(
-      tmp_path / 'goose', 'bank_phatgoose', folder / bank.GIN_FILE,
-      TRAIN_STEPS=0, WARMUP_STEPS=0,
+  train(tmp_path / 'lora', 'lora', RANK=2, INITIAL_CHECKPOINT_PATH=base, **FEW)
+  bank.build([str(tmp_path / 'lora')], base, tmp_path / 'alone')
+  trained = train(
+      tmp_path / 'gate', 'phatgoose', tmp_path / 'alone' / bank.GIN_FILE
   )
+  folder = tmp_path / 'bank'
+  made = bank.build(
+      [f'one={tmp_path}/gate', f'two={tmp_path}/gate'], base, folder
+  )
+  assert made.gated
+  bank.add(folder, [f'three={tmp_path}/gate'])  # They go through `add`.
+  load(tmp_path / 'x', 'bank_phatgoose', folder / bank.GIN_FILE, TRAIN_STEPS=0)
+  setup = experiment_lib.prepare(run.build())
+  params = {**setup.trainable, **setup.frozen}
   routers = [x for x in params if x.endswith('/router/gates')]
-  assert len(routers) == len(found[0]) > 0
+  assert routers
   for path in routers:
-    for index, gate in enumerate(found):
-      np.testing.assert_array_equal(
-          params[path][:, index], gate[path.replace('router/gates', 'gate')]
-      )
-  # Gates go with their experts through `add`.
-  bank.add(folder, [f'three={tmp_path}/one_gate'])
-  assert bank.load(folder)[1][routers[0]].shape[1] == 3
-  bank.add(folder, [f'four={tmp_path}/one'])
-  load(tmp_path / 'y', 'bank_phatgoose', folder / bank.GIN_FILE, TRAIN_STEPS=0)
+    gate = trained[path.replace('router/gates', 'gate')]
+    assert np.any(gate)
+    for index in range(3):
+      np.testing.assert_array_equal(params[path][:, index], gate)
+  # One expert without a gate, and the bank has none.
+  bank.add(folder, [f'four={tmp_path}/lora'])
+  assert not bank.load(folder)[0].gated
+  load(tmp_path / 'x', 'bank_phatgoose', folder / bank.GIN_FILE, TRAIN_STEPS=0)
   with refusals.refused('INITIAL_CHECKPOINT_PATH', 'router/gates'):
     experiment_lib.prepare(run.build())
 

@@ -72,7 +72,7 @@ def test_a_network_that_does_not_tell_its_width_is_taken_for_a_small_one():
 
 @pytest.mark.parametrize(
     ('warmup', 'steps', 'where'),
-    [(5, 5, 'WARMUP_STEPS'), (-1, 5, 'WARMUP_STEPS'), (0, 0, 'TRAIN_STEPS')],
+    [(5, 5, 'WARMUP_STEPS'), (-1, 5, 'WARMUP_STEPS'), (0, -1, 'TRAIN_STEPS')],
 )
 def test_a_warm_up_ends_before_the_run(warmup, steps, where):
   with refusals.refused(where):
@@ -111,3 +111,9 @@ def test_the_documents_hold_defaults_against_the_trials(name):
   )
   module = gin.query_parameter('%MODULE').scoped_configurable_fn()
   assert schedules.suggested_rate(module) == float(default)
+
+
+def test_without_steps_there_is_no_rate():
+  schedule = schedules.warmup_cosine(1e-3, 20, 0)
+  assert schedule(0) == 0.0
+  assert 'scored' in schedules.describe(schedule, 0)
