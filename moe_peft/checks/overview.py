@@ -87,7 +87,9 @@ def row(
   try:
     size = '' if param_budget is None else _fit(file, model, param_budget)
     shapes, sites = _trace(file, model)
-    trained, _ = trainable.split(shapes, file.value('TRAINABLE_REGEX'))
+    trained, _ = trainable.split(
+        shapes, file.value('TRAINABLE_REGEX'), required=False
+    )
   except errors.UserError as error:
     return dataclasses.replace(result, refusal=error.what)
   return dataclasses.replace(

@@ -45,7 +45,9 @@ def make_plan(run: subject.Subject, num_devices: int) -> dict[str, Any]:
   mesh = _mesh(run, num_devices)
   variables, traced = _trace(run)
   params = trainable.flatten(variables['params'])
-  trained, frozen = trainable.split(params, run.trainable_regex)
+  trained, frozen = trainable.split(
+      params, run.trainable_regex, required=run.trains
+  )
   axes = variables['params_axes']
   state = jax.eval_shape(
       lambda params: run.init_optimizer(

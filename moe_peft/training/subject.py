@@ -23,6 +23,7 @@ class Subject:
     init_optimizer: Makes the optimizer's state of the model's variables.
     base_dtype: Type of the frozen parameters.
     partitions: Sizes of the mesh axes `expert` and `model`.
+    trains: Whether there are steps, so that something must train.
   """
 
   module: inject.AdaptedModule
@@ -32,14 +33,19 @@ class Subject:
   init_optimizer: Callable[[Mapping[str, Any]], Any]
   base_dtype: Any
   partitions: tuple[int, int]
+  trains: bool = True
 
 
 def of_experiment(experiment: experiment_lib.Experiment) -> Subject:
   """A run of the embedded engine."""
 
+  trains = experiment.train_steps > 0
+
   def init_optimizer(variables):
     params = trainable.flatten(variables['params'])
-    trained, _ = trainable.split(params, experiment.trainable_regex)
+    trained, _ = trainable.split(
+        params, experiment.trainable_regex, required=trains
+    )
     return experiment.optimizer.init(trained)
 
   return Subject(
@@ -50,4 +56,5 @@ def of_experiment(experiment: experiment_lib.Experiment) -> Subject:
       init_optimizer,
       experiment.base_dtype,
       (experiment.num_expert_partitions, experiment.num_model_partitions),
+      trains,
   )
