@@ -14,6 +14,7 @@ from moe_peft import errors
 from moe_peft.core import trainable
 from moe_peft.hf import import_base
 from moe_peft.hf import networks
+from moe_peft.training import base_identity
 from moe_peft.training import bases
 
 
@@ -27,7 +28,7 @@ class Base:
     hf_config: Its `config.json`.
     layout: Of its parameters.
     name: Its name on the Hub; '' if it has none.
-    identity: What tells it from others, see `bases.identity`.
+    identity: What tells it from others, see `base_identity.of`.
   """
 
   path: str
@@ -69,7 +70,7 @@ class Base:
 
   def check_run(self, folder: Path, identity: Mapping[str, Any]) -> None:
     """Raises errors.UserError for a run on another base."""
-    if bases.is_same(identity, self.identity):
+    if base_identity.is_same(identity, self.identity):
       return
     raise errors.UserError(
         f'{folder} was trained on another base: {identity.get("path")}, sha256 '
@@ -141,7 +142,7 @@ def read(path: str, config: Any = None) -> Base:
     hf_config = networks.of(config).to_hf(config, {})
   return Base(
       path, config, hf_config, layout, source.get('base_model', ''),
-      bases.identity(path, _params(path)),
+      base_identity.of(path, _params(path)),
   )
 
 

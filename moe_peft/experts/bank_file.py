@@ -47,7 +47,7 @@ class Bank:
 
   Attributes:
     experts: Its experts, in their order.
-    base: The identity of the base, see `bases.identity`.
+    base: The identity of the base, see `base_identity.of`.
     base_model: Name of the base on the Hub; '' if it has none.
     config: The base's `config.json`.
     layout: Of its parameters.
