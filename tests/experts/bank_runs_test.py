@@ -21,7 +21,7 @@ from tests.training import tiny
 
 SIZES = {**tiny.SIZES, 'TRAIN_STEPS': 2, 'EVAL_EXAMPLES': 4}
 FEW = {'SITES': '.*/(query|wo)'}
-for name in ('NUM_EXPERTS', 'RANK', 'INITIAL_CHECKPOINT_PATH'):
+for name in ('NUM_EXPERTS', 'RANK', 'INITIAL_CHECKPOINT_PATH', 'SITES'):
   del SIZES[name]
 
 
