@@ -32,6 +32,8 @@ _TOKENIZERS = ['tokenizers>=0.21']
 _GGUF = [*_TOKENIZERS, 'gguf>=0.17']
 # Makes training rows of math problems; other versions make other rows.
 _MATH = ['reasoning-gym==0.1.25']
+# Tests of claims, in studies that make one.
+_STUDY = ['statsmodels>=0.14.5,<0.16']
 _NOTEBOOK = ['ipykernel>=6', 'nbclient>=0.10', 'nbformat>=5']
 _METRICS = ['rouge-score>=0.1.2,<0.2', 'sacrebleu>=2.5,<3']
 
@@ -85,12 +87,14 @@ setuptools.setup(
         'tokenizers': _TOKENIZERS,
         'gguf': _GGUF,
         'notebook': _NOTEBOOK,
+        'study': _STUDY,
         'test': _WORDS
         + _METRICS
         + _P3
         + _MATH
         + _GGUF
         + _NOTEBOOK
+        + _STUDY
         + [
             'psutil>=6',
             'pytest>=8',

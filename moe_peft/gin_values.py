@@ -155,6 +155,7 @@ RULES: Mapping[str, Rule] = {
     'FRESH_REGEX': regex,
     'PARAM_BUDGET': optional(number(above=0)),
     'BUDGET_MACRO': optional(text),
+    'SCALE': optional(number(above=0)),
     # The base.
     'INITIAL_CHECKPOINT_PATH': optional(paths),
     'BASE_PATH': optional(path),

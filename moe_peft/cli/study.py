@@ -86,6 +86,11 @@ def _parser() -> argparse.ArgumentParser:
       'bold where it is significantly different (Welch, p < 0.05), time of a '
       'step and peak memory of the process, as ratios',
   )
+  parser.add_argument(
+      '--merge', action='append', type=Path, default=[], metavar='DIR',
+      help='adds the rows of this --results folder of another machine, and '
+      'writes the tables; nothing runs; may be repeated',
+  )
   flags.add_gin_flags(parser)
   return parser
 

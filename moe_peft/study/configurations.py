@@ -12,12 +12,16 @@ from typing import Any
 from moe_peft import errors
 from moe_peft import gin_files
 from moe_peft.data import catalog
+from moe_peft.study import claims
 from moe_peft.study import records
+from moe_peft.study import tuning
 
 _DEFAULT_SEEDS = (0, 1, 2)
-# These macros belong to a single run, or say where something lies.
+# These macros belong to a single run, or say where something lies, or name
+# code, which moves: SITES and the others say what ADAPTER_RULES do.
 _NOT_COMPARED = re.compile(
-    r'MODEL_DIR|SEEDS?|TUNE|EVAL_SPLIT|.*_(DIR|PATH|FILE)'
+    r'MODEL_DIR|SEEDS?|TUNE|TUNING_SEEDS|RUNGS|EVAL_SPLIT|ADAPTER_RULES'
+    r'|.*_(DIR|PATH|FILE)'
 )
 
 
@@ -35,6 +39,7 @@ class StudyOptions:
     only: Names of the gin files that run; empty for all.
     tune: Values of macros to choose from, in the place of the files' TUNE.
     jobs: How many runs go on at a time.
+    merge: Results of other machines, to be added; nothing runs then.
     reference: The gin file with which the table compares the others.
     gin_file: Gin files that are read after each one of the folder.
     gin_bindings: Bindings that are read last.
@@ -50,6 +55,7 @@ class StudyOptions:
   only: Sequence[str] = ()
   tune: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
   jobs: int = 1
+  merge: Sequence[Path] = ()
   reference: str | None = None
   gin_file: Sequence[str] = ()
   gin_bindings: Sequence[str] = ()
@@ -68,6 +74,8 @@ class Configuration:
     trials: Values to choose from; one entry if there is no choice.
     macros: Text of its macros, except those of single runs and of places.
     evaluates_more: Whether it evaluates tasks that it does not train on.
+    plan: How the trials are made.
+    declared_seeds: Those of the file, whatever --seeds says.
   """
 
   file: Path
@@ -76,15 +84,23 @@ class Configuration:
   trials: Sequence[records.Values]
   macros: Mapping[str, str]
   evaluates_more: bool
+  plan: tuning.Plan = tuning.Plan()
+  declared_seeds: Sequence[int] = ()
 
   @property
   def name(self) -> str:
     return self.file.stem
 
-  def trial(self, values: records.Values) -> 'StudyRun':
-    """The run that tries some values, with the first seed."""
-    folder = self.folder / 'tuning' / records.text(values)
-    return StudyRun(self, self.seeds[0], 'validation', values, folder)
+  def trial(self, trial: tuning.Trial) -> 'StudyRun':
+    """The run of a trial, by default with the first seed of the table."""
+    folder = self.folder / 'tuning'
+    if trial.seed is not None:
+      folder /= f'steps{trial.steps}-seed{trial.seed}'
+    seed = self.seeds[0] if trial.seed is None else trial.seed
+    return StudyRun(
+        self, seed, 'validation', trial.values,
+        folder / records.text(trial.values), trial.steps,
+    )
 
   def run(self, seed: int, values: records.Values, split: str) -> 'StudyRun':
     """The run of a seed that the table counts."""
@@ -101,6 +117,7 @@ class StudyRun:
     split: The split that it scores.
     values: Values of the macros that are tuned.
     folder: MODEL_DIR.
+    steps: TRAIN_STEPS, if they are not those of the file.
   """
 
   configuration: Configuration
@@ -108,6 +125,7 @@ class StudyRun:
   split: str
   values: records.Values
   folder: Path
+  steps: int | None = None
 
   def arguments(self, options: StudyOptions) -> list[str]:
     """Arguments of `python -m moe_peft.train`."""
@@ -120,6 +138,7 @@ class StudyRun:
         f'EVAL_SPLIT={self.split!r}',
         *options.gin_bindings,
         *(f'{name}={value}' for name, value in self.values.items()),
+        *([f'TRAIN_STEPS={self.steps}'] if self.steps else []),
     ]
     if self.split == 'validation' and self.configuration.evaluates_more:
       # Held-out tasks choose nothing, so a trial need not score them.
@@ -145,7 +164,11 @@ def load(options: StudyOptions) -> dict[str, list[Configuration]]:
   top = Path(options.folder)
   if not top.is_dir():
     top = gin_files.resource(options.folder)
-  files = sorted(top.glob('*.gin')) or sorted(top.glob('*/*.gin'))
+  files = [
+      file
+      for file in sorted(top.glob('*.gin')) or sorted(top.glob('*/*.gin'))
+      if file.name != claims.FILE
+  ]
   if not files:
     raise errors.UserError('The folder holds no gin file.', options.folder)
   _check_names(options, sorted({file.stem for file in files}))
@@ -202,10 +225,12 @@ def _read(file: Path, options: StudyOptions, folder: Path) -> Configuration:
     for value in values:
       load_gin(f'{name}={value}')  # Says what is wrong with a value.
   _check_split(macros, options.split)
+  declared = _seeds(file, macros.get('SEEDS', _DEFAULT_SEEDS))
+  seeds = options.seeds or declared
   return Configuration(
       file,
       folder,
-      options.seeds or _seeds(file, macros.get('SEEDS', _DEFAULT_SEEDS)),
+      seeds,
       [
           dict(zip(grid, values, strict=True))
           for values in itertools.product(*grid.values())
@@ -216,6 +241,8 @@ def _read(file: Path, options: StudyOptions, folder: Path) -> Configuration:
           if not _NOT_COMPARED.fullmatch(name)
       },
       macros.get('EVAL_MIXTURE_OR_TASK_NAME') is not None,
+      tuning.read(file, macros, seeds),
+      declared,
   )
 
 

@@ -6,7 +6,7 @@ They are small and complete: whoever has them need not have the runs. A run that
 they hold is not run again; delete its row to do so.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 import math
 from pathlib import Path
 import statistics
@@ -80,27 +80,98 @@ class Records:
             f'in its column "{column}" than the first row.',
         )
 
-  def trial(self, name: str, values: Values) -> Row | None:
-    """A finished trial of a file, if there is one."""
+  def trial(
+      self,
+      name: str,
+      values: Values,
+      steps: int | None = None,
+      seed: int | None = None,
+  ) -> Row | None:
+    """A finished trial of a file, if there is one.
+
+    Args:
+      name: Of the file.
+      values: What was tried.
+      steps: Training steps, if tuning chooses them.
+      seed: If tuning has seeds of its own.
+    """
+    wanted = _trial(values, steps, seed)
     return next(
         (
             trial
             for trial in self.trials.get(name, [])
-            if trial == {'validation': trial['validation'], **values}
+            if trial == {'validation': trial['validation'], **wanted}
         ),
         None,
     )
 
-  def add_trial(self, name: str, values: Values, score: float) -> None:
+  def add_trial(
+      self,
+      name: str,
+      values: Values,
+      score: float,
+      steps: int | None = None,
+      seed: int | None = None,
+  ) -> None:
     """Notes a score of the validation split, see `score`."""
-    self.trials.setdefault(name, []).append({'validation': score, **values})
+    self.trials.setdefault(name, []).append(
+        {'validation': score, **_trial(values, steps, seed)}
+    )
     _write(self._tuning, self.trials)
 
-  def best(self, name: str, tried: Sequence[Values]) -> Values:
-    """The best of the values that were tried, the first of equals."""
-    if len(tried) == 1:
-      return tried[0]
-    return max(tried, key=lambda v: self.trial(name, v)['validation'])
+  def merge(self, folder: Path, tuned: Mapping[str, Collection[str]]) -> int:
+    """Adds what another machine has recorded.
+
+    Args:
+      folder: Holds `results.json`, `tuning.json`, `configs`.
+      tuned: Names of the files whose rows are wanted, with the macros that
+        they tune. Rows whose values were found otherwise are left out.
+
+    Returns:
+      How many rows are new.
+
+    Raises:
+      errors.UserError: If they were run with other macros, or are other rows
+        of the same runs.
+    """
+    other = Records(folder)
+    for file in sorted((folder / 'configs').glob('*.json')):
+      if file.stem in tuned:
+        check_macros(
+            self.folder / 'configs' / file.name,
+            {k: v for k, v in _load(file, {}).items() if k != 'ADAPTER_RULES'},
+        )
+    rows = {(row['name'], row['seed']): row for row in self.rows}
+    new = []
+    for row in other.rows:
+      wanted = tuned.get(row['name'])
+      if wanted is None or set(row.get('tuned', ())) != set(wanted):
+        continue
+      known = rows.get((row['name'], row['seed']))
+      if known is None:
+        new.append(row)
+      elif known != row:
+        raise errors.UserError(
+            f'{folder} and {self.folder} both have a row of {row["name"]} with '
+            f'seed {row["seed"]}, and they differ.', folder,
+            'Delete one of the two rows.',
+        )
+    for row in new:
+      self._append(row)
+    for name, trials in other.trials.items():
+      if name not in tuned:
+        continue
+      known = self.trials.setdefault(name, [])
+      known += [trial for trial in trials if trial not in known]
+    _write(self._results, self.rows)
+    _write(self._tuning, self.trials)
+    return len(new)
+
+
+def _trial(values: Values, steps: int | None, seed: int | None) -> Row:
+  """What a trial is known by; older ones have neither steps nor a seed."""
+  own = {'TRAIN_STEPS': steps, 'SEED': seed}
+  return {**values, **{k: v for k, v in own.items() if v is not None}}
 
 
 def check_macros(path: Path, macros: Mapping[str, str]) -> None:

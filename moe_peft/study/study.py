@@ -4,16 +4,22 @@
 
 from collections.abc import Callable, Sequence
 import itertools
+from pathlib import Path
 import shutil
 import sys
+import time
 
 from moe_peft import atomic
+from moe_peft import errors
 from moe_peft.runs import run_file
+from moe_peft.study import claims as claims_lib
 from moe_peft.study import configurations as configurations_lib
 from moe_peft.study import plots
 from moe_peft.study import processes
 from moe_peft.study import records as records_lib
 from moe_peft.study import tables
+from moe_peft.study import tuning
+from moe_peft.study import verdicts
 
 Configuration = configurations_lib.Configuration
 StudyRun = configurations_lib.StudyRun
@@ -31,8 +37,35 @@ def run(options: configurations_lib.StudyOptions) -> None:
       _Study(inside, configurations, options)
       for inside, configurations in configurations_lib.load(options).items()
   ]
+  for folder in options.merge:
+    merge(studies, folder)
   for study in studies:
-    study.run()
+    study.announce()
+  try:
+    for study in studies:
+      if not options.merge:
+        for other in studies:
+          study.share(other)
+        study.run()
+      print(study.write_tables())
+  finally:
+    if not options.only:  # A part of the arms is no basis for a verdict.
+      verdicts.write([s.verdict() for s in studies], options.results)
+
+
+def merge(studies: Sequence['_Study'], folder: Path) -> None:
+  """Adds the rows of another results folder, laid out as these are or flat.
+
+  Raises:
+    errors.UserError: If it has no row of these studies, or rows that differ.
+  """
+  if not list(folder.rglob('results.json')):
+    raise errors.UserError('The folder holds no rows of a study.', folder)
+  for study in studies:
+    theirs = folder / study.inside
+    theirs = theirs if theirs.is_dir() else folder
+    new = study.records.merge(theirs, study.tuned())
+    print(f'{theirs}: {new} new rows', file=sys.stderr)
 
 
 class _Study:
@@ -44,60 +77,134 @@ class _Study:
       configurations: Sequence[Configuration],
       options: configurations_lib.StudyOptions,
   ):
+    self.inside = inside
     self._configurations, self._options = configurations, options
     results = options.results / inside
-    self._records = records_lib.Records(results)
+    self.records = records_lib.Records(results)
+    self._claim = None
+    if not options.only:
+      self._claim = claims_lib.read(configurations[0].file.parent)
     for c in configurations:
       macros = c.macros | {'EVAL_SPLIT': options.split}
       records_lib.check_macros(results / 'configs' / f'{c.name}.json', macros)
       records_lib.check_macros(c.folder / 'config.json', macros)
 
+  def announce(self) -> None:
+    """Says, before anything runs, what its claim could find."""
+    if self._claim:
+      power = verdicts.power(self._claim, self._seeds())
+      print(f'{self.inside or "study"}: {power}', file=sys.stderr, flush=True)
+
+  def tuned(self) -> dict[str, Sequence[str]]:
+    """Names of its gin files, with the macros that they tune."""
+    return {c.name: tuple(c.trials[0]) for c in self._configurations}
+
+  def share(self, other: '_Study') -> None:
+    """Takes the rows of arms that another folder has too, the same in all."""
+    alike = lambda c, o: (
+        c.name == o.name and c.macros == o.macros
+        and c.file.read_bytes() == o.file.read_bytes()
+    )
+    shared = {
+        c.name: tuple(c.trials[0])
+        for c in self._configurations for o in other._configurations
+        if alike(c, o)
+    }
+    if other is not self and shared:
+      self.records.merge(other.records.folder, shared)
+
   def run(self) -> None:
-    """Tunes, trains and tabulates what is not finished."""
-    records = self._records
-    self._run_all(
-        [
-            c.trial(values)
-            for c in self._configurations
-            for values in c.trials
-            if len(c.trials) > 1 and not records.trial(c.name, values)
-        ],
-        lambda run, row: records.add_trial(
-            run.configuration.name, run.values, records_lib.score(row)
-        ),
-    )
-    runs = []
-    for seeds in itertools.zip_longest(
+    """Tunes, and trains what is not finished."""
+    while trials := [
+        c.trial(trial)
+        for c in self._configurations
+        for trial in self._tuner(c).missing()
+    ]:
+      self._run_all(trials, self._add_trial)
+    rounds = list(itertools.zip_longest(
         *(c.seeds for c in self._configurations)
-    ):
+    ))
+    look = self._claim and self._claim.look
+    before = look[0] if look else 0
+    self._run_rounds(rounds[:before], self._configurations)
+    self._run_rounds(rounds[before:], self._still_open())
+
+  def _run_rounds(self, rounds, going) -> None:
+    """Trains the runs of some rounds, those of `going` alone."""
+    runs = []
+    for seeds in rounds:
       for c, seed in zip(self._configurations, seeds, strict=True):
-        best = records.best(c.name, c.trials)
-        if seed is not None and not records.row(c.name, seed, best):
+        if seed is None or c not in going:
+          continue
+        best = self._tuner(c).best()
+        if not self.records.row(c.name, seed, best):
           runs.append(c.run(seed, best, self._options.split))
-          if seed == c.seeds[0]:
-            take_over(c.trial(best), runs[-1])
+          if seed == c.seeds[0] and not c.plan.seeds:
+            take_over(c.trial(tuning.Trial(best, None, None)), runs[-1])
     self._run_all(runs, self._add_row)
-    print(self._write_table())
 
-  def _add_row(self, run: StudyRun, row: records_lib.Row) -> None:
-    tuned = {'tuned': dict(run.values)} if run.values else {}
-    self._records.add_row(
-        {'name': run.configuration.name, 'seed': run.seed, **row, **tuned}
+  def _still_open(self) -> list[Configuration]:
+    """Configurations that a contrast is still open for, or that have none."""
+    if self._claim is None:
+      return list(self._configurations)
+    ended = claims_lib.ended_early(self._claim, self.records.rows)
+    needed = {
+        arm
+        for c in self._claim.contrasts if c not in ended
+        for arm in (c.first, c.second)
+    }
+    done = set(self._claim.arms) - needed
+    return [c for c in self._configurations if c.name not in done]
+
+  def verdict(self) -> verdicts.Verdict | None:
+    """The outcome of its claim; None if it makes none."""
+    if self._claim is None:
+      return None
+    return verdicts.Verdict(
+        self.inside or self._configurations[0].file.parent.name,
+        self._claim,
+        claims_lib.judge(self._claim, self.records.rows, self._seeds()),
+        self._seeds(),
     )
-    self._write_table()
 
-  def _write_table(self) -> str:
+  def write_tables(self) -> str:
+    """Writes what the records show, and returns the table of the rows."""
     order = {c.name: number for number, c in enumerate(self._configurations)}
     rows = sorted(
-        self._records.rows,
+        self.records.rows,
         key=lambda row: order.get(row['name'], len(order)),
     )
     text = tables.table(rows, self._options.reference)
-    folder = self._records.folder
+    folder = self.records.folder
     atomic.write(folder / 'table.md', text)
+    tuned = [c for c in self._configurations if c.plan.seeds]
+    if tuned and not any(self._tuner(c).missing() for c in tuned):
+      chosen = tables.tuning({c.name: self._tuner(c) for c in tuned})
+      atomic.write(folder / 'tuning.md', chosen)
     if rows:
       plots.save(rows, folder / 'plot.png', self._options.reference)
     return text
+
+  def _seeds(self) -> dict[str, Sequence[int]]:
+    """The seeds that the files ask for, whatever --seeds runs now."""
+    return {c.name: c.declared_seeds for c in self._configurations}
+
+  def _tuner(self, c: Configuration) -> tuning.Tuner:
+    return tuning.Tuner(c.name, c.trials, c.plan, self.records)
+
+  def _add_trial(self, run: StudyRun, row: records_lib.Row) -> None:
+    seed = run.seed if run.configuration.plan.seeds else None
+    self.records.add_trial(
+        run.configuration.name, run.values, records_lib.score(row), run.steps,
+        seed,
+    )
+
+  def _add_row(self, run: StudyRun, row: records_lib.Row) -> None:
+    tuned = {'tuned': dict(run.values)} if run.values else {}
+    self.records.add_row(
+        {'name': run.configuration.name, 'seed': run.seed, **row, **tuned}
+    )
+    self.write_tables()
 
   def _run_all(
       self,
@@ -109,19 +216,27 @@ class _Study:
     for run in ended:
       add(run, records_lib.read_run(run.folder))
     left = [run for run in runs if run not in ended]
-    count = itertools.count(1)
+    count, started = itertools.count(1), time.monotonic()
 
     def done(index: int) -> None:
       folder = left[index].folder
       add(left[index], records_lib.read_run(folder))
-      print(f'[{next(count)}/{len(left)}] {folder}', file=sys.stderr,
-            flush=True)
+      number = next(count)
+      to_go = (time.monotonic() - started) / number * (len(left) - number)
+      print(f'[{number}/{len(left)}, {_hours(to_go)} left] {folder}',
+            file=sys.stderr, flush=True)
 
     processes.run_all(
         [(run.folder, run.arguments(self._options)) for run in left],
         self._options.jobs,
         done,
     )
+
+
+def _hours(seconds: float) -> str:
+  """Hours and minutes, as `2:05`."""
+  hours, minutes = divmod(round(seconds / 60), 60)
+  return f'{hours}:{minutes:02}'
 
 
 def take_over(trial: StudyRun, run: StudyRun) -> None:

@@ -4,10 +4,12 @@
 
 import collections
 from collections.abc import Container, Mapping, Sequence
+import math
 import statistics
 
 from moe_peft.evaluation import spread
 from moe_peft.study import records
+from moe_peft.study import tuning as tuning_lib
 
 _COSTS = {'step': 'seconds_per_step', 'memory': 'peak_memory_bytes'}
 
@@ -56,6 +58,28 @@ def table(rows: Sequence[records.Row], reference: str | None = None) -> str:
         *(_cell([row['adapted'][task] for row in seeds]) for task in tasks),
         *(_cell(values) for values in zip(*averages, strict=True)),
         *(_comparison(seeds, compared) if compared else []),
+    ])
+  return ''.join(f'| {" | ".join(cells)} |\n' for cells in lines)
+
+
+def tuning(tuners: Mapping[str, tuning_lib.Tuner]) -> str:
+  """One line a method: what tuning chose, and whether it can be trusted.
+
+  Args:
+    tuners: By method; all of them have a winner.
+  """
+  lines = [
+      ['method', 'chosen', 'at the edge of what was tried',
+       'rank correlation of the first two rounds'],
+      ['---'] * 4,
+  ]
+  for name, tuner in tuners.items():
+    agreement = tuner.agreement()
+    lines.append([
+        name,
+        records.text(tuner.best()),
+        ', '.join(tuner.at_edge()) or 'no',
+        '' if math.isnan(agreement) else f'{agreement:.2f}',
     ])
   return ''.join(f'| {" | ".join(cells)} |\n' for cells in lines)
 

@@ -136,19 +136,20 @@ def _absolute(path: Any) -> Any:
   return os.path.abspath(os.path.expanduser(path))
 
 
-def _choose_size(config: Any) -> dict[str, int] | None:
-  """The binding of the chosen size, if PARAM_BUDGET asks for one."""
+def _choose_size(config: Any) -> dict[str, Any] | None:
+  """Bindings of what PARAM_BUDGET and SCALE decide, if they ask for it."""
   del config
-  if macro('PARAM_BUDGET') is None or not _is_of_t5x(macro('MODEL')):
+  param_budget, scale = macro('PARAM_BUDGET'), macro('SCALE')
+  if (param_budget, scale) == (None, None) or not _is_of_t5x(macro('MODEL')):
     return None
-  choice = budget.choose(
-      macro('PARAM_BUDGET'),
-      _shapes,
-      macro('TRAINABLE_REGEX'),
-      macro('BUDGET_MACRO'),
-  )
-  print(choice, file=sys.stderr)
-  return {f'{choice.macro}/gin.macro.value': choice.value}
+  choice = None
+  if param_budget is not None:
+    choice = budget.choose(
+        param_budget, _shapes, macro('TRAINABLE_REGEX'), macro('BUDGET_MACRO')
+    )
+    print(choice, file=sys.stderr)
+  found = budget.bindings(scale, choice)
+  return {f'{name}/gin.macro.value': value for name, value in found.items()}
 
 
 def _is_of_t5x(model: Any) -> bool:

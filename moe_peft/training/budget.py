@@ -6,6 +6,9 @@ Equal-parameter comparisons are one flag: `--gin.PARAM_BUDGET=0.005` (a share of
 the base) or `--gin.PARAM_BUDGET=500000`. The rank is chosen, or, where a method
 has none, the number of experts. The choice is a binding like any other: it is
 printed as the flag it stands for, and `config.gin` of the run has it.
+
+With the macro SCALE, the weight of an update stays ALPHA / RANK = SCALE
+whatever the rank is; without it ALPHA stays.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,6 +24,8 @@ from moe_peft.core import trainable
 
 # They are tried in this order.
 SIZE_MACROS = ('RANK', 'NUM_EXPERTS')
+# A budget of which more is left is no equal one.
+_FILLED = 0.97
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +45,15 @@ class Choice:
   allowed: int
 
   def __str__(self) -> str:
-    return (
+    text = (
         f'PARAM_BUDGET allows {self.allowed:,} trainable parameters; '
         f'--gin.{self.macro}={self.value} trains {self.num_params:,}.'
+    )
+    if self.num_params >= _FILLED * self.allowed:
+      return text
+    return (
+        f'{text} That is {self.num_params / self.allowed:.0%} of it: for a '
+        'comparison at equal size change NUM_EXPERTS or SITES too.'
     )
 
 
@@ -128,6 +139,30 @@ def solve(
   while count(size + 1) <= allowed:
     size += 1
   return size
+
+
+def bindings(scale: float | None, choice: Choice | None) -> dict[str, Any]:
+  """Values of the macros that a budget and a scale decide.
+
+  Args:
+    scale: SCALE, or None if ALPHA stays.
+    choice: What the budget chose, or None if there is none.
+
+  Raises:
+    errors.UserError: If there is a scale and no ALPHA or RANK.
+  """
+  found = {} if choice is None else {choice.macro: choice.value}
+  if scale is not None:
+    for name in ('ALPHA', 'RANK'):
+      if name not in gin_files.macros():
+        raise errors.UserError(
+            f'A scale is ALPHA / RANK, and the method has no macro {name}.',
+            where='SCALE',
+            remedy='Leave it None.',
+        )
+    rank = found.get('RANK', gin.query_parameter('%RANK'))
+    found['ALPHA'] = float(f'{scale * rank:.6g}')
+  return found
 
 
 def _find_macro(name: str | None) -> str:

@@ -73,6 +73,7 @@ class Experiment:
     num_model_partitions: Size of the mesh axis `model`.
     param_budget: Most parameters to train, see budget.py, or None.
     budget_macro: Macro whose value the budget decides.
+    scale: ALPHA / RANK, which then decides ALPHA; None leaves ALPHA as it is.
   """
 
   model_dir: str
@@ -105,6 +106,7 @@ class Experiment:
   num_model_partitions: int = 1
   param_budget: float | None = None
   budget_macro: str | None = None
+  scale: float | None = None
 
   def __post_init__(self):
     # What gin's references have given was not checked with the macros.

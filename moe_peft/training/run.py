@@ -106,17 +106,19 @@ def _check_folder(macro: str, path: str | Path) -> None:
 def _within_budget(
     experiment: experiment_lib.Experiment,
 ) -> experiment_lib.Experiment:
-  """The experiment, or the one that keeps to its budget."""
-  if experiment.param_budget is None:
+  """The experiment, or the one that keeps to its budget and its scale."""
+  choice = None
+  if experiment.param_budget is not None:
+    choice = budget.choose(
+        experiment.param_budget,
+        _shapes,
+        experiment.trainable_regex,
+        experiment.budget_macro,
+    )
+    console.print(str(choice))
+  if not (bindings := budget.bindings(experiment.scale, choice)):
     return experiment
-  choice = budget.choose(
-      experiment.param_budget,
-      _shapes,
-      experiment.trainable_regex,
-      experiment.budget_macro,
-  )
-  console.print(str(choice))
-  gin_files.load_again(f'{choice.macro}={choice.value}')
+  gin_files.load_again(*(f'{k}={value}' for k, value in bindings.items()))
   return configured()
 
 

@@ -62,14 +62,6 @@ def test_rows_of_earlier_versions_are_read():
   assert len(rows) == 18 and all(row['held_out'] == [] for row in rows)
 
 
-def test_the_best_trial_is_the_first_of_equals(tmp_path):
-  kept = records.Records(tmp_path)
-  for alpha, score in (('1', 10.0), ('2', 30.0), ('3', 30.0)):
-    kept.add_trial('one', {'ALPHA': alpha}, score)
-  tried = [{'ALPHA': alpha} for alpha in '123']
-  assert records.Records(tmp_path).best('one', tried) == {'ALPHA': '2'}
-
-
 def test_less_is_better_where_the_metric_says_so():
   row = ROW | {'held_out': ['u'], 'adapted': {'t': 2.0, 'u': 90.0}}
   assert records.score(row) == 2.0

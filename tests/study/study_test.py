@@ -4,6 +4,7 @@
 
 import json
 from pathlib import Path
+import re
 import shutil
 import signal
 import subprocess
@@ -14,10 +15,12 @@ import jax
 import pytest
 
 from moe_peft.cli import study
+from moe_peft.study import claims
 from moe_peft.study import configurations
 from moe_peft.study import processes
 from moe_peft.study import records
 from moe_peft.study import study as study_lib
+from moe_peft.study import tuning
 from tests import refusals
 from tests.cli.commands_test import FILES
 from tests.training import tiny
@@ -111,9 +114,10 @@ def test_a_trial_becomes_the_run_of_its_own_seed_alone(tmp_path):
       Path('one.gin'), tmp_path, [3, 4], [{}], {}, False
   )
   values = {'ALPHA': '1.0'}
-  trial = configuration.trial(values).folder
+  tried = configuration.trial(tuning.Trial(values, None, None))
+  trial = tried.folder
   take_over = lambda seed: study_lib.take_over(
-      configuration.trial(values), configuration.run(seed, values, 'test')
+      tried, configuration.run(seed, values, 'test')
   )
   run = tmp_path / 'seed3'
   for part in ('checkpoints', 'metrics', 'tensorboard'):
@@ -248,3 +252,88 @@ def test_shipped_studies_are_read_with_as_many_trials_for_all(name, tmp_path):
 def test_study_says_what_is_wrong(arguments, where, names, tmp_path):
   with refusals.refused(where, *names):
     study.main([*arguments, '--out', str(tmp_path)])
+
+
+def test_claims_name_arms_that_train_one_thing_each(tmp_path):
+  """Twelve claims; arms of one claim differ, and none has trials but one's."""
+  options = configurations.StudyOptions('configs/claims', tmp_path, tmp_path)
+  loaded = configurations.load(options)
+  assert len(loaded) == 12
+  for name, arms in loaded.items():
+    claim = claims.read(arms[0].file.parent)
+    assert set(claim.arms) == {arm.name for arm in arms}, name
+    # Comments aside, no two files are the same.
+    texts = {re.sub('#.*', '', arm.file.read_text()) for arm in arms}
+    assert len(texts) == len(arms), name
+    tuned = name == '10_tuned'
+    assert {len(arm.trials) for arm in arms} == {10 if tuned else 1}, name
+    assert claim.look[0] < min(len(arm.seeds) for arm in arms)
+
+
+def test_rows_of_several_machines_are_merged(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(processes, 'run_all', lambda *_: pytest.fail('It ran.'))
+  write_study(tmp_path / 'tiny', SEEDS=(0, 1))
+  row = {
+      'name': 'one', 'seed': 0, 'trainable': 1, 'held_out': [],
+      'base': {'t': 1.0}, 'adapted': {'t': 2.0},
+  }
+  for seed in (0, 1):
+    records.Records(tmp_path / f'there{seed}').add_row({**row, 'seed': seed})
+  out = tmp_path / 'out'
+  command = [str(tmp_path / 'tiny'), '--out', str(out)]
+  both = [f'--merge={tmp_path / name}' for name in ('there0', 'there1')]
+  study.main([*command, *both])
+  study.main([*command, *both])  # Nothing is there twice.
+  assert [r['seed'] for r in records.Records(out).rows] == [0, 1]
+  assert '0 new rows' in capsys.readouterr().err
+  records.Records(tmp_path / 'tuned').add_row({**row, 'tuned': {'A': '1'}})
+  study.main([*command, f'--merge={tmp_path / "tuned"}'])  # Left out.
+  assert len(records.Records(out).rows) == 2
+  (tmp_path / 'there0' / 'results.json').unlink()
+  with refusals.refused(tmp_path / 'there0', 'no rows'):
+    study.main([*command, both[0]])
+  records.Records(tmp_path / 'other').add_row({**row, 'trainable': 2})
+  with refusals.refused(tmp_path / 'other', 'one with seed 0'):
+    study.main([*command, f'--merge={tmp_path / "other"}'])
+  (tmp_path / 'there1' / 'configs').mkdir()
+  (tmp_path / 'there1' / 'configs' / 'one.json').write_text(
+      '{"TRAIN_STEPS": "9"}'
+  )
+  with refusals.refused(out / 'configs' / 'one.json', '9', '2'):
+    study.main([*command, both[1]])
+
+
+def test_a_claim_says_its_power_and_ends_what_the_look_decides(
+    tmp_path, monkeypatch, capsys
+):
+  """Arms that the early look has decided get no further seeds."""
+  folder = tmp_path / 'tiny'
+  for name in ('one', 'two', 'three'):
+    write_study(folder, name, SEEDS=tuple(range(5)))
+  (folder / 'claim.gin').write_text(
+      "CLAIM = 'One is better.'\nEARLY_LOOK = (4, 0.03)\n"
+      "CONTRASTS = (('better', 'one', 'two'), ('better', 'one', 'three'))\n"
+  )
+  out, ran = tmp_path / 'out', []
+  level = {'one': 50.0, 'two': 30.0, 'three': 49.5}
+
+  def run_all(commands, jobs, done):
+    for index, (run, _) in enumerate(commands):
+      ran.append(f'{run.parent.name}/{run.name}')
+      done(index)
+
+  def read_run(run):
+    seed = int(run.name[-1])
+    return {'trainable': 1, 'held_out': [], 'base': {'t': 1.0},
+            'adapted': {'t': level[run.parent.name] + seed}}
+
+  monkeypatch.setattr(processes, 'run_all', run_all)
+  monkeypatch.setattr(records, 'read_run', read_run)
+  study.main([str(folder), '--out', str(out)])
+  # Four seeds of all, then the fifth of the contrast that is open.
+  assert len(ran) == 14 and set(ran[12:]) == {'one/seed4', 'three/seed4'}
+  said = capsys.readouterr().err
+  assert '5 seeds an arm, 2 contrasts' in said and ' left]' in said
+  table = (out / 'claim.md').read_text()
+  assert 'One is better.' in table
+  assert 'one better than two | reproduced | 5, 4 of 5 |' in table

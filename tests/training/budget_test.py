@@ -114,6 +114,33 @@ def test_a_share_is_of_the_base(capsys):
   assert re.search('^RANK = 5$', gin.config_str(), re.M)
 
 
+def test_a_scale_stays_whatever_rank_the_budget_chooses(capsys):
+  load('lora', PARAM_BUDGET=0.05, SCALE=0.5)
+  run.build()
+  assert gin.query_parameter('%RANK') == 5
+  assert gin.query_parameter('%ALPHA') == 2.5
+  load('lora', SCALE=0.5)  # Without a budget too: RANK is 16.
+  run.build()
+  assert gin.query_parameter('%ALPHA') == 8.0
+  load('lora', PARAM_BUDGET=0.05)
+  run.build()
+  assert gin.query_parameter('%ALPHA') == 16.0
+  load('mov', SCALE=0.5)
+  with refusals.refused('SCALE', 'ALPHA'):
+    run.build()
+
+
+def test_a_budget_that_is_not_filled_is_said_to_be_unequal(capsys):
+  # SMoE-Dropout's steps of one rank are large: 78 % of a fifth of the base.
+  load('smoe_dropout', PARAM_BUDGET=0.2, NUM_EXPERTS=8, FIRST_K=2,
+       NUM_SELECTED_EXPERTS=8)
+  run.build()
+  assert 'NUM_EXPERTS or SITES' in ' '.join(capsys.readouterr().err.split())
+  load('lora', PARAM_BUDGET=0.2)
+  run.build()
+  assert 'NUM_EXPERTS or SITES' not in capsys.readouterr().err
+
+
 def test_another_macro_may_be_named():
   load(
       'molora', PARAM_BUDGET=400_000, BUDGET_MACRO='NUM_EXPERTS', **ONE_LAYER
