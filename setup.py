@@ -34,6 +34,8 @@ _GGUF = [*_TOKENIZERS, 'gguf>=0.17']
 _MATH = ['reasoning-gym==0.1.25']
 # Tests of claims, in studies that make one.
 _STUDY = ['statsmodels>=0.14.5,<0.16']
+# Lemmas, dates and plural classes; other versions make other rows.
+_LANGUAGES = ['babel==2.19.0', 'simplemma==2.0.0']
 _NOTEBOOK = ['ipykernel>=6', 'nbclient>=0.10', 'nbformat>=5']
 _METRICS = ['rouge-score>=0.1.2,<0.2', 'sacrebleu>=2.5,<3']
 
@@ -88,6 +90,7 @@ setuptools.setup(
         'gguf': _GGUF,
         'notebook': _NOTEBOOK,
         'study': _STUDY,
+        'languages': _LANGUAGES,
         'test': _WORDS
         + _METRICS
         + _P3
@@ -95,6 +98,7 @@ setuptools.setup(
         + _GGUF
         + _NOTEBOOK
         + _STUDY
+        + _LANGUAGES
         + [
             'psutil>=6',
             'pytest>=8',

@@ -25,6 +25,7 @@ _COMMANDS = {
     'chat': 'talk with a trained run',
     'report': 'one HTML page of one or several runs',
     'study': 'run, resume and tabulate a folder of experiments',
+    'evidence': 'one page of the results of all studies',
     'ablate': 'the loss of a run without each of its experts',
     'prune': 'a run with fewer experts, and what they were worth',
     'bank': 'LoRAs trained apart as frozen experts, and routers over them',

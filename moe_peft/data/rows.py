@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The row: one example before tokenization, and one after it."""
 
-from collections.abc import Callable, Iterable, Mapping
+import collections
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import hashlib
 from typing import Any
@@ -59,3 +60,22 @@ def stable_hash(text: str) -> int:
 def by_hash(items: Iterable[Any], key: Callable[[Any], str]) -> list[Any]:
   """Puts items in a pseudo-random order that depends on their texts alone."""
   return sorted(items, key=lambda item: (stable_hash(key(item)), key(item)))
+
+
+def balance(ordered: Sequence[Row], limit: int) -> list[Row]:
+  """Keeps equally many rows of each choice, `limit` in all; order is kept.
+
+  Args:
+    ordered: at least one row; all have the same choices.
+    limit: most rows.
+  """
+  choices = ordered[0].choices
+  counts = collections.Counter(row.targets for row in ordered)
+  each = min(limit // len(choices), *(counts[choice] for choice in choices))
+  kept = collections.Counter()
+  balanced = []
+  for row in ordered:
+    if kept[row.targets] < each:
+      kept[row.targets] += 1
+      balanced.append(row)
+  return balanced

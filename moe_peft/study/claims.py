@@ -7,7 +7,7 @@ contrasts that are tested, as one family, and what makes them true or false.
 Whatever else the study shows is exploratory.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 import dataclasses
 import math
 from pathlib import Path
@@ -156,13 +156,17 @@ def _is_look(value: Any) -> bool:
   )
 
 
-def mean(row: records.Row, claim: Claim) -> float:
-  """The mean that the claim is about: over trained tasks, some left out."""
-  counted = {
-      task: score for task, score in row['adapted'].items()
-      if task not in claim.left_out
-  }
-  return records.score(row | {'adapted': counted})
+def mean(left_out: Container[str]) -> Callable[[records.Row], float]:
+  """The mean of a row over the tasks that were trained on, some left out."""
+
+  def of_row(row: records.Row) -> float:
+    counted = {
+        task: score for task, score in row['adapted'].items()
+        if task not in left_out
+    }
+    return records.score(row | {'adapted': counted})
+
+  return of_row
 
 
 def ended_early(
@@ -266,7 +270,7 @@ def _scores(claim, rows, arm, first: int | None = None) -> list[float]:
   """Means of an arm in the order of its seeds, of the first ones alone."""
   of_arm = sorted((r for r in rows if r['name'] == arm),
                   key=lambda row: row['seed'])
-  return [mean(row, claim) for row in of_arm[:first]]
+  return [mean(claim.left_out)(row) for row in of_arm[:first]]
 
 
 def _size(rows, contrast) -> float:

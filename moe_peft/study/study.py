@@ -174,6 +174,8 @@ class _Study:
         self.records.rows,
         key=lambda row: order.get(row['name'], len(order)),
     )
+    if not rows:
+      return ''
     text = tables.table(rows, self._options.reference)
     folder = self.records.folder
     atomic.write(folder / 'table.md', text)
@@ -181,8 +183,7 @@ class _Study:
     if tuned and not any(self._tuner(c).missing() for c in tuned):
       chosen = tables.tuning({c.name: self._tuner(c) for c in tuned})
       atomic.write(folder / 'tuning.md', chosen)
-    if rows:
-      plots.save(rows, folder / 'plot.png', self._options.reference)
+    plots.save(rows, folder / 'plot.png', self._options.reference)
     return text
 
   def _seeds(self) -> dict[str, Sequence[int]]:

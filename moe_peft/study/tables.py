@@ -55,8 +55,8 @@ def table(rows: Sequence[records.Row], reference: str | None = None) -> str:
         f'{seeds[0]["trainable"]:,}',
         *([records.text(seeds[0].get('tuned', {}))] if tuned else []),
         str(len(seeds)),
-        *(_cell([row['adapted'][task] for row in seeds]) for task in tasks),
-        *(_cell(values) for values in zip(*averages, strict=True)),
+        *(cell([row['adapted'][task] for row in seeds]) for task in tasks),
+        *(cell(values) for values in zip(*averages, strict=True)),
         *(_comparison(seeds, compared) if compared else []),
     ])
   return ''.join(f'| {" | ".join(cells)} |\n' for cells in lines)
@@ -138,7 +138,8 @@ def _by_device(
   return values
 
 
-def _cell(values: Sequence[float]) -> str:
+def cell(values: Sequence[float]) -> str:
+  """Mean, and standard deviation of two or more values."""
   if len(values) == 1:
     return f'{values[0]:.1f}'
   return f'{statistics.fmean(values):.1f} ± {spread.deviation(values):.1f}'

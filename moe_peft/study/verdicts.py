@@ -80,8 +80,13 @@ def table(verdicts: Sequence[Verdict]) -> str:
     ])
     lines += [['', *_cells(outcome)] for outcome in verdict.outcomes]
   notes = [
-      f'- {v.name}: {power(v.claim, v.seeds)} {v.claim.setting}\n'
+      f'- {v.name}: {power(v.claim, v.seeds)} Source: {v.claim.source}.\n'
       for v in verdicts
+  ]
+  # Most claims share their setting.
+  notes += [
+      f'- {setting}\n'
+      for setting in dict.fromkeys(v.claim.setting for v in verdicts) if setting
   ]
   rows = ''.join(f'| {" | ".join(cells)} |\n' for cells in lines)
   return f'{rows}\n{"".join(notes)}'

@@ -107,8 +107,8 @@ def test_a_claim_needs_all_contrasts_or_any():
 
 def test_the_mean_leaves_out_what_the_claim_says():
   row = {'adapted': {'a': 10.0, 'b': 20.0, 'syllables': 90.0}, 'held_out': []}
-  assert claims.mean(row, claim(TOKEN)) == 40.0
-  assert claims.mean(row, claim(TOKEN, left_out=('syllables',))) == 15.0
+  assert claims.mean(())(row) == 40.0
+  assert claims.mean(('syllables',))(row) == 15.0
 
 
 def test_the_table_says_how_much_and_what_could_be_seen():

@@ -211,20 +211,6 @@ def rhyme(words: lexicon.Lexicon) -> Iterator[rows.Row]:
 # Splits
 
 
-def _balance(ordered: list[rows.Row], limit: int) -> list[rows.Row]:
-  """Keeps equally many rows of each class, `limit` in all; order is kept."""
-  choices = ordered[0].choices
-  counts = collections.Counter(row.targets for row in ordered)
-  each = min(limit // len(choices), *(counts[choice] for choice in choices))
-  kept = collections.Counter()
-  balanced = []
-  for row in ordered:
-    if kept[row.targets] < each:
-      kept[row.targets] += 1
-      balanced.append(row)
-  return balanced
-
-
 @functools.cache
 def split_rows(builder: Builder) -> dict[str, tuple[rows.Row, ...]]:
   """Returns split -> rows of one builder, in a fixed pseudo-random order.
@@ -246,6 +232,6 @@ def split_rows(builder: Builder) -> dict[str, tuple[rows.Row, ...]]:
     ordered = rows.by_hash(found.values(), key=lambda row: row.inputs)
     limit = len(ordered) if split == 'train' else MAX_EVAL_ROWS
     if ordered[0].choices:
-      ordered = _balance(ordered, limit)
+      ordered = rows.balance(ordered, limit)
     result[split] = tuple(ordered[:limit])
   return result

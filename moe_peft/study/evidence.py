@@ -1,0 +1,112 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""One page of the results of studies: every number of it comes from a file."""
+
+from collections.abc import Sequence
+import os
+from pathlib import Path
+import statistics
+
+from moe_peft import errors
+from moe_peft.evaluation import spread
+from moe_peft.study import claims
+from moe_peft.study import records
+from moe_peft.study import significance
+from moe_peft.study import tables
+from moe_peft.study import verdicts
+
+
+def page(
+    results: Path, reference: str, without: Sequence[str], relative_to: Path
+) -> str:
+  """The page, in Markdown.
+
+  Args:
+    results: A folder with a folder for each study, as `study` writes them, and
+      folders of claims, whose tables are taken as they are.
+    reference: The method with which the others are compared, where a study
+      has it; elsewhere the first one.
+    without: Tasks that a second mean leaves out.
+    relative_to: Folder of the page, for the paths of its pictures.
+
+  Raises:
+    errors.UserError: If there is no study.
+  """
+  parts = []
+  for folder in sorted(p for p in results.iterdir() if p.is_dir()):
+    if (folder / 'results.json').exists():
+      parts.append(_study(folder, reference, without, relative_to))
+    elif list(folder.glob('*/results.json')):
+      table = folder / verdicts.FILE
+      if table.exists():
+        parts.append(f'## {folder.name}\n\n{table.read_text("utf-8")}')
+  if not parts:
+    raise errors.UserError('The folder holds no results of a study.', results)
+  left_out = f' or without {", ".join(without)}' if without else ''
+  flags = ''.join(f' --without {task}' for task in without)
+  return (
+      '# Evidence\n\n'
+      f'Made from `{results.name}/` by `python -m moe_peft evidence '
+      f'{results.name}{flags} --reference {reference} --out FILE`.\n\n'
+      'Percent on the split that was scored, mean and standard deviation over '
+      f'seeds, of all tasks{left_out}. Differences are to the reference, with '
+      'their 95 % interval (Welch), and none is corrected for the number of '
+      'rows. [Studies](studies.md) says how to read them.\n\n'
+      + '\n'.join(parts)
+  )
+
+
+def _study(folder, reference, without, relative_to) -> str:
+  rows = records.Records(folder).rows
+  text = f'## {folder.name}\n\n'
+  if (picture := folder / 'plot.png').exists():
+    path = os.path.relpath(picture, relative_to)
+    text += f'![Every seed of {folder.name}, by mean and by task]({path})\n\n'
+  return text + _table(rows, reference, without)
+
+
+def _table(rows, reference, without) -> str:
+  by_name = {}
+  for row in rows:
+    by_name.setdefault(row['name'], []).append(row)
+  reference = reference if reference in by_name else next(iter(by_name))
+  means = [('mean', claims.mean(()))]
+  if any(task in rows[0]['adapted'] for task in without):
+    means.append((f'without {", ".join(without)}', claims.mean(without)))
+  lines = [
+      ['method', 'trainable', 'chosen', 'seeds',
+       *(cell for name, _ in means for cell in (name, f'- {reference}'))],
+      ['---', '--:', '---', '--:', *['--:'] * 2 * len(means)],
+  ]
+  score = means[0][1]
+  for name in sorted(
+      by_name, key=lambda n: -sum(map(score, by_name[n])) / len(by_name[n])
+  ):
+    runs = by_name[name]
+    lines.append([
+        name, f'{runs[0]["trainable"]:,}',
+        records.text(runs[0].get('tuned', {})), str(len(runs)),
+        *(
+            cell
+            for _, mean in means
+            for cell in _cells(
+                [mean(row) for row in runs],
+                [mean(row) for row in by_name[reference]],
+                name == reference,
+            )
+        ),
+    ])
+  return ''.join(f'| {" | ".join(cells)} |\n' for cells in lines)
+
+
+def _cells(scores, others, is_reference) -> list[str]:
+  """A mean, and its difference to the reference's."""
+  if is_reference:
+    return [tables.cell(scores), '']
+  if min(len(scores), len(others)) < 2:
+    gap = statistics.fmean(scores) - statistics.fmean(others)
+    return [tables.cell(scores), f'{gap:+.1f}']
+  d = significance.difference(scores, others, spread.LEVEL)
+  return [
+      tables.cell(scores), f'{d.value:+.1f} ({d.low:+.1f} to {d.high:+.1f})'
+  ]

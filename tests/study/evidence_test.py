@@ -1,0 +1,95 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers of documents are those of `results/`."""
+
+import json
+from pathlib import Path
+import re
+import statistics
+
+import pytest
+
+from moe_peft.cli import evidence as command
+from moe_peft.study import claims
+from moe_peft.study import evidence
+from moe_peft.study import tables
+from tests import refusals
+
+ROOT = Path(__file__).parents[2]
+STUDIES = ('words', 'wide', 'ablations', 'narrow')
+
+
+def read(study):
+  """Rows of each method."""
+  rows = {}
+  text = (ROOT / 'results' / study / 'results.json').read_text()
+  for row in json.loads(text):
+    rows.setdefault(row['name'], []).append({'held_out': [], **row})
+  return rows
+
+
+def mean(study, method, without=()):
+  return statistics.fmean(
+      map(claims.mean(without), read(study)[method])
+  )
+
+
+def test_the_page_is_what_its_command_makes():
+  """After a change of results/, run the command that the page names."""
+  made = evidence.page(
+      ROOT / 'results', 'lora', ['syllables'], ROOT / 'docs'
+  )
+  assert (ROOT / 'docs' / 'evidence.md').read_text() == made
+
+
+@pytest.mark.parametrize('document', ['README.md', 'docs/studies.md'])
+def test_every_mean_of_a_document_is_in_the_results(document):
+  """Of single tasks and of means; a typing error is none of them."""
+  known = set()
+  for study in STUDIES:
+    for rows in read(study).values():
+      of_row = lambda row: {
+          **row['adapted'], **tables.means(row['adapted'], row['held_out'])
+      }
+      for column in of_row(rows[0]):
+        known.add(tables.cell([of_row(row)[column] for row in rows]))
+  text = (ROOT / document).read_text()
+  found = set(re.findall(r'\d+\.\d ± \d+\.\d', text))
+  assert found and found <= known
+
+
+def test_the_differences_of_the_wide_table_are_those_of_its_rows():
+  """Each line of the document's table ends with its distance from LoRA."""
+  text = (ROOT / 'docs' / 'studies.md').read_text()
+  section = text.split('## Wide')[1].split('## Ablations')[0]
+  written = re.findall(r'^\|.*\| (\d+\.\d) ± \d+\.\d \| \**([+-]\d+\.\d)',
+                       section, re.M)
+  lora = mean('wide', 'lora')
+  differences = sorted(
+      (f'{mean("wide", m):.1f}', f'{mean("wide", m) - lora:+.1f}')
+      for m in read('wide') if m != 'lora'
+  )
+  assert sorted(written) == differences
+
+
+def test_what_the_readme_says_of_routing_by_sequence():
+  """The reading of the wide study, next to its figures."""
+  text = ' '.join((ROOT / 'README.md').read_text().split())
+  gap = lambda other, without: (
+      mean('wide', 'molora_sentence', without) - mean('wide', other, without)
+  )
+  without = ('syllables',)
+  for words in (
+      f'without `syllables` it is {gap("lora", without):.1f} points over LoRA',
+      f'and {gap("molora", without):.1f} over MoLoRA by token',
+      'no more than reading the task\'s name',
+  ):
+    assert words in text
+  page = (ROOT / 'docs' / 'studies.md').read_text()
+  assert f'**{gap("lora", ()):+.1f}**' in page
+
+
+def test_a_page_needs_results(tmp_path):
+  with refusals.refused(tmp_path, 'no results'):
+    command.main([str(tmp_path), '--out', str(tmp_path / 'page.md')])
+  assert not (tmp_path / 'page.md').exists()
