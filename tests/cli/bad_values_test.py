@@ -94,7 +94,10 @@ PARTS = {
     'ADAPTER', 'ADAPTER_RULES', 'ARCHITECTURE', 'MODEL', 'MODULE', 'VOCABULARY',
     'OPTIMIZER',
     # `python -m moe_peft study` reads these, and T5X this.
-    'TUNE', 'SEEDS', 'LOSS_NORMALIZING_FACTOR',
+    'TUNE', 'SEEDS', 'TUNING_SEEDS', 'RUNGS', 'LOSS_NORMALIZING_FACTOR',
+    # Of `claim.gin`, which is no run.
+    'CLAIM', 'SOURCE', 'SETTING', 'CONTRASTS', 'EVERY_CONTRAST', 'LEFT_OUT',
+    'GAIN', 'MARGIN', 'SEED_DEVIATION', 'EARLY_LOOK',
 }  # fmt: skip
 
 
