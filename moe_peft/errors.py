@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import contextlib
 import re
 
-_MAX_CHARACTERS = 800
+_MAX_CHARACTERS = 600  # Of each field.
 
 
 class UserError(ValueError):

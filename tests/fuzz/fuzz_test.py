@@ -50,7 +50,7 @@ class _Reader:
     if text == b'foreign':
       raise KeyError('x')
     if text == b'message':
-      raise errors.UserError('x' * 5000, 'y' * 5000, 'z' * 5000)
+      raise errors.UserError('It is wrong.', folder, 'x' * 5000)
     if text == b'writes':
       (folder.parent / 'new').write_text('x')
     if text == b'among':
@@ -72,6 +72,7 @@ def test_every_kind_of_fault_is_seen(tmp_path):
   root = tmp_path / 'root'
   seen = {}
   with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(errors, '_MAX_CHARACTERS', 5000)
     patch.setattr(worker, 'MAX_SECONDS', 60.0)  # Limits of this process stay.
     patch.setattr(worker.resource, 'setrlimit', lambda *args: None)
     watch = worker.Watch(root)
