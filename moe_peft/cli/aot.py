@@ -3,7 +3,8 @@
 """`python -m moe_peft aot`: a training step compiled for TPUs, without one."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import functools
 import json
 import os
 from pathlib import Path
@@ -14,11 +15,13 @@ from moe_peft import atomic
 from moe_peft.cli import flags
 
 _DESCRIPTION = """\
-Compiles the training step that gin files of moe_peft.train describe for slices
-of TPUs, with their compiler and without a TPU, and prints what one device
-holds, computes and exchanges. No parameter is made: the base checkpoint is not
-needed. Nothing is run: memory and program are the compiler's, FLOPs and bytes
-are counted in its program, times are bounds from published peaks."""
+Compiles the training step that gin files of moe_peft.train, or with --t5x of
+t5x.train, describe for slices of TPUs, with their compiler and without a TPU,
+and prints what one device holds, computes and exchanges. No parameter is made:
+the base checkpoint is not needed. Nothing is run: memory and program are the
+compiler's, FLOPs and bytes are counted in its program, times are bounds from
+published peaks. --topology=host-8 is eight devices of this machine's CPU, for
+which the compiler of TPUs is not needed."""
 
 
 def main(argv: Sequence[str]) -> int | None:
@@ -36,7 +39,7 @@ def main(argv: Sequence[str]) -> int | None:
 
   slices = [topologies.find(name) for name in args.topology]
   slices[0].devices()  # Says at once if the compiler is missing.
-  flags.load_gin(args, MODEL_DIR='unused')
+  make_step = _load(args)
   pairs = [(s, e) for s in slices for e in args.execution or [None]]
   reports = []
   for number, (topology, execution) in enumerate(pairs, start=1):
@@ -44,7 +47,7 @@ def main(argv: Sequence[str]) -> int | None:
         f'[{number}/{len(pairs)}] compiling for {topology.name}',
         file=sys.stderr, flush=True,
     )
-    reports.append(_compile(topology, execution, args.hlo))
+    reports.append(_compile(make_step, topology, execution, args.hlo))
     tables.show_report(reports[-1])
     if args.json:  # After each: a slice of hundreds of chips takes minutes.
       args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -64,6 +67,10 @@ def _parser() -> argparse.ArgumentParser:
       help='slice to compile for, for example v5e-256; may be repeated',
   )
   parser.add_argument(
+      '--t5x', action='store_true',
+      help='the gin files are those of t5x.train, for example in configs/t0',
+  )
+  parser.add_argument(
       '--execution', action='append',
       choices=('all_experts', 'einsum', 'ragged'),
       help='execution of the experts instead of the one in the gin files; may '
@@ -80,15 +87,39 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
+def _load(args: argparse.Namespace) -> Callable[..., Any]:
+  """Parses the gin files.
+
+  Returns:
+    What makes the step of the run for devices, with changed experts.
+  """
+  if args.t5x:
+    from moe_peft.t5x import planning
+
+    planning.load(
+        args.gin_file, args.gin_bindings, args.gin_search_paths,
+        args.trust_gin,
+    )
+    return planning.step
+  from moe_peft.training import run
+  from moe_peft.training import step_program
+
+  flags.load_gin(args, MODEL_DIR='unused')
+  return functools.partial(step_program.of_experiment, run.build())
+
+
 def _compile(
-    topology: Any, execution: str | None, folder: Path | None
+    make_step: Callable[..., Any],
+    topology: Any,
+    execution: str | None,
+    folder: Path | None,
 ) -> Mapping[str, Any]:
   from moe_peft.compile import compiled
-  from moe_peft.training import run
 
-  experiment = run.build()
-  if execution is not None:
-    experiment = compiled.with_execution(experiment, execution)
   name = execution or 'configured'
+  change = lambda module: module
+  if execution is not None:
+    change = lambda module: compiled.with_execution(module, execution)
+  program = make_step(topology.devices(), change)
   file = folder and folder / f'{topology.name}_{name}.hlo.pb'
-  return {'execution': name} | compiled.make_report(experiment, topology, file)
+  return {'execution': name} | compiled.make_report(program, topology, file)

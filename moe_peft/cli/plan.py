@@ -70,10 +70,11 @@ def _load(args: argparse.Namespace) -> Any:
   if args.t5x:
     from moe_peft.t5x import planning as t5x_planning
 
-    return t5x_planning.subject(
+    t5x_planning.load(
         args.gin_file, args.gin_bindings, args.gin_search_paths,
         args.trust_gin,
     )
+    return t5x_planning.subject()
   from moe_peft.training import run
   from moe_peft.training import subject
 

@@ -19,21 +19,19 @@ from moe_peft import errors
 from moe_peft.compile import costs
 from moe_peft.compile import hlo
 from moe_peft.compile import topologies
-from moe_peft.core import quantized
-from moe_peft.training import experiment as experiment_lib
-from moe_peft.training import remat
-from moe_peft.training import train_step
+from moe_peft.training import step_program
 
 
-def with_execution(
-    experiment: experiment_lib.Experiment, execution: str
-) -> experiment_lib.Experiment:
-  """The experiment with all experts run by one execution.
+def with_execution(module: Any, execution: str) -> Any:
+  """An adapted network with all experts run by one execution.
+
+  Args:
+    module: An `inject.AdaptedModule`.
+    execution: Name of the execution.
 
   Raises:
     errors.UserError: If a method does not let it be chosen.
   """
-  module = experiment.model.module
   rules = []
   for rule in module.rules:
     factory = rule.adapter_factory
@@ -50,44 +48,35 @@ def with_execution(
             adapter_factory=functools.partial(factory, execution=execution),
         )
     )
-  model = dataclasses.replace(
-      experiment.model, module=module.clone(rules=tuple(rules))
-  )
-  return dataclasses.replace(experiment, model=model)
+  return module.clone(rules=tuple(rules))
 
 
 def make_report(
-    experiment: experiment_lib.Experiment,
+    program: step_program.StepProgram,
     topology: topologies.Topology,
     file: Path | None = None,
 ) -> dict[str, Any]:
-  """Compiles the training step of an experiment for a slice.
+  """Compiles a training step for a slice.
 
   Args:
-    experiment: The experiment.
+    program: The step, laid out on the devices of the slice.
     topology: The slice.
     file: Where the program is kept, as a serialized `HloModuleProto`.
 
   Returns:
     Numbers and text, ready for JSON. A program that the compiler refuses for
     its size has `fits: False` and the compiler's words as `error`.
-
-  Raises:
-    errors.UserError: For a mesh that does not divide, or if libtpu is missing.
   """
-  setup = experiment_lib.lay_out(experiment, topology.devices())
+  limit = topology.chip and topology.chip.hbm_bytes
   report = {
       'topology': topology.name,
       'chips': topology.num_chips,
-      'mesh': dict(setup.mesh.shape),
-      'batch_size': experiment.batch_size,
-      'num_microbatches': experiment.num_microbatches,
-      'task_feature_lengths': dict(experiment.task_feature_lengths),
-      **_memory_choices(experiment),
+      'mesh': dict(program.mesh.shape),
+      **program.choices,
   }
   start, cpu = time.monotonic(), time.process_time()
   try:
-    setup, compiled = remat.fitting(setup, topology.chip.hbm_bytes)
+    program, compiled = program.compiled(limit or math.inf)
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
@@ -96,28 +85,16 @@ def make_report(
       'seconds': round(time.monotonic() - start, 1),
       'cpu_seconds': round(time.process_time() - cpu, 1),
   }
-  report |= _memory_choices(setup.experiment)
+  report |= program.choices
   (module,) = compiled.runtime_executable().hlo_modules()
   serialized = module.as_serialized_hlo_module_proto()
   if file is not None:
     file.parent.mkdir(parents=True, exist_ok=True)
     atomic.write(file, serialized)
-  report['memory'] = memory(setup, compiled.memory_analysis())
-  report['memory']['limit'] = topology.chip.hbm_bytes
-  report['fits'] = report['memory']['total'] <= topology.chip.hbm_bytes
-  return report | costs.count(setup, hlo.Program(serialized), topology)
-
-
-def _memory_choices(experiment: experiment_lib.Experiment) -> dict[str, Any]:
-  """What a user decides about memory, from the network's configuration."""
-  config = experiment.model.module.module.config
-  return {
-      'base_dtype': quantized.name_of(experiment.base_dtype),
-      'activation_dtype': str(jax.numpy.dtype(config.dtype)),
-      'scan_layers': config.scan_layers,
-      'remat_policy': config.remat_policy,
-      'attention': config.attention,
-  }
+  report['memory'] = memory(program, compiled.memory_analysis())
+  report['memory']['limit'] = limit
+  report['fits'] = limit is None or report['memory']['total'] <= limit
+  return report | costs.count(program, hlo.Program(serialized), topology)
 
 
 def _first_lines(message: str) -> str:
@@ -126,21 +103,21 @@ def _first_lines(message: str) -> str:
   return ' '.join(lines[:2])[:400]
 
 
-def memory(setup: experiment_lib.Setup, stats: Any) -> dict[str, Any]:
+def memory(program: step_program.StepProgram, stats: Any) -> dict[str, Any]:
   """HBM of one device by kind, in bytes.
 
   Args:
-    setup: What was compiled.
+    program: What was compiled.
     stats: `compiled.memory_analysis()`.
   """
-  state = train_step.abstract_state(setup)
-  donated = costs.bytes_on_device(state)
+  state = (program.trained, program.optimizer)
+  donated = (state, program.frozen) if program.donates_frozen else state
   arguments = stats.argument_size_in_bytes
   kinds = {
-      'frozen base': costs.bytes_on_device(setup.frozen),
-      'adapters': costs.bytes_on_device(state.params),
-      'optimizer': costs.bytes_on_device(state.opt_state),
-      'batch': costs.bytes_on_device(train_step.abstract_batch(setup)),
+      'frozen base': costs.bytes_on_device(program.frozen),
+      'adapters': costs.bytes_on_device(program.trained),
+      'optimizer': costs.bytes_on_device(program.optimizer),
+      'batch': costs.bytes_on_device(program.batch),
   }
   outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
   kinds |= {
@@ -152,7 +129,7 @@ def memory(setup: experiment_lib.Setup, stats: Any) -> dict[str, Any]:
   return {
       'by_kind': kinds,
       'total': sum(kinds.values()),
-      'state': donated,
+      'state': costs.bytes_on_device(donated),
       'aliased': stats.alias_size_in_bytes,
       # Without sharding of adapters and optimizer.
       'replicated_state': sum(

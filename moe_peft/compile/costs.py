@@ -21,8 +21,7 @@ from moe_peft.compile import topologies
 from moe_peft.core import quantized
 from moe_peft.core import trainable
 from moe_peft.models import stack
-from moe_peft.training import experiment as experiment_lib
-from moe_peft.training import train_step
+from moe_peft.training import step_program
 
 Collective = collectives_lib.Collective
 
@@ -46,14 +45,14 @@ def _share(part: float, whole: float) -> float:
 
 
 def count(
-    setup: experiment_lib.Setup,
+    step: step_program.StepProgram,
     program: hlo.Program,
     topology: topologies.Topology,
 ) -> dict[str, Any]:
   """What one device computes and exchanges in a step, and how long it must.
 
   Args:
-    setup: What was compiled.
+    step: What was compiled.
     program: What the compiler made of it.
     topology: For which slice.
   """
@@ -68,17 +67,18 @@ def count(
           'adapter_share': _share(of_adapters, flops),
       },
       'collectives': _collectives(collectives),
-      'kernel_sized_collectives': _kernel_sized(setup, collectives),
+      'kernel_sized_collectives': _kernel_sized(step, collectives),
       'not_counted': {
           'loops of unknown length': program.unknown_loops,
           'custom calls': program.custom_calls(),
       },
-      'roofline': _roofline(setup, flops, collectives, topology.chip),
+      'roofline': topology.chip
+      and _roofline(step, flops, collectives, topology.chip),
   }
 
 
 def _roofline(
-    setup: experiment_lib.Setup,
+    step: step_program.StepProgram,
     flops: int,
     collectives: Sequence[Collective],
     chip: topologies.Chip,
@@ -89,19 +89,16 @@ def _roofline(
   send at once, parameters and optimizer state are read once and activations
   never leave the chip. A real step takes longer.
   """
-  state = train_step.abstract_state(setup)
+  read = bytes_on_device((step.frozen, step.trained, step.optimizer))
   seconds = {
       'compute': flops / chip.peak_flops,
       'exchange': hlo.total(collectives, 'traffic') / chip.ici_bandwidth,
-      'memory': bytes_on_device((state, setup.frozen)) / chip.hbm_bandwidth,
+      'memory': read / chip.hbm_bandwidth,
   }
-  experiment = setup.experiment
-  lengths = experiment.task_feature_lengths.values()
-  tokens = experiment.batch_size * sum(lengths)
   return {
       'seconds': seconds,
       'bound': max(seconds, key=seconds.get),
-      'tokens_per_second_at_most': tokens / max(seconds.values()),
+      'tokens_per_second_at_most': step.tokens / max(seconds.values()),
   }
 
 
@@ -146,7 +143,7 @@ def _collectives(collectives: Sequence[Collective]) -> dict[str, Any]:
 
 
 def _kernel_sized(
-    setup: experiment_lib.Setup, collectives: Sequence[Collective]
+    step: step_program.StepProgram, collectives: Sequence[Collective]
 ) -> dict[str, int]:
   """Collectives of the shape of a frozen kernel, by parameter, with counts.
 
@@ -159,7 +156,7 @@ def _kernel_sized(
   for x in itertools.filterfalse(_is_adapter, collectives):
     moved[_shape_key(x.shape)] += x.times
   found = {}
-  for path, x in setup.frozen.items():
+  for path, x in step.frozen.items():
     if not path.endswith('/kernel'):
       continue
     array = x.values if isinstance(x, quantized.QuantizedArray) else x

@@ -12,8 +12,8 @@ import rich.table
 _MIB = 2**20
 _BYTES = ('B', 'KiB', 'MiB', 'GiB')
 _CHOICES = (
-    'batch_size', 'num_microbatches', 'base_dtype', 'activation_dtype',
-    'scan_layers', 'remat_policy', 'attention',
+    'batch_size', 'num_microbatches', 'packing', 'base_dtype',
+    'activation_dtype', 'scan_layers', 'remat_policy', 'attention',
 )
 _SUMMARY = (
     'slice', 'mesh', 'execution', 'base', 'adapters', 'optimizer', 'temp.',
@@ -95,12 +95,13 @@ def show_report(report: Mapping[str, Any]) -> None:
       'together': memory['total'], 'limit': memory['limit']
   }
   for kind, size in kinds.items():
-    table.add_row(kind, _mib(size))
+    if size is not None:
+      table.add_row(kind, _mib(size))
   console.print(table)
   console.print(
-      f'donated: {_mib(memory["aliased"])} of {_mib(memory["state"])} MiB of '
-      'adapters and optimizer state (replicated they would be '
-      f'{_mib(memory["replicated_state"])})'
+      f'donated: {_mib(memory["aliased"])} of {_mib(memory["state"])} MiB; '
+      'adapters and optimizer state, replicated, would be '
+      f'{_mib(memory["replicated_state"])}'
   )
   _show_collectives(console, report)
   uncounted = report['not_counted']
@@ -159,12 +160,13 @@ def _summary_row(report: Mapping[str, Any]) -> Iterable[str]:
   sizes = [*named, sum(kinds.values()), memory['total'], memory['limit']]
   flops, exchanged = report['flops'], report['collectives']
   roofline = report['roofline']
-  return head + [f'{size / 2**30:.2f}' for size in sizes] + [
+  return head + [_gib(size) for size in sizes] + [
       f'{flops["per_device"] / 1e12:.2f}',
       _percent(flops['adapters'], flops['per_device']),
       f'{exchanged["bytes"] / _MIB:,.0f}',
       _percent(exchanged['adapters'], exchanged['bytes']),
-      f'{max(roofline["seconds"].values()):.3f} {roofline["bound"]}',
+      f'{max(roofline["seconds"].values()):.3f} {roofline["bound"]}'
+      if roofline else '',
       f'{report["compile"]["seconds"]:.0f}',
   ]
 
@@ -186,6 +188,10 @@ def _mesh(values: Mapping[str, Any]) -> str:
 
 def _percent(part: float, whole: float) -> str:
   return f'{100 * part / whole:.1f} %' if whole else ''
+
+
+def _gib(size: float | None) -> str:
+  return '' if size is None else f'{size / 2**30:.2f}'
 
 
 def _mib(size: float) -> str:

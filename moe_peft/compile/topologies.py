@@ -4,7 +4,8 @@
 
 Names and shapes are those of Cloud TPU, as in MaxText's
 `accelerator_to_spec_map.py`: `v4-64` and `v5p-64` count cores, two a chip;
-`v5e-256` and `v6e-256` count chips.
+`v5e-256` and `v6e-256` count chips. `host-8` is eight devices of this machine's
+CPU, for which XLA compiles without libtpu.
 """
 
 import dataclasses
@@ -12,8 +13,10 @@ import difflib
 import importlib.util
 import math
 import os
+import re
 from typing import Any
 
+import jax
 from jax.experimental import topologies
 
 from moe_peft import errors
@@ -75,12 +78,12 @@ class Topology:
 
   Attributes:
     name: For example 'v5e-256'.
-    chip: Its chips.
+    chip: Its chips; None for devices of this machine's CPU.
     shape: How they are laid out, '16x16'.
   """
 
   name: str
-  chip: Chip
+  chip: Chip | None
   shape: str
 
   @property
@@ -94,8 +97,11 @@ class Topology:
     """The devices of the slice, to compile for; no TPU has to be there.
 
     Raises:
-      errors.UserError: If libtpu is not installed.
+      errors.UserError: If libtpu is not installed, or if JAX has made fewer
+        devices of the CPU before.
     """
+    if self.chip is None:
+      return _cpu_devices(self.num_chips)
     if importlib.util.find_spec('libtpu') is None:
       raise errors.UserError(
           'The compiler of TPUs is not installed (700 MB).', 'libtpu',
@@ -123,6 +129,23 @@ class Topology:
     ).devices
 
 
+def _cpu_devices(number: int) -> list[Any]:
+  """So many devices of the CPU."""
+  if 'host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
+    try:
+      jax.config.update('jax_num_cpu_devices', number)
+    except RuntimeError:
+      pass  # JAX has made its devices, perhaps enough of them.
+  devices = jax.devices('cpu')
+  if len(devices) < number:
+    raise errors.UserError(
+        f'JAX has made {len(devices)} devices of the CPU already.',
+        f'--topology=host-{number}',
+        'Give the largest first.',
+    )
+  return devices[:number]
+
+
 def _all() -> dict[str, Topology]:
   known = {}
   for family, chip in CHIPS.items():
@@ -144,6 +167,8 @@ def find(name: str) -> Topology:
   """
   if name in TOPOLOGIES:
     return TOPOLOGIES[name]
+  if host := re.fullmatch(r'host-([1-9]\d*)', name):
+    return Topology(name, None, host[1])
   near = difflib.get_close_matches(name, TOPOLOGIES, n=3, cutoff=0.3)
   raise errors.UserError(
       f'{name} is none of the slices that are known.', '--topology',

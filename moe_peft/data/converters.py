@@ -7,6 +7,7 @@ is decided, once, which tokens are real and which are padding.
 """
 
 from collections.abc import Mapping
+import functools
 from typing import Any
 
 import numpy as np
@@ -120,10 +121,23 @@ class RowConverter(seqio.PrefixLMFeatureConverter):
         it already gets no other.
       **kwargs: As of SeqIO's converter.
     """
-    self._offset = dataset_ids.offset(vocabulary)
-    self._begin = None if bos_id is None else bos_id + self._offset
+    self._vocabulary, self._first_id = vocabulary, bos_id
     self._columns: list[str] = []
-    super().__init__(bos_id=self._begin or 0, **kwargs)
+    super().__init__(**kwargs)
+
+  # Lengths and shapes are known without the file of the vocabulary.
+  @functools.cached_property
+  def _offset(self) -> int:
+    return dataset_ids.offset(self._vocabulary)
+
+  @property
+  def _begin(self) -> int | None:
+    return None if self._first_id is None else self._first_id + self._offset
+
+  @property
+  def bos_id(self) -> int:
+    """What SeqIO puts at the beginning of rows."""
+    return self._begin or 0
 
   def __call__(
       self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]

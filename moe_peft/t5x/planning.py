@@ -1,28 +1,38 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A run of `t5x.train` for `python -m moe_peft plan --t5x`."""
+"""A run of `t5x.train`, for `plan --t5x` and `aot --t5x`.
+
+Nothing of it runs: it is the objects that gin gives to `t5x.train`, and the
+step that T5X's trainer makes of them, on devices that need not exist.
+"""
 
 from collections.abc import Iterator, Sequence
 import contextlib
+import copy
 import importlib
+import re
 import sys
+from typing import Any
 
 import gin
+import jax
 import jax.numpy as jnp
 
 from moe_peft import errors
 from moe_peft import gin_files as gin_files_lib
+from moe_peft.core import trainable
 from moe_peft.t5x import gin_check
+from moe_peft.training import step_program
 from moe_peft.training import subject as subject_lib
 
 
-def subject(
+def load(
     gin_files: Sequence[str],
     bindings: Sequence[str],
     search_paths: str,
     trust: bool = False,
-) -> subject_lib.Subject:
-  """The run of `t5x.train` that gin files describe.
+) -> None:
+  """Parses gin files of `t5x.train`.
 
   Args:
     gin_files: As of `gin_files.load_gin`.
@@ -36,14 +46,18 @@ def subject(
   paths = {'MODEL_DIR': 'unused', 'INITIAL_CHECKPOINT_PATH': 'unused'}
   with _script_as_main():
     gin_files_lib.load_gin(gin_files, bindings, search_paths, trust, paths)
-    model = gin_check.macro('MODEL')
+
+
+def subject() -> subject_lib.Subject:
+  """What a plan needs to know of the run that was loaded."""
+  macro = gin_check.macro
+  model = macro('MODEL')
 
   def init_optimizer(variables):
     # Some of its optimizers ask for the logical axes.
     state = importlib.import_module('t5x.train_state').FlaxOptimTrainState
     return state.create(model.optimizer_def, variables).param_states
 
-  macro = gin_check.macro
   return subject_lib.Subject(
       model.module,
       macro('TASK_FEATURE_LENGTHS'),
@@ -53,6 +67,148 @@ def subject(
       jnp.dtype(macro('BASE_DTYPE', 'float32')),
       (macro('NUM_EXPERT_PARTITIONS', 1), macro('NUM_MODEL_PARTITIONS', 1)),
   )
+
+
+def step(
+    devices: Sequence[jax.Device] | None = None,
+    change: Any = lambda module: module,
+) -> step_program.StepProgram:
+  """The step that `t5x.train` would compile for the run that was loaded.
+
+  The partitioner, the optimizer and the trainer are those of the gin files.
+
+  Args:
+    devices: Devices to lay it out on, all of `jax.devices()` by default.
+    change: Makes another adapted network of the run's.
+
+  Raises:
+    errors.UserError: For a mesh that does not divide, or whatever the model
+      refuses.
+  """
+  # Not at the top: T5X imports what imports `gin_check`.
+  script = importlib.import_module('t5x.train')
+  bound = _Bound(script.train)
+  with gin.config_scope('train'):  # As T5X's files of runs name it.
+    data = _Bound(importlib.import_module('t5x.utils').DatasetConfig)
+  model, partitioner = bound['model'], bound['partitioner']
+  model.module = change(model.module)
+  partitioner.devices = devices
+  partitioner.get_data_layout(data['batch_size'])  # Says what does not divide.
+  batch = _batch(model, data)
+  with errors.refused(
+      'The network that the gin files describe cannot be built.', 'MODEL'
+  ):
+    initializer = bound['train_state_initializer_cls'](
+        optimizer_def=model.optimizer_def,
+        init_fn=model.get_initial_variables,
+        input_shapes={name: x.shape for name, x in batch.items()},
+        input_types={name: x.dtype for name, x in batch.items()},
+        partitioner=partitioner,
+    )
+  axes = initializer.train_state_axes
+  state = _restored(
+      initializer.global_train_state_shape, bound['checkpoint_cfg'].restore
+  )
+  state, batch = _lay_out(state, batch, axes, partitioner)
+  seed = bound['random_seed'] or 0
+  trainer = bound['trainer_cls'](
+      model=model,
+      train_state=state,
+      partitioner=partitioner,
+      eval_names=(),
+      summary_dir=None,
+      train_state_axes=axes,
+      rng=jax.random.split(jax.random.PRNGKey(seed), 2)[1],
+  )
+  trained, frozen = trainable.split(
+      trainable.flatten(state.params), gin_check.macro('TRAINABLE_REGEX')
+  )
+  return step_program.StepProgram(
+      lower=lambda: trainer._partitioned_train_step.lower(state, batch),  # pylint: disable=protected-access
+      mesh=partitioner.mesh,
+      frozen=frozen,
+      trained=trained,
+      optimizer=state._optimizer.state,  # pylint: disable=protected-access
+      batch=batch,
+      donates_frozen=True,
+      tokens=data['batch_size'] * sum(data['task_feature_lengths'].values()),
+      choices=step_program.choices(
+          model.module,
+          batch_size=data['batch_size'],
+          num_microbatches=trainer._num_microbatches or 1,  # pylint: disable=protected-access
+          packing=data['pack'],
+          task_feature_lengths=data['task_feature_lengths'],
+          base_dtype=next(iter((frozen or trained).values())).dtype,
+      ),
+  )
+
+
+class _Bound:
+  """What gin gives to a function, made when it is asked for.
+
+  Neither rows nor a tokenizer are needed for a plan, and so nobody asks.
+  """
+
+  def __init__(self, function: Any):
+    self._bound = gin.get_bindings(function, resolve_references=False)
+
+  def __getitem__(self, name: str) -> Any:
+    return copy.deepcopy(self._bound[name])  # By which gin makes what it names.
+
+
+def _batch(model: Any, data: _Bound) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes of a batch, as the model's feature converter makes it of a task."""
+  converter = model.FEATURE_CONVERTER_CLS(pack=data['pack'])
+  lengths = converter.get_model_feature_lengths(data['task_feature_lengths'])
+  return {
+      name: jax.ShapeDtypeStruct((data['batch_size'], length), jnp.int32)
+      for name, length in lengths.items()
+  }
+
+
+def _restored(state: Any, restore: Any) -> Any:
+  """The state as it is once the base is there, in the type that it is read in.
+
+  Args:
+    state: T5X's train state of shapes.
+    restore: T5X's configuration of a restored checkpoint; None to start from
+      nothing.
+  """
+  if restore is None or not restore.path:
+    return state
+  is_trained = re.compile(gin_check.macro('TRAINABLE_REGEX')).fullmatch
+
+  def cast(keys, x):
+    if is_trained(trainable.path_of(keys)):
+      return x
+    return jax.ShapeDtypeStruct(x.shape, jnp.dtype(restore.dtype))
+
+  return state.replace_params(
+      jax.tree_util.tree_map_with_path(cast, state.params)
+  )
+
+
+def _lay_out(
+    state: Any, batch: Any, axes: Any, partitioner: Any
+) -> tuple[Any, Any]:
+  """The same with the shardings that T5X gives them."""
+  mesh = partitioner.mesh
+
+  def struct(x, spec):
+    spec = jax.sharding.PartitionSpec() if spec is None else spec
+    sharding = jax.sharding.NamedSharding(mesh, spec)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+  # One spec may be that of a whole subtree.
+  return jax.tree.map(
+      lambda spec, part: jax.tree.map(lambda x: struct(x, spec), part),
+      axes,
+      state,
+      is_leaf=lambda x: x is None or isinstance(x, jax.sharding.PartitionSpec),
+  ), {
+      name: struct(x, partitioner.data_partition_spec)
+      for name, x in batch.items()
+  }
 
 
 @contextlib.contextmanager

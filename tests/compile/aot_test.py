@@ -12,12 +12,12 @@ import pytest
 
 from moe_peft.cli import aot
 from moe_peft.compile import collectives
-from moe_peft.compile import compiled
 from moe_peft.compile import costs
 from moe_peft.compile import hlo
 from moe_peft.compile import topologies
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import remat
+from moe_peft.training import step_program
 from moe_peft.training import train_step
 from tests import refusals
 from tests.training import tiny
@@ -129,11 +129,11 @@ def _sent(*shape, op_name='encoder/attention/query/dot_general'):
 @pytest.mark.parametrize('scan', [True, False])
 def test_collectives_of_the_shape_of_a_kernel(tmp_path, scan):
   """As a device sees them: half of each kernel, on the axis `model`."""
-  setup = experiment_lib.lay_out(tiny.experiment(
+  setup = step_program.of_setup(experiment_lib.lay_out(tiny.experiment(
       tmp_path, NUM_MODEL_PARTITIONS=2, SCAN_LAYERS=scan,
       **{'t5.T5Config.num_encoder_layers': 3, 't5.T5Config.emb_dim': 24,
          't5.T5Config.num_heads': 4, 't5.T5Config.mlp_dim': 40},
-  ))
+  )))
   layer = 'encoder/encoder' if scan else 'encoder/layers_0'
 
   def find(*shape, **kwargs):
@@ -164,10 +164,11 @@ def test_flops_are_those_of_the_traced_step(tmp_path):
       **{'t5.T5Config.num_encoder_layers': 3},
   )
   setup = experiment_lib.lay_out(experiment, jax.devices()[:1])
-  executable = remat.compile_step(setup).runtime_executable()
+  step = step_program.of_setup(setup)
+  executable = step.lower().compile().runtime_executable()
   (module,) = executable.hlo_modules()
   program = hlo.Program(module.as_serialized_hlo_module_proto())
-  counted = costs.count(setup, program, topologies.find('v5e-1'))
+  counted = costs.count(step, program, topologies.find('v5e-1'))
   with setup.context():
     traced = train_step.make_train_step(setup).trace(
         train_step.abstract_state(setup), setup.frozen,

@@ -25,7 +25,7 @@ from moe_peft.data import vocabularies
 TASK = 't5x_test_reverse'
 CHOICES_TASK = 't5x_test_choose'
 MIXTURE = 't5x_test_both'
-_DATA = f"""
+DATA = f"""
 MIXTURE_OR_TASK_NAME = '{TASK}'
 TASK_FEATURE_LENGTHS = {{'inputs': 8, 'targets': 8}}
 DROPOUT_RATE = 0.0
@@ -35,7 +35,7 @@ _COMMON = {
     'train': f"""
 from __gin__ import dynamic_registration
 import __main__ as train_script
-{_DATA}
+{DATA}
 BATCH_SIZE = 8
 USE_CACHED_TASKS = False
 train_script.train:
@@ -46,7 +46,7 @@ train_script.train:
         script: f"""
 from __gin__ import dynamic_registration
 from t5x import utils
-{_DATA}
+{DATA}
 MIXTURE_OR_TASK_NAME = '{MIXTURE}'
 utils.DatasetConfig.split = 'validation'
 utils.DatasetConfig.batch_size = 8
