@@ -124,15 +124,15 @@ setuptools.setup(
             'huggingface-hub>=1,<3',
             'sentencepiece>=0.2',
         ],
-        # On no package index: from the public repositories.
+        # What T5X imports. T5X itself, on no package index, asks for
+        # packages that clash with those above, so it is installed without
+        # what it asks for: requirements/t5x.txt.
         't5x': [
-            't5x @ git+https://github.com/google-research/t5x',
-            'airio @ git+https://github.com/google/airio',
-            'jestimator @ git+https://github.com/google-research/jestimator',
-            'cached_property',
-            'fiddle',
-            'grain',
-            'jaxtyping',
+            'cached_property>=2',
+            'chex>=0.1.88',
+            'fiddle>=0.3',
+            'grain>=0.2.12',
+            'jaxtyping>=0.2.36',
         ],
         'gpu': ['jax[cuda12]>=0.10.0,<0.11'],
         'tpu': ['jax[tpu]>=0.10.0,<0.11'],

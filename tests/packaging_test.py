@@ -70,6 +70,22 @@ def test_the_lock_file_is_made_by_its_command_and_names_no_host():
     assert pinned[name] in specifiers.SpecifierSet(allowed), name
 
 
+def test_all_extras_have_versions_that_go_together():
+  """Requirements of T5X itself clash, and the extra has none of them."""
+  setup = (_ROOT / 'setup.py').read_text(encoding='utf-8')
+  assert 'git+' not in setup
+  text = (_ROOT / 'requirements' / 'constraints.txt').read_text()
+  assert 'uv pip compile setup.py --all-extras' in text and '://' not in text
+  pinned = dict(re.findall(r'^([\w.-]+)==([\w.]+)', text, re.M))
+  for name in ('jax', 'flax', 'grain', 'chex', 'tensorflow', 'torch', 'fiddle'):
+    for allowed in re.findall(rf"'{name}((?:==|>=)[^']+)'", setup):
+      assert pinned[name] in specifiers.SpecifierSet(allowed), name
+  assert not pinned.keys() & {'tensorflow-cpu', 'tfds-nightly'}
+  sources = (_ROOT / 'requirements' / 't5x.txt').read_text()
+  found = re.findall(r'^(\w+) @ git\+https://\S+@[0-9a-f]{40}$', sources, re.M)
+  assert found == ['t5x', 'airio', 'jestimator']
+
+
 @pytest.mark.slow
 def test_the_lock_file_resolves():
   subprocess.run(

@@ -76,7 +76,7 @@ def make_report(
   }
   start, cpu = time.monotonic(), time.process_time()
   try:
-    program, compiled = program.compiled(limit or math.inf)
+    program, compiled = program.compiled(limit)
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise

@@ -32,8 +32,8 @@ class StepProgram:
     donates_frozen: Whether the step returns the frozen parameters too.
     tokens: Positions of inputs and targets in all rows of a step.
     choices: What a user decides, by the name that reports have for it.
-    fit: Chooses what is left to it, as REMAT_POLICY = 'auto' does, and compiles;
-      None where nothing is.
+    fit: Chooses what is left to it, as REMAT_POLICY = 'auto' does, for so many
+      bytes, and compiles; None where nothing is left.
   """
 
   lower: Callable[[], jax.stages.Lowered]
@@ -45,9 +45,9 @@ class StepProgram:
   donates_frozen: bool
   tokens: int
   choices: Mapping[str, Any]
-  fit: Callable[[float], tuple[Any, jax.stages.Compiled]] | None = None
+  fit: Callable[[float | None], tuple[Any, jax.stages.Compiled]] | None = None
 
-  def compiled(self, limit: float) -> tuple[Any, jax.stages.Compiled]:
+  def compiled(self, limit: float | None) -> tuple[Any, jax.stages.Compiled]:
     """The program that fits into so many bytes of a device, and compiled."""
     return self.fit(limit) if self.fit else (self, self.lower().compile())
 
