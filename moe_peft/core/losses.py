@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_peft import errors
+from moe_peft.core import capacity as capacity_lib
 
 # What `collect` looks for besides the losses; the first three are T5X's.
 METRICS = (
@@ -101,12 +102,14 @@ class Routed:
     load: <float32>[batch, length, num_experts], what each token gives to each
       expert before any drop: 1 where it is selected.
     valid: <bool>[batch, length].
+    groups: The capacity groups; rows, where nothing says otherwise.
   """
 
   probs: jax.Array
   logits: jax.Array
   load: jax.Array
   valid: jax.Array
+  groups: capacity_lib.Groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,9 +119,13 @@ class LoadBalance:
   Attributes:
     form: 'switch', or 'sira' (arXiv 2311.09179), which is Switch's divided by
       `num_experts ** 2`: `factor_switch = factor_sira / num_experts ** 2`.
+    per_group: Whether it is the mean of the losses of capacity groups, as in
+      Flaxformer, and not that of the batch. A row with one kind of tokens then
+      has to be balanced by itself.
   """
 
   form: str = 'switch'
+  per_group: bool = False
   name = 'auxiliary_loss'
 
   def check(self) -> None:
@@ -130,7 +137,15 @@ class LoadBalance:
       )
 
   def __call__(self, routed: Routed) -> jax.Array:
-    loss = load_balancing_loss(routed.probs, routed.load, routed.valid)
+    arrays = routed.probs, routed.load, routed.valid
+    if not self.per_group:
+      loss = load_balancing_loss(*arrays)
+    else:
+      shape = (routed.groups.num_groups, 1, routed.groups.group_size)
+      arrays = [x.reshape(*shape, *x.shape[2:]) for x in arrays]
+      has_tokens = arrays[-1].any(axis=(1, 2))
+      losses = jnp.where(has_tokens, jax.vmap(load_balancing_loss)(*arrays), 0)
+      loss = losses.sum() / jnp.maximum(has_tokens.sum(), 1)
     return loss / (routed.probs.shape[-1] ** 2 if self.form == 'sira' else 1)
 
 

@@ -149,7 +149,7 @@ class Router(nn.Module):
     metrics = {}
     if self.is_mutable_collection('intermediates'):  # Not in evaluation.
       routed = losses_lib.Routed(
-          decision.probs, logits, load, context.valid()
+          decision.probs, logits, load, context.valid(), groups
       )
       metrics = {loss.name: loss(routed) for loss in self.losses}
       metrics |= _metrics(routed, gates, groups)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe_peft.core import capacity
 from moe_peft.core import losses
 from tests.refusals import refused
 
@@ -58,3 +59,39 @@ def test_total():
   np.testing.assert_allclose(losses.total(metrics, factors), 1.0)
   with refused('LOSS_FACTORS', 'contrastive_loss'):
     losses.total(metrics, {'contrastive_loss': 0.1})
+
+
+def _routed(probs, load, valid, group_size):
+  groups = capacity.Groups(valid.size // group_size, group_size, valid.shape[1])
+  return losses.Routed(probs, probs, load, valid, groups)
+
+
+def test_balance_of_groups_by_hand():
+  """Two halves that use one expert each are balanced only together."""
+  probs = jax.nn.one_hot(jnp.array([[0, 0, 1, 1]]), 2)
+  valid = jnp.ones((1, 4), bool)
+  balance = losses.LoadBalance(per_group=True)
+  for size, expected in ((4, 1.0), (2, 2.0), (1, 2.0)):
+    got = balance(_routed(probs, probs, valid, size))
+    np.testing.assert_allclose(got, expected)
+  # A group of padding alone counts in no mean.
+  got = balance(_routed(probs, probs, jnp.array([[1, 1, 0, 0]], bool), 2))
+  np.testing.assert_allclose(got, 2.0)
+
+
+@pytest.mark.t5x
+@pytest.mark.parametrize('k', [1, 2])
+def test_balance_of_groups_is_flaxformers(k):
+  theirs = pytest.importorskip('flaxformer.architectures.moe.routing')
+  probs = jax.nn.softmax(jax.random.normal(jax.random.key(0), (6, 8, 5)))
+  indices = jax.lax.top_k(probs, k)[1]
+  load = jax.nn.one_hot(indices, 5).sum(axis=-2)
+  got = losses.LoadBalance(per_group=True)(
+      _routed(probs, load, jnp.ones((6, 8), bool), 8)
+  )
+  expected = theirs._load_balancing_loss(probs, indices)
+  np.testing.assert_allclose(got, expected, rtol=1e-6)
+  of_batch = losses.LoadBalance()(
+      _routed(probs, load, jnp.ones((6, 8), bool), 8)
+  )
+  assert abs(of_batch - expected) > 0.01 * expected
