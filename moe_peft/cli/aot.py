@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 from moe_peft import atomic
+from moe_peft import errors
 from moe_peft.cli import flags
 
 _DESCRIPTION = """\
@@ -31,7 +32,14 @@ def main(argv: Sequence[str]) -> int | None:
     Exit status: 1 if something does not fit.
   """
   args = _parser().parse_args(argv)
+  if args.show:
+    return _show(args.show)
   flags.require_gin_file(args)
+  if not args.topology:
+    raise errors.UserError(
+        'There is no slice to compile for.', '--topology',
+        'Give at least one, for example v5e-16.',
+    )
   # A TPU of this machine is not needed, and another program may hold it.
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   from moe_peft.compile import tables
@@ -47,7 +55,9 @@ def main(argv: Sequence[str]) -> int | None:
         f'[{number}/{len(pairs)}] compiling for {topology.name}',
         file=sys.stderr, flush=True,
     )
-    reports.append(_compile(make_step, topology, execution, args.hlo))
+    name = '+'.join(Path(file).stem for file in args.gin_file)
+    report = _compile(make_step, topology, execution, args.hlo)
+    reports.append({'experiment': name} | report)
     tables.show_report(reports[-1])
     if args.json:  # After each: a slice of hundreds of chips takes minutes.
       args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
       '--gin_file=configs/aot/t5_1_1_xl_molora_10.gin --topology=v5e-16',
   )
   parser.add_argument(
-      '--topology', action='append', required=True, metavar='NAME',
+      '--topology', action='append', metavar='NAME',
       help='slice to compile for, for example v5e-256; may be repeated',
   )
   parser.add_argument(
@@ -80,11 +90,25 @@ def _parser() -> argparse.ArgumentParser:
       '--json', type=Path, metavar='FILE', help='also write a file of JSON'
   )
   parser.add_argument(
+      '--show', type=Path, nargs='+', metavar='FILE',
+      help='print the rows of files that --json has written; compile nothing',
+  )
+  parser.add_argument(
       '--hlo', type=Path, metavar='DIR',
       help='keep the compiled programs (HloModuleProto), for other tools',
   )
   flags.add_gin_flags(parser)
   return parser
+
+
+def _show(files: Sequence[Path]) -> None:
+  from moe_peft.compile import tables
+
+  reports = []
+  for file in files:
+    with errors.refused('It is no file of --json.', file):
+      reports += json.loads(file.read_text(encoding='utf-8'))
+  tables.show_summary(reports)
 
 
 def _load(args: argparse.Namespace) -> Callable[..., Any]:

@@ -148,7 +148,8 @@ def show_summary(reports: Sequence[Mapping[str, Any]]) -> None:
 
 def _summary_row(report: Mapping[str, Any]) -> Iterable[str]:
   sizes = ' x '.join(str(n) for n in report['mesh'].values())
-  head = [report['topology'], sizes, report['execution']]
+  names = (report.get('experiment'), report['topology'])
+  head = [', '.join(filter(None, names)), sizes, report['execution']]
   if 'error' in report:
     return head + ['too large']
   memory = report['memory']

@@ -10,10 +10,11 @@ import jax
 from jax.extend.core import jaxprs_in_params
 import pytest
 
+from moe_peft import gin_files
 from moe_peft.cli import aot
 from moe_peft.compile import collectives
+from moe_peft.compile import compiled
 from moe_peft.compile import costs
-from moe_peft.compile import hlo
 from moe_peft.compile import topologies
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import remat
@@ -165,10 +166,7 @@ def test_flops_are_those_of_the_traced_step(tmp_path):
   )
   setup = experiment_lib.lay_out(experiment, jax.devices()[:1])
   step = step_program.of_setup(setup)
-  executable = step.lower().compile().runtime_executable()
-  (module,) = executable.hlo_modules()
-  program = hlo.Program(module.as_serialized_hlo_module_proto())
-  counted = costs.count(step, program, topologies.find('v5e-1'))
+  counted = compiled.make_report(step, topologies.find('v5e-1'))
   with setup.context():
     traced = train_step.make_train_step(setup).trace(
         train_step.abstract_state(setup), setup.frozen,
@@ -179,6 +177,8 @@ def test_flops_are_those_of_the_traced_step(tmp_path):
   assert 0.9 * expected < counted['flops']['per_device'] <= expected
   assert not counted['not_counted']['loops of unknown length']
   assert counted['collectives']['bytes'] == 0
+  memory = counted['memory']
+  assert 0 < memory['state'] <= memory['aliased'] < memory['total']
 
 
 def products_of(jaxpr):
@@ -195,3 +195,14 @@ def products_of(jaxpr):
     for inner in jaxprs_in_params(equation.params):
       flops += trips * products_of(inner)
   return flops
+
+
+def test_reports_of_earlier_are_shown(capsys, tmp_path):
+  file = 'results/aot/small_executions_v5e-8.json'
+  assert aot.main(['--show', str(gin_files.resource(file))]) is None
+  shown = capsys.readouterr().out
+  assert shown.count('| v5e-8') == 3 and '0.003 compute' in shown
+  with refusals.refused(str(tmp_path / 'no.json')):
+    aot.main(['--show', str(tmp_path / 'no.json')])
+  with refusals.refused('--topology'):
+    aot.main([QUICKSTART])
