@@ -181,7 +181,9 @@ def test_extras_markers_and_programs_exist(monkeypatch):
   others = {'echo', 'llama-server', 'mkdocs', 'ruff', 'unzip', 'vllm'}
   packages = ('moe_peft', 'benchmarks', 'tests', 't5x', 'sglang')
   for command in COMMANDS:
-    if named(command, 'pip', 'install'):
+    if named(command, 'pip', 'install') and '-r' in command:
+      assert (ROOT / command[-1]).is_file(), command
+    elif named(command, 'pip', 'install'):
       extras = re.fullmatch(r'\.\[([\w,]+)\]', command[-1])[1]
       assert set(extras.split(',')) <= seen['extras_require'].keys(), command
     elif named(command, 'python', '-m', 'pytest'):

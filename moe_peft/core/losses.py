@@ -102,14 +102,14 @@ class Routed:
     load: <float32>[batch, length, num_experts], what each token gives to each
       expert before any drop: 1 where it is selected.
     valid: <bool>[batch, length].
-    groups: The capacity groups; rows, where nothing says otherwise.
+    groups: The capacity groups; None: rows.
   """
 
   probs: jax.Array
   logits: jax.Array
   load: jax.Array
   valid: jax.Array
-  groups: capacity_lib.Groups
+  groups: capacity_lib.Groups | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +141,9 @@ class LoadBalance:
     if not self.per_group:
       loss = load_balancing_loss(*arrays)
     else:
-      shape = (routed.groups.num_groups, 1, routed.groups.group_size)
+      rows, length = routed.valid.shape
+      groups = routed.groups or capacity_lib.Groups(rows, length, length)
+      shape = (groups.num_groups, 1, groups.group_size)
       arrays = [x.reshape(*shape, *x.shape[2:]) for x in arrays]
       has_tokens = arrays[-1].any(axis=(1, 2))
       losses = jnp.where(has_tokens, jax.vmap(load_balancing_loss)(*arrays), 0)
