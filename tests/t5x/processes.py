@@ -95,7 +95,7 @@ def train(gin_file, model_dir, base, num_devices=1, **macros) -> None:
       capture_output=True,
       text=True,
       check=False,
-      timeout=1800,  # A busy machine is slow.
+      timeout=600,
   )
   assert result.returncode == 0, (result.stdout + result.stderr)[-3000:]
 

@@ -120,7 +120,7 @@ def train_together(file, folder, base, logs, **macros):
       capture_output=True,
       text=True,
       check=False,
-      timeout=1800,  # A busy machine is slow.
+      timeout=600,
   )
   log = ''.join(path.read_text()[-2000:] for path in logs.glob('*.log'))
   assert result.returncode == 0, result.stderr[-500:] + log
