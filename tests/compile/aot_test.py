@@ -17,7 +17,6 @@ from moe_peft.compile import compiled
 from moe_peft.compile import costs
 from moe_peft.compile import topologies
 from moe_peft.training import experiment as experiment_lib
-from moe_peft.training import remat
 from moe_peft.training import step_program
 from moe_peft.training import train_step
 from tests import refusals
@@ -77,7 +76,8 @@ def test_a_layout_is_what_a_run_gets(tmp_path):
 def test_what_a_user_decides_about_memory_is_in_the_report(tmp_path):
   """Also of a base whose type is none of JAX."""
   experiment = tiny.experiment(tmp_path, BASE_DTYPE='nf4', ATTENTION='chunked')
-  choices = compiled._memory_choices(experiment)
+  setup = experiment_lib.lay_out(experiment)
+  choices = step_program.of_setup(setup).choices
   assert choices['base_dtype'] == 'nf4'
   assert choices['attention'] == 'chunked'
 
