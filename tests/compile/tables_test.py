@@ -8,7 +8,7 @@ GIB = 2**30
 HEAD = {
     'topology': 'v5e-8', 'chips': 8, 'mesh': {'data': 4, 'model': 2},
     'execution': 'einsum', 'batch_size': 8, 'num_microbatches': 1,
-    'packing': False,
+    'packing': False, 'attention': 'full',
     'base_dtype': 'bfloat16', 'activation_dtype': 'float32',
     'scan_layers': True, 'remat_policy': 'full',
 }
