@@ -219,12 +219,10 @@ class Transformer(nn.Module):
       self.config.rope_scaling.check_length(decoder_input_tokens.shape[1])
     mask = None
     if not decode:
-      mask = attention.causal_mask(decoder_input_tokens.shape[1])
-      if decoder_causal_attention is not None:
-        prefix = decoder_causal_attention > 0
-        mask |= attention.pair_mask(prefix, prefix)
-      if decoder_segment_ids is not None:
-        mask &= attention.segment_mask(decoder_segment_ids, decoder_segment_ids)
+      mask = _mask(
+          decoder_input_tokens.shape[1], decoder_causal_attention,
+          decoder_segment_ids,
+      )
     return self.decoder(
         decoder_input_tokens,
         mask,
@@ -235,3 +233,15 @@ class Transformer(nn.Module):
         not enable_dropout,
         decode or prefill,
     )
+
+
+def _mask(
+    length: int, prefix: jax.Array | None, segment_ids: jax.Array | None
+) -> jax.Array:
+  """Which position sees which, <bool>[batch or 1, 1, length, length]."""
+  mask = attention.causal_mask(length)
+  if prefix is not None:
+    mask |= attention.pair_mask(prefix > 0, prefix > 0)
+  if segment_ids is not None:
+    mask &= attention.segment_mask(segment_ids, segment_ids)
+  return mask

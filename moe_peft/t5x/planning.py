@@ -110,8 +110,36 @@ def step(
       initializer.global_train_state_shape, bound['checkpoint_cfg'].restore
   )
   state, batch = _lay_out(state, batch, axes, partitioner)
+  trainer = _trainer(bound, model, partitioner, state, axes)
+  trained, frozen = trainable.split(
+      trainable.flatten(state.params), gin_check.macro('TRAINABLE_REGEX')
+  )
+  return step_program.StepProgram(
+      lower=lambda: trainer._partitioned_train_step.lower(state, batch),
+      mesh=partitioner.mesh,
+      frozen=frozen,
+      trained=trained,
+      optimizer=state._optimizer.state,
+      batch=batch,
+      donates_frozen=True,
+      tokens=data['batch_size'] * sum(data['task_feature_lengths'].values()),
+      choices=step_program.choices(
+          model.module,
+          batch_size=data['batch_size'],
+          num_microbatches=trainer._num_microbatches or 1,
+          packing=data['pack'],
+          task_feature_lengths=data['task_feature_lengths'],
+          base_dtype=next(iter((frozen or trained).values())).dtype,
+      ),
+  )
+
+
+def _trainer(
+    bound: '_Bound', model: Any, partitioner: Any, state: Any, axes: Any
+) -> Any:
+  """The trainer of `t5x.train`, without evaluation and summaries."""
   seed = bound['random_seed'] or 0
-  trainer = bound['trainer_cls'](
+  return bound['trainer_cls'](
       model=model,
       train_state=state,
       partitioner=partitioner,
@@ -119,27 +147,6 @@ def step(
       summary_dir=None,
       train_state_axes=axes,
       rng=jax.random.split(jax.random.PRNGKey(seed), 2)[1],
-  )
-  trained, frozen = trainable.split(
-      trainable.flatten(state.params), gin_check.macro('TRAINABLE_REGEX')
-  )
-  return step_program.StepProgram(
-      lower=lambda: trainer._partitioned_train_step.lower(state, batch),  # pylint: disable=protected-access
-      mesh=partitioner.mesh,
-      frozen=frozen,
-      trained=trained,
-      optimizer=state._optimizer.state,  # pylint: disable=protected-access
-      batch=batch,
-      donates_frozen=True,
-      tokens=data['batch_size'] * sum(data['task_feature_lengths'].values()),
-      choices=step_program.choices(
-          model.module,
-          batch_size=data['batch_size'],
-          num_microbatches=trainer._num_microbatches or 1,  # pylint: disable=protected-access
-          packing=data['pack'],
-          task_feature_lengths=data['task_feature_lengths'],
-          base_dtype=next(iter((frozen or trained).values())).dtype,
-      ),
   )
 
 
