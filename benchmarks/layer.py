@@ -10,6 +10,7 @@ accelerator the layer is large enough to fill it.
 
 from collections.abc import Callable, Iterator
 import contextlib
+import dataclasses
 import functools
 from typing import Any
 
@@ -170,9 +171,15 @@ class Layer:
     """The case of an adapter, on outputs or inputs of the layer."""
     tokens = tokens_lib.Tokens(step=jnp.int32(0))
 
+    def at(kernel):
+      site = dataclasses.replace(
+          adapter.site, frozen=lambda: {'kernel': kernel}
+      )
+      return adapter.clone(site=site)
+
     def function(params, kernel, inputs, key):
       call = functools.partial(
-          adapter.apply,
+          at(kernel).apply,
           {'params': params},
           tokens=tokens,
           rngs={'dropout': key},
@@ -183,7 +190,7 @@ class Layer:
       return call(inputs, inputs @ kernel)[0]
 
     shapes = jax.eval_shape(
-        adapter.init,
+        at(self.kernel).init,
         {'params': self._key, 'dropout': self._key},
         self.inputs,
         self.inputs,

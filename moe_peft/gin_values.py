@@ -144,6 +144,8 @@ RULES: Mapping[str, Rule] = {
     'MODEL_DIR': path,
     'MIXTURE_OR_TASK_NAME': text,
     'EVAL_MIXTURE_OR_TASK_NAME': optional(text),
+    'TRAIN_FILES': paths,
+    'VALIDATION_FILES': paths,
     'TASK_FEATURE_LENGTHS': some(each(_COUNT, dict)),
     'TRAIN_STEPS': whole(0),
     'BATCH_SIZE': _COUNT,

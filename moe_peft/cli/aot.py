@@ -34,12 +34,12 @@ def main(argv: Sequence[str]) -> int | None:
   args = _parser().parse_args(argv)
   if args.show:
     return _show(args.show)
-  flags.require_gin_file(args)
   if not args.topology:
     raise errors.UserError(
         'There is no slice to compile for.', '--topology',
         'Give at least one, for example v5e-16.',
     )
+  flags.require_gin_file(args)
   # A TPU of this machine is not needed, and another program may hold it.
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   from moe_peft.compile import tables

@@ -244,7 +244,7 @@ class _Injection:
     else:
       self._matched.add(rule)
       outputs = self._adapt(rule, found, module, names)
-    if module.path[-1] in self._recorded:
+    if module.name in self._recorded:
       self._siblings[path] = (found.inputs, outputs)
     return outputs
 

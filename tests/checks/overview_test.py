@@ -13,10 +13,10 @@ MODEL = '--gin_file=gin/models/tiny_llama.gin'
 def test_a_row_says_what_a_method_is_on_a_model(capsys):
   methods.main([
       MODEL, '--gin.NAME=SCAN_LAYERS=True', '--budget=30000', '--json', 'lora',
-      'mov', 'ttlora', 'comol', 'smear', 'pissa',
+      'mov', 'ttlora', 'comol', 'expert_choice', 'pissa',
   ])
   rows = {row['method']: row for row in json.loads(capsys.readouterr().out)}
-  lora, mov, ttlora, comol, smear, pissa = rows.values()
+  lora, mov, ttlora, comol, refused, pissa = rows.values()
   # 4 layers of width 128: q, out, wi_0, wo and the two shared heads' k and v.
   rank = 30000 // (4 * (2 * 256 + 2 * 192 + 2 * 512))
   assert lora['size'] == f'RANK = {rank}'
@@ -29,12 +29,12 @@ def test_a_row_says_what_a_method_is_on_a_model(capsys):
   assert comol['mergeable'] == 'collapsed'
   assert 25000 < ttlora['trainable'] <= 30000
   assert ttlora['executions'] == '' and ttlora['causal'] == 'yes'
-  assert 'encoder' in smear['refusal'] and not smear['trainable']
+  assert 'encoder' in refused['refusal'] and not refused['trainable']
 
 
 def test_the_table_has_a_line_for_each_and_a_reason_for_others(capsys):
-  methods.main([MODEL, '--gin.NAME=SCAN_LAYERS=True', 'full', 'smear'])
+  methods.main([MODEL, '--gin.NAME=SCAN_LAYERS=True', 'full', 'expert_choice'])
   out = capsys.readouterr().out
   assert 'full' in out and 'merged' in out
-  assert 'not here: smear: ' in out
+  assert 'not here: expert_choice: ' in out
   assert {'lora', 'goat', 'full'} <= set(overview.names())
