@@ -44,6 +44,7 @@ class _Process:
   done = False
   handled = 0  # How often a command lived on.
   pipe: tuple[int, int] | None = None
+  stderr = 2
 
 
 def status(number: int) -> int:
@@ -80,6 +81,7 @@ def watch() -> None:
     signal.signal(number, _handle)
   if _Process.pipe is None:
     _Process.pipe = os.pipe()
+    _Process.stderr = os.dup(2)  # While TensorFlow is imported, 2 is nothing.
     os.set_blocking(_Process.pipe[1], False)
     threading.Thread(target=_end_late, daemon=True).start()
     told = sys.unraisablehook
@@ -101,7 +103,8 @@ def leave(number: int) -> None:
   name = signal.Signals(number).name
   text = 'Interrupted.' if number == signal.SIGINT else f'Stopped by {name}.'
   with contextlib.suppress(OSError):
-    os.write(2, f'{text}\n'.encode())  # Another thread may hold sys.stderr.
+    # Another thread may hold sys.stderr.
+    os.write(_Process.stderr, f'{text}\n'.encode())
   os._exit(status(number))
 
 
