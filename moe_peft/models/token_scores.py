@@ -89,5 +89,8 @@ def of_features(
 def are_given_by(module: nn.Module) -> bool:
   """Whether a network takes `score_targets` and then returns `TokenScores`."""
   if isinstance(module, inject.AdaptedModule):
+    default = inject.OutputRule.after_call
+    if any(type(rule).after_call is not default for rule in module.rules):
+      return False  # What reads the result of a model reads logits.
     module = module.module
   return getattr(type(module), 'SCORES_TARGETS', False)

@@ -209,12 +209,15 @@ def _read_study(folder: Path, out: Path) -> None:
   del out
   from moe_peft.study import records
   from moe_peft.study import tables
+  from moe_peft.study import tuning
 
   kept = records.Records(folder)
   records.check_macros(folder / 'macros.json', {'RANK': '4'})
   kept.row('one', 0, {'ALPHA': '1'})
-  if kept.trial('one', {'ALPHA': '1'}) and kept.trial('one', {'ALPHA': '2'}):
-    kept.best('one', [{'ALPHA': '1'}, {'ALPHA': '2'}])
+  grid = [{'ALPHA': '1'}, {'ALPHA': '2'}]
+  tuner = tuning.Tuner('one', grid, tuning.Plan(), kept)
+  if not tuner.missing():
+    tuner.best()
   for row in kept.rows:
     records.score(row)
   tables.table(kept.rows, 'one')

@@ -7,7 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe_peft.core import inject
 from moe_peft.core import trainable
+from moe_peft.methods import adamix
+from moe_peft.methods import lora
+from moe_peft.models import t5
 from moe_peft.models import token_scores
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import train_step
@@ -81,6 +85,16 @@ def test_the_compiler_allots_less(monkeypatch):
   monkeypatch.setattr(token_scores, 'MOST', 0)
   monkeypatch.setattr(token_scores, 'PART', 2**20)
   assert temporaries() < whole / 4
+
+
+@pytest.mark.parametrize(
+    ('rule', 'given'),
+    [(inject.OutputRule, True), (adamix.ConsistencyRule, False)],
+)
+def test_what_reads_the_result_of_a_model_gets_logits(rule, given):
+  network = t5.Transformer(t5.T5Config(vocab_size=8))
+  module = inject.AdaptedModule(network, (rule('.*/wo', lora.LoRA),))
+  assert token_scores.are_given_by(module) == given
 
 
 @pytest.mark.parametrize('tied', [False, True])
