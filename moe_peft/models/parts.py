@@ -7,18 +7,36 @@ memory of one part, for one more run of the forward pass, and the same numbers.
 Rows stay whole on their devices.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
+import contextvars
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+_num_devices = contextvars.ContextVar('num_devices', default=1)
+
+
+@contextlib.contextmanager
+def split_over(num_devices: int) -> Iterator[None]:
+  """Within it arrays lie on so many devices, also where JAX does not say so.
+
+  T5X enters its mesh by `with mesh:`, of which `get_abstract_mesh` tells
+  nothing.
+  """
+  token = _num_devices.set(num_devices)
+  try:
+    yield
+  finally:
+    _num_devices.reset(token)
+
 
 def on_a_device(size: int) -> int:
   """Numbers of a device, of an array that is split along all mesh axes."""
   mesh = jax.sharding.get_abstract_mesh().shape
-  return size // max(math.prod(mesh.values()), 1)
+  return size // max(math.prod(mesh.values()), _num_devices.get())
 
 
 def run(

@@ -8,7 +8,7 @@ slice, on a CPU and on devices that are absent, so a layout can be tried out
 before a pod is paid for. On GPUs the mesh is T5X's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import functools
 import itertools
 import math
@@ -21,6 +21,7 @@ from t5x.contrib.moe import partitioning as moe_partitioning
 from moe_peft import errors
 from moe_peft.core import partitioning
 from moe_peft.core import trainable
+from moe_peft.models import parts
 
 
 class _Checked:
@@ -55,6 +56,11 @@ class _Checked:
     return jax.sharding.Mesh(
         tiled.devices.reshape(mesh.devices.shape), mesh.axis_names
     )
+
+  def partition(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """As in T5X; networks are told of how many devices the mesh is."""
+    fn = parts.split_over(self.mesh.size)(fn)
+    return super().partition(fn, *args, **kwargs)
 
   def get_data_layout(
       self, batch_size: int | None = None, host_index: int | None = None

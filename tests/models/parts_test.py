@@ -6,7 +6,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe_peft.core import partitioning
 from moe_peft.models import parts
+
+
+def test_numbers_of_a_device_are_those_of_a_mesh():
+  """Of JAX's own context, or, where that is empty, of what is said."""
+  assert parts.on_a_device(64) == 64
+  with partitioning.use_mesh(partitioning.make_mesh(2, 2)):
+    assert parts.on_a_device(64) == 8
+  with parts.split_over(4):
+    assert parts.on_a_device(64) == 16
+  assert parts.split_over(4)(parts.on_a_device)(64) == 16
+  assert parts.on_a_device(64) == 64
 
 
 @pytest.mark.parametrize('num_parts', [1, 2, 3, 5, 100])
