@@ -19,6 +19,7 @@ from moe_peft import errors
 from moe_peft.compile import costs
 from moe_peft.compile import hlo
 from moe_peft.compile import topologies
+from moe_peft.training import remat
 from moe_peft.training import step_program
 
 
@@ -78,7 +79,7 @@ def make_report(
   try:
     program, compiled = program.compiled(limit)
   except jax.errors.JaxRuntimeError as error:
-    if 'RESOURCE_EXHAUSTED' not in str(error):
+    if not remat.is_too_large(error):
       raise
     return report | {'fits': False, 'error': _first_lines(str(error))}
   report['compile'] = {

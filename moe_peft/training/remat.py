@@ -49,12 +49,12 @@ def compile_step(setup: experiment_lib.Setup) -> Any:
   Returns:
     `jax.stages.Compiled`.
   """
-  # Optax makes small arrays here, which cannot lie on devices that are absent.
-  step = train_step.make_train_step(setup)
-  state = train_step.abstract_state(setup)
-  batch = train_step.abstract_batch(setup)
-  with setup.context():
-    return step.lower(state, setup.frozen, batch).compile()
+  return train_step.lower(setup).compile()
+
+
+def is_too_large(error: jax.errors.JaxRuntimeError) -> bool:
+  """Whether a compiler refuses a program for its size."""
+  return 'RESOURCE_EXHAUSTED' in str(error)
 
 
 def num_bytes(compiled: Any) -> int:
@@ -76,13 +76,19 @@ def limit_of(setup: experiment_lib.Setup) -> int | None:
 
 
 def figures(setup: experiment_lib.Setup) -> dict[str, int | None]:
-  """Bytes that a device needs with each policy; None for more than it has."""
+  """Bytes that a device needs with each policy; None for more than it has.
+
+  A network that has no policies has one figure.
+  """
+  candidates = {'as it is': setup}
+  if policy_of(setup.experiment) is not None:
+    candidates = {policy: with_policy(setup, policy) for policy in POLICIES}
   found = {}
-  for policy in POLICIES:
+  for policy, candidate in candidates.items():
     try:
-      found[policy] = num_bytes(compile_step(with_policy(setup, policy)))
+      found[policy] = num_bytes(compile_step(candidate))
     except jax.errors.JaxRuntimeError as error:
-      if 'RESOURCE_EXHAUSTED' not in str(error):
+      if not is_too_large(error):
         raise
       found[policy] = None
   return found
@@ -107,8 +113,7 @@ def fitting(
     try:
       compiled = compile_step(candidate)
     except jax.errors.JaxRuntimeError as error:
-      last = policy == POLICIES[-1]
-      if last or 'RESOURCE_EXHAUSTED' not in str(error):
+      if policy == POLICIES[-1] or not is_too_large(error):
         raise
       continue
     if limit is None or num_bytes(compiled) <= limit:
@@ -127,16 +132,25 @@ def for_training(setup: experiment_lib.Setup) -> experiment_lib.Setup:
   limit = limit_of(setup)
   if limit is None:
     return with_policy(setup, POLICIES[0])
-  found, compiled = fitting(setup, limit)
+  try:
+    found, compiled = fitting(setup, limit)
+  except jax.errors.JaxRuntimeError as error:
+    if not is_too_large(error):
+      raise
+    raise _refusal('too much', limit) from error
   if (needed := num_bytes(compiled)) > limit:
-    raise errors.UserError(
-        f'A step needs {needed / 2**30:.1f} GiB of a device that has '
-        f'{limit / 2**30:.1f}, whatever is recomputed.',
-        where='REMAT_POLICY',
-        remedy="Use NUM_MICROBATCHES, a smaller BATCH_SIZE, or BASE_DTYPE = "
-        "'int8' or 'nf4'.",
-    )
+    raise _refusal(f'{needed / 2**30:.1f} GiB', limit)
   return found
+
+
+def _refusal(needed: str, limit: int) -> errors.UserError:
+  return errors.UserError(
+      f'A step needs {needed} of a device that has {limit / 2**30:.1f} GiB, '
+      'whatever is recomputed.',
+      where='REMAT_POLICY',
+      remedy="Use NUM_MICROBATCHES, a smaller BATCH_SIZE, or BASE_DTYPE = "
+      "'int8' or 'nf4'.",
+  )
 
 
 def summary(found: Mapping[str, int | None]) -> str:

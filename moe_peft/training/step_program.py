@@ -81,27 +81,20 @@ def of_setup(setup: experiment_lib.Setup) -> StepProgram:
     setup: An experiment laid out by `experiment.lay_out`.
   """
   experiment = setup.experiment
-  # Optax makes small arrays here, which cannot lie on devices that are absent.
-  step = train_step.make_train_step(setup)
   state = train_step.abstract_state(setup)
-  batch = train_step.abstract_batch(setup)
-
-  def lower():
-    with setup.context():
-      return step.lower(state, setup.frozen, batch)
 
   def fit(limit):
     fitting, compiled = remat.fitting(setup, limit)
     return of_setup(fitting), compiled
 
   return StepProgram(
-      lower=lower,
+      lower=lambda: train_step.lower(setup),
       fit=fit,
       mesh=setup.mesh,
       frozen=setup.frozen,
       trained=state.params,
       optimizer=(state.opt_state, state.step, state.seed),
-      batch=batch,
+      batch=train_step.abstract_batch(setup),
       donates_frozen=False,
       tokens=experiment.batch_size * sum(
           experiment.task_feature_lengths.values()

@@ -149,6 +149,15 @@ def make_train_step(setup: experiment_lib.Setup) -> TrainStep:
   )
 
 
+def lower(setup: experiment_lib.Setup) -> jax.stages.Lowered:
+  """Traces the step of a setup, also one of `experiment.lay_out`."""
+  # Optax makes small arrays here, which cannot lie on devices that are absent.
+  step = make_train_step(setup)
+  state, batch = abstract_state(setup), abstract_batch(setup)
+  with setup.context():
+    return step.lower(state, setup.frozen, batch)
+
+
 def _step_fn(experiment: experiment_lib.Experiment) -> TrainStep:
   """One step as a pure function.
 

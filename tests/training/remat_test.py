@@ -53,6 +53,14 @@ def test_what_cannot_fit_is_refused_with_its_size(setup, monkeypatch):
     remat.for_training(setup)
 
 
+def test_what_the_compiler_refuses_is_no_stack_trace(setup, monkeypatch):
+  monkeypatch.setattr(remat, 'limit_of', lambda setup: 250)
+  monkeypatch.setitem(NEEDED, 'minimal', 400)
+  monkeypatch.setitem(NEEDED, 'full', 300)
+  with refusals.refused('REMAT_POLICY', 'NUM_MICROBATCHES'):
+    remat.for_training(setup)
+
+
 def test_the_figures_are_those_of_the_compiler(setup):
   found = remat.figures(setup)
   assert found == {'none': None, 'minimal': 205, 'full': 105}
