@@ -108,12 +108,6 @@ def train(
   notes = {'data': provenance.identities(experiment.mixture_or_task_name)}
   begun = {}
   first_step = checkpointer.latest_step() or 0
-  if not experiment.train_steps:  # What reads runs reads a checkpoint.
-    state = train_step.init_state(setup)
-    if checkpointer.latest_step() is None:
-      checkpointer.save(0, state, data, notes)
-      checkpointer.wait()
-    return state
   if first_step:
     saved = checkpointer.restore_notes(first_step)
     if not experiment.allow_changed_data:
@@ -126,6 +120,11 @@ def train(
     begun = saved.get('log')
   else:
     state = train_step.init_state(setup)
+    if not experiment.train_steps:
+      if checkpointer.latest_step() is None:  # What reads runs reads one.
+        checkpointer.save(0, state, data, notes)
+        checkpointer.wait()
+      return state
   progress = progress_lib.Progress(
       'train', experiment.train_steps, first_step
   )
@@ -146,7 +145,6 @@ def _run_steps(setup, state, first_step, data, notes, checkpointer, evaluate,
                log, progress, stopped):
   """Runs the steps that are left."""
   experiment = setup.experiment
-  step_fn = train_step.make_train_step(remat.for_training(setup))
   sharding = partitioning.batch_sharding(setup.mesh)
   batches = {}  # Of the last steps with a row.
 
@@ -171,7 +169,7 @@ def _run_steps(setup, state, first_step, data, notes, checkpointer, evaluate,
       with stopped.interrupting(lost=False):  # Both may take minutes.
         rows = next(data)
         batch = jax.device_put(rows, sharding)
-        step_fn = _compile(step_fn, state, setup.frozen, batch, progress)
+        step_fn = _compile(setup, state, batch, progress)
       if stopped:
         break
       if experiment.packing:
@@ -200,10 +198,11 @@ def _run_steps(setup, state, first_step, data, notes, checkpointer, evaluate,
   return state
 
 
-def _compile(step_fn, state, frozen, batch, progress):
+def _compile(setup, state, batch, progress):
   """Compiles the step, which takes its own time and no step's."""
   start = time.monotonic()
-  compiled = step_fn.lower(state, frozen, batch).compile()
+  step_fn = train_step.make_train_step(remat.for_training(setup))
+  compiled = step_fn.lower(state, setup.frozen, batch).compile()
   progress.note(f'The step is compiled: {time.monotonic() - start:.0f} s.')
   progress.start_clock()
   return compiled

@@ -85,6 +85,14 @@ def test_only_adapters_train_and_the_base_keeps_its_bits(trained):
   assert rows[0]['router_entropy'] == pytest.approx(1.0, abs=0.01)
 
 
+def test_a_trained_run_without_steps_is_scored_as_it_was_left(trained):
+  folder, _, expected, _ = trained
+  _, state, _ = train(tiny.experiment(folder, TRAIN_STEPS=0, WARMUP_STEPS=0))
+  assert_bit_equal(
+      jax.device_get(state.params), jax.device_get(expected.params)
+  )
+
+
 def test_no_optimizer_state_for_frozen_parameters(tmp_path):
   setup = experiment_lib.prepare(tiny.experiment(tmp_path))
   state = train_step.init_state(setup)
