@@ -182,9 +182,7 @@ class Transformer(nn.Module):
     With `decode=True` and mutable collection 'cache', the first call, on
     inputs of the full length, allocates the cache (its logits mean nothing); a
     call with `prefill=True` fills its beginning with prompts; each further call
-    takes one position.
-
-    Padding needs no mask: it comes after the tokens, which do not see it.
+    takes one position. Padding comes after the tokens, so it needs no mask.
 
     Args:
       decoder_input_tokens: `<int32>[batch, length]`, the targets moved right.
@@ -202,12 +200,10 @@ class Transformer(nn.Module):
       prefill_lengths: `<int32>[batch]`.
       logit_positions: `<int32>[batch, n]`, where logits are wanted; None for
         every position. A large vocabulary costs as much as many layers.
-      score_targets: `<int32>[batch, n]`, targets at the positions where logits
-        are wanted.
+      score_targets: `<int32>[batch, n]`, targets there, to get their scores.
 
     Returns:
-      Logits, `<float32>[batch, length, vocab]`, or `[batch, n, vocab]`; with
-      `score_targets` their `token_scores.TokenScores`.
+      Logits, `<float32>[batch, length or n, vocab]`, or `TokenScores`.
 
     Raises:
       ValueError: For packed inputs while decoding.

@@ -1,6 +1,6 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Small good files of formats whose writers are not ours."""
+"""Small good files of formats whose writers are not ours, and mutations."""
 
 import json
 from pathlib import Path
@@ -92,6 +92,42 @@ def gguf(fields=None, tensors=None, counts=None) -> bytes:
     head += _gguf_value(8, name) + struct.pack('<I', len(shape))
     head += struct.pack(f'<{len(shape)}QIQ', *shape, kind, offset)
   return head + bytes(-len(head) % 32) + data
+
+
+def as_safetensors(random: mutations.Random, content: bytes) -> bytes:
+  """Mutates the header of a safetensors file, or its length."""
+  size = struct.unpack('<Q', content[:8])[0]
+  header, data = content[8 : 8 + size], content[8 + size :]
+  header = mutations.dumps(random, mutations.value(random, json.loads(header)))
+  header += b' ' * (-len(header) % 8)
+  size = len(header)
+  if random.random() < 0.1:
+    size = random.choice((0, size - 1, size + 8, 2**30, 2**63, 2**64 - 1))
+  return struct.pack('<Q', size) + header + data
+
+
+def as_array(random: mutations.Random, content: bytes) -> bytes:
+  """Mutates the header of an array of NumPy's."""
+  size = struct.unpack('<H', content[8:10])[0]
+  header, data = content[10 : 10 + size].decode('latin-1'), content[10 + size :]
+  kind = random.randrange(4)
+  if kind == 0:
+    header = header.replace('<f2', random.choice(
+        ('|O', '<f8', '|V9', '<U9', '|S0', 'x', '<M8[s]', '<c16', '>f2')
+    ))
+  elif kind == 1:
+    shape = random.choice((
+        '(1000000000000,)', '(0,)', '()', '(-1,)', '(2, 2)', '(True, 1, 1)',
+        '(99999, 99999, 99999)', '(3, 5, 1)', '[3, 5, 4]', '(3.0, 5, 4)',
+        '(4294967296, 4294967296)', '(1,) * 9',
+    ))
+    header = header[: header.index('(')] + shape + ', }'
+  elif kind == 2:
+    header = mutations.as_text(random, header.encode()).decode('latin-1')
+  else:
+    header = header.replace('False', random.choice(('True', '1', 'x', '[]')))
+  header = header.encode('latin-1', 'replace')[:60_000]
+  return content[:8] + struct.pack('<H', len(header)) + header + data
 
 
 def as_gguf(random: mutations.Random, content: bytes) -> bytes:

@@ -14,10 +14,10 @@ from tests.fuzz import hostile_templates
 from tests.fuzz import mutations
 
 _JSON = mutations.seldom_raw(mutations.as_json)
-_TENSORS = mutations.seldom_raw(mutations.as_safetensors, 0.4)
+_TENSORS = mutations.seldom_raw(formats.as_safetensors, 0.4)
 _LINES = mutations.seldom_raw(mutations.as_json_lines)
 _RECORDS = mutations.seldom_raw(mutations.records(mutations.raw), 0.5)
-_ARRAYS = mutations.seldom_raw(mutations.zipped(mutations.as_array), 0.3)
+_ARRAYS = mutations.seldom_raw(mutations.zipped(formats.as_array), 0.3)
 _TEXT = mutations.seldom_raw(mutations.as_text)
 
 
