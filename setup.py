@@ -8,7 +8,8 @@ import setuptools
 
 _HERE = pathlib.Path(__file__).parent
 
-# Ranges: the tested version, up to where the next incompatible one may begin.
+# Ranges: the lowest version that was tested (docs/reliability.md says how), up
+# to where the next incompatible one may begin.
 _JAX = [
     'jax>=0.10.0,<0.11',
     'flax>=0.12.4,<0.13',

@@ -11,7 +11,7 @@ usage: launch/gke.sh --image IMAGE [options] -- python -m t5x.train ARG ...
 Runs a T5X command on one TPU slice of the Kubernetes cluster that kubectl
 points to, as the JobSet launch/gke_jobset.yaml. The cluster needs the JobSet
 controller and a node pool of that slice; the image needs moe_peft with the
-extras tpu and t5x.
+extras tpu, t5x and tokenizers, and what requirements/t5x.txt names.
 
   --image IMAGE        container image
   --accelerator TYPE   node label (default tpu-v5-lite-podslice)

@@ -149,7 +149,7 @@ rm -rf moe_peft && mkdir moe_peft && tar xzf moe_peft.tar.gz -C moe_peft
 pip3 install --quiet --user uv
 ~/.local/bin/uv venv --quiet --python 3.11 moe_peft/env
 VIRTUAL_ENV=$HOME/moe_peft/env ~/.local/bin/uv pip install --quiet \
-  -e "./moe_peft[tpu,t5x]"
+  -e "./moe_peft[tpu,t5x,tokenizers]"
 VIRTUAL_ENV=$HOME/moe_peft/env ~/.local/bin/uv pip install --quiet --no-deps \
   -r moe_peft/requirements/t5x.txt
 touch moe_peft/env/ready'
