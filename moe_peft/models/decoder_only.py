@@ -20,6 +20,7 @@ from moe_peft.core import inject
 from moe_peft.models import dataset_ids
 from moe_peft.models import decoding
 from moe_peft.models import language_model
+from moe_peft.models import token_scores
 
 Array = jax.Array
 Batch = language_model.Batch
@@ -70,7 +71,11 @@ class DecoderOnlyModel(language_model.LanguageModel):
     return super().apply(params, batch, *args, **options)
 
   def predict(self, params: Params, batch: Batch, **options: Any):
-    if self.target_length is None or self.packing(batch):
+    if (
+        self.target_length is None
+        or self.packing(batch)
+        or token_scores.logits_are_read(self.module)
+    ):
       return super().predict(params, batch, **options)
     # top_k gives the first positions of weight 1 and then, if an example has
     # fewer targets, some of weight 0.

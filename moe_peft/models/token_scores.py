@@ -86,11 +86,18 @@ def of_features(
   )
 
 
+def logits_are_read(module: nn.Module) -> bool:
+  """Whether a rule of an adapted network reads the logits of all tokens."""
+  default = inject.OutputRule.after_call
+  return isinstance(module, inject.AdaptedModule) and any(
+      type(rule).after_call is not default for rule in module.rules
+  )
+
+
 def are_given_by(module: nn.Module) -> bool:
   """Whether a network takes `score_targets` and then returns `TokenScores`."""
+  if logits_are_read(module):
+    return False
   if isinstance(module, inject.AdaptedModule):
-    default = inject.OutputRule.after_call
-    if any(type(rule).after_call is not default for rule in module.rules):
-      return False  # What reads the result of a model reads logits.
     module = module.module
   return getattr(type(module), 'SCORES_TARGETS', False)

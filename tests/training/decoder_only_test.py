@@ -102,6 +102,12 @@ def test_the_methods_find_their_layers(tmp_path, method):
   assert metrics['grad_norm'].total > 0
 
 
+def test_a_loss_of_two_passes_gets_the_logits_of_all_tokens(tmp_path):
+  setup = experiment_lib.lay_out(experiment(tmp_path, 'adamix', **{
+      'decoder_only.DecoderOnlyModel.target_length': 16}))
+  train_step.check(setup)
+
+
 def test_rows_with_more_targets_than_logits_are_refused(tmp_path):
   with refusals.refused('decoder_only.DecoderOnlyModel.target_length', 15):
     experiment(tmp_path, **{

@@ -61,6 +61,12 @@ def test_adapters_begin_with_parts_of_the_base_that_was_read(tmp_path, scan):
   assert (trained, everything) == (pair, trainable.num_params(params))
 
 
+def test_a_loss_of_two_passes_gets_their_logits(tmp_path):
+  setup = prepared(tmp_path, 'adamix', NUM_EXPERTS=2, DROPOUT_RATE=0.5)
+  _, metrics = step(setup)
+  assert 0 < metrics['consistency_loss'].total < np.inf
+
+
 @pytest.mark.slow
 def test_a_run_from_parts_of_the_base_goes_on_with_them(tmp_path):
   tiny.load(tmp_path, 'goat', SITES=SITES, NUM_EXPERTS=2, CHECKPOINT_PERIOD=2)
