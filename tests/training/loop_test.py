@@ -411,7 +411,7 @@ def test_packed_rows_train(tmp_path):
          'NUM_EXPERT_PARTITIONS * NUM_MODEL_PARTITIONS', (3, 8)),
         ({'BATCH_SIZE': 12}, 'BATCH_SIZE / NUM_MICROBATCHES', (12, 16)),
         ({'NUM_MICROBATCHES': 3}, 'NUM_MICROBATCHES', (3, 'BATCH_SIZE')),
-        ({'TRAIN_STEPS': 0}, 'TRAIN_STEPS', (0,)),
+        ({'TRAIN_STEPS': -1}, 'TRAIN_STEPS', (-1,)),
         ({'SITES': '.*/qury'}, None, ('qury', 'query')),
         ({'INITIAL_CHECKPOINT_PATH': 'nowhere'}, 'INITIAL_CHECKPOINT_PATH',
          ('nowhere',)),
