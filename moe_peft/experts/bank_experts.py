@@ -25,6 +25,7 @@ from moe_peft.hf import entries
 from moe_peft.hf import folders
 from moe_peft.hf import import_experts
 from moe_peft.methods import bank as bank_method
+from moe_peft.methods import lora
 from moe_peft.methods import molora
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
@@ -35,6 +36,9 @@ GATES_FILE = 'gates.safetensors'
 _CARD = 'README.md'
 _LICENCE = re.compile(r'^license:\s*["\']?([\w.+-]{1,64})["\']?\s*$', re.M)
 _SCOPE = f'/{core_sites.ADAPTER_SCOPE}/'
+# Exactly these are `scale * lora_a @ lora_b`: DoRA or PiSSA, which are derived
+# from them, compute something else.
+_PLAIN = (lora.LoRA, molora.MoLoRA, bank_method.GatedExpert)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,23 +120,21 @@ def is_run(folder: Path) -> bool:
 
 
 def _scales(folder: Path, traced: Mapping[str, Any]) -> dict[str, float]:
-  """`alpha / rank` by path of the layer, of what is one LoRA."""
-  for site in traced.values():
-    plain = isinstance(site.adapter, molora.MoLoRA) and site.router is None
-    if not plain or isinstance(site.adapter, bank_method.Bank):
+  """The factor of the update by path of the layer, of what is one LoRA."""
+  for path, site in traced.items():
+    adapter = site.adapter
+    if type(adapter) not in _PLAIN or site.router is not None:
       raise errors.UserError(
-          f'{folder} is no LoRA: it has a {type(site.adapter).__name__} with '
-          f'{getattr(site.adapter, "num_experts", 1)} experts.',
+          f'{folder} is no plain LoRA: at {path} it has a '
+          f'{type(adapter).__name__} (NUM_EXPERTS = {adapter.num_experts}).',
           where='--from',
-          remedy='Give runs of gin/methods/lora.gin, or the folders of single '
-          'experts that python -m moe_peft hf export --format experts writes.',
+          remedy='Give runs of gin/methods/lora.gin, or what python -m '
+          'moe_peft hf export writes of others: --format experts of a mixture, '
+          '--format peft of what is one LoRA there.',
       )
   if not traced:
     raise errors.UserError(f'{folder} has no adapters.', where='--from')
-  return {
-      path: site.adapter.alpha / site.adapter.rank
-      for path, site in traced.items()
-  }
+  return {path: site.adapter.scale for path, site in traced.items()}
 
 
 def of_peft(

@@ -3,17 +3,25 @@
 """Banks: LoRAs of other ranks, scales and sites on one base."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from moe_peft.cli import bank as command
+from moe_peft.core import adapted_sites
 from moe_peft.experts import bank
 from moe_peft.experts import bank_card
+from moe_peft.experts import bank_experts
 from moe_peft.experts import bank_file
 from moe_peft.hf import folders
 from moe_peft.hf import import_base
 from moe_peft.hf import peft_format
+from moe_peft.methods import bank as bank_method
+from moe_peft.methods import dora
+from moe_peft.methods import lora
+from moe_peft.methods import mlae
+from moe_peft.methods import spectral
 from moe_peft.report import similarity
 from moe_peft.training import bases
 from tests import refusals
@@ -97,6 +105,20 @@ def test_what_is_of_another_base_is_refused(tmp_path):
     bank.build(sources, base, tmp_path / 'more')
   with refusals.refused('--from', tmp_path / 'hf'):
     bank.add(out, [str(tmp_path / 'hf')])
+
+
+def test_runs_have_the_scale_of_their_method_or_are_refused():
+  run = Path('runs/x')
+  scale = lambda adapter: bank_experts._scales(
+      run, {'mlp/wo': adapted_sites.TracedSite(adapter)}
+  )['mlp/wo']
+  assert scale(lora.LoRA(rank=4, alpha=6.0)) == 1.5
+  assert scale(lora.LoRA(rank=4, alpha=6.0, rank_stabilized=True)) == 3.0
+  assert scale(bank_method.GatedExpert(rank=4, alpha=6.0)) == 1.5
+  # One pair is not all that these compute.
+  for other in (dora.DoRA(), spectral.PiSSA(), mlae.MLAE()):
+    with refusals.refused('--from', run, 'mlp/wo', type(other).__name__):
+      scale(other)
 
 
 def test_the_card_tells_the_licence_and_quotes_what_it_was_given(tmp_path):
