@@ -225,3 +225,14 @@ class MoeAdapter(nn.Module):
           where='adapter.MoeAdapter.execution',
           remedy="Use 'auto' or 'all_experts'.",
       )
+
+  @nn.nowrap
+  def require_one_expert(self, remedy: str) -> None:
+    """Raises errors.UserError if there are several."""
+    if self.num_experts != 1:
+      raise errors.UserError(
+          f'{type(self).__name__} has one expert, and NUM_EXPERTS = '
+          f'{self.num_experts}.',
+          where='NUM_EXPERTS',
+          remedy=remedy,
+      )

@@ -147,8 +147,8 @@ class Bank(molora.MoLoRA):
 
   Attributes:
     active: Numbers of the experts that may be used; None: all. The others have
-      the gate zero and are not run, so a bank that has grown answers as before,
-      to the last bit.
+      the gate zero and are in no sum, so a bank that has grown answers as
+      before, to the last bit.
   """
 
   active: Sequence[int] | None = None
@@ -170,7 +170,7 @@ class Bank(molora.MoLoRA):
         self.execution, routing, len(self.active), self.rank
     )
     mixture = dispatch.down(execution, inputs, lora_a[index], routing)
-    scaled = lora_b[index] * (self.alpha / self.rank)
+    scaled = lora_b[index] * self.scale
     return outputs + mixture.up(scaled.astype(dtype)).astype(outputs.dtype)
 
   @nn.nowrap
@@ -180,10 +180,10 @@ class Bank(molora.MoLoRA):
       return there
     numbers = tuple(self.active)
     wrong = [x for x in numbers if not 0 <= x < self.num_experts]
-    if wrong or not numbers:
+    if wrong or not numbers or len(set(numbers)) < len(numbers):
       raise errors.UserError(
-          f'ACTIVE_EXPERTS = {numbers} must be numbers of experts, from 0 to '
-          f'{self.num_experts - 1}.',
+          f'ACTIVE_EXPERTS = {numbers} must be different numbers of experts, '
+          f'from 0 to {self.num_experts - 1}.',
           where='ACTIVE_EXPERTS',
       )
     chosen = jnp.isin(jnp.arange(self.num_experts), jnp.array(numbers))
@@ -203,13 +203,7 @@ class GatedExpert(molora.MoLoRA):
   @nn.compact
   def __call__(self, inputs, outputs, tokens=None):
     """Returns the adapted outputs, <float>[batch, length, out_features]."""
-    if self.num_experts != 1:
-      raise errors.UserError(
-          'A gate is trained with one expert alone, and NUM_EXPERTS = '
-          f'{self.num_experts}.',
-          where='NUM_EXPERTS',
-          remedy='Make a bank of that expert alone.',
-      )
+    self.require_one_expert('Make a bank of that expert alone.')
     gate = self.param_with_axes(
         'gate', nn.initializers.zeros, (inputs.shape[-1],),
         (self.site.kernel_axis_names[0],),

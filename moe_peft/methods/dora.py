@@ -31,6 +31,7 @@ class DoRA(lora.LoRA):
   @nn.compact
   def __call__(self, inputs, outputs, tokens=None):
     """Returns the adapted outputs, <float>[batch, length, out_features]."""
+    self.require_one_expert('Leave it at 1: a column has one length.')
     layer = self.site.frozen() if self.site.frozen else {}
     if 'kernel' not in layer:
       raise errors.UserError(

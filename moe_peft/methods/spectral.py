@@ -41,6 +41,7 @@ from moe_peft.methods import molora
 
 # GOAT's rho: experts begin with a tenth of their segments.
 _SHRINK = 10.0
+_ONE = 'Leave it at 1: experts that begin alike stay so. GOAT has several.'
 
 
 class PiSSA(molora.MoLoRA):
@@ -87,6 +88,8 @@ class PiSSA(molora.MoLoRA):
     """
     check_size(self, kernel)
     lora_a, lora_b = self.parts(kernel)
+    if len(lora_a) == 1:
+      self.require_one_expert(_ONE)
     return {
         'lora_a': lora_a, 'lora_b': lora_b,
         'frozen_a': lora_a, 'frozen_b': lora_b,
@@ -156,6 +159,7 @@ class MiCA(molora.MoLoRA):
   def from_kernel(self, kernel: np.ndarray) -> Mapping[str, np.ndarray]:
     """The initial values of a layer; see `PiSSA.from_kernel`."""
     check_size(self, kernel)
+    self.require_one_expert(_ONE)
     v = np.linalg.svd(kernel, full_matrices=False)[2]
     return {'frozen_b': v[-self.rank :][None]}
 

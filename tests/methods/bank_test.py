@@ -130,8 +130,24 @@ def test_an_expert_that_is_not_active_changes_no_bit():
     np.testing.assert_array_equal(outputs, small)
 
 
+def test_active_experts_have_the_scale_of_all():
+  params = experts()
+  for stabilized, scale in ((False, 2.0), (True, 2.0 * RANK**0.5)):
+    found = bank.Bank(
+        num_experts=EXPERTS, rank=RANK, alpha=2.0 * RANK, active=(0, 2),
+        rank_stabilized=stabilized,
+        router_factory=functools.partial(
+            routing.Router, scores=bank.NoScores()
+        ),
+    ).apply({'params': params}, X, jnp.zeros((2, 3, OUT)))
+    mean = updates(params)[[0, 2]].mean(0)
+    np.testing.assert_allclose(
+        found, scale * np.einsum('bli,io->blo', X, mean), atol=1e-5
+    )
+
+
 def test_numbers_of_no_expert_are_refused():
-  for active in ((), (4,), (-1,)):
+  for active in ((), (4,), (-1,), (1, 1)):
     with refusals.refused('ACTIVE_EXPERTS'):
       run(experts(), bank.NoScores(), selection.Soft(), active)
 
