@@ -32,6 +32,7 @@ class StraightThrough(selection.TopK):
   def __call__(self, router, logits, context):
     probs = self.drop(router, self.probs(router, logits, context), context)
     selected = selection.select_top_k(probs, self.num_selected(context))
+    selected &= probs > 0  # Dropped, or not at this layer.
     gates = (selected + (probs - jax.lax.stop_gradient(probs))) / self.k
     return self.decide(probs, gates, selected)
 

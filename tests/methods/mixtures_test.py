@@ -302,6 +302,15 @@ def test_hard_weights_have_the_gradients_of_probabilities(k):
   )
 
 
+def test_hard_weights_go_to_no_expert_that_is_not_there():
+  router = routing.Router(3, select=mor_lora.StraightThrough(k=2))
+  found = router.apply(
+      {'params': {'kernel': jnp.eye(3)}}, jnp.ones((1, 1, 3)),
+      active=jnp.array([False, True, False]),
+  )
+  np.testing.assert_array_equal(found.combine_weights, [[[0, 0.5, 0]]])
+
+
 def test_riemannian_weighs_gradients_by_roots_of_gates():
   top2 = functools.partial(
       routing.Router, select=selection.TopK(k=2, normalize=True)
