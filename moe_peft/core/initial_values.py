@@ -55,14 +55,26 @@ def from_base(
       )
     kernels = np.asarray(params[kernel], np.float32)
     *stacked, features, _ = params[f'{scope}lora_a'].shape[1:]
+    matrix = lambda one, path=kernel, size=features: _matrix(one, path, size)
     if not stacked:
-      values = make(kernels.reshape(features, -1))
+      values = make(matrix(kernels))
     else:
       layers = np.moveaxis(kernels, _SCAN_AXIS, 0)
-      made = [make(one.reshape(features, -1)) for one in layers]
+      made = [make(matrix(one)) for one in layers]
       values = {
           name: np.stack([x[name] for x in made], _SCAN_AXIS)
           for name in made[0]
       }
     found |= {scope + name: value for name, value in values.items()}
   return found
+
+
+def _matrix(kernel: np.ndarray, path: str, features: int) -> np.ndarray:
+  """The kernel of a layer as <float>[in, out]; its inputs must come first."""
+  if features not in np.cumprod(kernel.shape):
+    raise errors.UserError(
+        f'The first axes of {path} {list(kernel.shape)} are not its '
+        f'{features} inputs.', where='SITES',
+        remedy='Leave such layers out, or take another method.',
+    )
+  return kernel.reshape(features, -1)

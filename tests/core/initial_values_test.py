@@ -71,6 +71,22 @@ def test_a_layer_without_a_kernel_is_refused():
     initial_values.from_base(adapters, params)
 
 
+def test_a_kernel_whose_inputs_do_not_come_first_is_refused():
+  subject, adapters, _ = started(spectral.PiSSA, rank=2)
+  turned = {
+      k: np.transpose(x) if k.endswith('wo/kernel') else x
+      for k, x in subject.params.items()
+  }
+  with refused('SITES', 'wo/kernel'):
+    initial_values.from_base(adapters, turned)
+
+
 def test_a_rank_beyond_the_spectrum_is_refused():
   with refused('RANK'):
     spectral.GOAT(num_experts=4, rank=3).from_kernel(np.ones((8, 20)))
+
+
+def test_experts_that_begin_alike_are_refused():
+  for cls in (spectral.PiSSA, spectral.MiCA):
+    with refused('NUM_EXPERTS', cls.__name__):
+      cls(num_experts=2, rank=3).from_kernel(np.ones((8, 20)))
