@@ -68,6 +68,8 @@ def test_dora_has_the_published_parameters():
   assert 28 * total == 9_289_728
 
 
-def test_a_layer_without_a_kernel_is_refused():
+def test_a_layer_without_a_kernel_and_several_experts_are_refused():
   with refused('SITES'):
     dora.DoRA(site=formulas.SITE).init(jax.random.key(0), formulas.X, Y)
+  with refused('NUM_EXPERTS', 'DoRA'):
+    dora.DoRA(site=SITE, num_experts=2).init(jax.random.key(0), formulas.X, Y)
