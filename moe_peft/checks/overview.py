@@ -38,7 +38,8 @@ class Row:
     method: Name of its gin file.
     arxiv: Id of its paper; empty if it has none there.
     trainable: Parameters that train.
-    size: Macro and value that a budget has chosen, `RANK = 3`; empty without.
+    size: Macro and value that a budget has chosen, `RANK = 3`; empty without,
+      and where what trains has no size.
     mergeable: 'yes', 'no', or 'collapsed': only with constant weights, which
       changes what it computes.
     exports: Formats of `python -m moe_peft hf export`.
@@ -131,7 +132,7 @@ def _fit(
   macro = next((x for x in budget.SIZE_MACROS if x in file.macros), None)
   if macro is None:
     return ''
-  smallest = 1
+  given, smallest = file.macros[macro], 1
   if macro == 'NUM_EXPERTS':
     smallest = max(2, file.macros.get('NUM_SELECTED_EXPERTS') or 0)
 
@@ -140,13 +141,16 @@ def _fit(
     file.set(macro, size)
     return _trace(file, model)[0]
 
-  def count(size: int, ours: bool = True) -> int:
-    parts = trainable.split(shapes(size), file.value('TRAINABLE_REGEX'))
-    return trainable.num_trained(parts[0 if ours else 1])
+  def count(size: int) -> int:
+    trained, _ = trainable.split(
+        shapes(size), file.value('TRAINABLE_REGEX'), required=False
+    )
+    return trainable.num_trained(trained)
 
-  allowed = int(param_budget)
-  if param_budget < 1:
-    allowed = int(param_budget * count(smallest, ours=False))
+  if count(smallest) == count(smallest + 1):
+    file.set(macro, given)  # What trains has no size, as a bank's router.
+    return ''
+  allowed = budget.limit(param_budget, shapes(smallest))
   size = budget.solve(count, allowed, smallest, macro)
   file.set(macro, size)
   return f'{macro} = {size}'
@@ -193,7 +197,9 @@ def _exports(sites, rules, decoder) -> dict[str, str]:
   ]
   kinds = {spec['kind'] for spec in specs}
   plain = kinds <= {'low_rank', 'block'}
-  gguf = ' gguf' if plain and decoder else ''  # Of llama.cpp, no T5.
+  scaled = any(spec.get('scaled') for spec in specs)
+  # Of llama.cpp, which has no T5 and no DoRA.
+  gguf = ' gguf' if plain and decoder and not scaled else ''
   if not routed and kinds <= {'low_rank', 'vector', 'block'}:
     return {'mergeable': 'yes', 'exports': f'peft merged full{gguf}'}
   units = any(x['router'].get('units', 1) > 1 for x in routed)

@@ -85,16 +85,22 @@ def choose(
     return trainable.num_trained(trained)
 
   smallest = _smallest(macro)
-  allowed = int(param_budget)
-  if param_budget < 1:
-    base = {
-        path: shape
-        for path, shape in of_size(smallest).items()
-        if not trainable.is_adapter(path)
-    }
-    allowed = int(param_budget * trainable.num_params(base))
+  allowed = limit(param_budget, of_size(smallest))
   size = solve(count, allowed, smallest, macro)
   return Choice(macro, size, count(size), allowed)
+
+
+def limit(param_budget: float, params: Mapping[str, Any]) -> int:
+  """How many parameters a budget allows.
+
+  Args:
+    param_budget: A number of parameters, or, below 1, a share of the base.
+    params: Flat parameters of the adapted model, or their shapes.
+  """
+  if param_budget >= 1:
+    return int(param_budget)
+  base = {k: x for k, x in params.items() if not trainable.is_adapter(k)}
+  return int(param_budget * trainable.num_params(base))
 
 
 def solve(

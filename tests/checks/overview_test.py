@@ -38,3 +38,20 @@ def test_the_table_has_a_line_for_each_and_a_reason_for_others(capsys):
   assert 'full' in out and 'merged' in out
   assert 'not here: expert_choice: ' in out
   assert {'lora', 'goat', 'full'} <= set(overview.names())
+
+
+def test_a_share_is_one_of_the_base_and_llama_cpp_has_no_dora(capsys):
+  scan = '--gin.NAME=SCAN_LAYERS=True'
+  methods.main([MODEL, scan, '--json', 'full'])
+  base, = json.loads(capsys.readouterr().out)
+  methods.main([
+      MODEL, scan, '--budget=0.05', '--json', 'lora_fa', 'dora', 'bank_arrow',
+  ])
+  lora_fa, dora, arrow = json.loads(capsys.readouterr().out)
+  # The frozen lora_a are no part of the base.
+  one_rank = 4 * (2 * 128 + 2 * 64 + 384 + 128)
+  rank = int(0.05 * base['trainable']) // one_rank
+  assert lora_fa['size'] == f'RANK = {rank}'
+  assert dora['exports'] == 'peft merged full'
+  # Nothing of it trains, whatever its size.
+  assert (arrow['trainable'], arrow['size'], arrow['refusal']) == (0, '', '')
