@@ -9,6 +9,7 @@ scan has stacked them.
 """
 
 from collections.abc import Iterable, Mapping
+import functools
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def from_base(
       )
     kernels = np.asarray(params[kernel], np.float32)
     *stacked, features, _ = params[f'{scope}lora_a'].shape[1:]
-    matrix = lambda one, path=kernel, size=features: _matrix(one, path, size)
+    matrix = functools.partial(_matrix, path=kernel, features=features)
     if not stacked:
       values = make(matrix(kernels))
     else:

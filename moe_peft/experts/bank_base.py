@@ -41,9 +41,7 @@ class Base:
   @property
   def folder(self) -> Path:
     """Where its files lie."""
-    found = bases.find(self.path)
-    inside = not found.is_dir() or found.name.startswith('checkpoint_')
-    return found.parent if inside else found
+    return _folder(self.path)
 
   @property
   def network(self) -> networks.Network:
@@ -122,9 +120,7 @@ def read(path: str, config: Any = None) -> Base:
   Raises:
     errors.UserError: If there is none, or if nothing says what it is.
   """
-  found = bases.find(path)
-  inside = not found.is_dir() or found.name.startswith('checkpoint_')
-  folder = found.parent if inside else found
+  folder = _folder(path)
   hf_config = import_base.read_hf_config(folder)
   source = import_base.read_source(folder)
   layout = source.get('layout', 't5')
@@ -144,6 +140,12 @@ def read(path: str, config: Any = None) -> Base:
       path, config, hf_config, layout, source.get('base_model', ''),
       base_identity.of(path, _params(path)),
   )
+
+
+def _folder(path: str) -> Path:
+  found = bases.find(path)
+  inside = not found.is_dir() or found.name.startswith('checkpoint_')
+  return found.parent if inside else found
 
 
 def _params(path: str) -> dict[str, np.ndarray]:
