@@ -9,6 +9,7 @@ them and vLLM serves them.
 """
 
 from collections.abc import Mapping, Sequence
+import functools
 from pathlib import Path
 import re
 from typing import Any
@@ -199,7 +200,9 @@ def _write(
   bank_card.write(folder, bank)
   folders.copy_files(base.folder, folder, _BASE_FILES)
   arrays = {
-      name: lazy_arrays.LazyArray(x.shape, lambda x=x: x, x.dtype)
+      name: lazy_arrays.LazyArray(
+          x.shape, functools.partial(base.params.__getitem__, name), x.dtype
+      )
       for name, x in base.params.items()
   } | {
       name: lazy_arrays.of(x)

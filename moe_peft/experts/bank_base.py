@@ -62,8 +62,8 @@ class Base:
     return self.network.module_shapes(self.config, self.kind)
 
   @functools.cached_property
-  def params(self) -> dict[str, np.ndarray]:
-    """Its flat parameters, without the experts of a bank."""
+  def params(self) -> Mapping[str, np.ndarray]:
+    """Its flat parameters, without the experts of a bank; read one by one."""
     return _params(self.path)
 
   def check_run(self, folder: Path, identity: Mapping[str, Any]) -> None:
@@ -148,6 +148,6 @@ def _folder(path: str) -> Path:
   return found.parent if inside else found
 
 
-def _params(path: str) -> dict[str, np.ndarray]:
+def _params(path: str) -> Mapping[str, np.ndarray]:
   arrays = bases.read_arrays(bases.find(path))
-  return {k: v for k, v in arrays.items() if not trainable.is_adapter(k)}
+  return arrays.only(k for k in arrays if not trainable.is_adapter(k))
