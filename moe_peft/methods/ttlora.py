@@ -103,7 +103,8 @@ def lora_b_of(cores: Sequence[jax.Array]) -> jax.Array:
 def _factors(
     given: Sequence[int] | None, number: int, name: str
 ) -> tuple[int, ...]:
-  """Factors of a number, those that are given or of at most 16.
+  """Factors of a number, those that are given or of at most 16 (larger primes
+  stay whole).
 
   Raises:
     errors.UserError: If those that are given have another product.
