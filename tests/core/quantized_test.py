@@ -109,7 +109,8 @@ def loss_and_gradient(setup, frozen):
 @pytest.mark.parametrize(
     ('kind', 'options'),
     [('int8', {'NUM_MODEL_PARTITIONS': 2}),
-     ('nf4', {'SCAN_LAYERS': True, 'REMAT_POLICY': 'full'})],
+     pytest.param('nf4', {'SCAN_LAYERS': True, 'REMAT_POLICY': 'full'},
+                  marks=pytest.mark.slow)],
 )
 def test_a_network_reads_the_floats(tmp_path, kind, options):
   """It has the loss and gradients as from the floats that the box holds."""

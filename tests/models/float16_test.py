@@ -50,7 +50,9 @@ def _encoder_decoder(dtype):
   return run, {'params': variables['params']}, lambda x: (_tokens(3), x, x)
 
 
-@pytest.mark.parametrize('make', [_decoder, _encoder_decoder])
+@pytest.mark.parametrize(
+    'make', [_decoder, pytest.param(_encoder_decoder, marks=pytest.mark.slow)]
+)
 def test_packed_rows_with_windows_and_padding(make):
   run, variables, arguments = make(jnp.float16)
   wide = make(jnp.float32)[0]

@@ -144,6 +144,7 @@ def _train(tmp_path, bias=0.0):
       tmp_path,
       'smora',
       NUM_SELECTED_EXPERTS=2,
+      SITES='.*/(query|wo)',
       **{'smora.SMoRA.num_experts': 6},
   )
   setup = experiment_lib.prepare(run.build())
@@ -163,7 +164,7 @@ def test_a_forced_collapse_and_its_control(tmp_path, capsys, bias):
   rows = _train(tmp_path, bias)
   assert [row['step'] for row in rows] == [1, 2, 3, 4]
   for row in rows:
-    assert len(row['sites']) == 16
+    assert len(row['sites']) == 5
     for site in row['sites'].values():
       assert site['selected'] == pytest.approx(2)
       # Renormalised weights: those of a token sum to one.
@@ -172,5 +173,5 @@ def test_a_forced_collapse_and_its_control(tmp_path, capsys, bias):
   assert ('has collapsed' in words) == bool(bias)
   assert 'no gradient' not in words
   if bias:
-    assert 'step 3' in words and '15 other sites' in words
+    assert 'step 3' in words and '4 other sites' in words
     assert '2.0 of 6 experts' in ' '.join(words.split())
