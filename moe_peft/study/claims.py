@@ -23,6 +23,12 @@ from moe_peft.study import significance
 FILE = 'claim.gin'
 _KINDS = ('better', 'as good')
 OUTCOMES = ('reproduced', 'contradicted', 'undecided')
+# Macros of the file, by attribute of `Claim`; beside these it has CONTRASTS.
+_FIELDS = {
+    'text': 'CLAIM', 'source': 'SOURCE', 'left_out': 'LEFT_OUT',
+    'gain': 'GAIN', 'margin': 'MARGIN', 'deviation': 'SEED_DEVIATION',
+    'look': 'EARLY_LOOK', 'every': 'EVERY_CONTRAST', 'setting': 'SETTING',
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +92,8 @@ class Outcome:
     seeds: Seeds of both arms.
     wanted: Seeds that both arms have when they are complete.
     difference: First minus second, with its interval, or None with too few.
-    p: Corrected for the family: of the difference, or of the equivalence.
+    p: Corrected for the family: of the difference, or of the equivalence; 1
+      where there is no test yet.
     size: Trained parameters of the first arm, as a ratio to the second's.
   """
 
@@ -110,6 +117,12 @@ def read(folder: Path) -> Claim | None:
     return None
   gin_files.load_gin([str(file)])
   values = {name: gin_files.macro(name) for name in gin_files.macros()}
+  known = {'CONTRASTS', *_FIELDS.values()}
+  if unknown := set(values) - known:  # Else a default would decide, unseen.
+    raise errors.UserError(
+        f'{file} sets {min(unknown)}, which no claim has.', min(unknown),
+        f'A claim has {", ".join(sorted(known))}.',
+    )
   contrasts = values.get('CONTRASTS')
   if not _are_contrasts(contrasts):
     raise errors.UserError(
@@ -129,12 +142,7 @@ def read(folder: Path) -> Claim | None:
         f'{file} sets EARLY_LOOK to {look!r}.', 'EARLY_LOOK',
         'Give seeds and a p that is far below 0.05, as (8, 0.001), or None.',
     )
-  fields = {
-      'text': 'CLAIM', 'source': 'SOURCE', 'left_out': 'LEFT_OUT',
-      'gain': 'GAIN', 'margin': 'MARGIN', 'deviation': 'SEED_DEVIATION',
-      'look': 'EARLY_LOOK', 'every': 'EVERY_CONTRAST', 'setting': 'SETTING',
-  }  # fmt: skip
-  given = {k: values[macro] for k, macro in fields.items() if macro in values}
+  given = {k: values[macro] for k, macro in _FIELDS.items() if macro in values}
   return Claim(
       **({'text': folder.name, 'source': ''} | given),
       contrasts=tuple(Contrast(*contrast) for contrast in contrasts),
@@ -209,25 +217,23 @@ def judge(
   """
   ended = ended_early(claim, rows)
   scores = {arm: _scores(claim, rows, arm) for arm in claim.arms}
-  tested = [
-      c for c in claim.contrasts
-      if min(len(scores[c.first]), len(scores[c.second])) >= 2
-  ]
   differences = {
       c: significance.difference(
           scores[c.first], scores[c.second], claim.level
       )
-      for c in tested
+      for c in claim.contrasts
+      if min(len(scores[c.first]), len(scores[c.second])) >= 2
   }
-  corrected = dict(zip(
-      tested, significance.holm([_p(claim, c, scores, differences[c])
-                                 for c in tested]), strict=True,
-  ))
+  # The family is all contrasts, those that have no test yet included.
+  corrected = significance.holm([
+      _p(claim, c, scores, differences[c]) if c in differences else 1.0
+      for c in claim.contrasts
+  ])
   outcomes = []
-  for c in claim.contrasts:
+  for c, p in zip(claim.contrasts, corrected, strict=True):
     counts = len(scores[c.first]), len(scores[c.second])
     wanted = len(seeds[c.first]), len(seeds[c.second])
-    d, p = differences.get(c), corrected.get(c, math.nan)
+    d = differences.get(c)
     over = c in ended or (counts[0] >= wanted[0] and counts[1] >= wanted[1])
     outcome = _outcome(claim, c, d, p) if over and d else 'undecided'
     outcomes.append(

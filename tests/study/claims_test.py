@@ -92,6 +92,11 @@ def test_a_family_is_corrected_as_one():
   outcomes = judge(made, found, [])
   assert all(o.difference.p < 0.05 < o.p for o in outcomes)  # 0.015 x 7.
   assert {o.outcome for o in outcomes} == {'undecided'}
+  # Contrasts whose arms have not run yet are of the family too.
+  first, *others = judge(made, rows('token', 71.3, deviation=1.2),
+                         rows('arm0', 70, deviation=1.2))
+  assert first.p == pytest.approx(7 * first.difference.p)
+  assert not any(other.difference for other in others)
 
 
 def test_a_claim_needs_all_contrasts_or_any():
@@ -118,7 +123,7 @@ def test_the_table_says_how_much_and_what_could_be_seen():
   text = verdicts.table([verdicts.Verdict('unit', made, outcomes, seeds)])
   assert '**unit**: A claim. |  | **reproduced**' in text
   assert '12, 12 | +3.0 | +2.2 to +3.8 | < 0.001 | 1.50 |' in text
-  # 13 seeds see 1.5 points at 1.27, by the plan's table.
+  # By the noncentral t, at 1.27.
   assert 'a difference of 1.5 points' in text
 
 
@@ -139,13 +144,24 @@ def test_wrong_claims_are_named(line, names, tmp_path):
     claims.read(tmp_path)
 
 
-def test_a_look_that_spends_the_whole_level_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ('line', 'where', 'names'),
+    [
+        ('EARLY_LOOK = (3, 0.2)', 'EARLY_LOOK', ['(3, 0.2)']),
+        ('GIAN = 2.0', 'GIAN', ['GAIN']),
+        ("GAIN = 'much'", 'GAIN', ['much']),
+        ("LEFT_OUT = 'syllables'", 'LEFT_OUT', ['syllables']),
+    ],
+)
+def test_what_would_decide_otherwise_than_meant_is_named(
+    line, where, names, tmp_path
+):
   for name in ('one', 'two'):
     (tmp_path / f'{name}.gin').touch()
   (tmp_path / claims.FILE).write_text(
-      "CONTRASTS = (('better', 'one', 'two'),)\nEARLY_LOOK = (3, 0.2)\n"
+      f"CONTRASTS = (('better', 'one', 'two'),)\n{line}\n"
   )
-  with refusals.refused('EARLY_LOOK', '(3, 0.2)'):
+  with refusals.refused(where, *names):
     claims.read(tmp_path)
 
 
