@@ -198,6 +198,8 @@ RULES: Mapping[str, Rule] = {
     'NUM_EXPERT_PARTITIONS': _COUNT,
     'NUM_MODEL_PARTITIONS': _COUNT,
     # Data sets.
+    'TRAIN_FILES': some(paths),
+    'VALIDATION_FILES': optional(paths),
     'CACHE_DIR': optional(path),
     'MAX_EVAL_ROWS': optional(_COUNT),
     'USE_CACHED_TASKS': _BOOL,
@@ -240,6 +242,12 @@ RULES: Mapping[str, Rule] = {
     'ORTHOGONALITY_LOSS_FACTOR': _SHARE,
     'VARIANCE_LOSS_FACTOR': _SHARE,
     'TSALLIS_LOSS_FACTOR': _SHARE,
+    # Claims of studies.
+    'LEFT_OUT': each(text),
+    'GAIN': number(above=0),
+    'MARGIN': number(above=0),
+    'SEED_DEVIATION': number(above=0),
+    'EVERY_CONTRAST': _BOOL,
 }
 
 

@@ -96,8 +96,7 @@ PARTS = {
     # `python -m moe_peft study` reads these, and T5X this.
     'TUNE', 'SEEDS', 'TUNING_SEEDS', 'RUNGS', 'LOSS_NORMALIZING_FACTOR',
     # Of `claim.gin`, which is no run.
-    'CLAIM', 'SOURCE', 'SETTING', 'CONTRASTS', 'EVERY_CONTRAST', 'LEFT_OUT',
-    'GAIN', 'MARGIN', 'SEED_DEVIATION', 'EARLY_LOOK',
+    'CLAIM', 'SOURCE', 'SETTING', 'CONTRASTS', 'EARLY_LOOK',
 }  # fmt: skip
 
 
