@@ -227,21 +227,22 @@ def _read(file: Path, options: StudyOptions, folder: Path) -> Configuration:
   _check_split(macros, options.split)
   declared = _seeds(file, macros.get('SEEDS', _DEFAULT_SEEDS))
   seeds = options.seeds or declared
+  trials = [
+      dict(zip(grid, values, strict=True))
+      for values in itertools.product(*grid.values())
+  ]
   return Configuration(
       file,
       folder,
       seeds,
-      [
-          dict(zip(grid, values, strict=True))
-          for values in itertools.product(*grid.values())
-      ],
+      trials,
       {
           name: str(value)
           for name, value in macros.items()
           if not _NOT_COMPARED.fullmatch(name)
       },
       macros.get('EVAL_MIXTURE_OR_TASK_NAME') is not None,
-      tuning.read(file, macros, seeds),
+      tuning.read(file, macros, seeds, len(trials)),
       declared,
   )
 

@@ -64,13 +64,16 @@ class Trial:
   seed: int | None
 
 
-def read(file: Path, macros: Mapping[str, Any], seeds: Sequence[int]) -> Plan:
+def read(
+    file: Path, macros: Mapping[str, Any], seeds: Sequence[int], trials: int = 1
+) -> Plan:
   """The plan of a gin file.
 
   Args:
     file: For messages.
-    macros: Of the file: TUNING_SEEDS and RUNGS.
+    macros: Of the file: TUNING_SEEDS, RUNGS and TRAIN_STEPS.
     seeds: What the table counts.
+    trials: How many values there are to choose from.
 
   Raises:
     errors.UserError: For seeds that the table counts too, or wrong rungs.
@@ -83,13 +86,22 @@ def read(file: Path, macros: Mapping[str, Any], seeds: Sequence[int]) -> Plan:
         f'{file} sets TUNING_SEEDS to {own!r}.', 'TUNING_SEEDS',
         f'Give whole numbers that are none of its SEEDS = {tuple(seeds)}.',
     )
-  rungs = macros.get('RUNGS') or ((macros.get('TRAIN_STEPS', 1), len(own), 1),)
-  if not all(isinstance(r, (tuple, list)) and len(r) == 3 and _whole(r)
-             and 1 <= r[1] <= len(own) and r[0] and r[2] for r in rungs):
+  rungs = macros.get('RUNGS')
+  if rungs is None:
+    return Plan(tuple(own), (Rung(macros.get('TRAIN_STEPS'), len(own)),))
+  if not (rungs and isinstance(rungs, (tuple, list))) or not all(
+      isinstance(r, (tuple, list)) and len(r) == 3 and _whole(r)
+      and 1 <= r[1] <= len(own) and r[0] and r[2] for r in rungs
+  ):
     raise errors.UserError(
         f'{file} sets RUNGS to {rungs!r}.', 'RUNGS',
         'Give (steps, seeds, trials) of each, as ((100, 1, 10), (300, 1, 5), '
         f'(300, 3, 3)), with at most {len(own)} seeds.',
+    )
+  if rungs[0][2] < trials:
+    raise errors.UserError(
+        f'{file} has {trials} trials, and its first round {rungs[0][2]}.',
+        'RUNGS', 'The first round tries all of them.',
     )
   return Plan(tuple(own), tuple(Rung(*rung) for rung in rungs))
 
@@ -210,8 +222,8 @@ class Tuner:
 def _beyond(best: Values, tried: Sequence[Values]) -> dict[str, Values]:
   """The next value beyond each edge that the best lies on, by macro.
 
-  Steps are those of the grid there, as ratios. Macros with a single value, or
-  whose values are no positive numbers, have no edge.
+  Steps are those of the grid there, as ratios; whole numbers stay whole. Macros
+  with a single value, or whose values are no positive numbers, have no edge.
   """
   found = {}
   for macro, text in best.items():
@@ -221,7 +233,10 @@ def _beyond(best: Values, tried: Sequence[Values]) -> dict[str, Values]:
       continue
     if len(known) < 2 or known[0] <= 0:
       continue
+    whole = all(values[macro].isdecimal() for values in tried)
     for edge, inner in ((known[0], known[1]), (known[-1], known[-2])):
       if float(text) == edge:
-        found[macro] = {**best, macro: f'{edge * edge / inner:.3g}'}
+        value = edge * edge / inner
+        beyond = f'{max(1, round(value))}' if whole else f'{value:.3g}'
+        found[macro] = {**best, macro: beyond}
   return found

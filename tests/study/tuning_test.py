@@ -71,6 +71,16 @@ def test_an_edge_widens_until_the_best_is_inside(tmp_path):
   assert not tuner.at_edge()
 
 
+def test_what_is_tried_beyond_whole_numbers_is_whole(tmp_path):
+  _, ran = run(
+      tmp_path, lambda values, *_: -float(values['NUM_EXPERTS']),
+      [{'NUM_EXPERTS': number} for number in ('4', '6')],
+      tuning.Plan((7,), (tuning.Rung(300, 1),)),
+  )
+  # Down by ratios of 4 / 6, and never below one.
+  assert [t.values['NUM_EXPERTS'] for t in ran] == ['4', '6', '3', '2', '1']
+
+
 def test_a_best_that_runs_away_is_said_to_be_at_the_edge(tmp_path):
   tuner, ran = run(tmp_path, peak(1e9))
   assert len({t.values['LEARNING_RATE'] for t in ran}) < 9
@@ -117,8 +127,22 @@ def test_without_seeds_of_its_own_the_first_of_equals_wins(tmp_path):
         ({'TUNING_SEEDS': 5}, 'TUNING_SEEDS', ['5']),
         ({'TUNING_SEEDS': (9,), 'RUNGS': ((300, 2, 1),)}, 'RUNGS', ['1 seeds']),
         ({'TUNING_SEEDS': (9,), 'RUNGS': (300, 1)}, 'RUNGS', ['(300, 1)']),
+        ({'TUNING_SEEDS': (9,), 'RUNGS': 300}, 'RUNGS', ['300']),
+        (
+            {'TUNING_SEEDS': (9,), 'RUNGS': ((300, 1, 3),)},
+            'RUNGS', ['4 trials'],
+        ),
     ],
 )
 def test_wrong_plans_are_named(macros, where, names):
   with refusals.refused(where, *names):
-    tuning.read(Path('one.gin'), macros, (0, 1))
+    tuning.read(Path('one.gin'), macros, (0, 1), trials=4)
+
+
+def test_without_rounds_all_trials_have_all_seeds(tmp_path):
+  macros = {'TUNING_SEEDS': (8, 9), 'TRAIN_STEPS': 300}
+  plan = tuning.read(Path('one.gin'), macros, (0, 1), len(GRID))
+  tuner, ran = run(tmp_path, peak(0.003), plan=plan)
+  assert {t.steps for t in ran} == {300} and {t.seed for t in ran} == {8, 9}
+  assert all(values in [t.values for t in ran] for values in GRID)
+  assert tuner.best()['LEARNING_RATE'] == '0.003'
