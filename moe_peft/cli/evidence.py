@@ -36,6 +36,8 @@ def main(argv: Sequence[str]) -> None:
   # Importing NumPy would slow --help down.
   from moe_peft.study import evidence
 
-  atomic.write(args.out, evidence.page(
+  page = evidence.page(
       args.results, args.reference, args.without, args.out.parent
-  ))
+  )
+  args.out.parent.mkdir(parents=True, exist_ok=True)
+  atomic.write(args.out, page)

@@ -3,6 +3,7 @@
 """One page of the results of studies: every number of it comes from a file."""
 
 from collections.abc import Sequence
+import functools
 import os
 from pathlib import Path
 import statistics
@@ -22,8 +23,8 @@ def page(
   """The page, in Markdown.
 
   Args:
-    results: A folder with a folder for each study, as `study` writes them, and
-      folders of claims, whose tables are taken as they are.
+    results: A folder with a folder for each study, as `study` writes them, or
+      for several. Tables of claims are taken as they are.
     reference: The method with which the others are compared, where a study
       has it; elsewhere the first one.
     without: Tasks that a second mean leaves out.
@@ -33,13 +34,20 @@ def page(
     errors.UserError: If there is no study.
   """
   parts = []
-  for folder in sorted(p for p in results.iterdir() if p.is_dir()):
+  study = functools.partial(
+      _study, results, reference=reference, without=without,
+      relative_to=relative_to,
+  )
+  for folder in sorted(path for path in results.glob('*') if path.is_dir()):
+    several = sorted(file.parent for file in folder.glob('*/results.json'))
     if (folder / 'results.json').exists():
-      parts.append(_study(folder, reference, without, relative_to))
-    elif list(folder.glob('*/results.json')):
-      table = folder / verdicts.FILE
-      if table.exists():
-        parts.append(f'## {folder.name}\n\n{table.read_text("utf-8")}')
+      parts.append(study(folder))
+    elif several and (folder / verdicts.FILE).exists():
+      table = (folder / verdicts.FILE).read_text('utf-8')
+      parts.append(f'## {folder.name}\n\n{table}')
+    else:
+      parts += map(study, several)
+  parts = [part for part in parts if part]
   if not parts:
     raise errors.UserError('The folder holds no results of a study.', results)
   left_out = f' or without {", ".join(without)}' if without else ''
@@ -56,13 +64,20 @@ def page(
   )
 
 
-def _study(folder, reference, without, relative_to) -> str:
+def _study(results, folder, reference, without, relative_to) -> str:
+  """The section of a study; empty if it has no row yet."""
   rows = records.Records(folder).rows
-  text = f'## {folder.name}\n\n'
+  if not rows:
+    return ''
+  name = folder.relative_to(results).as_posix()
+  text = f'## {name}\n\n'
   if (picture := folder / 'plot.png').exists():
     path = os.path.relpath(picture, relative_to)
-    text += f'![Every seed of {folder.name}, by mean and by task]({path})\n\n'
-  return text + _table(rows, reference, without)
+    text += f'![Every seed of {name}, by mean and by task]({path})\n\n'
+  text += _table(rows, reference, without)
+  if (claim := folder / verdicts.SINGLE).exists():
+    text += f'\n{claim.read_text("utf-8")}'
+  return text
 
 
 def _table(rows, reference, without) -> str:
@@ -96,7 +111,7 @@ def _table(rows, reference, without) -> str:
             )
         ),
     ])
-  return ''.join(f'| {" | ".join(cells)} |\n' for cells in lines)
+  return tables.markdown(lines)
 
 
 def _cells(scores, others, is_reference) -> list[str]:

@@ -59,7 +59,7 @@ def table(rows: Sequence[records.Row], reference: str | None = None) -> str:
         *(cell(values) for values in zip(*averages, strict=True)),
         *(_comparison(seeds, compared) if compared else []),
     ])
-  return ''.join(f'| {" | ".join(cells)} |\n' for cells in lines)
+  return markdown(lines)
 
 
 def tuning(tuners: Mapping[str, tuning_lib.Tuner]) -> str:
@@ -81,7 +81,7 @@ def tuning(tuners: Mapping[str, tuning_lib.Tuner]) -> str:
         ', '.join(tuner.at_edge()) or 'no',
         '' if math.isnan(agreement) else f'{agreement:.2f}',
     ])
-  return ''.join(f'| {" | ".join(cells)} |\n' for cells in lines)
+  return markdown(lines)
 
 
 def means(
@@ -136,6 +136,11 @@ def _by_device(
     if row.get(key) is not None:
       values[row.get('device')].append(row[key])
   return values
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+  """A table whose second line says how its columns are aligned."""
+  return ''.join(f'| {" | ".join(cells)} |\n' for cells in lines)
 
 
 def cell(values: Sequence[float]) -> str:

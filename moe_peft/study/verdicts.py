@@ -10,8 +10,10 @@ from pathlib import Path
 from moe_peft import atomic
 from moe_peft.study import claims as claims_lib
 from moe_peft.study import significance
+from moe_peft.study import tables
 
 FILE = 'table.md'
+SINGLE = 'claim.md'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +63,7 @@ def write(verdicts: Sequence[Verdict | None], folder: Path) -> None:
   """
   made = [verdict for verdict in verdicts if verdict]
   if made:
-    name = 'claim.md' if len(verdicts) == 1 else FILE
+    name = SINGLE if len(verdicts) == 1 else FILE
     atomic.write(folder / name, table(made))
 
 
@@ -88,8 +90,7 @@ def table(verdicts: Sequence[Verdict]) -> str:
       f'- {setting}\n'
       for setting in dict.fromkeys(v.claim.setting for v in verdicts) if setting
   ]
-  rows = ''.join(f'| {" | ".join(cells)} |\n' for cells in lines)
-  return f'{rows}\n{"".join(notes)}'
+  return f'{tables.markdown(lines)}\n{"".join(notes)}'
 
 
 def _cells(outcome: claims_lib.Outcome) -> list[str]:

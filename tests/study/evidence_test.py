@@ -5,6 +5,7 @@
 import json
 from pathlib import Path
 import re
+import shutil
 import statistics
 
 import pytest
@@ -90,6 +91,20 @@ def test_what_the_readme_says_of_routing_by_sequence():
 
 
 def test_a_page_needs_results(tmp_path):
-  with refusals.refused(tmp_path, 'no results'):
-    command.main([str(tmp_path), '--out', str(tmp_path / 'page.md')])
+  for folder in (tmp_path, tmp_path / 'nowhere'):
+    with refusals.refused(folder, 'no results'):
+      command.main([str(folder), '--out', str(tmp_path / 'page.md')])
   assert not (tmp_path / 'page.md').exists()
+
+
+def test_folders_of_studies_are_on_the_page_and_empty_ones_are_not(tmp_path):
+  for name in ('bank/routers', 'alone'):
+    shutil.copytree(ROOT / 'results' / 'words', tmp_path / name)
+  (tmp_path / 'bank' / 'begun').mkdir()
+  (tmp_path / 'bank' / 'begun' / 'results.json').write_text('[]')
+  (tmp_path / 'alone' / 'claim.md').write_text('| claim |\n')
+  page = tmp_path / 'pages' / 'page.md'
+  command.main([str(tmp_path), '--out', str(page)])
+  text = page.read_text()
+  assert re.findall('^## (.*)', text, re.M) == ['alone', 'bank/routers']
+  assert '| claim |' in text.partition('## bank')[0]
