@@ -198,8 +198,6 @@ RULES: Mapping[str, Rule] = {
     'NUM_EXPERT_PARTITIONS': _COUNT,
     'NUM_MODEL_PARTITIONS': _COUNT,
     # Data sets.
-    'TRAIN_FILES': some(paths),
-    'VALIDATION_FILES': optional(paths),
     'CACHE_DIR': optional(path),
     'MAX_EVAL_ROWS': optional(_COUNT),
     'USE_CACHED_TASKS': _BOOL,

@@ -43,8 +43,8 @@ class Row:
     mergeable: 'yes', 'no', or 'collapsed': only with constant weights, which
       changes what it computes.
     exports: Formats of `python -m moe_peft hf export`.
-    causal: 'yes', 'prompt' if decoders route whole rows by the encoder, 'no'
-      if it adapts encoders only.
+    causal: 'yes', 'prompt' if decoders route by the prompt (the encoder's
+      outputs, or the prompt so far), 'no' if it adapts encoders only.
     executions: 'three', 'one' (all_experts), or empty without a router.
     refusal: Why the method cannot be had on this model; else empty.
   """

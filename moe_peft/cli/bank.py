@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from moe_peft import atomic
 from moe_peft.cli import flags
 
 _EPILOG = """\
@@ -146,5 +147,6 @@ def _show(args: argparse.Namespace) -> None:
   means = similarity.mean(params)
   console.print(similarity.table(made.names, means))
   if args.out:
-    args.out.write_text(similarity.picture(made.names, means), 'utf-8')
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write(args.out, similarity.picture(made.names, means))
     print(f'{args.out}: written')

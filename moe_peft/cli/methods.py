@@ -20,9 +20,9 @@ size that keeps to it."""
 _NOTE = (
     'mergeable: into the weights, exactly; collapsed: with constant weights '
     'only, which changes what it computes (hf export --collapse). exports: '
-    'formats of hf export. causal: prompt: in decoders it routes by the '
-    "encoder's outputs. ways: executions that it has, three or all_experts "
-    'alone; empty without a router.'
+    'formats of hf export. causal: whether decoders can have it; prompt: there '
+    'it routes by the prompt. ways: executions that it has, three or '
+    'all_experts alone; empty without a router.'
 )
 
 _WIDTH = 110
@@ -86,7 +86,7 @@ def _show(rows: Sequence[Any]) -> None:
           row.method, row.arxiv, f'{row.trainable:,}', row.size, row.mergeable,
           row.exports, row.causal, row.executions,
       )
-  console = rich.console.Console(highlight=False)
+  console = rich.console.Console(highlight=False, markup=False)
   console.width = max(console.width, _WIDTH)  # A file has no width.
   console.print(table)
   for row in rows:

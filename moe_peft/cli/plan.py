@@ -44,10 +44,10 @@ def main(argv: Sequence[str]) -> int | None:
   from moe_peft.compile import planning
   from moe_peft.compile import tables
 
+  if args.memory and args.t5x:
+    parser.error('--memory is for the files of moe_peft.train')
   plan = planning.make_plan(_load(args), args.devices)
   if args.memory:
-    if args.t5x:
-      parser.error('--memory is for the files of moe_peft.train')
     plan['memory'] = _memory()
   if args.json:
     print(json.dumps(plan, indent=2))

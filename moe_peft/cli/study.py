@@ -18,8 +18,11 @@ TUNE, a grid of values of other macros, it is first run once for each
 combination, with its first seed, and scored on the validation split; the best
 values are used from then on, and what the best trial has trained is the run of
 the first seed, to be scored on the other split. The macro SEEDS has a file's
-seeds. What results.json and tuning.json hold is not run again, and a run that
-was interrupted goes on from its checkpoint: run the same command again."""
+seeds. With TUNING_SEEDS the grid is tried with seeds that the table does not
+count, in the rounds of RUNGS. A folder with claim.gin gets a table of what its
+claim has come to. What results.json and tuning.json hold is not run again, and
+a run that was interrupted goes on from its checkpoint: run the same command
+again."""
 
 
 def main(argv: Sequence[str]) -> int | None:

@@ -3,6 +3,7 @@
 """The table of methods, on a small decoder."""
 
 import json
+import re
 
 from moe_peft.checks import overview
 from moe_peft.cli import methods
@@ -16,7 +17,7 @@ def test_a_row_says_what_a_method_is_on_a_model(capsys):
       'mov', 'ttlora', 'comol', 'expert_choice', 'pissa',
   ])
   rows = {row['method']: row for row in json.loads(capsys.readouterr().out)}
-  lora, mov, ttlora, comol, refused, pissa = rows.values()
+  lora, mov, ttlora, comol, choice, pissa = rows.values()
   # 4 layers of width 128: q, out, wi_0, wo and the two shared heads' k and v.
   rank = 30000 // (4 * (2 * 256 + 2 * 192 + 2 * 512))
   assert lora['size'] == f'RANK = {rank}'
@@ -29,13 +30,15 @@ def test_a_row_says_what_a_method_is_on_a_model(capsys):
   assert comol['mergeable'] == 'collapsed'
   assert 25000 < ttlora['trainable'] <= 30000
   assert ttlora['executions'] == '' and ttlora['causal'] == 'yes'
-  assert 'encoder' in refused['refusal'] and not refused['trainable']
+  assert 'encoder' in choice['refusal'] and not choice['trainable']
 
 
 def test_the_table_has_a_line_for_each_and_a_reason_for_others(capsys):
-  methods.main([MODEL, '--gin.NAME=SCAN_LAYERS=True', 'full', 'expert_choice'])
+  names = ['full', 'smear', 'expert_choice']
+  methods.main([MODEL, '--gin.NAME=SCAN_LAYERS=True', *names])
   out = capsys.readouterr().out
   assert 'full' in out and 'merged' in out
+  assert re.search(r'smear .* prompt +one', out)
   assert 'not here: expert_choice: ' in out
   assert {'lora', 'goat', 'full'} <= set(overview.names())
 
