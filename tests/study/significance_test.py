@@ -55,8 +55,8 @@ def test_equal_means_are_equivalent_if_the_spread_is_small():
 
 @pytest.mark.parametrize(
     ('seeds', 'deviation', 'points'),
-    # The plan's own table, by the noncentral t: 27 seeds for one point at 1.27,
-    # 48 at 1.73, 7 for three points.
+    # By the noncentral t: 27 seeds for one point at 1.27, 48 at 1.73, 7 for
+    # three points.
     [(27, 1.27, 1.0), (48, 1.73, 1.0), (7, 1.73, 3.0), (8, 1.27, 2.0)],
 )
 def test_seeds_and_what_they_see(seeds, deviation, points):
