@@ -222,8 +222,8 @@ class Tuner:
 def _beyond(best: Values, tried: Sequence[Values]) -> dict[str, Values]:
   """The next value beyond each edge that the best lies on, by macro.
 
-  Steps are those of the grid there, as ratios; whole numbers stay whole. Macros
-  with a single value, or whose values are no positive numbers, have no edge.
+  Steps are those of the grid there, as ratios. Macros with a single value, or
+  whose values are no positive numbers, have no edge.
   """
   found = {}
   for macro, text in best.items():
@@ -233,10 +233,7 @@ def _beyond(best: Values, tried: Sequence[Values]) -> dict[str, Values]:
       continue
     if len(known) < 2 or known[0] <= 0:
       continue
-    whole = all(values[macro].isdecimal() for values in tried)
     for edge, inner in ((known[0], known[1]), (known[-1], known[-2])):
       if float(text) == edge:
-        value = edge * edge / inner
-        beyond = f'{max(1, round(value))}' if whole else f'{value:.3g}'
-        found[macro] = {**best, macro: beyond}
+        found[macro] = {**best, macro: f'{edge * edge / inner:.3g}'}
   return found

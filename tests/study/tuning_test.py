@@ -71,16 +71,6 @@ def test_an_edge_widens_until_the_best_is_inside(tmp_path):
   assert not tuner.at_edge()
 
 
-def test_what_is_tried_beyond_whole_numbers_is_whole(tmp_path):
-  _, ran = run(
-      tmp_path, lambda values, *_: -float(values['NUM_EXPERTS']),
-      [{'NUM_EXPERTS': number} for number in ('4', '6')],
-      tuning.Plan((7,), (tuning.Rung(300, 1),)),
-  )
-  # Down by ratios of 4 / 6, and never below one.
-  assert [t.values['NUM_EXPERTS'] for t in ran] == ['4', '6', '3', '2', '1']
-
-
 def test_a_best_that_runs_away_is_said_to_be_at_the_edge(tmp_path):
   tuner, ran = run(tmp_path, peak(1e9))
   assert len({t.values['LEARNING_RATE'] for t in ran}) < 9
