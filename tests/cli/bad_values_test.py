@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from moe_peft import gin_rules
 from moe_peft import gin_types
 from moe_peft import gin_values
 from moe_peft.training import experiment
@@ -117,7 +118,7 @@ def test_there_are_many_of_them():
 def test_every_macro_has_a_rule_and_no_rule_is_left_over():
   known = messages_test.macros() - PARTS
   fields = {f.name.upper() for f in dataclasses.fields(experiment.Experiment)}
-  assert known <= set(gin_values.RULES) <= known | fields
+  assert known <= set(gin_rules.RULES) <= known | fields
 
 
 @pytest.mark.parametrize(
