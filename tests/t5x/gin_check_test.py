@@ -40,9 +40,10 @@ def test_only_configurations_of_t5x_are_decided_here(engine):
     )
     assert gin_check.macro('RANK') == 4
     return
-  planned = planning.subject(
+  planning.load(
       ['configs/t0/large_lora_r8.gin'], ['PARAM_BUDGET=1000000'], ''
   )
+  planned = planning.subject()
   assert gin.config_is_locked() and gin_check.macro('RANK') == 1
   assert planned.trainable_regex == gin_check.macro('TRAINABLE_REGEX')
   assert gin_check.macro('NO_SUCH_MACRO', 3) == 3
