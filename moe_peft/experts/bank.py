@@ -11,7 +11,6 @@ them and vLLM serves them.
 from collections.abc import Mapping, Sequence
 import functools
 from pathlib import Path
-import re
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,6 @@ from moe_peft.hf import lazy_arrays
 from moe_peft.training import bases
 
 GIN_FILE = 'bank.gin'
-_NAME = re.compile(r'\w[\w.-]{0,99}', re.ASCII)
 # What an imported base has besides its parameters.
 _BASE_FILES = (
     *folders.TOKENIZER_FILES, folders.GENERATION_CONFIG, 'model.gin',
@@ -221,7 +219,7 @@ def _write(
 
 def _check_names(names: Sequence[str]) -> None:
   for name in names:
-    if not _NAME.fullmatch(name):
+    if not bank_file.NAME.fullmatch(name):
       raise errors.UserError(
           f'{name!r:.80} is no name of an expert.', where='--from',
           remedy='Give it one, of letters, digits, dots and dashes: '

@@ -5,12 +5,15 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 from pathlib import Path
+import re
 from typing import Any
 
 from moe_peft import errors
 from moe_peft.runs import json_file
 
 FILE = 'bank.json'
+# Names of experts are names of folders, too.
+NAME = re.compile(r'\w[\w.-]{0,99}', re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,11 +95,17 @@ def read(folder: Path) -> Bank:
         remedy='Make one with python -m moe_peft bank build.',
     )
   kinds = {field.name: field.type for field in dataclasses.fields(Record)}
+  experts = tuple(
+      Record(**{name: x.get(name, kind) for name, kind in kinds.items()})
+      for x in fields.objects('experts')
+  )
+  for expert in experts:
+    if not NAME.fullmatch(expert.name):  # It would lead out of the folder.
+      raise json_file.damaged(
+          folder / FILE, f'{expert.name!r:.80} is no name of an expert.'
+      )
   return Bank(
-      experts=tuple(
-          Record(**{name: x.get(name, kind) for name, kind in kinds.items()})
-          for x in fields.objects('experts')
-      ),
+      experts=experts,
       base=fields.get('base', dict),
       base_model=fields.get('base_model', str),
       config=fields.get('config', dict),

@@ -149,3 +149,11 @@ def test_show_prints_and_draws(tmp_path, capsys):
   means = similarity.mean(bank.load(tmp_path / 'bank')[1])
   np.testing.assert_allclose(means, means.T)
   np.testing.assert_allclose(np.diag(means), 1.0)
+
+
+def test_names_in_the_file_of_a_stranger_stay_in_its_folder(tmp_path):
+  record = bank_file.Record('../one', 'one', 'peft', 'name')
+  made = bank_file.Bank([record], {}, '', {}, 't5', 2, False)
+  made.write(tmp_path)
+  with refusals.refused(tmp_path / bank_file.FILE, '../one'):
+    bank_file.read(tmp_path)
