@@ -107,7 +107,10 @@ def _show(files: Sequence[Path]) -> None:
   reports = []
   for file in files:
     with errors.refused('It is no file of --json.', file):
-      reports += json.loads(file.read_text(encoding='utf-8'))
+      found = json.loads(file.read_text(encoding='utf-8'))
+      for report in found:
+        tables.summary_row(report)  # Judged here, where the file is known.
+      reports += found
   tables.show_summary(reports)
 
 

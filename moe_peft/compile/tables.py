@@ -137,16 +137,17 @@ def _show_collectives(console, report: Mapping[str, Any]) -> None:
 
 def show_summary(reports: Sequence[Mapping[str, Any]]) -> None:
   """Prints a row for each report, as Markdown."""
-  console = rich.console.Console(highlight=False, width=200)
+  console = rich.console.Console(highlight=False, markup=False, width=200)
   table = _table(*_SUMMARY, num_left=3, box=rich.box.MARKDOWN)
   for report in reports:
-    table.add_row(*_summary_row(report))
+    table.add_row(*summary_row(report))
   console.print(table)
   for note in _NOTES:
     console.print(note, width=80)
 
 
-def _summary_row(report: Mapping[str, Any]) -> Iterable[str]:
+def summary_row(report: Mapping[str, Any]) -> Iterable[str]:
+  """The cells of a report; raises whatever a mapping of another form does."""
   sizes = ' x '.join(str(n) for n in report['mesh'].values())
   names = (report.get('experiment'), report['topology'])
   head = [', '.join(filter(None, names)), sizes, report['execution']]

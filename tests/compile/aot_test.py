@@ -204,5 +204,9 @@ def test_reports_of_earlier_are_shown(capsys, tmp_path):
   assert shown.count('| v5e-8') == 3 and '0.003 compute' in shown
   with refusals.refused(str(tmp_path / 'no.json')):
     aot.main(['--show', str(tmp_path / 'no.json')])
+  for text in ('{"a": 1}', '[{"mesh": {}}]', '7'):
+    (tmp_path / 'other.json').write_text(text)
+    with refusals.refused(str(tmp_path / 'other.json')):
+      aot.main(['--show', str(tmp_path / 'other.json')])
   with refusals.refused('--topology'):
     aot.main([QUICKSTART])
