@@ -172,14 +172,35 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
       signals.leave(number)
     if isinstance(error, BrokenPipeError):  # For example `... | head`.
       sys.exit(1)
-    if not isinstance(error, errors.UserError):
+    said = error if isinstance(error, errors.UserError) else _too_large(error)
+    if said is None:
       raise
     if debug:
       traceback.print_exception(error)
-    print(f'error: {error}', file=sys.stderr)
+    print(f'error: {said}', file=sys.stderr)
     sys.exit(2)
   finally:
     signals.done()
+
+
+def _too_large(error: BaseException) -> errors.UserError | None:
+  """What to say of a device whose memory is not enough; None for all else.
+
+  Any computation may end so, and what helps is the same for all of them.
+  """
+  jax = sys.modules.get('jax')  # It is not imported for this.
+  if jax is None or not isinstance(error, jax.errors.JaxRuntimeError) or (
+      'RESOURCE_EXHAUSTED' not in str(error)
+  ):
+    return None
+  return errors.UserError(
+      'A device has not enough memory: '
+      + str(error).splitlines()[0].partition('RESOURCE_EXHAUSTED: ')[2][:200],
+      remedy='For training set NUM_MICROBATCHES, a smaller BATCH_SIZE or '
+      "REMAT_POLICY = 'auto'; for scores and answers a smaller "
+      "EVAL_BATCH_SIZE; for both BASE_DTYPE = 'bfloat16', 'int8' or 'nf4', or "
+      'more devices with NUM_MODEL_PARTITIONS.',
+  )
 
 
 def show_notes() -> None:

@@ -153,7 +153,7 @@ class MoeAdapter(nn.Module):
     router = self._router(in_axis, None, 'router')
     if router is None:
       return None, None
-    product, logits = None, router.scores.of_experts(inputs, kernel)
+    product, logits = None, self._expert_logits(router, inputs, kernel)
     rows = router.rows(inputs.shape[-1]) if logits is None else None
     all_experts = self.execution in ('auto', 'all_experts')
     float32 = inputs.dtype == kernel.dtype == jnp.float32
@@ -165,6 +165,11 @@ class MoeAdapter(nn.Module):
       logits = low_rank.project(inputs.astype(jnp.float32), rows)
     routing = self._sow(router(inputs, tokens, logits, self._active()), inputs)
     return routing, product
+
+  @nn.nowrap
+  def _expert_logits(self, router, inputs, kernel) -> jax.Array | None:
+    """Logits of all experts that are made of their own kernels, or None."""
+    return router.scores.of_experts(inputs, kernel)
 
   @nn.nowrap
   def _router(

@@ -10,7 +10,6 @@ models live in one process.
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from pathlib import Path
-import re
 from typing import Any
 
 from flax import linen as nn
@@ -91,7 +90,7 @@ class Adapted:
     """
     if not isinstance(path, str):
       path = '/'.join(map(str, path))
-    return re.fullmatch(self.trainable_regex, path) is not None
+    return trainable.matcher(self.trainable_regex)(path)
 
   def mask(self, params: Params) -> Any:
     """True for what trains, in a tree like the parameters, as Optax takes it.

@@ -25,9 +25,24 @@ CONSTANT_REGEX = r'.*/adapter/(layer_index|frozen_[ab])'
 GIVEN_REGEX = r'.*/adapter/(lora_b|router/gates)'
 
 
+def matcher(regex: str) -> Callable[[str], bool]:
+  """Says of a path whether the expression matches all of it.
+
+  The parameters of a network that is itself one adapted layer are
+  `adapter/lora_a` and so on; `.*/adapter/.*` means them too.
+  """
+  pattern = re.compile(regex)
+
+  def matches(path: str) -> bool:
+    whole = f'/{path}' if path.startswith('adapter/') else path
+    return pattern.fullmatch(whole) is not None
+
+  return matches
+
+
 def is_adapter(path: str) -> bool:
   """True for a parameter of an adapter, e.g. `.../query/adapter/lora_a`."""
-  return re.fullmatch(ADAPTER_REGEX, path) is not None
+  return matcher(ADAPTER_REGEX)(path)
 
 
 def is_constant(path: str) -> bool:
@@ -36,7 +51,7 @@ def is_constant(path: str) -> bool:
   In a scan that is `adapter/layer_index`, the number of the layer; of methods
   that begin with a part of the kernel, that part.
   """
-  return re.fullmatch(CONSTANT_REGEX, path) is not None
+  return matcher(CONSTANT_REGEX)(path)
 
 
 def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,7 +109,7 @@ def split(
   Raises:
     errors.UserError: If nothing would be trained.
   """
-  trains = re.compile(trainable_regex).fullmatch
+  trains = matcher(trainable_regex)
   trainable = {k: v for k, v in params.items() if trains(k)}
   frozen = {k: v for k, v in params.items() if not trains(k)}
   if required and not trainable:

@@ -24,8 +24,6 @@ from moe_peft.hf import peft_format
 from moe_peft.hf import sites as sites_lib
 
 FOLDER = 'experts'
-# What PEFT calls the LoRA of Arrow's router, whose weights nobody uses.
-_ARROW_ROUTER = 'arrow_router'
 
 
 def write(
@@ -129,7 +127,7 @@ def experts_in(folder: Path) -> list[tuple[str, Path]] | None:
   found = [
       (child.name, child) for child in sorted(inside.iterdir())
       if (child / folders.ADAPTER_CONFIG).is_file()
-      and child.name not in (_ARROW_ROUTER, 'xlora')
+      and not _is_router(child / folders.ADAPTER_CONFIG)
   ]
   if not found:
     raise errors.UserError(
@@ -138,6 +136,18 @@ def experts_in(folder: Path) -> list[tuple[str, Path]] | None:
         where='--from',
     )
   return found
+
+
+def _is_router(file: Path) -> bool:
+  """Whether this is what PEFT saves of a router beside its experts.
+
+  Arrow's is a LoRA whose weights nobody uses. An expert may have any name.
+  """
+  fields = folders.read_json(file)
+  return (
+      fields.get('peft_type') == 'XLORA'
+      or fields.get('arrow_config') is not None
+  )
 
 
 def _of_xlora(

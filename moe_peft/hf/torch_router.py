@@ -89,7 +89,9 @@ class Routed(nn.Module):
       # As in JAX: an expert whose weight is negative (a bias) is not used.
       weights = torch.where(weights > 0, weights * selected, 0.0)
       if router.get('gate'):
-        weights = selected * router['gate']
+        # Logits may be zero or negative; without probability nobody is used.
+        there = probs > 0 if router['score'] == 'softmax' else 1.0
+        weights = selected * there * router['gate']
     elif router['selection'] == 'mass':
       weights = weights * self.holding_mass(probs)
     elif router['selection'] == 'sparsegen':

@@ -159,9 +159,9 @@ class Bank(molora.MoLoRA):
     if self.active is None or self.num_experts == 1:
       return super().__call__(inputs, outputs, tokens)
     lora_a, lora_b = self.kernels(inputs.shape[-1], outputs.shape[-1])
-    dtype, index = self.dtype or outputs.dtype, jnp.array(self.active)
-    inputs, lora_a = inputs.astype(dtype), lora_a.astype(dtype)
-    routing, _ = self._routed(inputs, tokens, lora_a)
+    dtype, index = self.dtype or outputs.dtype, self._index()
+    inputs, lora_a = inputs.astype(dtype), lora_a[index].astype(dtype)
+    routing, product = self._routed(inputs, tokens, lora_a)
     routing = routing.replace(
         combine_weights=routing.combine_weights[..., index],
         num_selected=min(routing.num_selected, len(self.active)),
@@ -169,15 +169,32 @@ class Bank(molora.MoLoRA):
     execution = dispatch.choose(
         self.execution, routing, len(self.active), self.rank
     )
-    mixture = dispatch.down(execution, inputs, lora_a[index], routing)
+    mixture = dispatch.down(
+        execution, inputs, lora_a, routing, product=product
+    )
     scaled = lora_b[index] * self.scale
     return outputs + mixture.up(scaled.astype(dtype)).astype(outputs.dtype)
+
+  @nn.nowrap
+  def _expert_logits(self, router, inputs, kernel):
+    logits = super()._expert_logits(router, inputs, kernel)
+    if logits is None or self.active is None:
+      return logits
+    # The others are masked, whatever they have.
+    everyone = jnp.zeros((*logits.shape[:-1], self.num_experts), logits.dtype)
+    return everyone.at[..., self._index()].set(logits)
 
   @nn.nowrap
   def _active(self):
     there = super()._active()
     if self.active is None:
       return there
+    chosen = jnp.isin(jnp.arange(self.num_experts), self._index())
+    return chosen if there is None else there & chosen
+
+  @nn.nowrap
+  def _index(self) -> jax.Array:
+    """The numbers of the active experts, <int32>[num_active]."""
     numbers = tuple(self.active)
     wrong = [x for x in numbers if not 0 <= x < self.num_experts]
     if wrong or not numbers or len(set(numbers)) < len(numbers):
@@ -186,8 +203,7 @@ class Bank(molora.MoLoRA):
           f'from 0 to {self.num_experts - 1}.',
           where='ACTIVE_EXPERTS',
       )
-    chosen = jnp.isin(jnp.arange(self.num_experts), jnp.array(numbers))
-    return chosen if there is None else there & chosen
+    return jnp.array(numbers)
 
 
 class GatedExpert(molora.MoLoRA):

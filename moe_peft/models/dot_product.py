@@ -21,6 +21,9 @@ IMPLEMENTATIONS = ('auto', 'plain', 'chunked', 'fused')
 
 # Probabilities that a device makes at a time, and how many of a layer it keeps.
 PART, MOST = 2**22, 2**25
+# Fewer queries at a time would make products too thin for matrix units, however
+# many rows there are.
+LEAST_QUERIES = 16
 
 # What a masked logit becomes; float32 softmax never needs a larger one.
 MASKED_LOGIT = -1e10
@@ -107,7 +110,10 @@ def attend(
 
   if chosen == 'plain' or length == 1:
     return some(query, *cut.values())
-  num_parts = -(-parts.on_a_device(probabilities) // PART)
+  num_parts = min(
+      -(-parts.on_a_device(probabilities) // PART),
+      -(-length // LEAST_QUERIES),
+  )
   return parts.run(
       some, length, num_parts, (query, 1), *((x, 2) for x in cut.values())
   )

@@ -44,8 +44,12 @@ class Records:
     self.trials: dict[str, list[Row]] = {}
     for name in trials.value:
       for fields in trials.objects(name):
-        fields.get('validation', float)
-        self.trials.setdefault(name, []).append(fields.value)
+        # A run that is not finite has null, which is a score too: the worst.
+        default = (math.nan,) if 'validation' in fields.value else ()
+        score = fields.get('validation', float, *default)
+        self.trials.setdefault(name, []).append(
+            {**fields.value, 'validation': score}
+        )
 
   def row(self, name: str, seed: int, values: Values) -> Row | None:
     """The row of a finished run, if there is one.
@@ -96,14 +100,8 @@ class Records:
       seed: If tuning has seeds of its own.
     """
     wanted = _trial(values, steps, seed)
-    return next(
-        (
-            trial
-            for trial in self.trials.get(name, [])
-            if trial == {'validation': trial['validation'], **wanted}
-        ),
-        None,
-    )
+    trials = self.trials.get(name, [])
+    return next((trial for trial in trials if _key(trial) == wanted), None)
 
   def add_trial(
       self,
@@ -132,7 +130,7 @@ class Records:
 
     Raises:
       errors.UserError: If they were run with other macros, or are other rows
-        of the same runs.
+        or trials of the same runs.
     """
     other = Records(folder)
     for file in sorted((folder / 'configs').glob('*.json')):
@@ -150,22 +148,52 @@ class Records:
       known = rows.get((row['name'], row['seed']))
       if known is None:
         new.append(row)
-      elif known != row:
-        raise errors.UserError(
-            f'{folder} and {self.folder} both have a row of {row["name"]} with '
-            f'seed {row["seed"]}, and they differ.', folder,
-            'Delete one of the two rows.',
-        )
+      elif not _is_same(known, row):
+        raise self._differ(folder, f'row of {row["name"]}', row['seed'])
+    more = {
+        name: self._new_trials(folder, name, trials)
+        for name, trials in other.trials.items() if name in tuned
+    }
     for row in new:
       self._append(row)
-    for name, trials in other.trials.items():
-      if name not in tuned:
-        continue
-      known = self.trials.setdefault(name, [])
-      known += [trial for trial in trials if trial not in known]
+    for name, trials in more.items():
+      self.trials.setdefault(name, []).extend(trials)
     _write(self._results, self.rows)
     _write(self._tuning, self.trials)
     return len(new)
+
+  def _new_trials(self, folder, name, trials) -> list[Row]:
+    """Trials of another folder that this one does not have."""
+    new = []
+    for trial in trials:
+      key = _key(trial)
+      known = next((x for x in self.trials.get(name, ()) if _key(x) == key), {})
+      if not known:
+        new.append(trial)
+      elif not _is_same(known, trial):
+        kept = {k: v for k, v in key.items() if k != 'SEED'}
+        raise self._differ(
+            folder, f'trial of {name} ({text(kept)})', trial.get('SEED')
+        )
+    return new
+
+  def _differ(self, folder, what, seed) -> errors.UserError:
+    of_seed = '' if seed is None else f' with seed {seed}'
+    return errors.UserError(
+        f'{folder} and {self.folder} both have a {what}{of_seed}, and they '
+        'differ.', folder, 'Delete one of the two.',
+    )
+
+
+def _is_same(one: Row, other: Row) -> bool:
+  """Whether rows hold the same; in JSON, what is not finite is equal too."""
+  one, other = (json_file.loads(json_file.dumps(x)) for x in (one, other))
+  return one == other
+
+
+def _key(trial: Row) -> Row:
+  """What a trial of a file is known by: all but its score."""
+  return {k: v for k, v in trial.items() if k != 'validation'}
 
 
 def _trial(values: Values, steps: int | None, seed: int | None) -> Row:

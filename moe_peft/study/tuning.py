@@ -9,6 +9,7 @@ counts; RUNGS says how many trials go on to longer runs or more seeds
 the next value beyond has been tried.
 """
 
+import ast
 from collections.abc import Mapping, Sequence
 import dataclasses
 import math
@@ -17,6 +18,7 @@ import statistics
 from typing import Any
 
 from moe_peft import errors
+from moe_peft import gin_rules
 from moe_peft.study import records as records_lib
 from moe_peft.study import significance
 
@@ -222,8 +224,9 @@ class Tuner:
 def _beyond(best: Values, tried: Sequence[Values]) -> dict[str, Values]:
   """The next value beyond each edge that the best lies on, by macro.
 
-  Steps are those of the grid there, as ratios. Macros with a single value, or
-  whose values are no positive numbers, have no edge.
+  Steps are those of the grid there, as ratios, or the nearest whole number for
+  a macro that takes no other. Macros with a single value, or whose values are
+  no positive numbers, have no edge; nor has one that goes no further.
   """
   found = {}
   for macro, text in best.items():
@@ -234,6 +237,12 @@ def _beyond(best: Values, tried: Sequence[Values]) -> dict[str, Values]:
     if len(known) < 2 or known[0] <= 0:
       continue
     for edge, inner in ((known[0], known[1]), (known[-1], known[-2])):
-      if float(text) == edge:
-        found[macro] = {**best, macro: f'{edge * edge / inner:.3g}'}
+      beyond = edge * edge / inner
+      rule = gin_rules.RULES.get(macro, lambda value: '')
+      allowed = [
+          value for value in (f'{beyond:.3g}', f'{beyond:.0f}')
+          if not rule(ast.literal_eval(value))
+      ]
+      if float(text) == edge and allowed:
+        found[macro] = {**best, macro: allowed[0]}
   return found

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What tells a base from another one, whatever type it is stored in."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 import contextlib
 import hashlib
 import os
@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from moe_peft import atomic
+from moe_peft.runs import json_file
 from moe_peft.training import bases
 
 Params = Mapping[str, Any]
@@ -26,6 +27,9 @@ def of(
 ) -> dict[str, Any]:
   """What tells a base from another one.
 
+  What files hold is read and hashed once: the result is remembered by their
+  paths, sizes and times.
+
   Args:
     path: Where it was read from.
     params: `{path: array}`, on the host, or on the devices of `mesh`. Then all
@@ -37,21 +41,24 @@ def of(
     and types and the first and last `SAMPLE_BYTES` bytes of each array; None
     without parameters. On the host also `content`, SHA-256 over all bytes.
   """
-  digest, count = hashlib.sha256(), 0
-  for name, array, ends in _with_ends(params, mesh):
-    count += array.size
-    digest.update(f'{name} {array.shape} {array.dtype}\n'.encode())
-    for end in ends:
-      digest.update(np.ascontiguousarray(end).tobytes())
-  sampled = digest.hexdigest() if params else None
-  found = {
-      'path': path,
-      'parameters': count,
-      'sha256': sampled,
-  }
-  if mesh is None and params:
-    found['content'] = _content(path, params, sampled)
-  return found
+  if mesh is not None:
+    return {'path': path, **_sampled(params, mesh)}
+  if not params:
+    return {'path': path, 'parameters': 0, 'sha256': None}
+  if not path:
+    return {'path': path, **_hashed(params)}
+  file = _memory(path, params)
+  with contextlib.suppress(OSError, ValueError):
+    known = json_file.loads(file.read_text())
+    if isinstance(known, dict) and known.keys() == {
+        'parameters', 'sha256', 'content'
+    }:
+      return {'path': path, **known}
+  found = _hashed(params)
+  with contextlib.suppress(OSError):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write(file, json_file.dumps(found))
+  return {'path': path, **found}
 
 
 def is_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -64,58 +71,64 @@ def is_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
   return known(one) == known(other)
 
 
-def _content(path: str | None, params: Params, sampled: str) -> str:
-  """SHA-256 over all bytes.
-
-  The bytes are hashed once: the result is remembered by the path of the base,
-  the sizes and times of its files and the samples.
-  """
-  if not path:
-    return _sha256(params)
+def _memory(path: str, params: Params) -> Path:
+  """The file that remembers what these parameters of these files are."""
   root = bases.find(path)
   files = [root] if root.is_file() else sorted(root.rglob('*'))
   states = [(str(file.absolute()), file.stat()) for file in files]
+  # A model may have a part of what is there: shapes, without reading an array.
+  shapes = getattr(params, 'shapes', None) or {
+      name: array.shape for name, array in params.items()
+  }
   key = hashlib.sha256(repr([
-      sampled, *((name, x.st_size, x.st_mtime_ns) for name, x in states)
+      sorted((name, tuple(shape)) for name, shape in shapes.items()),
+      *((name, x.st_size, x.st_mtime_ns) for name, x in states),
   ]).encode()).hexdigest()
   cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache'))
-  remembered = cache / 'moe_peft' / 'bases' / key
-  with contextlib.suppress(OSError):
-    return remembered.read_text()
-  content = _sha256(params)
-  with contextlib.suppress(OSError):
-    remembered.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write(remembered, content)
-  return content
+  return cache / 'moe_peft' / 'bases' / f'{key}.json'
 
 
-def _sha256(params: Params) -> str:
-  digest = hashlib.sha256()
-  for name in sorted(params):  # One is in memory at a time.
+def _hashed(params: Params) -> dict[str, Any]:
+  """Both hashes of arrays on the host, of which one is in memory at a time."""
+  samples, content, count = hashlib.sha256(), hashlib.sha256(), 0
+  for name in sorted(params):
     array = params[name]
-    digest.update(f'{name} {array.shape} {array.dtype}\n'.encode())
-    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-  return digest.hexdigest()
+    count += array.size
+    head = _head(name, array)
+    for digest in (samples, content):
+      digest.update(head)
+    for side in (1, -1):
+      samples.update(np.ascontiguousarray(_end(array, side)).tobytes())
+    content.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+  return {
+      'parameters': count,
+      'sha256': samples.hexdigest(),
+      'content': content.hexdigest(),
+  }
 
 
-def _with_ends(
-    params: Params, mesh: jax.sharding.Mesh | None
-) -> Iterator[tuple[str, Any, Any]]:
-  """Each array with its first and last bytes, on the host, by name."""
-  ends = lambda x: (_end(x, 1), _end(x, -1))
-  if mesh is None:  # One is in memory at a time.
-    for name in sorted(params):
-      array = params[name]
-      yield name, array, ends(array)
-    return
+def _sampled(params: Params, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+  """The hash of samples of arrays on devices."""
   everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   fetch = jax.jit(
-      lambda params: {name: ends(x) for name, x in params.items()},
+      lambda params: {
+          name: (_end(x, 1), _end(x, -1)) for name, x in params.items()
+      },
       out_shardings=everywhere,
   )
-  fetched = jax.device_get(fetch(dict(params)))
+  samples, fetched = hashlib.sha256(), jax.device_get(fetch(dict(params)))
   for name, array in sorted(params.items()):
-    yield name, array, fetched[name]
+    samples.update(_head(name, array))
+    for end in fetched[name]:
+      samples.update(np.ascontiguousarray(end).tobytes())
+  return {
+      'parameters': sum(array.size for array in params.values()),
+      'sha256': samples.hexdigest() if params else None,
+  }
+
+
+def _head(name: str, array: Any) -> bytes:
+  return f'{name} {array.shape} {array.dtype}\n'.encode()
 
 
 def _end(x: Any, side: int) -> Any:

@@ -63,6 +63,28 @@ def test_an_unknown_command_names_the_nearest(command, near):
     main.dispatch([command])
 
 
+def test_a_device_that_is_too_small_is_no_stack_trace(monkeypatch, capsys):
+  """A real one: this machine's memory, of which too much is asked."""
+  import jax
+  import jax.numpy as jnp
+
+  def too_much(argv):
+    jax.block_until_ready(jax.jit(lambda: jnp.zeros(2**45))())
+
+  monkeypatch.setattr(sys, 'argv', ['moe-peft'])
+  with pytest.raises(SystemExit) as ended:
+    flags.run(too_much)
+  said = capsys.readouterr().err
+  assert ended.value.code == 2 and said.count('\n') == 1
+  for name in ('140737488355328 bytes', 'BATCH_SIZE', 'NUM_MICROBATCHES',
+               'EVAL_BATCH_SIZE', 'REMAT_POLICY', 'BASE_DTYPE'):
+    assert name in said
+  # Whatever else a device says is a fault of ours, and has a trace.
+  fault = jax.errors.JaxRuntimeError('INTERNAL: something else')
+  with pytest.raises(jax.errors.JaxRuntimeError):
+    flags.run(lambda argv: (_ for _ in ()).throw(fault).__next__())
+
+
 def test_help_is_quick_and_loads_no_jax():
   code = (
       'import sys\n'

@@ -98,6 +98,19 @@ def test_two_models_in_one_process_do_not_know_of_each_other():
   assert shapes == {'small': (3, 8, 2), 'large': (1, 8, 5)}
 
 
+def test_a_model_may_be_a_single_layer():
+  one = moe_peft.adapt(
+      nn.Dense(8), sites='.*', num_experts=3, rank=2,
+      describe_tokens=tokens_lib.all_real,
+  )
+  params = one.module.init(jax.random.key(0), jnp.ones((2, 4, 8)))['params']
+  trained, frozen = one.split(params)
+  assert set(frozen) == {'kernel', 'bias'}
+  assert set(trained) == {
+      'adapter/lora_a', 'adapter/lora_b', 'adapter/router/kernel'
+  }
+
+
 def test_the_mask_is_what_optax_takes():
   one = adapted()
   params = one.module.init(jax.random.key(0), IDS)['params']

@@ -26,6 +26,8 @@ PATHS = list(PARAMS)
         ('decoder/decoder/mlp/wo/adapter/router/kernel', True),
         ('encoder/query/kernel', False),
         ('encoder/adapter_norm/scale', False),
+        ('adapter/lora_a', True),  # Of a network that is one layer.
+        ('kernel', False),
     ],
 )
 def test_adapters_are_known_by_their_scope(path, expected):

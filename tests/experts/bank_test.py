@@ -14,6 +14,7 @@ from moe_peft.experts import bank
 from moe_peft.experts import bank_card
 from moe_peft.experts import bank_experts
 from moe_peft.experts import bank_file
+from moe_peft.experts import bank_peft
 from moe_peft.hf import folders
 from moe_peft.hf import import_base
 from moe_peft.hf import peft_format
@@ -80,6 +81,23 @@ def test_experts_are_added_and_taken_out(tmp_path):
   with refusals.refused('--from', 'few'):
     bank.add(folder, [sources[1]])
   assert bank_file.read(folder).names == ['all', 'few']
+
+
+def test_experts_may_have_the_names_of_routers(tmp_path):
+  """PEFT's own routers are told by what they are."""
+  sources, base = banks.write_all(tmp_path, 'llama')
+  loras = tmp_path / 'loras'
+  for old, new in (('few', 'xlora'), ('one', 'arrow_router')):
+    (loras / old).rename(loras / new)
+  made = bank.build([str(loras)], base, tmp_path / 'bank')
+  assert made.names == ['all', 'arrow_router', 'xlora']
+  config = json.loads((loras / 'xlora' / folders.ADAPTER_CONFIG).read_text())
+  for changes in ({'arrow_config': {'top_k': 2}}, {'peft_type': 'XLORA'}):
+    folders.write_json(
+        loras / 'xlora' / folders.ADAPTER_CONFIG, {**config, **changes}
+    )
+    found = bank_peft.experts_in(loras)
+    assert [name for name, _ in found] == ['all', 'arrow_router']
 
 
 def test_what_is_of_another_base_is_refused(tmp_path):

@@ -2,11 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exports compute in torch what JAX computes, cell by cell of a table."""
 
+import numpy as np
 import pytest
 import safetensors
 
 from moe_peft import errors
+from moe_peft.core import routing
 from moe_peft.hf import export
+from moe_peft.methods import mor_lora
 from tests import refusals
 from tests.hf import adapted
 from tests.hf import parity
@@ -79,3 +82,25 @@ def test_only_what_is_merged_is_rounded(tmp_path):
           adapted.make('lora', 'llama'), tmp_path / 'out', 'full', **options
       )
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.hf
+def test_an_expert_without_any_probability_is_used_by_neither(hf):
+  """The softmax of a logit far below the others is 0 in float32."""
+  from moe_peft.hf import torch_router  # Which imports torch.
+
+  trained = adapted.make((
+      adapted.rule('.*/wo', mor_lora.MoRLoRA, {
+          'select': mor_lora.StraightThrough(k=2)
+      }, num_experts=3, rank=2),
+  ))
+  spec = trained.sites[0].spec
+  module = torch_router.Routed()
+  module.spec = spec
+  logits = np.array([[0.0, -200.0, -300.0], [0.0, -1.0, -300.0]], np.float32)
+  module.router = hf.eye(3)
+  found = module.route(hf.from_numpy(logits)[None])[0].numpy()
+  np.testing.assert_array_equal(found, [[0.5, 0, 0], [0.5, 0.5, 0]])
+  router = routing.Router(3, select=mor_lora.StraightThrough(k=2))
+  ours = router.apply({'params': {'kernel': np.eye(3)}}, logits[None])
+  np.testing.assert_array_equal(found, ours.combine_weights[0])

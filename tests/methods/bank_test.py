@@ -33,14 +33,18 @@ def experts(missing=()):
   }
 
 
-def run(params, scores, select, active=None):
-  """Outputs on zero outputs of the layer, and the gates."""
-  module = bank.Bank(
-      num_experts=EXPERTS, rank=RANK, alpha=RANK, active=active,
+def module_of(scores, select, active=None, num_experts=EXPERTS):
+  return bank.Bank(
+      num_experts=num_experts, rank=RANK, alpha=RANK, active=active,
       router_factory=functools.partial(
           routing.Router, scores=scores, select=select
       ),
   )
+
+
+def run(params, scores, select, active=None):
+  """Outputs on zero outputs of the layer, and the gates."""
+  module = module_of(scores, select, active)
   outputs, state = module.apply(
       {'params': params}, X, jnp.zeros((2, 3, OUT)), mutable=['routing']
   )
@@ -128,6 +132,21 @@ def test_an_expert_that_is_not_active_changes_no_bit():
     outputs, gates = run(params, scores, select, active=(0, 1, 2))
     assert not np.any(gates[..., 3])
     np.testing.assert_array_equal(outputs, small)
+
+
+def test_experts_that_are_not_active_are_not_multiplied():
+  def flops(scores, num_experts, active=None):
+    module = module_of(scores, selection.Soft(), active, num_experts)
+    x, y = (jnp.ones((4, 64, 256)) for _ in range(2))
+    params = jax.eval_shape(module.init, jax.random.key(0), x, y)['params']
+    compiled = jax.jit(module.apply).lower({'params': params}, x, y).compile()
+    return compiled.cost_analysis()['flops']
+
+  for scores in (
+      bank.ArrowScores(), bank.SpectRScores(), token_scores.TokenScores()
+  ):
+    # A learned router has a column for each of them.
+    assert flops(scores, 16, (0, 3)) < 0.3 * flops(scores, 16)
 
 
 def test_active_experts_have_the_scale_of_all():

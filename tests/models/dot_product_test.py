@@ -76,6 +76,7 @@ def run(way, name):
 @pytest.mark.parametrize('name', CASES)
 def test_chunks_give_the_same_numbers_and_gradients(monkeypatch, name):
   """In four parts of three queries, of which one is filled up."""
+  monkeypatch.setattr(dot_product, 'LEAST_QUERIES', 3)
   monkeypatch.setattr(
       dot_product, 'PART', BATCH * HEADS * LENGTH * LENGTH // 3
   )
@@ -100,6 +101,7 @@ def test_the_kernel_of_jax_is_asked_for_the_same(monkeypatch, name):
 
 def test_a_row_that_sees_nothing_is_no_nan(monkeypatch):
   monkeypatch.setattr(dot_product, 'PART', 1)
+  monkeypatch.setattr(dot_product, 'LEAST_QUERIES', 1)
   mask = jnp.zeros((BATCH, 1, LENGTH, LENGTH), bool)
   for way in ('plain', 'chunked'):
     options = dataclasses.replace(OPTIONS, implementation=way)
@@ -114,6 +116,23 @@ def test_large_probabilities_are_made_in_chunks():
   assert dot_product.choose('auto', 2**25) == 'plain'
   assert dot_product.choose('auto', 2**25 + 1) == 'chunked'
   assert dot_product.choose('plain', 2**30) == 'plain'
+
+
+def test_parts_do_not_become_thin_where_there_are_many_rows(monkeypatch):
+  lengths = []
+
+  def run(function, length, num_parts, *arrays):
+    lengths.append(-(-length // num_parts))
+    return arrays[0][0]
+
+  monkeypatch.setattr(dot_product.parts, 'run', run)
+  options = dataclasses.replace(OPTIONS, implementation='chunked')
+  for rows in (2**4, 2**10, 2**16):
+    x = jax.ShapeDtypeStruct((rows, 256, 8, 8), jnp.float32)
+    jax.eval_shape(
+        lambda x: dot_product.attend(x, x, x, None, None, None, options), x
+    )
+  assert lengths == [128, 16, 16]
 
 
 def test_the_compiler_allots_less():

@@ -73,3 +73,31 @@ def test_a_score_that_is_no_number_stays_json(tmp_path):
   assert 'NaN' not in (tmp_path / 'results.json').read_text()
   (row,) = records.Records(tmp_path).rows
   assert math.isnan(row['adapted']['t'])
+
+
+def test_a_trial_that_is_no_number_is_read_again(tmp_path):
+  records.Records(tmp_path).add_trial('one', {'ALPHA': '1'}, math.nan)
+  found = records.Records(tmp_path).trial('one', {'ALPHA': '1'})
+  assert math.isnan(found['validation'])
+
+
+def test_machines_that_differ_in_a_trial_or_a_row_are_named(tmp_path):
+  here, there = (tmp_path / name for name in ('here', 'there'))
+  for folder in (here, there):
+    one = records.Records(folder)
+    one.add_trial('one', {'ALPHA': '1'}, math.nan, 300, 9)
+    one.add_trial('one', {'ALPHA': '2'}, 50.0, 300, 9)
+    one.add_row(ROW | {'adapted': {'t': math.nan}})
+  ours, theirs = records.Records(here), records.Records(there)
+  assert ours.merge(there, {'one': ()}) == 0  # The same on both.
+  assert len(ours.trials['one']) == 2
+  theirs.add_trial('one', {'ALPHA': '4'}, 60.0, 300, 9)
+  ours.merge(there, {'one': ()})
+  assert ours.trial('one', {'ALPHA': '4'}, 300, 9)['validation'] == 60.0
+  ours.add_trial('one', {'ALPHA': '8'}, 60.0, 300, 9)
+  theirs.add_trial('one', {'ALPHA': '8'}, 61.0, 300, 9)
+  before = (here / 'tuning.json').read_text()
+  with refusals.refused(there, 'trial of one', 'ALPHA=8', 'seed 9'):
+    ours.merge(there, {'one': ()})
+  assert (here / 'tuning.json').read_text() == before
+  assert ours.merge(there, {'two': ()}) == 0  # Whose trials nobody wants.

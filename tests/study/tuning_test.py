@@ -71,6 +71,29 @@ def test_an_edge_widens_until_the_best_is_inside(tmp_path):
   assert not tuner.at_edge()
 
 
+@pytest.mark.parametrize(
+    ('macro', 'values', 'most', 'tried'),
+    [
+        # 10.67 and 28.4 are no ranks; of a rate they would be values.
+        ('RANK', ('4', '6'), 100, ['4', '6', '9', '14', '22', '35']),
+        ('NUM_EXPERTS', ('768', '1024'), 1024, ['768', '1024', '1365']),
+        ('RANK', ('1', '2'), 0, ['1', '2']),  # 0.5 is no rank, nor is 0.
+        ('GATE_DROPOUT', ('0.3', '0.6'), 9, ['0.3', '0.6']),  # 1.2 is no rate.
+        ('SCALE', ('1', '4'), 0, ['1', '4', '0.25', '0.0625', '0.0156',
+                                  '0.00389']),
+    ],
+)
+def test_what_is_tried_beyond_is_a_value_of_the_macro(
+    tmp_path, macro, values, most, tried
+):
+  _, ran = run(
+      tmp_path, lambda v, *_: -abs(float(v[macro]) - most),
+      [{macro: value} for value in values],
+      tuning.Plan((7,), (tuning.Rung(300, 1, 2),)),
+  )
+  assert [trial.values[macro] for trial in ran] == tried
+
+
 def test_a_best_that_runs_away_is_said_to_be_at_the_edge(tmp_path):
   tuner, ran = run(tmp_path, peak(1e9))
   assert len({t.values['LEARNING_RATE'] for t in ran}) < 9
