@@ -35,7 +35,11 @@ def test_what_no_adapter_sows_is_refused(options, macro):
 
 
 def test_a_misspelled_option_is_an_error():
-  make(loss_factors={'auxiliary_loss': 0.1}, site_metrics=('expert_usage',))
+  make(
+      loss_factors={'auxiliary_loss': 0.1},
+      site_metrics=('expert_usage',),
+      loss_normalizing_factor='NUM_REAL_TARGET_TOKENS',
+  )
   with pytest.raises(TypeError, match='z_los'):
     make(z_los=0.1)
 
