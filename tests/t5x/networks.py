@@ -166,6 +166,7 @@ def adapted(
     includes: str = '',
     more: str = '',
     run: str = 't5x_finetune',
+    sizes: str = '',
 ) -> str:
   """Configuration of adapters on a network.
 
@@ -176,13 +177,14 @@ def adapted(
     includes: Files after those of the run.
     more: More bindings.
     run: Name of a file under gin/runs/.
+    sizes: A file of sizes in the place of the network's own.
   """
   network = NETWORKS[name]
   return f"""
 from __gin__ import dynamic_registration
 {network.imports}
 {imports}
-include '{network.sizes}'
+include '{sizes or network.sizes}'
 include '{network.adapted}'
 include 'gin/methods/{method}.gin'
 include 'gin/runs/{run}.gin'
