@@ -32,8 +32,10 @@ def main(argv: Sequence[str]) -> int | None:
     Exit status: 1 if something does not fit.
   """
   args = _parser().parse_args(argv)
+  if args.header:
+    _check_header(args)
   if args.show:
-    return _show(args.show)
+    return _show(args.show, args.gin_file if args.header else ())
   if not args.topology:
     raise errors.UserError(
         'There is no slice to compile for.', '--topology',
@@ -57,13 +59,25 @@ def main(argv: Sequence[str]) -> int | None:
     )
     name = '+'.join(Path(file).stem for file in args.gin_file)
     report = _compile(make_step, topology, execution, args.hlo)
-    reports.append({'experiment': name} | report)
+    head = {'experiment': name, 'bindings': args.gin_bindings}
+    reports.append(head | report)
     tables.show_report(reports[-1])
-    if args.json:  # After each: a slice of hundreds of chips takes minutes.
-      args.json.parent.mkdir(parents=True, exist_ok=True)
-      atomic.write(args.json, json.dumps(reports, indent=2) + '\n')
+    _keep(args, reports)
   tables.show_summary(reports)
   return None if all(report['fits'] for report in reports) else 1
+
+
+def _keep(
+    args: argparse.Namespace, reports: Sequence[Mapping[str, Any]]
+) -> None:
+  """Writes what is asked for; after each: a large slice takes minutes."""
+  from moe_peft.compile import headers
+
+  if args.json:
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write(args.json, json.dumps(reports, indent=2) + '\n')
+  if args.header:
+    headers.write(Path(args.gin_file[0]), reports[-1:])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -97,11 +111,31 @@ def _parser() -> argparse.ArgumentParser:
       '--hlo', type=Path, metavar='DIR',
       help='keep the compiled programs (HloModuleProto), for other tools',
   )
+  parser.add_argument(
+      '--header', action='store_true',
+      help='write memory and the least time of a step into the comment that '
+      'the gin file begins with; with --show, from those files',
+  )
   flags.add_gin_flags(parser)
   return parser
 
 
-def _show(files: Sequence[Path]) -> None:
+def _check_header(args: argparse.Namespace) -> None:
+  if len(args.gin_file) != 1 or not Path(args.gin_file[0]).is_file():
+    raise errors.UserError(
+        'Notes go into one gin file, which is named by its path.', '--header',
+        'Give one --gin_file that is there.',
+    )
+  if any(name.startswith('host-') for name in args.topology or ()):
+    raise errors.UserError(
+        'A CPU has neither a memory nor a time to note.', '--header',
+        'Give slices of TPUs as --topology.',
+    )
+
+
+def _show(files: Sequence[Path], noted: Sequence[str]) -> None:
+  """Prints reports; the file `noted`, if any, gets those of its name."""
+  from moe_peft.compile import headers
   from moe_peft.compile import tables
 
   reports = []
@@ -111,6 +145,14 @@ def _show(files: Sequence[Path]) -> None:
       for report in found:
         tables.summary_row(report)  # Judged here, where the file is known.
       reports += found
+  for file in map(Path, noted):
+    own = [x for x in reports if x.get('experiment') == file.stem]
+    if not own:
+      raise errors.UserError(
+          f'No report is one of {file.stem}.', '--show',
+          'Give the file that --json has written for it.',
+      )
+    headers.write(file, own)
   tables.show_summary(reports)
 
 
