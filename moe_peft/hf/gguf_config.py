@@ -1,47 +1,24 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The metadata of a GGUF file as a `config.json`, and its names of tensors."""
+"""The metadata of a GGUF file as a `config.json`."""
 
 from collections.abc import Collection, Mapping
 import math
 from pathlib import Path
-import re
 from typing import Any
 
 from moe_peft import errors
 from moe_peft.hf import base_config
+from moe_peft.hf import gguf_names
 
 # Families by `general.architecture`. Mistral's files say llama.
 FAMILIES = {
-    **{x: x for x in ('llama', 'qwen2', 'qwen3', 'gemma', 'gemma2')},
+    **{x: x for x in (
+        'llama', 'qwen2', 'qwen3', 'gemma', 'gemma2', 'phi3', 'olmo2',
+        'granite', 'smollm3',
+    )},
     'gemma3': 'gemma3_text',
 }
-_TENSORS = {
-    'token_embd': 'model.embed_tokens',
-    'output_norm': 'model.norm',
-    'output': 'lm_head',
-}
-_LAYER_TENSORS = {
-    'attn_q': 'self_attn.q_proj',
-    'attn_k': 'self_attn.k_proj',
-    'attn_v': 'self_attn.v_proj',
-    'attn_output': 'self_attn.o_proj',
-    'attn_q_norm': 'self_attn.q_norm',
-    'attn_k_norm': 'self_attn.k_norm',
-    'attn_norm': 'input_layernorm',
-    'ffn_gate': 'mlp.gate_proj',
-    'ffn_up': 'mlp.up_proj',
-    'ffn_down': 'mlp.down_proj',
-    'ffn_norm': 'post_attention_layernorm',
-}
-# Gemma 2 and 3 norm both sides of a branch.
-_SANDWICH = {
-    'post_attention_norm': 'post_attention_layernorm',
-    'ffn_norm': 'pre_feedforward_layernorm',
-    'post_ffw_norm': 'post_feedforward_layernorm',
-}
-# Divides the frequencies of LLaMA 3, one number a pair.
-ROPE_FACTORS = 'rope_freqs.weight'
 _LENGTH = 'rope.scaling.original_context_length'
 # All that is known of positions and attention; any other field is refused.
 _KNOWN = {
@@ -52,21 +29,9 @@ _KNOWN = {
     'rope.scaling.yarn_beta_slow', 'attention.head_count',
     'attention.head_count_kv', 'attention.layer_norm_rms_epsilon',
     'attention.key_length', 'attention.value_length',
-    'attention.sliding_window',
+    'attention.sliding_window', 'attention.scale',
 }  # fmt: skip
 _LARGEST_GEMMAS = {'gemma2': 46, 'gemma3': 62}  # Layers of the 27B.
-
-
-def hf_name(name: str, architecture: str) -> str:
-  """Hugging Face name; of unknown tensors the name itself."""
-  known = _LAYER_TENSORS
-  if architecture in ('gemma2', 'gemma3'):
-    known = {**known, **_SANDWICH}
-  match = re.fullmatch(r'blk\.(\d+)\.(\w+)\.(weight|bias)', name)
-  if match and match[2] in known:
-    return f'model.layers.{match[1]}.{known[match[2]]}.{match[3]}'
-  stem = name.removesuffix('.weight')
-  return f'{_TENSORS[stem]}.weight' if stem in _TENSORS else name
 
 
 def special_id(fields: Mapping[str, Any], name: str) -> Any:
@@ -110,13 +75,15 @@ class Metadata:
     return value
 
   def hf_config(
-      self, names: Collection[str], rope_factors: list[float] | None
+      self, names: Collection[str],
+      rope_factors: Mapping[str, list[float]] | None = None,
   ) -> dict[str, Any]:
     """Returns what `config.json` of the model holds.
 
     Args:
       names: Hugging Face names of the tensors.
-      rope_factors: Contents of the tensor `ROPE_FACTORS`, if there is one.
+      rope_factors: Contents of those of `gguf_names.ROPE_FACTORS` that are
+        there.
 
     Raises:
       errors.UserError: For fields of positions and attention that are unknown.
@@ -145,8 +112,8 @@ class Metadata:
         'rms_norm_eps': self.get('attention.layer_norm_rms_epsilon'),
         'tie_word_embeddings': 'lm_head.weight' not in names,
         'attention_bias': any(x.endswith('o_proj.bias') for x in names),
-        **self._positions(head_dim, rope_factors),
-        **self._gemma(heads, width, head_dim),
+        **self._positions(head_dim, rope_factors or {}),
+        **self._of_family(heads, width, head_dim),
         'bos_token_id': special_id(self._all, 'bos')
         if adds_bos(self._all) else None,
         'eos_token_id': special_id(self._all, 'eos'),
@@ -164,28 +131,31 @@ class Metadata:
     for name in self._fields:
       if name.startswith(('rope.', 'attention.')) and name not in _KNOWN:
         raise self._refusal(name)
-    # Only Gemma's files mean it: those of others are read without windows.
+    # Of Gemma and Phi it is known which layers have it.
     name = 'attention.sliding_window'
-    if self._fields.get(name) and self.architecture not in _LARGEST_GEMMAS:
+    windowed = (*_LARGEST_GEMMAS, 'phi3')
+    if self._fields.get(name) and self.architecture not in windowed:
       raise self._refusal(name)
+    # Of Granite it says that nothing is rotated, of others nothing.
+    name = 'rope.scaling.finetuned'
+    granite = self.architecture == 'granite'
+    if granite and self._fields.get(name, True) is not True:
+      raise self._refusal(name)
+    if not granite and 'attention.scale' in self._fields:
+      raise self._refusal('attention.scale')
 
   def _positions(
-      self, head_dim: int, rope_factors: list[float] | None
+      self, head_dim: int, rope_factors: Mapping[str, list[float]]
   ) -> dict[str, Any]:
     name = 'rope.dimension_count'
     rotated = base_config.integer(
         name, self.get(name, head_dim), maximum=head_dim
     )
     scaling = self._scaling()
-    if rope_factors is not None:
+    if rope_factors:
       if scaling:
         raise self._refusal('rope.scaling.type')
-      # The same arithmetic: each frequency divided by a number of its own.
-      scaling = {
-          'rope_type': 'longrope', 'factor': 1.0, 'attention_factor': 1.0,
-          'short_factor': rope_factors, 'long_factor': rope_factors,
-          'original_max_position_embeddings': self.get('context_length'),
-      }
+      scaling = self._divided(rope_factors)
     found = {
         'rope_theta': self.get('rope.freq_base', 10000.0),
         'rope_scaling': scaling,
@@ -193,6 +163,31 @@ class Metadata:
     if rotated != head_dim:
       found['partial_rotary_factor'] = rotated / head_dim
     return found
+
+  def _divided(self, factors: Mapping[str, list[float]]) -> dict[str, Any]:
+    """Frequencies that are divided by a number each."""
+    every, short, long = map(factors.get, gguf_names.ROPE_FACTORS)
+    length = base_config.integer('context_length', self.get('context_length'))
+    scaling = {'rope_type': 'longrope', 'factor': 1.0, 'attention_factor': 1.0}
+    if every is not None:  # LLaMA 3 has the same for rows of all lengths.
+      return {
+          **scaling, 'short_factor': every, 'long_factor': every,
+          'original_max_position_embeddings': length,
+      }
+    if short is None or long is None:
+      missing = gguf_names.ROPE_FACTORS[1 if short is None else 2]
+      raise errors.UserError(
+          f'{self._file} has no tensor {missing}.', where=self._file,
+          remedy='Take the folder with config.json and safetensors.',
+      )
+    original = base_config.integer(_LENGTH, self.get(_LENGTH))
+    return {
+        **scaling,
+        'factor': length / original,
+        'attention_factor': self.get('rope.scaling.attn_factor', 1.0),
+        'short_factor': short, 'long_factor': long,
+        'original_max_position_embeddings': original,
+    }
 
   def _scaling(self) -> dict[str, Any] | None:
     factor = self._fields.get(
@@ -217,11 +212,35 @@ class Metadata:
         'beta_slow': self.get('rope.scaling.yarn_beta_slow', 1.0),
     }
 
+  def _of_family(
+      self, heads: int, width: int, head_dim: int
+  ) -> dict[str, Any]:
+    """What one family alone has, by llama.cpp's converter and graphs."""
+    kind = self.architecture
+    if kind == 'granite':
+      # A scale of 0 is none.
+      scale = lambda name: self._fields.get(name) or 1.0
+      return {
+          'attention_multiplier':
+              self._fields.get('attention.scale') or head_dim**-0.5,
+          'embedding_multiplier': scale('embedding_scale'),
+          'residual_multiplier': scale('residual_scale'),
+          'logits_scaling': self.get('logit_scale'),
+      }
+    if kind == 'phi3':  # Its files say 0 for no window.
+      window = self._fields.get('attention.sliding_window')
+      return {
+          'sliding_window': window or None,
+          'original_max_position_embeddings':
+              self._fields.get(_LENGTH, self.get('context_length')),
+      }
+    if kind in _LARGEST_GEMMAS:
+      return self._gemma(heads, width, head_dim)
+    return {}
+
   def _gemma(self, heads: int, width: int, head_dim: int) -> dict[str, Any]:
     """What Gemma 2 and 3 have; llama.cpp knows some of it by the size."""
     kind = self.architecture
-    if kind not in _LARGEST_GEMMAS:
-      return {}
     largest = self.get('block_count') == _LARGEST_GEMMAS[kind]
     found = {
         'query_pre_attn_scalar': width // heads if largest else head_dim,

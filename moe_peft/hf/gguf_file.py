@@ -16,6 +16,7 @@ from moe_peft import errors
 from moe_peft.hf import folders
 from moe_peft.hf import gguf_config
 from moe_peft.hf import gguf_header
+from moe_peft.hf import gguf_names
 
 # How texts are split before byte pairs are merged, by `tokenizer.ggml.pre`.
 _SINGLE_DIGITS = ('smollm',)
@@ -51,18 +52,18 @@ class GgufFile:
           where=file, remedy='Fetch it again.',
       ) from error
     metadata = gguf_config.Metadata(self._fields, file)
-    self._swapped = metadata.architecture == 'llama'
+    self._swapped = metadata.architecture in gguf_names.NEIGHBORS
     self._tensors = {
-        gguf_config.hf_name(name, metadata.architecture): tensor
+        gguf_names.hf_name(name, metadata.architecture): tensor
         for name, tensor in tensors.items()
     }
-    factors = gguf_config.ROPE_FACTORS
-    self.hf_config = metadata.hf_config(
-        self._tensors,
-        self._read(factors).astype(float).reshape(-1).tolist()
-        if factors in self._tensors else None,
-    )
-    self._tensors.pop(factors, None)
+    factors = {
+        name: self._read(name).astype(float).reshape(-1).tolist()
+        for name in gguf_names.ROPE_FACTORS if name in self._tensors
+    }
+    self.hf_config = metadata.hf_config(self._tensors, factors)
+    for name in factors:
+      del self._tensors[name]
     self.shapes = {name: x.shape for name, x in self._tensors.items()}
 
   def __getitem__(self, name: str) -> np.ndarray:

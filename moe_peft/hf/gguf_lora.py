@@ -8,6 +8,7 @@ import numpy as np
 
 from moe_peft import errors
 from moe_peft.hf import folders
+from moe_peft.hf import gguf_names
 from moe_peft.hf import peft_format
 from moe_peft.hf import sites as sites_lib
 from moe_peft.hf import trained as trained_lib
@@ -17,8 +18,6 @@ FILE = 'adapter.gguf'
 _ARCHITECTURES = {
     'mistral': 'llama', 'gemma3_text': 'gemma3', 'olmo3': 'olmo2', 'mt5': 't5',
 }
-# Those whose queries and keys llama.cpp rotates by neighboring pairs.
-_INTERLEAVED = ('llama', 'mistral', 'granite', 'smollm3')
 
 
 def write(
@@ -61,7 +60,7 @@ def write(
   writer.add_float32('adapter.lora.alpha', float(rank))
   for module, (down, up, scale) in pairs.items():
     name = names.get_name(f'{module}.weight', ('.weight',))
-    if kind in _INTERLEAVED:
+    if architecture in gguf_names.NEIGHBORS:
       up = _interleaved(module, up, trained.config)
     # llama.cpp divides alpha by the rank of each tensor.
     up = up * np.float32(scale * len(down) / rank)

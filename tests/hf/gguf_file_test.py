@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from moe_peft.hf import decoder_base
+from moe_peft.hf import entries as entries_lib
+from moe_peft.hf import families
 from moe_peft.hf import gguf_config
 from moe_peft.hf import gguf_file
+from moe_peft.hf import gguf_names
 from moe_peft.hf import import_base
 from moe_peft.models import rotary
 from moe_peft.training import bases
@@ -26,7 +29,7 @@ from tests.refusals import refused
     ],
 )
 def test_names(name, want):
-  assert gguf_config.hf_name(name, 'llama') == want
+  assert gguf_names.hf_name(name, 'llama') == want
 
 
 def test_rotary_pairs_become_halves():
@@ -65,7 +68,44 @@ _FAMILIES = {
         'query_pre_attn_scalar': 8,
         'rope_scaling': {'rope_type': 'linear', 'factor': 8.0},
     },
+    'olmo2': {'model_type': 'olmo2'},
+    'granite': {
+        'model_type': 'granite', 'embedding_multiplier': 3.0,
+        'attention_multiplier': 0.25, 'residual_multiplier': 0.5,
+        'logits_scaling': 2.0,
+    },
+    'smollm3': {'model_type': 'smollm3', 'num_hidden_layers': 4},
+    'phi3': {
+        'model_type': 'phi3', 'sliding_window': 16,
+        'partial_rotary_factor': 0.5, 'original_max_position_embeddings': 32,
+        'rope_scaling': {
+            'rope_type': 'longrope', 'factor': 4.0, 'attention_factor': 1.25,
+            'short_factor': [1.0, 1.5], 'long_factor': [2.0, 5.0],
+        },
+    },
 }
+
+
+def write_own(gguf, writer, config):
+  """What one family alone has, in the converter's words."""
+  scaling = config.get('rope_scaling', {})
+  if scaling.get('rope_type') == 'linear':
+    writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    writer.add_rope_scaling_factor(scaling['factor'])
+  if config['model_type'] == 'granite':
+    writer.add_attention_scale(config['attention_multiplier'])
+    writer.add_embedding_scale(config['embedding_multiplier'])
+    writer.add_residual_scale(config['residual_multiplier'])
+    writer.add_logit_scale(config['logits_scaling'])
+  if config['model_type'] == 'phi3':
+    writer.add_rope_dimension_count(config['head_dim'] // 2)
+    writer.add_rope_scaling_orig_ctx_len(
+        config['original_max_position_embeddings']
+    )
+    writer.add_rope_scaling_attn_factors(scaling['attention_factor'])
+    for length in ('short', 'long'):
+      factors = np.asarray(scaling[f'{length}_factor'], np.float32)
+      writer.add_tensor(f'rope_factors_{length}.weight', factors)
 
 
 def write_family(file, architecture, config, tensors):
@@ -85,16 +125,15 @@ def write_family(file, architecture, config, tensors):
   writer.add_vocab_size(config['vocab_size'])
   if 'sliding_window' in config:
     writer.add_sliding_window(config['sliding_window'])
-  if 'rope_scaling' in config:
-    writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-    writer.add_rope_scaling_factor(config['rope_scaling']['factor'])
+  write_own(gguf, writer, config)
   names = gguf.get_tensor_name_map(
       gguf.MODEL_ARCH[architecture.upper()], config['num_hidden_layers']
   )
   for name, array in tensors.items():
     module = name.split('.')[-2]
     heads = {'q_proj': 4, 'k_proj': 2}.get(module)
-    if heads and architecture == 'llama':  # Neighbors are turned together.
+    # Neighbors are turned together.
+    if heads and architecture in ('llama', 'granite', 'smollm3'):
       shape = (heads, 2, -1, *array.shape[1:])
       array = array.reshape(shape).swapaxes(1, 2).reshape(array.shape)
     if architecture.startswith('gemma') and name.endswith('norm.weight'):
@@ -114,9 +153,13 @@ def test_a_file_gives_the_base_of_the_folder(tmp_path, architecture):
   config = {**_SIZES, **_FAMILIES[architecture]}
   rng = np.random.default_rng(0)
   entries = decoder_base.entries(decoder_base.from_hf(config), 't5')
+  shapes, _ = decoder_base.joined(
+      entries_lib.source_shapes(entries),
+      families.FAMILIES[config['model_type']],
+  )
   tensors = {
-      name: rng.normal(size=entry.hf_shape).astype(np.float32)
-      for entry in entries for name in entry.sources
+      name: rng.normal(size=shape).astype(np.float32)
+      for name, shape in shapes.items()
   }
   write_family(tmp_path / 'model.gguf', architecture, config, tensors)
   import_decoder_test.write_model(tmp_path / 'hf', config, tensors)
@@ -134,20 +177,43 @@ def test_a_file_gives_the_base_of_the_folder(tmp_path, architecture):
     np.testing.assert_array_equal(array, expected[path], err_msg=path)
 
 
-def test_frequencies_of_llama_3_are_divided_by_a_tensor():
+def metadata(architecture, **fields):
   fields = {
-      'general.architecture': 'llama',
-      **{f'llama.{name}': value for name, value in {
-          'attention.head_count': 4, 'embedding_length': 32, 'vocab_size': 8,
-          'block_count': 2, 'feed_forward_length': 40, 'context_length': 128,
-          'attention.layer_norm_rms_epsilon': 1e-5, 'rope.freq_base': 5e5,
-      }.items()},
+      'attention.head_count': 4, 'embedding_length': 32, 'vocab_size': 8,
+      'block_count': 2, 'feed_forward_length': 40, 'context_length': 128,
+      'attention.layer_norm_rms_epsilon': 1e-5, 'rope.freq_base': 5e5, **fields,
   }
+  return gguf_config.Metadata(
+      {
+          'general.architecture': architecture,
+          **{f'{architecture}.{name}': x for name, x in fields.items()},
+      },
+      'x.gguf',
+  )
+
+
+@pytest.mark.parametrize(('architecture', 'field', 'value'), [
+    # Of a Granite that rotates nothing, of OLMo 3, of a scale elsewhere.
+    ('granite', 'rope.scaling.finetuned', False),
+    ('olmo2', 'attention.sliding_window', 64),
+    ('qwen3', 'attention.scale', 0.5),
+])
+def test_what_is_another_model_is_refused(architecture, field, value):
+  with refused('x.gguf', field, value):
+    metadata(architecture, **{field: value}).hf_config(())
+
+
+def test_factors_of_short_rows_alone_are_refused():
+  with refused('x.gguf', 'rope_factors_long'):
+    metadata('phi3').hf_config((), {'rope_factors_short.weight': [1.0] * 4})
+
+
+def test_frequencies_of_llama_3_are_divided_by_a_tensor():
   scaling = rotary.Scaling('llama3', 8.0, original_length=16)
   expected = rotary.frequencies(5e5, 8, scaling)
   factors = rotary.frequencies(5e5, 8) / expected
-  config = gguf_config.Metadata(fields, 'x.gguf').hf_config(
-      (), factors.astype(float).tolist()
+  config = metadata('llama').hf_config(
+      (), {'rope_freqs.weight': factors.astype(float).tolist()}
   )
   read = decoder_base.from_hf(config)
   assert read.rope_scaling.amplitude == 1.0

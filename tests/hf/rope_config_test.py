@@ -124,4 +124,4 @@ def test_metadata_of_positions_that_is_unknown_is_refused():
       'qwen3.embedding_length': 32, 'qwen3.rope.scaling.new': 2.0,
   }
   with refusals.refused('x.gguf', 'rope.scaling.new', 2.0):
-    gguf_config.Metadata(fields, 'x.gguf').hf_config((), None)
+    gguf_config.Metadata(fields, 'x.gguf').hf_config(())
