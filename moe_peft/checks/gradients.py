@@ -18,6 +18,8 @@ from moe_peft.training import experiment as experiment_lib
 
 def gradients(subject: subject_lib.Subject) -> None:
   """The loss reaches all that trains, and every loss of adapters something."""
+  if not subject.trains:
+    raise outcome.Skipped('nothing trains')
   factors = {k: v for k, v in subject.loss_factors.items() if v}
   trained, frozen = trainable.split(subject.moved, subject.trainable_regex)
 
@@ -81,7 +83,7 @@ def sharded(subject: subject_lib.Subject) -> None:
   want_loss, want = _loss_and_gradients(subject, alone, devices[:1])
   loss, grads = _loss_and_gradients(subject, experiment, devices)
   outcome.close(loss, want_loss, 'Losses on one device and on the mesh', 1e-4)
-  scale = max(np.abs(x).max() for x in want.values())
+  scale = max((np.abs(x).max() for x in want.values()), default=0.0)
   for path, value in want.items():
     apart = outcome.difference(grads[path], value)
     if not apart <= 1e-4 * max(scale, 1e-3):

@@ -94,6 +94,8 @@ def resume(subject: subject_lib.Subject) -> None:
 def _experiment(subject) -> experiment_lib.Experiment:
   if subject.experiment is None:
     raise outcome.Skipped('the gin files configure no Experiment')
+  if not subject.trains:
+    raise outcome.Skipped('nothing trains')
   return subject.experiment
 
 

@@ -5,6 +5,7 @@
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
+import re
 from typing import Any
 
 from flax import linen as nn
@@ -107,6 +108,12 @@ class Subject:
     )
     _, traced = adapted_sites.trace(call, self.params, self.batch)
     return traced
+
+  @property
+  def trains(self) -> bool:
+    """Whether anything does; of some banks nothing, and they are scored."""
+    trains = re.compile(self.trainable_regex).fullmatch
+    return any(trains(path) for path in self.params)
 
   @property
   def has_adapters(self) -> bool:

@@ -23,6 +23,7 @@ from moe_peft.core import routing
 from moe_peft.core import trainable
 from moe_peft.methods import molora
 from moe_peft.training import checkpoints
+from tests import refusals
 from tests.checks import tiny
 from tests.training import tiny as tiny_run
 
@@ -107,6 +108,20 @@ def test_a_mesh_is_one_device(tmp_path):
   subject = small.subject(made)
   assert subject.experiment.num_expert_partitions == 2
   gradients.sharded(subject)
+
+
+def test_nothing_is_asked_of_training_where_nothing_trains(tmp_path):
+  still = dict(TRAINABLE_REGEX='nothing', TRAIN_STEPS=0)
+  subject = small.subject(experiment(tmp_path, **still))
+  gradients.sharded(subject)
+  for check in (
+      gradients.gradients, runs.frozen, runs.optimizer_state, runs.resume
+  ):
+    with pytest.raises(outcome.Skipped, match='nothing trains'):
+      check(subject)
+  # With steps it is a mistake.
+  with refusals.refused('TRAINABLE_REGEX', 'TRAIN_STEPS'):
+    small.subject(experiment(tmp_path, **{**still, 'TRAIN_STEPS': 30}))
 
 
 @pytest.fixture(scope='module')
