@@ -117,12 +117,19 @@ def _import(args: argparse.Namespace) -> None:
       args.folder, args.out, args.layout, args.format, args.hub_id,
       args.experts,
   )
-  method = args.out / 'experts.gin' if args.experts else 'gin/methods/lora.gin'
+  if args.experts:
+    print(
+        f'{args.out}: train its routers with '
+        f'--gin_file={args.out / "model.gin"} '
+        f'--gin_file={args.out / "experts.gin"} '
+        '--gin_file=gin/runs/finetune.gin '
+        f'--gin.INITIAL_CHECKPOINT_PATH={args.out}'
+    )
+    return
+  print(f'{args.out}: written. A gin file that trains it on your rows:')
   print(
-      f'{args.out}: train with --gin_file={args.out / "model.gin"} '
-      f'--gin_file={method} '
-      '--gin_file=gin/runs/finetune.gin '
-      f'--gin.INITIAL_CHECKPOINT_PATH={args.out}'
+      f'  python -m moe_peft init --base {args.out} --data ROWS.jsonl '
+      '--out my_run.gin'
   )
 
 

@@ -54,7 +54,7 @@ def test_a_run_on_an_imported_base_is_exported(tmp_path, capsys, request):
   base, run_dir = tmp_path / 'base', tmp_path / 'run'
   name = 'google/byt5-nano'
   hf.main(['import', str(hf_folder), '--out', str(base), '--hub_id', name])
-  assert f'--gin.INITIAL_CHECKPOINT_PATH={base}' in capsys.readouterr().out
+  assert f'init --base {base} --data' in capsys.readouterr().out
   write_run(run_dir, base)
   out = tmp_path / 'out'
   hf.main(
