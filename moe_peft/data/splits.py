@@ -99,10 +99,13 @@ def _split(
     splits[chosen].append(row)
   for split, rows in splits.items():
     if not rows:
+      asked = len({row.key for row in all_rows})
       raise errors.UserError(
-          f'{len(all_rows)} rows are too few for a {split} split of '
-          f'{shares[split]:.0%}.', 'local.register_task.split_fractions',
-          'Give more rows, other split_fractions, or a file for each split.',
+          f'Too few rows for a {split} split of {shares[split]:.0%}: '
+          f'{len(all_rows)}, different questions: {asked}.',
+          'local.register_task.split_fractions',
+          'Give more rows; in a gin file also other split_fractions, or a file '
+          'for each split.',
       )
   return splits
 

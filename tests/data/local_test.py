@@ -220,7 +220,7 @@ def test_fractions(tmp_path):
     with refusals.refused('local.register_task.split_fractions', bad):
       local.register_task('my_other', data=path, split_fractions=bad)
   path = _write(tmp_path / 'b.jsonl', [_row(0)])
-  with refusals.refused('local.register_task.split_fractions', '1 rows'):
+  with refusals.refused('local.register_task.split_fractions', 'rows', 1):
     local.register_task('my_other', data=path)
 
 
