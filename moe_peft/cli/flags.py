@@ -183,6 +183,10 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     signals.done()
 
 
+# How XLA begins to say that memory is not enough.
+_NO_MEMORY = 'RESOURCE_EXHAUSTED'
+
+
 def _too_large(error: BaseException) -> errors.UserError | None:
   """What to say of a device whose memory is not enough; None for all else.
 
@@ -190,12 +194,12 @@ def _too_large(error: BaseException) -> errors.UserError | None:
   """
   jax = sys.modules.get('jax')  # It is not imported for this.
   if jax is None or not isinstance(error, jax.errors.JaxRuntimeError) or (
-      'RESOURCE_EXHAUSTED' not in str(error)
+      _NO_MEMORY not in str(error)
   ):
     return None
   return errors.UserError(
       'A device has not enough memory: '
-      + str(error).splitlines()[0].partition('RESOURCE_EXHAUSTED: ')[2][:200],
+      + str(error).splitlines()[0].partition(f'{_NO_MEMORY}: ')[2][:200],
       remedy='For training set NUM_MICROBATCHES, a smaller BATCH_SIZE or '
       "REMAT_POLICY = 'auto'; for scores and answers a smaller "
       "EVAL_BATCH_SIZE; for both BASE_DTYPE = 'bfloat16', 'int8' or 'nf4', or "
