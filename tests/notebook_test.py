@@ -14,7 +14,9 @@ NOTEBOOK = ROOT / 'notebooks' / 'routed_adapter.ipynb'
 
 @pytest.mark.slow
 def test_the_notebook_runs(tmp_path, monkeypatch):
-  monkeypatch.delenv('XLA_FLAGS', raising=False)  # One device, as a user has.
+  # One device and one cache of compiled programs, as a user has.
+  for variable in ('XLA_FLAGS', 'JAX_COMPILATION_CACHE_DIR'):
+    monkeypatch.delenv(variable, raising=False)
   monkeypatch.setenv('MOE_PEFT_NOTEBOOK_STEPS', '25')
   monkeypatch.setenv('MOE_PEFT_NOTEBOOK_RUN', str(tmp_path / 'run'))
   notebook = nbformat.read(NOTEBOOK, as_version=4)

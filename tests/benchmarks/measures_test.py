@@ -123,7 +123,7 @@ def test_step():
   assert mixture['gflop'] < 0.9 * full['gflop']
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_remat_rows_are_over_full_fine_tuning_with_remat():
   methods = (*step.QUICK, step.MOLORA + step.REMAT, step.FULL + step.REMAT)
   rows = by_case(
@@ -339,7 +339,7 @@ def test_startup_processes():
   assert startup.process('-c', source, environment=environment)() > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_second_first_step_finds_the_cache_of_the_first():
   first_step = (
       'import os, pathlib, time\n'

@@ -186,14 +186,14 @@ def _logits(run_dir, batch, masks):
     ('method', 'bindings'),
     [
         ('molora', {'NUM_EXPERTS': 4}),
-        pytest.param('molora_topk', {'NUM_EXPERTS': 4}, marks=pytest.mark.slow),
-        pytest.param('sira', {'NUM_EXPERTS': 6}, marks=pytest.mark.slow),
+        pytest.param('molora_topk', {'NUM_EXPERTS': 4}, marks=pytest.mark.long),
+        pytest.param('sira', {'NUM_EXPERTS': 6}, marks=pytest.mark.long),
         pytest.param(
             'mov', {'NUM_EXPERTS': 4, 'SITES': '.*/(key|act)'},
-            marks=pytest.mark.slow,
+            marks=pytest.mark.long,
         ),
-        pytest.param('adamix', {'NUM_EXPERTS': 4}, marks=pytest.mark.slow),
-        pytest.param('mode', {'NUM_EXPERTS': 4}, marks=pytest.mark.slow),
+        pytest.param('adamix', {'NUM_EXPERTS': 4}, marks=pytest.mark.long),
+        pytest.param('mode', {'NUM_EXPERTS': 4}, marks=pytest.mark.long),
         pytest.param('mixlora', {'NUM_EXPERTS': 4}, marks=pytest.mark.slow),
     ],
 )

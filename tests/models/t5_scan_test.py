@@ -168,7 +168,7 @@ def test_scan_equals_the_unrolled_model():
     [
         pytest.param('unrolled-full', marks=pytest.mark.slow),
         'scan-minimal',
-        pytest.param('scan-full', marks=pytest.mark.slow),
+        pytest.param('scan-full', marks=pytest.mark.long),
     ],
 )
 def test_remat_changes_nothing(name):

@@ -134,7 +134,7 @@ def test_a_trial_becomes_the_run_of_its_own_seed_alone(tmp_path):
   assert files == ['checkpoints/kept', 'metrics/kept', 'tensorboard/kept']
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stopped_study_goes_on(tmp_path):
   """SIGTERM reaches the run, which saves; the second call continues it."""
   write_study(tmp_path / 'tiny', TRAIN_STEPS=150, CHECKPOINT_PERIOD=1000)

@@ -78,7 +78,7 @@ def test_batches_hold_inputs_and_targets_in_one_row(tmp_path, packing):
         'mov',
         'molora_sentence',
         *(
-            pytest.param(method, marks=pytest.mark.slow)
+            pytest.param(method, marks=pytest.mark.long)
             for method in ('lora', 'sira', 'mixlora', 'mode')
         ),
     ],

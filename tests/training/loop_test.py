@@ -189,7 +189,7 @@ def test_microbatches_do_not_change_the_gradient(tmp_path):
 @pytest.mark.parametrize(
     'partitions',
     [
-        pytest.param((1, 1), marks=pytest.mark.slow),
+        pytest.param((1, 1), marks=pytest.mark.long),
         pytest.param((4, 1), marks=pytest.mark.slow),
         pytest.param((2, 2), marks=pytest.mark.slow),
     ],

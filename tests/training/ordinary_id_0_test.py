@@ -86,8 +86,12 @@ def test_rows_hold_the_id_0_and_the_end(packing, tmp_path):
     ('tokenizer', 'packing'),
     [
         (small_tokenizers.byte_level, False),
-        (small_tokenizers.byte_level, True),
-        (small_tokenizers.byte_level_with_bos, False),
+        pytest.param(
+            small_tokenizers.byte_level, True, marks=pytest.mark.long
+        ),
+        pytest.param(
+            small_tokenizers.byte_level_with_bos, False, marks=pytest.mark.long
+        ),
     ],
 )
 def test_a_run_learns_them_and_answers(tokenizer, packing, tmp_path):

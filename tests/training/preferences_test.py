@@ -221,7 +221,7 @@ def test_batches_are_pairs_of_ordinary_rows(tmp_path, model):
   assert answers.tolist() == pair * len(targets)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_microbatches_and_padding_change_nothing(tmp_path):
   found = []
   for name, bindings in {

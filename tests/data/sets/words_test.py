@@ -74,7 +74,7 @@ def test_shuffling_follows_the_seed():
 @pytest.mark.parametrize(
     'name, pack',
     [
-        pytest.param('tiny_pretrain', True, marks=pytest.mark.slow),
+        pytest.param('tiny_pretrain', True, marks=pytest.mark.long),
         ('quickstart', False),
     ],
 )
