@@ -67,13 +67,18 @@ class MethodFile:
           remedy=f'Did you mean {near[0]!r}? There are {", ".join(names)}.',
       )
 
+  @property
+  def options(self) -> list[str]:
+    """Names of the macros that it sets or refers to."""
+    return sorted(self.macros.keys() | self._used)
+
   def set(self, name: str, value: Any) -> None:
     """Sets a macro.
 
     Raises:
       errors.UserError: The file has no such macro, or the value is not allowed.
     """
-    known = sorted(self.macros.keys() | self._used)
+    known = self.options
     if name not in known:
       near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
       raise errors.UserError(

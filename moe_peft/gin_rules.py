@@ -118,6 +118,15 @@ def some(rule: Rule) -> Rule:
   return lambda value: rule(value) or ('' if value else 'is empty')
 
 
+def ids(value: Any) -> str:
+  """How many ids there are, or the different names that they have."""
+  if isinstance(value, int):
+    return whole(1)(value)
+  if not isinstance(value, list | tuple) or not value or any(map(text, value)):
+    return 'is no tuple of names, nor how many there are'
+  return 'has a name twice' if len(set(value)) < len(value) else ''
+
+
 _BOOL = one_of(True, False)
 _COUNT = whole(1)
 _RATE = number(least=0, below=1)
@@ -138,6 +147,7 @@ RULES: Mapping[str, Rule] = {
     'TRAIN_FILES': paths,
     'VALIDATION_FILES': paths,
     'TASK_FEATURE_LENGTHS': some(each(_COUNT, dict)),
+    'EXAMPLE_IDS': optional(ids),
     'TRAIN_STEPS': whole(0),
     'BATCH_SIZE': _COUNT,
     'NUM_MICROBATCHES': optional(_COUNT),
@@ -201,6 +211,7 @@ RULES: Mapping[str, Rule] = {
     'NUM_SELECTED_EXPERTS': _COUNT,
     'ACTIVE_EXPERTS': optional(some(each(whole(0)))),
     'TEMPERATURE': number(above=0),
+    'FEATURES': some(each(some(each(text)))),
     'FIRST_K': _COUNT,
     'GROWTH_STEPS': optional(_COUNT),
     'RANK': _COUNT,

@@ -23,7 +23,7 @@ _NAMES = re.compile(
     '|'.join((
         r'moe_peft\.(core|methods|models|t5x)\.\w+\.NAME',
         r'moe_peft\.data\.(local|preferences|tfds_tasks|vocabularies|metrics)\.NAME',
-        r'moe_peft\.data\.catalog\.known',
+        r'moe_peft\.data\.(catalog\.known|example_ids\.with_ids)',
         r'moe_peft\.data\.sets\.(commonsense|languages|math_problems|p3|words)\.NAME',
         r'moe_peft\.evaluation\.aggregate\.NAME',
         r'moe_peft\.training\.(experiment|objectives|schedules)\.NAME',

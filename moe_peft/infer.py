@@ -45,13 +45,30 @@ def main(argv: Sequence[str]) -> int | None:
       '--chat', action='store_true',
       help='each line is what a user says, or a conversation as JSON',
   )
+  parser.add_argument(
+      '--example_id', metavar='ID',
+      help='for runs with EXAMPLE_IDS: the task, language or client of all '
+      'lines, a name or a number',
+  )
+  parser.add_argument(
+      '--rows', action='store_true',
+      help='each line is an object of JSON: its "inputs" and its "example_id"',
+  )
   flags.add_gin_flags(parser)
   args = parser.parse_args(argv)
+  if args.rows and args.chat:
+    parser.error('--rows and --chat say two things of the lines')
   lines = _read_lines(args.file)
   flags.load_run(args)
   import jax
 
+  from moe_peft.data import example_ids
   from moe_peft.training import restored
+
+  ids = [None] * len(lines)
+  if args.rows:
+    lines, ids = example_ids.read_rows(lines)
+  ids = [args.example_id if x is None else x for x in ids]
 
   options = {
       'greedy': {},
@@ -61,7 +78,7 @@ def main(argv: Sequence[str]) -> int | None:
           'rng': jax.random.key(args.seed),
       },
   }[args.decode]
-  for answer in restored.infer(lines, args.chat, **options):
+  for answer in restored.infer(lines, args.chat, ids, **options):
     print(json.dumps(answer) if args.json else _one_line(answer), flush=True)
   return None
 

@@ -65,6 +65,7 @@ ONE = {'SITES': '.*/wo'}
 VECTORS = {'SITES': '.*/(key|act)', 'NUM_EXPERTS': 3}
 SMALL = {**SITES, 'NUM_EXPERTS': 3, 'RANK': 2}
 BLOCK = {**SMALL, 'SITES': '.*/wo', 'ATTENTION_SITES': '.*/key'}
+TOLD = {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2, 'EXAMPLE_IDS': 3}
 DEPTH = {**SITES, 'EXPERTS_BY_DEPTH': (2, 3), 'RANK': 2}
 ENCODER = {**SMALL, 'SITES': '(.*/)?encoder/.*/(key|wo)'}
 # Experts that train too: gradients of what is frozen must be zero here.
@@ -156,6 +157,14 @@ TABLE = {
         {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2, 'NUM_SELECTED_EXPERTS': 2},
         layers=1,
     ),
+    'lora_id': Row('lora_id', TOLD, layers=1),
+    'molora_id': Row('molora_id', TOLD, layers=1),
+    'moelora_id': Row('moelora_id', TOLD, layers=1),
+    'mtl_lora': Row('mtl_lora', TOLD, layers=1),
+    'flix': Row(
+        'flix', {**TOLD, 'FEATURES': (('a', 'b'), ('b', 'c'), ('c',))},
+        layers=1,
+    ),
     'bank': Row('bank', SMALL, like='molora'),
     'bank_topk': Row('bank_topk', SMALL, like='molora_topk'),
     'bank_sequence': Row('bank_sequence', SMALL, like='molora_sentence'),
@@ -163,6 +172,7 @@ TABLE = {
     'bank_spectr': Row('bank_spectr', {**BANK, 'NUM_SELECTED_EXPERTS': 2}),
     'bank_phatgoose': Row('bank_phatgoose', BANK),
     'bank_uniform': Row('bank_uniform', BANK),
+    'bank_id': Row('bank_id', TOLD, like='lora_id'),
     'bank_random': Row('bank_random', SMALL, like='molora_topk'),
     'phatgoose': Row(
         'phatgoose',
@@ -203,9 +213,11 @@ def adapted(layers=2, **options):
 
 def subject(layers=2):
   """What is checked of the method that gin describes."""
+  told = 'EXAMPLE_IDS' in gin_files.macros()
   return tiny.subject(
       adapted(layers),
       gin_files.macro('LOSS_FACTORS'),
+      num_ids=gin_files.macro('EXAMPLE_IDS') if told else 0,
       trainable_regex=gin_files.macro('TRAINABLE_REGEX'),
   )
 

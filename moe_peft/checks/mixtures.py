@@ -17,6 +17,7 @@ from moe_peft import errors
 from moe_peft.checks import outcome
 from moe_peft.checks import subject as subject_lib
 from moe_peft.core import dispatch
+from moe_peft.core import id_scores
 from moe_peft.core import trainable
 
 _LORA, _IA3 = {'lora_a', 'lora_b'}, {'scaling'}
@@ -81,6 +82,11 @@ def permutation(subject: subject_lib.Subject) -> None:
   _require_router(subject)
   if any(path.endswith('layer_index') for path in subject.params):
     raise outcome.Skipped('layers of this scan have the first experts only')
+  if any(
+      isinstance(getattr(site.router, 'scores', None), id_scores.ExpertOfId)
+      for site in subject.sites.values()
+  ):
+    raise outcome.Skipped('each expert is that of an id')
   more = subject_lib.with_adapters(
       subject.module,
       lambda adapter, name: _resized(adapter, name, adapter.num_experts + 1)

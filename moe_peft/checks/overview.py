@@ -19,6 +19,7 @@ from moe_peft import gin_files
 from moe_peft import gin_methods
 from moe_peft.checks import subject
 from moe_peft.core import adapted_sites
+from moe_peft.core import id_scores
 from moe_peft.core import inject
 from moe_peft.core import trainable
 from moe_peft.hf import adapter_specs
@@ -26,8 +27,12 @@ from moe_peft.models import language_model
 from moe_peft.training import budget
 
 _LENGTHS = {'inputs': 8, 'targets': 8}
-# Macros without a value in the files of methods.
-_GIVEN = {'GROWTH_STEPS': None}
+# Macros without a value in the files of methods: ten ids, each with a feature
+# of its own, for as many experts.
+_GIVEN = {
+    'GROWTH_STEPS': None, 'EXAMPLE_IDS': 10,
+    'FEATURES': tuple((str(number),) for number in range(10)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +45,9 @@ class Row:
     trainable: Parameters that train.
     size: Macro and value that a budget has chosen, `RANK = 3`; empty without,
       and where what trains has no size.
-    mergeable: 'yes', 'no', or 'collapsed': only with constant weights, which
-      changes what it computes.
+    mergeable: 'yes', 'no', 'by id' if it is a LoRA for each id of EXAMPLE_IDS,
+      or 'collapsed': only with constant weights, which changes what it
+      computes.
     exports: Formats of `python -m moe_peft hf export`.
     causal: 'yes', 'prompt' if decoders route by the prompt (the encoder's
       outputs, or the prompt so far), 'no' if it adapts encoders only.
@@ -80,7 +86,7 @@ def row(
   """
   file = gin_methods.MethodFile(name)
   for macro, value in _GIVEN.items():
-    if macro in file.macros:
+    if macro in file.options:
       file.set(macro, value)
   text = gin_files.resource(f'gin/methods/{name}.gin').read_text('utf-8')
   found = re.search(r'^#[^\n]*?(\d{4}\.\d{5})', text, re.M)
@@ -177,14 +183,25 @@ def _causal(sites: Mapping[str, adapted_sites.TracedSite]) -> str:
   causal = [site for site in sites.values() if site.adapter.site.causal]
   if not causal:
     return 'no' if sites else 'yes'
-  by_row = [x for x in causal if x.router and x.router.scores.per_row]
+  by_row = [
+      x for x in causal
+      if x.router and x.router.scores.per_row and not _told_ids(x)
+  ]
   return 'prompt' if by_row else 'yes'
+
+
+def _told_ids(site: adapted_sites.TracedSite) -> bool:
+  """Whether its weights are those of the id of an example."""
+  scores = getattr(site.router, 'scores', None)
+  return isinstance(scores, id_scores.IdScores)
 
 
 def _exports(sites, rules, decoder) -> dict[str, str]:
   """Whether it can be merged, and the formats that hold it."""
   if not sites:  # All of the model trains.
     return {'mergeable': 'yes', 'exports': 'merged'}
+  if all(_told_ids(site) for site in sites.values()):
+    return {'mergeable': 'by id', 'exports': 'a LoRA for each id'}
   try:
     specs = [
         adapter_specs.read(layer, site, rules) for layer, site in sites.items()

@@ -9,6 +9,7 @@ Arithmetic is float32, in which what is equal can be told from what is not.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from moe_peft.checks import subject as subject_lib
 from moe_peft.core import inject
 from moe_peft.core import losses
 from moe_peft.core import quantized
+from moe_peft.data import rows as row_lib
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
 from moe_peft.training import objectives
@@ -124,6 +126,7 @@ def shrink(
   register(
       {**lengths, **experiment.objective.task_lengths(lengths)},
       getattr(_config(module), 'vocab_size', 64),
+      experiment.example_ids,
   )
   return dataclasses.replace(
       experiment,
@@ -242,8 +245,18 @@ def _text(value: Any) -> str:
   return str(getattr(value, '__name__', value))
 
 
-def register(lengths: Mapping[str, int], vocab_size: int) -> None:
-  """Registers the task `TASK`: random ids, at most half of a row long."""
+def register(
+    lengths: Mapping[str, int],
+    vocab_size: int,
+    example_ids: Sequence[str] | int | None = None,
+) -> None:
+  """Registers the task `TASK`: random ids, at most half of a row long.
+
+  Args:
+    lengths: Most tokens of each feature, times two.
+    vocab_size: Number of tokens.
+    example_ids: EXAMPLE_IDS, which rows have in turn.
+  """
 
   def rows(split, shuffle_files=False, seed=None):
     del split, shuffle_files, seed
@@ -261,6 +274,11 @@ def register(lengths: Mapping[str, int], vocab_size: int) -> None:
         name: tf.ragged.constant([row[name] for row in drawn], tf.int32)
         for name in lengths
     }
+    if example_ids is not None:
+      ids = example_ids
+      ids = range(ids) if isinstance(ids, int) else ids
+      turns = itertools.islice(itertools.cycle(ids), len(drawn))
+      ragged[row_lib.EXAMPLE_ID] = tf.constant(list(turns))
     return tf.data.Dataset.from_tensor_slices(ragged).map(
         lambda row: {name: x for name, x in row.items()}
     )

@@ -37,13 +37,18 @@ def main(argv: Sequence[str]) -> int | None:
       '--experts', action='store_true',
       help='shows after each answer which experts wrote it',
   )
+  parser.add_argument(
+      '--example_id', metavar='ID',
+      help='for runs with EXAMPLE_IDS: a name or a number',
+  )
   flags.add_gin_flags(parser)
   args = parser.parse_args(argv)
   flags.load_run(args)
   from moe_peft.training import chatting
 
   chatter = chatting.Chatter(
-      args.max_tokens, args.temperature or 0.0, args.seed, args.system
+      args.max_tokens, args.temperature or 0.0, args.seed, args.system,
+      args.example_id,
   )
   for line in _lines():
     if line == '/new':

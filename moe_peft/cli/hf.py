@@ -84,6 +84,9 @@ def _add_export(commands) -> None:
   add('--hub_id', '--base', dest='hub_id', default='', metavar='NAME',
       help='name of the base on the Hub, where the import did not say it; '
       'without one the base is written into the folder')
+  add('--example_id', metavar='ID',
+      help='for runs with EXAMPLE_IDS: what it is for the examples of one id, '
+      'an ordinary LoRA, exactly')
   add('--collapse', type=Path, metavar='FILE.jsonl',
       help='average the gates over three quarters of these examples into one '
       'ordinary LoRA, and measure on the rest what that costs')
@@ -143,6 +146,14 @@ def _export(args: argparse.Namespace) -> int:
   from moe_peft.hf import trained as trained_lib
 
   trained = trained_lib.from_run(args.hub_id)
+  if args.example_id is not None:
+    from moe_peft.data import example_ids
+    from moe_peft.hf import one_id
+
+    known = 'EXAMPLE_IDS' in gin_files.macros()
+    ids = gin_files.macro('EXAMPLE_IDS') if known else None
+    (number,) = example_ids.of_prompts([args.example_id], ids)
+    trained = one_id.of(trained, number - 1, args.example_id)
   if args.collapse:
     made = export.export_collapsed(
         trained, args.out, args.collapse, args.format, args.rank,

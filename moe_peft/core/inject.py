@@ -125,10 +125,11 @@ class BlockRule(OutputRule):
 class AdaptedModule(nn.Module):
   """A Linen model with adapters on the layers that `rules` name.
 
-  It has the parameters, methods and call signatures of `module`. Three keyword
+  It has the parameters, methods and call signatures of `module`. Four keyword
   arguments are its own, on every method: `step` (`<int32>[]`, for routers whose
   number of experts grows while training), `in_prompt` (`<int32>[batch,
-  length]`, 1 for the prompt in the rows of a decoder), and `adapters`. With
+  length]`, 1 for the prompt in the rows of a decoder), `example_ids`
+  (`<int32>[batch, n]`, see `tokens.with_example_ids`), and `adapters`. With
   `adapters=False` (static) the same parameters give the pass of the bare model,
   to the last bit: no adapter runs, is made or sows anything. So one set of
   parameters is both the model that trains and the one it is compared with.
@@ -152,11 +153,12 @@ class AdaptedModule(nn.Module):
 
   @nn.compact
   def __call__(
-      self, *args, step=None, in_prompt=None, adapters=True, **kwargs
+      self, *args, step=None, in_prompt=None, example_ids=None, adapters=True,
+      **kwargs,
   ):
     if not adapters:
       return self.module(*args, **kwargs)
-    injection = _Injection(self, step, in_prompt)
+    injection = _Injection(self, step, in_prompt, example_ids)
     run = lambda: injection.run(self.module, *args, **kwargs)
     result = run()
     for rule in self.rules:
@@ -165,20 +167,22 @@ class AdaptedModule(nn.Module):
 
   @nn.compact
   def encode(
-      self, *args, step=None, in_prompt=None, adapters=True, **kwargs
+      self, *args, step=None, in_prompt=None, example_ids=None, adapters=True,
+      **kwargs,
   ):
     if not adapters:
       return self.module.encode(*args, **kwargs)
-    injection = _Injection(self, step, in_prompt)
+    injection = _Injection(self, step, in_prompt, example_ids)
     return injection.run(self.module.encode, *args, **kwargs)
 
   @nn.compact
   def decode(
-      self, *args, step=None, in_prompt=None, adapters=True, **kwargs
+      self, *args, step=None, in_prompt=None, example_ids=None, adapters=True,
+      **kwargs,
   ):
     if not adapters:
       return self.module.decode(*args, **kwargs)
-    injection = _Injection(self, step, in_prompt)
+    injection = _Injection(self, step, in_prompt, example_ids)
     return injection.run(self.module.decode, *args, **kwargs)
 
   @property
@@ -197,9 +201,10 @@ class _Injection:
 
   def __init__(
       self, adapted: AdaptedModule, step: jax.Array | None,
-      in_prompt: jax.Array | None,
+      in_prompt: jax.Array | None, example_ids: jax.Array | None,
   ):
     self._adapted, self._step, self._in_prompt = adapted, step, in_prompt
+    self._example_ids = example_ids
     self._rules = [(sites.compile_path(r.path), r) for r in adapted.rules]
     self.arguments: dict[str, Any] = {}
     self._matched: set[OutputRule] = set()
@@ -220,7 +225,7 @@ class _Injection:
         if rule not in self._matched:
           sites.require_match(rule.path, self._seen)
         sites.require_alternatives(rule.path, self._seen)
-      _number_scanned_layers(self._adapted.scope)
+      sites.number_scanned_layers(self._adapted.scope)
     return result
 
   def _intercept(self, next_fun, args, kwargs, context):
@@ -314,25 +319,5 @@ class _Injection:
           where='inject.AdaptedModule.describe_tokens',
           remedy='It must return moe_peft.core.tokens.Tokens.',
       )
-    return tokens.replace(step=self._step)
-
-
-def _number_scanned_layers(scope) -> None:
-  """Fills the `layer_index` of adapters in a scanned stack with 0, 1, 2, ...
-
-  A layer inside `nn.scan` cannot know its own number, and the scans of T5X's
-  networks do not tell it; the stacked parameter can. Parameters of that name
-  outside of adapters are the model's own and stay as they are. Methods whose
-  experts differ by layer read it (see methods/mola.py).
-  """
-  params = scope.root._variables.get('params', {})  # pylint: disable=protected-access
-  constant = (sites.ADAPTER_SCOPE, 'layer_index')
-
-  def fill(path, leaf):
-    names = tuple(getattr(key, 'key', None) for key in path[-2:])
-    if names != constant or leaf.size == 1:
-      return leaf
-    return jnp.arange(leaf.size, dtype=leaf.dtype).reshape(leaf.shape)
-
-  numbered = jax.tree_util.tree_map_with_path(fill, params)
-  scope.root._variables['params'] = numbered  # pylint: disable=protected-access
+    tokens = tokens.replace(step=self._step)
+    return tokens_lib.with_example_ids(tokens, self._example_ids)

@@ -17,6 +17,20 @@ from flax import linen as nn
 import jax
 
 
+def within_root(fan_axis: int) -> Callable[..., jax.Array]:
+  """Uniform within 1 / sqrt(size of an axis): torch's Kaiming with sqrt(5)."""
+
+  def init(key, shape, dtype):
+    bound = shape[fan_axis] ** -0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return init
+
+
+# As in the released code of MoLoRA (2309.05444).
+INIT_A = nn.initializers.normal(stddev=2e-2)
+
+
 class _Adapter(Protocol):
   """What `lora_kernels` needs of a module: sizes and a maker of parameters."""
 
@@ -34,11 +48,11 @@ def lora_kernels(
     num_a: int | None = None,
     num_b: int | None = None,
     prefix: str = '',
+    init_a: Callable[..., jax.Array] = INIT_A,
 ) -> tuple[jax.Array, jax.Array]:
   """Makes the kernels of LoRA experts (arXiv 2106.09685), identity at first.
 
-  `lora_a` is normal with a deviation of 0.02 as in the released code of MoLoRA
-  (2309.05444), `lora_b` is zero.
+  `lora_b` is zero.
 
   Args:
     adapter: The module that they belong to.
@@ -48,6 +62,7 @@ def lora_kernels(
     num_a: Experts of `lora_a`; 1 if all share it. By default all.
     num_b: Experts of `lora_b`.
     prefix: Of the names of the parameters.
+    init_a: Initial values of `lora_a`.
 
   Returns:
     `lora_a` <float32>[num_a, in, rank] and `lora_b` <float32>[num_b, rank,
@@ -57,7 +72,7 @@ def lora_kernels(
   num_a, num_b = num_a or adapter.num_experts, num_b or adapter.num_experts
   lora_a = adapter.param_with_axes(
       f'{prefix}lora_a',
-      nn.initializers.normal(stddev=2e-2),
+      init_a,
       (num_a, in_features, adapter.rank),
       ('expert', in_axis, 'rank'),
   )

@@ -9,6 +9,7 @@ import re
 
 from flax import linen as nn
 import jax
+import jax.numpy as jnp
 
 from moe_peft import errors
 
@@ -181,3 +182,24 @@ def require_match(path: str, seen: Iterable[str]) -> None:
       remedy='It must match the whole path of a layer. The nearest layers of '
       f'this model: {near}.',
   )
+
+
+def number_scanned_layers(scope) -> None:
+  """Fills the `layer_index` of adapters in a scanned stack with 0, 1, 2, ...
+
+  A layer inside `nn.scan` cannot know its own number, and the scans of T5X's
+  networks do not tell it; the stacked parameter can. Parameters of that name
+  outside of adapters are the model's own and stay as they are. Methods whose
+  experts differ by layer read it (see methods/mola.py).
+  """
+  params = scope.root._variables.get('params', {})  # pylint: disable=protected-access
+  constant = (ADAPTER_SCOPE, 'layer_index')
+
+  def fill(path, leaf):
+    names = tuple(getattr(key, 'key', None) for key in path[-2:])
+    if names != constant or leaf.size == 1:
+      return leaf
+    return jnp.arange(leaf.size, dtype=leaf.dtype).reshape(leaf.shape)
+
+  numbered = jax.tree_util.tree_map_with_path(fill, params)
+  scope.root._variables['params'] = numbered  # pylint: disable=protected-access

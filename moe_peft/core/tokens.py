@@ -1,6 +1,6 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of the tokens at a site: padding, packing, the prompt.
+"""What is known of the tokens at a site: padding, packing, prompt, ids.
 
 A model is called with arguments of its own names. `describe_tokens`, a field of
 `inject.AdaptedModule`, turns one call into `Tokens`: `t5x_tokens` knows T5X's
@@ -18,6 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from moe_peft import errors
+
+# The feature of batches that gives them; see `with_example_ids`.
+EXAMPLE_IDS = 'example_ids'
 
 
 @struct.dataclass
@@ -37,6 +40,10 @@ class Tokens:
     cached: Whether the model keeps what it has read for its next call, as in
       decoding.
     step: <int32>[], the training step, or None.
+    example_ids: <int32>[batch, length], or [batch, 1] where a row is one
+      example: the id that was given with each token's example (its task,
+      language, client), from 0; -1 where there is none, as at padding. None
+      where no ids are given.
     known: Whether anything said which tokens are padding.
   """
 
@@ -48,6 +55,7 @@ class Tokens:
   in_prompt: jax.Array | None = None
   cached: bool = struct.field(pytree_node=False, default=False)
   step: jax.Array | None = None
+  example_ids: jax.Array | None = None
   known: bool = struct.field(pytree_node=False, default=True)
 
   def require_known(self, what: str) -> None:
@@ -66,6 +74,24 @@ class Tokens:
           'ids), to @tokens.all_real if there is no padding, or to a function '
           'of your own.',
       )
+
+  def require_example_ids(self, what: str) -> jax.Array:
+    """Returns the ids of the examples.
+
+    Args:
+      what: What depends on them.
+
+    Raises:
+      errors.UserError: If none are given.
+    """
+    if self.example_ids is None:
+      raise errors.UserError(
+          f'{what} is told an id of each example, and none is given.',
+          where='EXAMPLE_IDS',
+          remedy='Set it to the names of tasks, or of values of id_key in '
+          'local.register_task; moe_peft.infer takes --example_id.',
+      )
+    return self.example_ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +184,23 @@ def _with_prompt(tokens: Tokens, arguments: Mapping[str, Any]) -> Tokens:
   if given is None:
     return tokens.replace(in_prompt=tokens.valid)
   return tokens.replace(in_prompt=real(given) & tokens.valid)
+
+
+def with_example_ids(tokens: Tokens, given: jax.Array | None) -> Tokens:
+  """Adds the ids that were given with the examples.
+
+  Args:
+    tokens: The tokens; their segment ids count the examples of a row from 1.
+    given: <int32>[batch, n], 1 + the id of each example of a row in turn, and 0
+      behind the last; None: no ids are given.
+  """
+  if given is None:
+    return tokens
+  ids, segments = given[:, :1], tokens.segment_ids
+  if segments is not None:
+    ids = jnp.take_along_axis(given, jnp.maximum(segments - 1, 0), axis=1)
+    ids = jnp.where(segments > 0, ids, 0)
+  return tokens.replace(example_ids=ids - 1)
 
 
 def tokens_argument(

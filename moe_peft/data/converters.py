@@ -15,6 +15,7 @@ import seqio
 import tensorflow as tf
 
 from moe_peft import errors
+from moe_peft.core import tokens
 from moe_peft.models import dataset_ids
 
 Features = Mapping[str, tf.Tensor]
@@ -47,6 +48,17 @@ def of_model(model: Any, pack: bool = False) -> seqio.FeatureConverter:
   return EncoderDecoderConverter(pack=pack)
 
 
+def with_ids(lengths: Mapping[str, int], pack: bool) -> dict[str, int]:
+  """Lengths of model features, with that of the ids of examples.
+
+  Args:
+    lengths: Of the features without it.
+    pack: Whether several examples share a row: as many as it has targets.
+  """
+  room = lengths['decoder_target_tokens'] if pack else 1
+  return {**lengths, tokens.EXAMPLE_IDS: room}
+
+
 def fill(rows: Mapping[str, Any]) -> tuple[float, float]:
   """How full packed rows are, those of the encoder included.
 
@@ -63,7 +75,30 @@ def fill(rows: Mapping[str, Any]) -> tuple[float, float]:
   return 100 * float(used), float(segments[0].max(axis=1).mean())
 
 
-class EncoderDecoderConverter(seqio.EncDecFeatureConverter):
+class _WithExampleIds(seqio.FeatureConverter):
+  """Keeps the ids of examples, of data that give some (example_ids.py).
+
+  They are a feature that SeqIO passes through and packs, one number an example.
+  """
+
+  def __call__(
+      self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
+  ) -> tf.data.Dataset:
+    if tokens.EXAMPLE_IDS not in ds.element_spec:
+      return super().__call__(ds, task_feature_lengths)
+    lengths = {
+        k: x for k, x in task_feature_lengths.items() if k != tokens.EXAMPLE_IDS
+    }
+    of_model = with_ids(self.get_model_feature_lengths(lengths), self.pack)
+    lengths[tokens.EXAMPLE_IDS] = of_model[tokens.EXAMPLE_IDS]
+    self._passthrough_features = {tokens.EXAMPLE_IDS: _INT32}
+    try:
+      return super().__call__(ds, lengths)
+    finally:
+      self._passthrough_features = {}
+
+
+class EncoderDecoderConverter(_WithExampleIds, seqio.EncDecFeatureConverter):
   """SeqIO's, for tasks that say which targets count (`WEIGHTS`) too."""
 
   def _convert_features(
@@ -82,7 +117,7 @@ class EncoderDecoderConverter(seqio.EncDecFeatureConverter):
     return row
 
 
-class RowConverter(seqio.PrefixLMFeatureConverter):
+class RowConverter(_WithExampleIds, seqio.PrefixLMFeatureConverter):
   """Inputs and targets in one row, for decoders.
 
   The features are those of SeqIO's converter, in ids of the model, and always
@@ -207,7 +242,10 @@ def _weights(tokens: tf.Tensor, features: Features) -> tf.Tensor:
 
 def _without_first(row: Features) -> Features:
   """A row whose first token is read, and not predicted."""
-  row = {name: column[1:] for name, column in row.items()}
+  row = {
+      name: column if name == tokens.EXAMPLE_IDS else column[1:]
+      for name, column in row.items()
+  }
   is_input = row['inputs_width'] > 0
   for name in ('inputs_width', 'inputs_width_add_pos'):
     row[name] = tf.where(is_input, row[name] - 1, row[name])

@@ -136,16 +136,22 @@ def _rows(
   made: list[Any] = []
   for example in parsed:
     if isinstance(example, messages.Conversation):
-      made += (
+      of_example = (
           conversations.rows(example) if conversations
           else _dialogues(example, turns)
       )
     elif isinstance(example, examples.Preference):
-      made.append(_preference(example, vocabulary, conversations))
+      of_example = [_preference(example, vocabulary, conversations)]
     elif isinstance(example, examples.TokenIds):
-      made.append(_tokens(example, vocabulary))
+      of_example = [_tokens(example, vocabulary)]
     else:
-      made.append(example)
+      of_example = [example]
+    if example.example_id is not None:
+      of_example = [
+          dataclasses.replace(row, example_id=example.example_id)
+          for row in of_example
+      ]
+    made += of_example
   return made
 
 

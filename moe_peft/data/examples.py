@@ -21,11 +21,13 @@ class TokenIds:
     ids: the tokens.
     learned: whether the loss counts each of them.
     place: file and row, for messages.
+    example_id: as of `rows.Row`.
   """
 
   ids: tuple[int, ...]
   learned: tuple[bool, ...]
   place: str = dataclasses.field(default='', compare=False)
+  example_id: str | int | None = None
 
   @property
   def key(self) -> str:
@@ -42,6 +44,7 @@ class Preference:
     rejected: the worse one.
     tools: as of `messages.Conversation`.
     place: file and row, for messages.
+    example_id: as of `rows.Row`.
   """
 
   prompt: str | messages_lib.Messages
@@ -49,6 +52,7 @@ class Preference:
   rejected: str | messages_lib.Messages
   tools: tuple[Any, ...] | None = None
   place: str = dataclasses.field(default='', compare=False)
+  example_id: str | int | None = None
 
   @property
   def key(self) -> str:

@@ -56,6 +56,7 @@ def register_task(
     targets_key: str = 'targets',
     choices: Sequence[str] = (),
     choices_key: str | None = None,
+    id_key: str | None = None,
     length_normalized: bool = False,
     vocabulary: seqio.Vocabulary | None = None,
     metrics: Sequence[str] = (),
@@ -87,6 +88,8 @@ def register_task(
     choices: answers to choose from, the same for all rows: the task is
       evaluated by rank classification.
     choices_key: instead of `choices`: key of each row's own list of choices.
+    id_key: key of each row's id, a name or a number: its language, its client;
+      see EXAMPLE_IDS. Without it a row has the id of the task's name.
     length_normalized: compare the choices by log-likelihood per token.
     vocabulary: of inputs and targets; ours of bytes if not given. Gin files of
       models give that of the base.
@@ -118,7 +121,7 @@ def register_task(
   files = splits_lib.Files(train, validation, test, data, split_fractions)
   reader = row_reader.RowReader(
       keys, row_format,
-      functools.partial(metrics_lib.check_target, metric_fns),
+      functools.partial(metrics_lib.check_target, metric_fns), id_key,
   )
   parsed = files.read(name, reader)
   example_rows.register(

@@ -34,6 +34,7 @@ class Conversation:
     given: number of messages at the beginning that are not learned, whoever
       speaks.
     place: file and row, for messages to users.
+    example_id: as of `rows.Row`.
   """
 
   messages: Messages
@@ -41,6 +42,7 @@ class Conversation:
   variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   given: int = 0
   place: str = dataclasses.field(default='', compare=False)
+  example_id: str | int | None = None
 
   @property
   def key(self) -> str:

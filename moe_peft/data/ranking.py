@@ -15,6 +15,7 @@ import seqio
 import tensorflow as tf
 
 from moe_peft.data import metrics
+from moe_peft.data import rows
 
 
 class RankTarget(NamedTuple):
@@ -61,6 +62,8 @@ def rank_classification(dataset: tf.data.Dataset) -> tf.data.Dataset:
         'is_correct': is_correct,
         'num_choices': tf.repeat(count, count),
     }
+    if rows.EXAMPLE_ID in example:
+      features[rows.EXAMPLE_ID] = tf.repeat(example[rows.EXAMPLE_ID], count)
     return tf.data.Dataset.from_tensor_slices(
         {k: tf.boolean_mask(v, keep) for k, v in features.items()}
     )

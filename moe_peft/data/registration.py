@@ -122,6 +122,7 @@ class TaskRecord:
           [row.choices.index(row.targets) for row in rows], tf.int32
       )
       features['training'] = tf.fill([len(rows)], split == 'train')
+    features |= rows_lib.id_column(rows)
     return tf.data.Dataset.from_tensor_slices(features)
 
 

@@ -3,6 +3,7 @@
 """Files of a user to examples that are not tokenized yet."""
 
 from collections.abc import Callable, Sequence
+import dataclasses
 
 from moe_peft import errors
 from moe_peft.data import examples
@@ -25,6 +26,7 @@ class RowReader:
       keys: row_parsers.Keys,
       row_format: str | None,
       check_target: Callable[[str], None],
+      id_key: str | None = None,
   ):
     """Says what is known before anything is read.
 
@@ -33,9 +35,11 @@ class RowReader:
       row_format: name of the format, if the user gives it.
       check_target: raises errors.UserError for answers that metrics cannot
         judge.
+      id_key: column of the ids of rows, if they have some.
     """
     self.format: formats.Format | None = None
     self._keys, self._name, self._check = keys, row_format, check_target
+    self._id_key = id_key
 
   def __call__(self, paths: str | Sequence[str]) -> list[examples.Parsed]:
     """Reads all rows of the files into memory.
@@ -65,7 +69,20 @@ class RowReader:
       self._check(_answer(parsed))
     except errors.UserError as error:
       raise errors.UserError(error.what, place, error.remedy) from error
-    return parsed
+    if self._id_key is None:
+      return parsed
+    return dataclasses.replace(parsed, example_id=self._id(row, place))
+
+  def _id(self, row, place: str) -> str | int:
+    value = row.get(self._id_key)
+    if type(value) not in (str, int) or value == '':
+      raise errors.UserError(
+          f'The id of the row, {self._id_key!r}, must be a name or a whole '
+          f'number, not {value!r:.60}.', place,
+          'Every row needs one; id_key of register_task says which column has '
+          'it.',
+      )
+    return value
 
 
 def _answer(parsed: examples.Parsed) -> str:

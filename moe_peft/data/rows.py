@@ -9,6 +9,8 @@ import hashlib
 from typing import Any
 
 SPLITS = ('train', 'validation', 'test')
+# The column of rows that have an id of their own.
+EXAMPLE_ID = 'example_id'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Row:
       tasks only).
     choices: the possible answers (rank classification), empty otherwise.
     place: file and line, for messages; of local files only.
+    example_id: the id that the row gives itself, see example_ids.py.
   """
 
   inputs: str
@@ -29,6 +32,7 @@ class Row:
   words: tuple[str, ...] = ()
   choices: tuple[str, ...] = ()
   place: str = dataclasses.field(default='', compare=False)
+  example_id: str | int | None = None
 
   @property
   def key(self) -> str:
@@ -45,11 +49,20 @@ class TokenRow:
     weights: of each token of `targets`, 1 where the loss counts it; None for
       all of them.
     place: file and row, for messages; of local files only.
+    example_id: as of `Row`.
   """
 
   features: Mapping[str, tuple[int, ...]]
   weights: tuple[int, ...] | None = None
   place: str = dataclasses.field(default='', compare=False)
+  example_id: str | int | None = None
+
+
+def id_column(rows: Sequence[Any]) -> dict[str, list[str | int]]:
+  """The column of the ids that rows give; none if they give none."""
+  if rows[0].example_id is None:
+    return {}
+  return {EXAMPLE_ID: [row.example_id for row in rows]}
 
 
 def stable_hash(text: str) -> int:

@@ -52,6 +52,7 @@ class TokenRecord(registration.TaskRecord):
       features['targets_pretokenized'] = tf.constant([
           self.vocabulary.decode(list(row.features['targets'])) for row in rows
       ])
+    features |= rows_lib.id_column(rows)
     return tf.data.Dataset.from_tensor_slices(features)
 
 

@@ -34,7 +34,8 @@ def short(dataset: tf.data.Dataset, size: int) -> Iterator[IndexedBatch]:
     stacked = jax.tree.map(lambda *x: np.stack(x), *features)
     indices, batch = _filled(indices, stacked, size)
     yield indices, {
-        name: x[:, : _kept(batch, name.partition('_')[0])]
+        name: x if name == tokens.EXAMPLE_IDS
+        else x[:, : _kept(batch, name.partition('_')[0])]
         for name, x in batch.items()
     }
 

@@ -18,6 +18,7 @@ import seqio
 
 from moe_peft import errors
 from moe_peft.core import partitioning
+from moe_peft.core import tokens
 from moe_peft.core import trainable
 from moe_peft.data import catalog
 from moe_peft.evaluation import batches
@@ -132,6 +133,7 @@ class Evaluator:
       digest.update(f'{task.name} {metrics}'.encode())
       dataset = self._seqio.cached_task_datasets[task.name]
       for example in dataset.as_numpy_iterator():
+        example.pop(tokens.EXAMPLE_IDS, None)  # The base does not read them.
         features = {k: np.asarray(x).tolist() for k, x in example.items()}
         digest.update(repr(sorted(features.items())).encode())
     return digest.hexdigest()
@@ -269,6 +271,7 @@ class Evaluator:
             trainable.unflatten(params),
             model.prompts(batch)[:, : self._lengths['inputs']],
             self._lengths['targets'],
+            example_ids=batch.get(tokens.EXAMPLE_IDS),
         )
 
       self._compiled[id(model)] = tuple(

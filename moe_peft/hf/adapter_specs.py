@@ -11,6 +11,7 @@ from typing import Any
 
 from moe_peft import errors
 from moe_peft.core import adapted_sites
+from moe_peft.core import id_scores
 from moe_peft.core import inject
 from moe_peft.core import routing
 from moe_peft.core import scores
@@ -162,6 +163,11 @@ def read(
   adapter = site.adapter
   method, kind = type(adapter).__name__, _KINDS.get(type(adapter))
   rule = next(r for r in rules if re.fullmatch(r.path, layer))
+  if isinstance(getattr(site.router, 'scores', None), id_scores.IdScores):
+    raise refusal(
+        layer, method, 'the formats are told no ids of examples.',
+        '--example_id', 'For each id it is a plain LoRA: give --example_id=ID.',
+    )
   if kind is None:
     known = ', '.join(cls.__name__ for cls in _KINDS)
     raise refusal(

@@ -15,18 +15,11 @@ dropout on the merged core, which is never built here, is one on what it gives.
 """
 
 from flax import linen as nn
-import jax
 import jax.numpy as jnp
 
 from moe_peft.core import dispatch
 from moe_peft.core import low_rank
 from moe_peft.methods import molora
-
-
-def _core_init(key, shape, dtype):
-  """Uniform within 1 / sqrt(rank), torch's Kaiming with sqrt(5)."""
-  bound = shape[-2] ** -0.5
-  return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class CoMoL(molora.MoLoRA):
@@ -51,7 +44,8 @@ class CoMoL(molora.MoLoRA):
         num_a=1, num_b=1,
     )
     core = self.param_with_axes(
-        'core', _core_init, (self.num_experts, self.rank, self.rank),
+        'core', low_rank.within_root(-2),
+        (self.num_experts, self.rank, self.rank),
         ('expert', 'rank', 'unmodeled'),
     )
     dtype = self.dtype or outputs.dtype

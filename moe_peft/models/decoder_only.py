@@ -103,11 +103,17 @@ class DecoderOnlyModel(language_model.LanguageModel):
     )
 
   def start_decoding(
-      self, params: Params, prompts: Array, num_beams: int, length: int
+      self,
+      params: Params,
+      prompts: Array,
+      num_beams: int,
+      length: int,
+      example_ids: Array | None = None,
   ) -> tuple[decoding.TokensToLogits, decoding.Cache, Array]:
     prompts = jnp.repeat(prompts, num_beams, axis=0)
     inputs, lengths = self._begin(prompts)
     start_tokens = jnp.take_along_axis(inputs, lengths[:, None], axis=-1)[:, 0]
+    told = self.with_ids(example_ids, num_beams)
     network = dataset_ids.InDatasetIds(self.module, self.input_vocabulary)
 
     def run(ids, present, collections, **options):
@@ -117,6 +123,7 @@ class DecoderOnlyModel(language_model.LanguageModel):
           present,
           enable_dropout=False,
           mutable=['cache'],
+          **told,
           **options,
       )
 

@@ -52,11 +52,18 @@ class EncoderDecoderModel(language_model.LanguageModel):
     return batch['encoder_input_tokens']
 
   def start_decoding(
-      self, params: Params, prompts: Array, num_beams: int, length: int
+      self,
+      params: Params,
+      prompts: Array,
+      num_beams: int,
+      length: int,
+      example_ids: Array | None = None,
   ) -> tuple[decoding.TokensToLogits, decoding.Cache, int]:
     repeated = jnp.repeat(prompts, num_beams, axis=0)
+    told = self.with_ids(example_ids, num_beams)
     encoded = self.module.apply(
-        {'params': params}, prompts, enable_dropout=False, method='encode'
+        {'params': params}, prompts, enable_dropout=False, method='encode',
+        **self.with_ids(example_ids),
     )
     encoded = jnp.repeat(encoded, num_beams, axis=0)
 
@@ -72,6 +79,7 @@ class EncoderDecoderModel(language_model.LanguageModel):
           max_decode_length=length,
           mutable=['cache'],
           method='decode',
+          **told,
       )
       return logits[:, 0].astype(jnp.float32), cache
 
@@ -85,5 +93,6 @@ class EncoderDecoderModel(language_model.LanguageModel):
         decode=True,
         enable_dropout=False,
         mutable=['cache'],
+        **told,
     )
     return step, cache, self.start_id

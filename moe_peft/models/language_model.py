@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_peft import errors
+from moe_peft.core import inject
 from moe_peft.core import tokens as tokens_lib
 from moe_peft.models import dataset_ids
 from moe_peft.models import decoding
@@ -72,6 +73,20 @@ class LanguageModel(abc.ABC):
     """The features that say which examples share a row; none if none do."""
     return {k: batch[k] for k in self.optional_features if k in batch}
 
+  def with_ids(
+      self, example_ids: Array | None, copies: int = 1
+  ) -> dict[str, Array]:
+    """What an adapted network is told of examples; nothing where it is bare.
+
+    Args:
+      example_ids: `<int32>[batch, n]`, see `tokens.with_example_ids`, or None.
+      copies: Rows of the network for each row of the batch, side by side.
+    """
+    adapted = isinstance(self.module, inject.AdaptedModule)
+    if example_ids is None or not adapted:
+      return {}
+    return {'example_ids': jnp.repeat(example_ids, copies, axis=0)}
+
   def apply(
       self,
       params: Params,
@@ -100,6 +115,7 @@ class LanguageModel(abc.ABC):
         {'params': params},
         *(batch[name] for name in self.features),
         **self.packing(batch),
+        **self.with_ids(batch.get(tokens_lib.EXAMPLE_IDS)),
         **options,
         enable_dropout=dropout_rng is not None,
         rngs={} if dropout_rng is None else {'dropout': dropout_rng},
@@ -119,7 +135,12 @@ class LanguageModel(abc.ABC):
 
   @abc.abstractmethod
   def start_decoding(
-      self, params: Params, prompts: Array, num_beams: int, length: int
+      self,
+      params: Params,
+      prompts: Array,
+      num_beams: int,
+      length: int,
+      example_ids: Array | None = None,
   ) -> tuple[decoding.TokensToLogits, decoding.Cache, Array | int]:
     """Reads prompts, each for `num_beams` rows side by side.
 
@@ -128,6 +149,7 @@ class LanguageModel(abc.ABC):
       prompts: As of `generate`.
       num_beams: Rows of each prompt.
       length: Number of tokens to generate at most.
+      example_ids: As of `generate`.
 
     Returns:
       One step of the model (see `decoding`) in ids of data sets, the cache, and
@@ -144,6 +166,7 @@ class LanguageModel(abc.ABC):
       temperature: float = 0.0,
       rng: Array | None = None,
       watch: decoding.Watch | None = None,
+      example_ids: Array | None = None,
   ) -> Array:
     """Generates targets with a key-value cache.
 
@@ -156,6 +179,8 @@ class LanguageModel(abc.ABC):
       temperature: Above zero samples, with `rng`; zero is greedy.
       rng: Key of the samples.
       watch: As of `decoding.sample`; not for beams.
+      example_ids: `<int32>[batch, 1]`, 1 + the id of each prompt, for methods
+        that are told one; None: none is given.
 
     Returns:
       `<int32>[batch, max_decode_length]`, as the vocabulary decodes them; zeros
@@ -170,7 +195,7 @@ class LanguageModel(abc.ABC):
           'num_beams',
       )
     step, cache, start_tokens = self.start_decoding(
-        params, prompts, num_beams, max_decode_length
+        params, prompts, num_beams, max_decode_length, example_ids
     )
     options = {
         'batch_size': prompts.shape[0],

@@ -49,6 +49,7 @@ from __gin__ import dynamic_registration
 
 import __main__ as train_script
 {imports}
+from moe_peft.data import example_ids
 from moe_peft.t5x import optimizer
 from t5x import utils
 
@@ -62,10 +63,10 @@ train_script.train.stats_period = {log_period}
 train/utils.DatasetConfig.pack = {packing}
 train_eval/utils.DatasetConfig:
   pack = {packing}
-  mixture_or_task_name = {eval_task!r}
   split = {eval_split!r}
+train_eval/example_ids.with_ids.name = {eval_task!r}
+infer_eval/example_ids.with_ids.name = {eval_task!r}
 infer_eval/utils.DatasetConfig:
-  mixture_or_task_name = {eval_task!r}
   split = {eval_split!r}
   batch_size = {eval_batch_size}
 
@@ -186,6 +187,7 @@ def _engine_macros(
       'INITIAL_CHECKPOINT_PATH': base,
       'MIXTURE_OR_TASK_NAME': experiment.mixture_or_task_name,
       'TASK_FEATURE_LENGTHS': dict(experiment.task_feature_lengths),
+      'EXAMPLE_IDS': experiment.example_ids,
       'USE_CACHED_TASKS': cached,
       'TRAIN_STEPS': experiment.train_steps,
       'BATCH_SIZE': experiment.batch_size,

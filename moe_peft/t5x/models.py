@@ -178,6 +178,20 @@ class AdaptedEncoderDecoderModel(
 
   FEATURE_CONVERTER_CLS = converters.EncoderDecoderConverter
 
+  def _compute_logits(
+      self, params: Any, batch: Batch, *args: Any, **kwargs: Any
+  ) -> Any:
+    return t5x_models.EncoderDecoderModel._compute_logits(
+        _told(self, batch), params, batch, *args, **kwargs
+    )
+
+  def predict_batch_with_aux(
+      self, params: Any, batch: Batch, *args: Any, **kwargs: Any
+  ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+    return t5x_models.EncoderDecoderModel.predict_batch_with_aux(
+        _told(self, batch), params, batch, *args, **kwargs
+    )
+
 
 class AdaptedDecoderOnlyModel(_AdapterLosses, t5x_models.DecoderOnlyModel):
   """A decoder-only model, with the losses of its adapters.
@@ -218,10 +232,9 @@ class AdaptedDecoderOnlyModel(_AdapterLosses, t5x_models.DecoderOnlyModel):
     batch = {**batch, 'decoder_target_tokens': segment_ids}
     if 'decoder_positions' not in batch:  # One example a row.
       del batch['decoder_segment_ids']
-    model = copy.copy(self)
-    if isinstance(self.module, inject.AdaptedModule):
-      in_prompt = batch.get('decoder_causal_attention')
-      model.module = _WithPrompt(self.module, in_prompt)
+    model = _told(
+        self, batch, in_prompt=batch.get('decoder_causal_attention')
+    )
     return t5x_models.DecoderOnlyModel._compute_logits(
         model, params, batch, *args, **kwargs
     )
@@ -232,9 +245,9 @@ class AdaptedDecoderOnlyModel(_AdapterLosses, t5x_models.DecoderOnlyModel):
     # T5X takes 0 for no token, in prompts and in answers.
     vocabulary = self.output_vocabulary
     ids = batch['decoder_input_tokens'] + dataset_ids.offset(vocabulary)
-    model = copy.copy(self)
+    model = _told(self, batch)
     model.module = dataset_ids.InDatasetIds(
-        self.module, vocabulary, one_end=True
+        model.module, vocabulary, one_end=True
     )
     return t5x_models.DecoderOnlyModel.predict_batch_with_aux(
         model, params, {**batch, 'decoder_input_tokens': ids}, *args, **kwargs
@@ -242,16 +255,39 @@ class AdaptedDecoderOnlyModel(_AdapterLosses, t5x_models.DecoderOnlyModel):
 
 
 @dataclasses.dataclass(frozen=True)
-class _WithPrompt:
-  """An adapted decoder that is told which tokens are the prompt.
+class _Told:
+  """A network whose adapters are told what T5X does not pass on.
 
   Attributes:
     module: The network.
-    in_prompt: `<int32>[batch, length]`.
+    in_prompt: `<int32>[batch, length]`, which tokens of a decoder are the
+      prompt, or None.
+    example_ids: `<int32>[batch, n]`, ids of the examples, or None.
   """
 
-  module: inject.AdaptedModule
-  in_prompt: jax.Array | None
+  module: Any
+  in_prompt: jax.Array | None = None
+  example_ids: jax.Array | None = None
 
-  def apply(self, *args: Any, **kwargs: Any) -> Any:
-    return self.module.apply(*args, **kwargs, in_prompt=self.in_prompt)
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self.module, name)
+
+  def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any:
+    """As of the network, whose first argument has a row for each row."""
+    told = {}
+    if self.in_prompt is not None:
+      told['in_prompt'] = self.in_prompt
+    if self.example_ids is not None:
+      # In decoding the samples, or beams, of an example are side by side.
+      copies = len(args[0]) // len(self.example_ids)
+      told['example_ids'] = jnp.repeat(self.example_ids, copies, axis=0)
+    return self.module.apply(variables, *args, **kwargs, **told)
+
+
+def _told(model: Any, batch: Batch, **told: Any) -> Any:
+  """A copy of a T5X model whose adapters are told of a batch."""
+  model = copy.copy(model)
+  if isinstance(model.module, inject.AdaptedModule):
+    ids = batch.get(tokens.EXAMPLE_IDS)
+    model.module = _Told(model.module, example_ids=ids, **told)
+  return model

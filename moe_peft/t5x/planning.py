@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from moe_peft import errors
 from moe_peft import gin_files as gin_files_lib
 from moe_peft.core import trainable
+from moe_peft.data import converters
 from moe_peft.t5x import gin_check
 from moe_peft.training import step_program
 from moe_peft.training import subject as subject_lib
@@ -167,6 +168,8 @@ def _batch(model: Any, data: _Bound) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes of a batch, as the model's feature converter makes it of a task."""
   converter = model.FEATURE_CONVERTER_CLS(pack=data['pack'])
   lengths = converter.get_model_feature_lengths(data['task_feature_lengths'])
+  if gin_check.macro('EXAMPLE_IDS') is not None:
+    lengths = converters.with_ids(lengths, data['pack'])
   return {
       name: jax.ShapeDtypeStruct((data['batch_size'], length), jnp.int32)
       for name, length in lengths.items()

@@ -16,6 +16,7 @@ import tensorflow as tf
 from moe_peft import errors
 from moe_peft.core import trainable
 from moe_peft.data import converters
+from moe_peft.data import example_ids
 from moe_peft.data import prompts as prompts_lib
 from moe_peft.data import token_texts
 from moe_peft.routers import usage
@@ -40,6 +41,7 @@ class Chatter:
       temperature: float = 0.0,
       seed: int = 0,
       system: str = '',
+      example_id: str | None = None,
   ):
     """Restores the run.
 
@@ -49,10 +51,11 @@ class Chatter:
       temperature: as of `LanguageModel.generate`.
       seed: of the samples.
       system: the first message, of the role `system`; empty for none.
+      example_id: for runs with EXAMPLE_IDS.
 
     Raises:
-      errors.UserError: there is no checkpoint, or the model has no chat
-        template.
+      errors.UserError: there is no checkpoint, the model has no chat template,
+        or the id is missing or unknown.
     """
     compilation.use_cache()
     experiment = run.build()
@@ -61,6 +64,8 @@ class Chatter:
         experiment.mixture_or_task_name, self._model.input_vocabulary,
         talks=True,
     )
+    ids = example_ids.of_prompts([example_id], experiment.example_ids)
+    self._ids = None if ids is None else np.array([ids], np.int32)
     lengths = experiment.task_feature_lengths
     self._limit = sum(lengths.values())
     self._max_tokens = max_tokens or lengths['targets']
@@ -152,6 +157,7 @@ class Chatter:
     return self._model.generate(
         trainable.unflatten(params), prompt, self._max_tokens,
         temperature=self._temperature, rng=key, watch=self._watch,
+        example_ids=self._ids,
     )
 
   def _watch(self, tokens: np.ndarray) -> np.ndarray:
@@ -192,4 +198,4 @@ class Chatter:
     converter: seqio.FeatureConverter = converters.of_model(self._model)
     lengths = {'inputs': len(inputs), 'targets': len(targets)}
     (row,) = converter(dataset, lengths).batch(1).as_numpy_iterator()
-    return row
+    return row if self._ids is None else {**row, example_ids.FEATURE: self._ids}

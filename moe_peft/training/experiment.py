@@ -45,6 +45,8 @@ class Experiment:
     optimizer: Optimizer of the flat trainable parameters.
     learning_rate: The optimizer's schedule, for the logs.
     objective: What is minimized.
+    example_ids: Names of the ids that examples have, or their number, for
+      methods that are told one, see data/example_ids.py; None: no ids.
     initial_checkpoint_path: The pretrained base, or None to start from
       random parameters.
     trainable_regex: Which parameters train.
@@ -85,6 +87,7 @@ class Experiment:
   optimizer: optax.GradientTransformation
   learning_rate: Callable[[int], Any]
   objective: objectives.TargetTokens = objectives.TargetTokens()
+  example_ids: Sequence[str] | int | None = None
   initial_checkpoint_path: str | None = None
   trainable_regex: str = trainable.ADAPTER_REGEX
   num_microbatches: int = 1
@@ -120,6 +123,12 @@ class Experiment:
           f'{self.num_microbatches} does not divide BATCH_SIZE = '
           f'{self.batch_size}.',
           where='NUM_MICROBATCHES',
+      )
+    if self.example_ids is not None and self.objective.row_shape:
+      raise errors.UserError(
+          'Pairs of answers carry no ids of examples.',
+          where='EXAMPLE_IDS',
+          remedy='Set it to None, and take a method that is told none.',
       )
     known = getattr(self.model, 'target_length', None)
     if known is not None and known < self.task_feature_lengths['targets']:

@@ -19,6 +19,7 @@ from moe_peft.core import partitioning
 from moe_peft.core import trainable
 from moe_peft.data import catalog
 from moe_peft.data import converters
+from moe_peft.data import example_ids
 from moe_peft.data import provenance
 from moe_peft.models import dataset_ids
 from moe_peft.training import checkpoints
@@ -37,7 +38,9 @@ def train_data(
 ) -> dataset_iterator.TfDatasetIterator:
   """Endless shuffled batches whose position can be saved."""
   dataset = seqio.get_dataset(
-      experiment.mixture_or_task_name,
+      example_ids.with_ids(
+          experiment.mixture_or_task_name, experiment.example_ids
+      ),
       experiment.objective.task_lengths(experiment.task_feature_lengths),
       experiment.objective.feature_converter(
           experiment.model, experiment.packing
@@ -54,7 +57,9 @@ def train_data(
 
 def identity(setup: experiment_lib.Setup) -> dict[str, Any]:
   """What must stay the same for a run to be continued."""
-  experiment = setup.experiment
+  experiment, ids = setup.experiment, setup.experiment.example_ids
+  if ids is not None:
+    ids = {'EXAMPLE_IDS': ids if isinstance(ids, int) else list(ids)}
   return {
       'trainable parameters': {
           name: list(x.shape) for name, x in sorted(setup.trainable.items())
@@ -64,6 +69,7 @@ def identity(setup: experiment_lib.Setup) -> dict[str, Any]:
       'TASK_FEATURE_LENGTHS': dict(experiment.task_feature_lengths),
       'BATCH_SIZE': experiment.batch_size,
       'SEED': experiment.seed,
+      **(ids or {}),
   }
 
 

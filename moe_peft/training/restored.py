@@ -16,6 +16,7 @@ from moe_peft import atomic
 from moe_peft import errors
 from moe_peft.core import quantized
 from moe_peft.core import trainable
+from moe_peft.data import example_ids as example_ids_lib
 from moe_peft.data import prompts as prompts_lib
 from moe_peft.training import bases
 from moe_peft.training import compilation
@@ -53,25 +54,34 @@ def evaluate_run(split: str) -> None:
 
 
 def infer(
-    lines: Sequence[str], talks: bool = False, **decoding_options: Any
+    lines: Sequence[str],
+    talks: bool = False,
+    example_ids: Sequence[Any] | None = None,
+    **decoding_options: Any,
 ) -> Iterator[str]:
   """Answers lines with the newest checkpoint of the configured run.
 
   Args:
     lines: Inputs, as the tasks write them.
     talks: Whether lines are what users say, or conversations as JSON.
+    example_ids: A name or number for each line, or None, for runs with
+      EXAMPLE_IDS.
     **decoding_options: Of `LanguageModel.generate`.
 
   Yields:
     One answer for each line.
 
   Raises:
-    errors.UserError: For a line that is longer than TASK_FEATURE_LENGTHS, and
-      for an empty one if the model needs a token to begin with.
+    errors.UserError: For a line that is longer than TASK_FEATURE_LENGTHS, for
+      an empty one if the model needs a token to begin with, and for a line
+      whose id is missing or unknown.
   """
   compilation.use_cache()
   experiment = run.build()
   length = experiment.task_feature_lengths['inputs']
+  told = example_ids_lib.of_prompts(
+      example_ids or [None] * len(lines), experiment.example_ids
+  )
   prompts = prompts_lib.of_task(
       experiment.mixture_or_task_name, experiment.model.input_vocabulary, talks
   )
@@ -97,10 +107,11 @@ def infer(
       )
   setup, params = restore(experiment)
   generate = jax.jit(
-      lambda params, tokens: experiment.model.generate(
+      lambda params, tokens, ids: experiment.model.generate(
           trainable.unflatten(params),
           tokens,
           experiment.task_feature_lengths['targets'],
+          example_ids=ids,
           **decoding_options,
       )
   )
@@ -110,10 +121,14 @@ def infer(
     tokens = np.zeros((size, length), np.int32)
     for row, ids in enumerate(part):
       tokens[row, : len(ids)] = ids
+    ids = None
+    if told is not None:
+      ids = np.zeros((size, 1), np.int32)
+      ids[: len(part), 0] = told[start : start + size]
     with setup.context():
-      answers = jax.device_get(generate(params, tokens))
-    for ids in answers[: len(part)]:
-      yield experiment.model.output_vocabulary.decode(ids.tolist())
+      answers = jax.device_get(generate(params, tokens, ids))
+    for answer in answers[: len(part)]:
+      yield experiment.model.output_vocabulary.decode(answer.tolist())
 
 
 def save_base(out: Path, force: bool = False, t5x: bool = False) -> None:

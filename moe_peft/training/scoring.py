@@ -11,6 +11,7 @@ import rich.table
 from moe_peft.core import trainable
 from moe_peft.data import catalog
 from moe_peft.data import converters
+from moe_peft.data import example_ids
 from moe_peft.evaluation import evaluator as evaluator_lib
 from moe_peft.models import language_model
 from moe_peft.runs import results_file
@@ -38,7 +39,7 @@ def make_evaluator(setup: experiment_lib.Setup) -> evaluator_lib.Evaluator:
     for name in {experiment.mixture_or_task_name, experiment.eval_name}:
       catalog.check_vocabularies(name, vocabularies, num_rows)
   return evaluator_lib.Evaluator(
-      experiment.eval_name,
+      example_ids.with_ids(experiment.eval_name, experiment.example_ids),
       converters.of_model(experiment.model),
       experiment.task_feature_lengths,
       experiment.eval_split,

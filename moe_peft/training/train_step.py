@@ -16,6 +16,7 @@ import optax
 from moe_peft import errors
 from moe_peft.core import partitioning
 from moe_peft.core import trainable
+from moe_peft.data import converters
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import metrics as metrics_lib
 
@@ -99,11 +100,14 @@ def abstract_batch(setup: experiment_lib.Setup) -> dict[str, Any]:
   converter = objective.feature_converter(experiment.model, experiment.packing)
   sharding = partitioning.batch_sharding(setup.mesh)
   rows = (experiment.batch_size, *objective.row_shape)
+  lengths = converter.get_model_feature_lengths(
+      objective.task_lengths(experiment.task_feature_lengths)
+  )
+  if experiment.example_ids is not None:
+    lengths = converters.with_ids(lengths, experiment.packing)
   return {
       name: jax.ShapeDtypeStruct((*rows, length), jnp.int32, sharding=sharding)
-      for name, length in converter.get_model_feature_lengths(
-          objective.task_lengths(experiment.task_feature_lengths)
-      ).items()
+      for name, length in lengths.items()
   }
 
 

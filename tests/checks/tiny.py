@@ -26,6 +26,8 @@ def init(module, key):
 
 def call(module, params, batch, training):
   """Outputs and what adapters sow."""
+  if not isinstance(module, inject.AdaptedModule):  # A bare one knows no ids.
+    batch = {k: x for k, x in batch.items() if k != 'example_ids'}
   outputs, state = module.apply(
       {'params': params}, **batch, mutable=['intermediates'],
       rngs={'dropout': jax.random.key(1)} if training else {},
@@ -46,9 +48,12 @@ def packed():
 
 
 def subject(
-    module: inject.AdaptedModule, factors: Any = None, **fields: Any
+    module: inject.AdaptedModule,
+    factors: Any = None,
+    num_ids: int = 0,
+    **fields: Any,
 ) -> subject_lib.Subject:
-  """The subject of an adapted tiny network."""
+  """The subject of an adapted tiny network; examples may have ids in turn."""
   factors = factors or {}
 
   def loss(module, params, batch):
@@ -57,9 +62,14 @@ def subject(
     return jnp.sum(outputs * target) + losses.total(metrics, factors)
 
   batch = dict(zip(NAMES, tiny_network.tokens(), strict=True))
+  both = packed()
+  if num_ids:
+    ids = 1 + jnp.arange(tiny_network.BATCH)[:, None] % num_ids
+    batch['example_ids'] = ids
+    both['example_ids'] = jnp.concatenate([ids, 1 + ids % num_ids], axis=1)
   return subject_lib.Subject(
       module=module, init=init, call=call, loss=loss, batch=batch,
-      packed=packed(), reads=NAMES[1], padding=NAMES[2], loss_factors=factors,
+      packed=both, reads=NAMES[1], padding=NAMES[2], loss_factors=factors,
       **fields,
   )
 

@@ -261,7 +261,10 @@ def test_claims_name_arms_that_train_one_thing_each(tmp_path):
   assert len(loaded) == 12
   for name, arms in loaded.items():
     claim = claims.read(arms[0].file.parent)
-    assert set(claim.arms) == {arm.name for arm in arms}, name
+    # Arms in no contrast do not decide the claim; they say why it is so.
+    more = {arm.name for arm in arms} - set(claim.arms)
+    assert set(claim.arms) <= {arm.name for arm in arms}, name
+    assert not more or name == '02_token', name
     # Comments aside, no two files are the same.
     texts = {re.sub('#.*', '', arm.file.read_text()) for arm in arms}
     assert len(texts) == len(arms), name

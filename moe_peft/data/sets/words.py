@@ -4,7 +4,9 @@
 
 `tiny_pretrain` is what the small base is trained on, `quickstart` what
 adapters learn afterwards; no task is in both, and no word is in two splits
-(see `lexicon`). `word_adaptation` holds every adaptation task. Feature lengths
+(see `lexicon`). `word_adaptation` holds every adaptation task, and
+`quickstart_nameless` those of `quickstart` with inputs that do not say which
+task they are of. Feature lengths
 that fit all of them: `{'inputs': 32, 'targets': 24}`; the adaptation tasks
 need only 16 for the targets.
 """
@@ -13,6 +15,7 @@ from collections.abc import Callable
 import functools
 
 import seqio
+import tensorflow as tf
 
 from moe_peft.data import metrics
 from moe_peft.data import ranking
@@ -83,6 +86,17 @@ _QUICKSTART = (
 )  # fmt: skip
 
 
+def _nameless(task: seqio.Task) -> seqio.Task:
+  """The task without its name in front of the inputs, as in `lemma: `."""
+
+  def without(example):
+    inputs = tf.strings.regex_replace(example['inputs'], '^[^:]*: ', '')
+    return {**example, 'inputs': inputs}
+
+  first = lambda dataset: dataset.map(without)
+  return task.replace(preprocessors=[first, *task.preprocessors])
+
+
 def _register() -> None:
   for name, builder in (PRETRAINING | ADAPTATION | RANKED).items():
     ranked = name in RANKED
@@ -103,6 +117,11 @@ def _register() -> None:
       ('word_adaptation', (*ADAPTATION, *RANKED)),
   ):
     seqio.MixtureRegistry.add(name, list(tasks), default_rate=1.0)
+  seqio.MixtureRegistry.add(
+      'quickstart_nameless',
+      [_nameless(seqio.TaskRegistry.get(name)) for name in _QUICKSTART],
+      default_rate=1.0,
+  )
 
 
 _register()

@@ -1,0 +1,127 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a run is for the examples of one id: a run of plain LoRAs, exactly.
+
+Routers that are told ids give all tokens of an id the same weights, and what
+MTL-LoRA has of an id is a matrix. So the experts are one low-rank pair, and
+every format has that.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moe_peft import errors
+from moe_peft.core import adapted_sites
+from moe_peft.core import id_scores
+from moe_peft.core import sites
+from moe_peft.core import tokens
+from moe_peft.core import trainable
+from moe_peft.hf import entries
+from moe_peft.hf import trained as trained_lib
+from moe_peft.methods import lora
+from moe_peft.methods import molora
+from moe_peft.methods import mtl_lora
+
+_LENGTHS = {'inputs': 4, 'targets': 4}
+
+
+def of(
+    trained: trained_lib.Trained, number: int, name: str
+) -> trained_lib.Trained:
+  """The run for one id.
+
+  Args:
+    trained: A run whose adapters are told ids.
+    number: The id, from 0.
+    name: What the card calls it.
+
+  Raises:
+    errors.UserError: If an adapter is told no ids.
+  """
+  model = trained.model
+  _, traced = adapted_sites.trace(
+      lambda: model.init(jax.random.key(0), _LENGTHS)
+  )
+  params = dict(trained.base_params)
+  rank = 0
+  for layer, site in traced.items():
+    _check(layer, site)
+    scope = f'{layer}/{sites.ADAPTER_SCOPE}/'
+    own = {
+        k.removeprefix(scope): x
+        for k, x in trained.params.items() if k.startswith(scope)
+    }
+    stacked = own['lora_a'].ndim == 4  # Of the layers of a scan.
+    layers = _unstack(own) if stacked else [own]
+    pairs = [_pair(site, one, number) for one in layers]
+    rank = pairs[0]['lora_a'].shape[-1]
+    for kind in ('lora_a', 'lora_b'):
+      found = [pair[kind] for pair in pairs]
+      params[scope + kind] = (
+          np.stack(found, entries.SCAN_AXIS) if stacked else found[0]
+      )
+  # An update of scale 1.
+  make = functools.partial(lora.LoRA, rank=rank, alpha=float(rank))
+  rules = tuple(
+      dataclasses.replace(rule, adapter_factory=make)
+      for rule in model.module.rules
+  )
+  module = model.module.clone(rules=rules)
+  return dataclasses.replace(
+      trained, model=dataclasses.replace(model, module=module), params=params,
+      facts={**trained.facts, 'for examples of': f'`{name}`'},
+  )
+
+
+def _check(layer: str, site: adapted_sites.TracedSite) -> None:
+  adapter, router = site.adapter, site.router
+  told = isinstance(getattr(router, 'scores', None), id_scores.IdScores)
+  if not told or not isinstance(adapter, molora.MoLoRA):
+    raise errors.UserError(
+        f'{type(adapter).__name__} (at {layer}) is told no ids of examples.',
+        '--example_id', 'Leave it out.',
+    )
+
+
+def _unstack(own: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+  """The arrays of each layer of a scan."""
+  moved = {k: np.moveaxis(x, entries.SCAN_AXIS, 0) for k, x in own.items()}
+  count = len(moved['lora_a'])
+  return [{k: x[i] for k, x in moved.items()} for i in range(count)]
+
+
+def _pair(
+    site: adapted_sites.TracedSite, own: Mapping[str, Any], number: int
+) -> dict[str, np.ndarray]:
+  """`lora_a` [1, in, n] and `lora_b` [1, n, out] of one id, with scale 1."""
+  weights = _weights(site.router, own, number)
+  lora_a, lora_b = own['lora_a'], own['lora_b'] * site.adapter.scale
+  if isinstance(site.adapter, mtl_lora.MTLLoRA):
+    lora_a = lora_a @ own['core'][number]
+  if len(lora_a) == 1:
+    lora_b = np.einsum('e,ero->ro', weights, lora_b)[None]
+  else:
+    used = np.flatnonzero(weights)
+    lora_a = np.concatenate(list(lora_a[used]), axis=1)[None]
+    lora_b = lora_b[used] * weights[used, None, None]
+    lora_b = np.concatenate(list(lora_b), axis=0)[None]
+  return {'lora_a': np.float32(lora_a), 'lora_b': np.float32(lora_b)}
+
+
+def _weights(router: Any, own: Mapping[str, Any], number: int) -> np.ndarray:
+  """The weights of the experts, <float32>[num_experts]."""
+  params = trainable.unflatten({
+      k.removeprefix('router/'): x
+      for k, x in own.items() if k.startswith('router/')
+  })
+  routing = router.clone(parent=None).apply(
+      {'params': params}, jnp.zeros((1, 1, own['lora_a'].shape[1])),
+      tokens.Tokens(example_ids=jnp.full((1, 1), number)),
+  )
+  return np.asarray(routing.combine_weights[0, 0])

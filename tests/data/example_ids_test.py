@@ -1,0 +1,97 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of the ids that examples are given."""
+
+import json
+
+import pytest
+import seqio
+
+from moe_peft.data import catalog
+from moe_peft.data import example_ids
+from moe_peft.data import local
+from moe_peft.data import registration
+from tests.refusals import refused
+
+
+@pytest.fixture(autouse=True)
+def _forget_tasks():
+  yield
+  for registry in (seqio.MixtureRegistry, seqio.TaskRegistry):
+    for name in [n for n in registry.names() if n.startswith('my_')]:
+      registry.remove(name)
+      registration.RECORDS.pop(name, None)
+
+
+def register(tmp_path, name, ids=(), **options):
+  rows = [
+      {'inputs': f'{name}{i}', 'targets': 'a', 'lang': x}
+      for i, x in enumerate(ids or [None] * 2)
+  ]
+  file = tmp_path / f'{name}.jsonl'
+  file.write_text('\n'.join(map(json.dumps, rows)))
+  return local.register_task(name, train=str(file), **options)
+
+
+def found(name):
+  """Ids of the rows, by their inputs."""
+  dataset = seqio.get_mixture_or_task(name).get_dataset(
+      {'inputs': 16, 'targets': 8}, 'train', shuffle=False, num_epochs=1
+  )
+  vocabulary = seqio.ByteVocabulary()
+  return {
+      vocabulary.decode(x['inputs'].tolist()): x['example_ids'].tolist()
+      for x in dataset.as_numpy_iterator()
+  }
+
+
+def test_the_name_of_a_task_is_its_id(tmp_path):
+  tasks = [register(tmp_path, f'my_{x}') for x in 'ab']
+  mixture = local.register_mixture('my_both', tasks)
+  name = example_ids.with_ids(mixture, ('my_b', 'my_other', 'my_a'))
+  assert catalog.task_names(name) == ['my_a', 'my_b'], 'Names of results.'
+  assert found(name).items() >= {'my_a0': [3], 'my_b0': [1]}.items()
+  # T5X looks tasks up by their names.
+  by_name = example_ids.with_ids('my_a', ('my_a',), by_name=True)
+  (task,) = catalog.task_names(by_name)
+  assert found(task) == {'my_a0': [1], 'my_a1': [1]}
+  assert example_ids.with_ids('my_a') == 'my_a'
+  with refused('EXAMPLE_IDS', 'my_a', 'my_b'):
+    example_ids.with_ids(mixture, ('my_b',))
+
+
+@pytest.mark.parametrize(
+    ('values', 'ids'), [(['de', 'fr'], ('fr', 'de')), ([1, 0], 2)]
+)
+def test_a_field_of_rows_is_their_id(values, ids, tmp_path):
+  task = register(tmp_path, 'my_rows', values, id_key='lang')
+  name = example_ids.with_ids(task, ids)
+  assert found(name) == {'my_rows0': [2], 'my_rows1': [1]}
+  with refused(f'{tmp_path}/my_rows.jsonl:{2 if ids == 2 else 1}', values[0]):
+    example_ids.with_ids(task, 1 if ids == 2 else ('fr',))
+
+
+def test_choices_have_the_id_of_their_question(tmp_path):
+  task = register(
+      tmp_path, 'my_choice', ['de', 'fr'], id_key='lang', choices=('a', 'b')
+  )
+  name = example_ids.with_ids(task, ('de', 'fr'))
+  assert found(name) == {'my_choice0': [1], 'my_choice1': [2]}
+
+
+def test_rows_without_an_id_are_refused(tmp_path):
+  with refused(f'{tmp_path}/my_rows.jsonl:2', 'lang', 'id_key'):
+    register(tmp_path, 'my_rows', ['de', None], id_key='lang')
+
+
+def test_prompts_have_the_ids_of_the_run():
+  assert example_ids.of_prompts([None], None) is None
+  assert example_ids.of_prompts(['b', 'a'], ('a', 'b')) == [2, 1]
+  assert example_ids.of_prompts(['1', 0], 2) == [2, 1]
+  for values, ids in ((['a'], None), ([None], ('a',)), (['c'], ('a',))):
+    with refused('--example_id'):
+      example_ids.of_prompts(values, ids)
+  lines = ['{"inputs": "x", "example_id": "a"}', '{"inputs": "y"}']
+  assert example_ids.read_rows(lines) == (['x', 'y'], ['a', None])
+  with refused('line 1', 'inputs'):
+    example_ids.read_rows(['x'])
