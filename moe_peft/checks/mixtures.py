@@ -63,8 +63,9 @@ def one_expert(subject: subject_lib.Subject) -> None:
     replaced.append(adapter.site.path)
     scale = 1.0
     if names == _LORA:
-      plain_scale = adapter.alpha / getattr(adapter, 'rank', 1)
-      scale = getattr(adapter, 'scale', plain_scale)
+      alone = _resized(adapter, None, 1)  # Its scale may be another.
+      plain_scale = alone.alpha / getattr(alone, 'rank', 1)
+      scale = getattr(alone, 'scale', plain_scale)
     return _Plain(scale, name=name)
 
   reference = subject_lib.with_adapters(subject.module, plain)
