@@ -273,13 +273,15 @@ class _Told:
     return getattr(self.module, name)
 
   def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any:
-    """As of the network, whose first argument has a row for each row."""
+    """As of the network, whose first array has all rows."""
     told = {}
     if self.in_prompt is not None:
       told['in_prompt'] = self.in_prompt
     if self.example_ids is not None:
       # In decoding the samples, or beams, of an example are side by side.
-      copies = len(args[0]) // len(self.example_ids)
+      arrays = (*args, *kwargs.values())
+      rows = len(next(x for x in arrays if getattr(x, 'ndim', 0) > 1))
+      copies = rows // len(self.example_ids)
       told['example_ids'] = jnp.repeat(self.example_ids, copies, axis=0)
     return self.module.apply(variables, *args, **kwargs, **told)
 

@@ -26,7 +26,7 @@ def _forget_tasks():
 def register(tmp_path, name, ids=(), **options):
   rows = [
       {'inputs': f'{name}{i}', 'targets': 'a', 'lang': x}
-      for i, x in enumerate(ids or [None] * 2)
+      for i, x in enumerate(ids or [None] * 9)
   ]
   file = tmp_path / f'{name}.jsonl'
   file.write_text('\n'.join(map(json.dumps, rows)))
@@ -55,7 +55,7 @@ def test_the_name_of_a_task_is_its_id(tmp_path):
   # T5X looks tasks up by their names.
   by_name = example_ids.with_ids('my_a', ('my_a',), by_name=True)
   (task,) = catalog.task_names(by_name)
-  assert found(task) == {'my_a0': [1], 'my_a1': [1]}
+  assert list(found(task).values()) == [[1]] * 9
   assert example_ids.with_ids('my_a') == 'my_a'
   with refused('EXAMPLE_IDS', 'my_a', 'my_b'):
     example_ids.with_ids(mixture, ('my_b',))

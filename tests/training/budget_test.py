@@ -21,6 +21,9 @@ METHODS = sorted(
     and not path.stem.startswith('bank')  # A bank has its experts.
 )
 FAST = ('lora', 'molora', 'mov')
+# Ids for the methods that are told one: as many as they have experts.
+TOLD = {'EXAMPLE_IDS': 10}
+FLIX = {'FEATURES': [[str(number)] for number in range(10)]}
 ONE_LAYER = {
     't5.T5Config.num_encoder_layers': 1,
     't5.T5Config.num_decoder_layers': 1,
@@ -34,6 +37,8 @@ def load(method, model='tiny_t5', **bindings):
       'TASK_FEATURE_LENGTHS': {'inputs': 64, 'targets': 32},
       'TRAIN_STEPS': 100,
       'INITIAL_CHECKPOINT_PATH': None,
+      **TOLD,
+      **(FLIX if method == 'flix' else {}),
       **bindings,
   }
   gin_files.load_gin(
