@@ -129,7 +129,20 @@ def _import(args: argparse.Namespace) -> None:
         f'--gin.INITIAL_CHECKPOINT_PATH={args.out}'
     )
     return
-  print(f'{args.out}: written. A gin file that trains it on your rows:')
+  print(f'{args.out}: written.')
+  model = args.out / 'model.gin'
+  open_ends = [
+      line.partition(' = ')[0].strip()
+      for line in model.read_text('utf-8').splitlines()
+      if line.endswith('%gin.REQUIRED')
+  ]
+  if open_ends:
+    print(
+        f'First set in {model} what {args.folder} does not say '
+        '(VOCABULARY_FILE is the path of its tokenizer.json): '
+        f'{", ".join(open_ends)}.'
+    )
+  print('A gin file that trains it on your rows:')
   print(
       f'  python -m moe_peft init --base {args.out} --data ROWS.jsonl '
       '--out my_run.gin'

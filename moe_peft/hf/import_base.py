@@ -143,7 +143,7 @@ def _open(source: Path) -> tuple[Any, dict[str, Any]]:
   if not file.is_file():
     raise errors.UserError(
         f'{source} is no model folder: it has no config.json.', where=source,
-        remedy='Give a folder with config.json, or the GGUF file of a LLaMA.',
+        remedy='Give a folder with config.json, or a GGUF file of a decoder.',
     )
   hf_config = families.text_config(folders.read_json(file))
   kind = hf_config.get('model_type')

@@ -12,6 +12,7 @@ import pytest
 from moe_peft import gin_files
 from moe_peft.cli import flags
 from moe_peft.cli import hf
+from moe_peft.hf import decoder_base
 from moe_peft.hf import peft_format
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
@@ -44,6 +45,25 @@ def write_run(run_dir, base, steps=2):
   with contextlib.closing(loop.open_checkpoints(setup)) as checkpointer:
     loop.train(setup, checkpointer, lambda step, params: None)
   (run_dir / 'config.gin').write_text(gin.config_str())
+
+
+def test_what_a_folder_does_not_say_is_named(tmp_path, capsys):
+  config = {
+      'model_type': 'llama', 'vocab_size': 48, 'hidden_size': 16,
+      'intermediate_size': 24, 'num_hidden_layers': 1,
+      'num_attention_heads': 2, 'num_key_value_heads': 1,
+      'max_position_embeddings': 64, 'tie_word_embeddings': True,
+  }
+  entries = decoder_base.entries(decoder_base.from_hf(config), 't5')
+  tensors = {
+      name: np.ones(entry.hf_shape, np.float32)
+      for entry in entries for name in entry.sources
+  }
+  models.write_model(tmp_path / 'hf', config, tensors)
+  out = tmp_path / 'base'
+  hf.main(['import', str(tmp_path / 'hf'), '--out', str(out)])
+  said = capsys.readouterr().out
+  assert 'VOCABULARY_FILE, eos_id' in said and str(out / 'model.gin') in said
 
 
 @pytest.mark.slow
