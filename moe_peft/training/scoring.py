@@ -89,15 +89,22 @@ def results(
 
 
 def table(of: results_file.Results) -> rich.table.Table:
-  """The primary metric of each task: constant answer, base, adapted."""
+  """The primary metric of each task, and its loss: constant answer, base, run.
+
+  A loss, in nats a token, tells of answers that are never exactly those of the
+  data.
+  """
   columns = {
       'constant': of.constant_answer, 'base': of.base, 'adapted': of.adapted
   }
   shown = rich.table.Table('task', 'metric')
   for name in columns:
     shown.add_column(name, justify='right')
-  for task, metric in of.primary_metric.items():
-    values = [column.get(task, {}).get(metric) for column in columns.values()]
-    cells = ('–' if value is None else f'{value:.1f}' for value in values)
-    shown.add_row(task, metric, *cells)
+  for task, primary in of.primary_metric.items():
+    measured = of.adapted.get(task, {})
+    for metric in dict.fromkeys((primary, *({'loss'} & measured.keys()))):
+      values = [x.get(task, {}).get(metric) for x in columns.values()]
+      digits = 3 if metric == 'loss' else 1
+      cells = ('–' if x is None else f'{x:.{digits}f}' for x in values)
+      shown.add_row(task if metric == primary else '', metric, *cells)
   return shown

@@ -115,8 +115,11 @@ def test_what_has_no_constant_answer_is_left_out():
   rows = {'inputs': ['?'], 'targets': ['a']}
   assert _foreign('constant_none', rows, [with_aux, perplexity]) == {}
   table = scoring.table(results_file.Results(
-      split='test', num_examples={'t': 1}, base={'t': {'m': 1.0}},
-      adapted={'t': {'m': 2.0}}, primary_metric={'t': 'm'},
+      split='test', num_examples={'t': 1},
+      base={'t': {'m': 1.0, 'loss': 3.0}},
+      adapted={'t': {'m': 2.0, 'loss': 0.25}}, primary_metric={'t': 'm'},
   ))
-  cells = [list(column.cells)[0] for column in table.columns]
-  assert cells == ['t', 'm', '–', '1.0', '2.0']
+  rows = list(zip(*(column.cells for column in table.columns), strict=True))
+  assert rows == [
+      ('t', 'm', '–', '1.0', '2.0'), ('', 'loss', '–', '3.000', '0.250')
+  ]
