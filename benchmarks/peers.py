@@ -23,6 +23,7 @@ PyTorch peers were left out. To see them, make an environment of their own
     accelerate sentencepiece scikit-learn tiktoken
   peers/bin/pip install --no-deps moe-peft==2.0.2
   python -m benchmarks --peer_python peers/bin/python"""
+PYTORCH = 'PyTorch: '  # Begins the names of their cases.
 ONLY_ON_CPUS = ('layer/loramoe', 'layer/mola', 'llama/loramoe')
 ON_GPUS = (
     "MoE-PEFT's cases are left out: torch_peers.py runs them on CPUs alone."

@@ -187,7 +187,7 @@ def measure_t5(
       floors[name] = frozen + 3 * floor.adapter_gflop(experiment)
     cases[name] = Step(experiment)
   sizes = t5_sizes(cases[LORA].setup, lengths, batch_size)
-  torch_cases = {'PyTorch: PEFT LoRA': ('t5/peft_lora', sizes)}
+  torch_cases = {peers.PYTORCH + 'PEFT LoRA': ('t5/peft_lora', sizes)}
   return _table(
       'step',
       f'Training step: {model}, encoder {lengths[0]}, decoder {lengths[1]}, '
@@ -238,8 +238,8 @@ def measure_decoder(
       f'{devices.describe(options.threads)}',
       cases,
       {
-          'PyTorch: PEFT LoRA': ('llama/peft_lora', torch_sizes),
-          'PyTorch: MoE-PEFT LoRAMoE': ('llama/loramoe', torch_sizes),
+          peers.PYTORCH + 'PEFT LoRA': ('llama/peft_lora', torch_sizes),
+          peers.PYTORCH + 'MoE-PEFT LoRAMoE': ('llama/loramoe', torch_sizes),
       },
       floors, rounds, options, progress,
       (PEERS_NOTE,) if options.peer_python else (),

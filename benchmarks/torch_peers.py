@@ -62,6 +62,15 @@ def layer_case(make, sizes):
   return step, sum(p.numel() for p in params)
 
 
+def matmul(sizes):
+  """The frozen layer's product alone, without gradients."""
+  import torch
+
+  inputs = torch.randn(sizes['tokens'], sizes['features'])
+  kernel = torch.randn(sizes['features'], sizes['features'])
+  return lambda: inputs @ kernel, 0
+
+
 def make_frozen(frozen, sizes):
   return frozen, []
 
@@ -276,6 +285,7 @@ PEFT = ('torch.distributed.tensor', 'transformers', 'peft')
 MOE_PEFT = ('moe_peft',)
 # How a case is built, and what is imported before memory is counted.
 CASES = {
+    'layer/matmul': (matmul, ()),
     'layer/frozen': (functools.partial(layer_case, make_frozen), ()),
     'layer/peft_lora': (functools.partial(layer_case, make_peft_lora), PEFT),
     'layer/loramoe': (functools.partial(layer_case, make_loramoe), MOE_PEFT),

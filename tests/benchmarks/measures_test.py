@@ -78,9 +78,21 @@ def test_layer():
   assert rows['full fine-tuning']['gflop'] == pytest.approx(
       3 * product, rel=0.01
   )
+  assert next(iter(rows)) == layer.MATMUL
+  assert rows[layer.MATMUL]['gflop'] == pytest.approx(product, rel=0.01)
   assert (
       rows['published MoLoRA formula']['gflop'] > rows['MoLoRA soft']['gflop']
   )
+
+
+def test_a_peer_is_over_the_frozen_layer_of_its_library():
+  seconds = {
+      layer.FROZEN: 1.0, layer.PLAIN_LORA: 1.3,
+      f'PyTorch: {layer.FROZEN}': 2.0, 'PyTorch: PEFT LoRA': 3.0,
+  }
+  rows = [{'case': name, 'fastest': x} for name, x in seconds.items()]
+  layer.over_own(rows)
+  assert [row['over_frozen'] for row in rows] == [1.0, 1.3, 1.0, 1.5]
 
 
 @pytest.mark.slow
