@@ -9,6 +9,7 @@ it: of `SIZES` 708,608 parameters train.
 from collections.abc import Mapping
 import dataclasses
 import functools
+from typing import Any
 
 from benchmarks import experiments
 from benchmarks import published
@@ -41,24 +42,33 @@ LARGE_SIZES = SIZES | {
 
 
 def build(
-    sizes: Mapping[str, int], batch_size: int, length: int
+    sizes: Mapping[str, int],
+    batch_size: int,
+    length: int,
+    method: str = 'lora',
+    bindings: Mapping[str, Any] | None = None,
 ) -> experiment_lib.Experiment:
-  """The experiment, with LoRA everywhere.
+  """The experiment, by default with LoRA everywhere.
 
   Args:
-    sizes: As `SIZES`.
+    sizes: As `SIZES`, and perhaps `num_kv_heads`.
     batch_size: Rows.
     length: Tokens of a row.
+    method: File of gin/methods/.
+    bindings: Further gin bindings.
   """
   names = ('vocab_size', 'emb_dim', 'mlp_dim', 'num_layers', 'num_heads',
            'head_dim')
   config = 'decoder_config.DecoderConfig'
   return experiments.build(
-      'tiny_llama', 'lora', (length // 2, length - length // 2), batch_size,
+      'tiny_llama', method, (length // 2, length - length // 2), batch_size,
       {
           f'{config}.logits_via_embedding': False,
-          f'{config}.num_kv_heads': sizes['num_heads'],
+          f'{config}.num_kv_heads': sizes.get(
+              'num_kv_heads', sizes['num_heads']
+          ),
           **{f'{config}.{name}': sizes[name] for name in names},
+          **(bindings or {}),
       },
   )
 

@@ -3,14 +3,16 @@
 """Experiments of the shipped gin files, and batches without data."""
 
 from collections.abc import Mapping
+import dataclasses
+import functools
+import itertools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from moe_peft import gin_files
-from moe_peft.core import partitioning
-from moe_peft.core import trainable
 from moe_peft.models import encoder_decoder
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import run
@@ -76,30 +78,30 @@ def prepare(
   """As `experiment.prepare`, with random numbers for initial values.
 
   To compile a whole network's initialization would take longer than most of
-  what is timed here.
+  what is timed here. They are drawn on the device, each in the type that it is
+  stored in: a large base is never on the host.
 
   Args:
     experiment: The one that gin has just built.
   """
-  mesh = partitioning.make_mesh()
-  with partitioning.use_mesh(mesh):
-    variables = jax.eval_shape(
-        lambda: experiment.model.init(
-            jax.random.key(0), experiment.task_feature_lengths
-        )
-    )
-  shardings = partitioning.param_shardings(variables['params_axes'], mesh)
-  rng = np.random.default_rng(0)
-  params = {
-      name: jax.device_put(
-          0.02 * rng.standard_normal(x.shape, np.float32), shardings[name]
-      )
-      for name, x in trainable.flatten(variables['params']).items()
-  }
-  trained, frozen = trainable.split(params, experiment.trainable_regex)
-  return experiment_lib.Setup(
-      experiment, mesh, trained, frozen, shardings, base={}
+  setup = experiment_lib.lay_out(experiment)
+  number, key = itertools.count(), jax.random.key(0, impl='rbg')
+  draw = lambda x: jax.device_put(
+      _draw(jax.random.fold_in(key, next(number)), x.shape, x.dtype), x.sharding
   )
+  return dataclasses.replace(
+      setup,
+      trainable=jax.tree.map(draw, setup.trainable),
+      frozen=jax.tree.map(draw, setup.frozen),
+  )
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _draw(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+  """Random numbers; of integers all bits."""
+  if jnp.issubdtype(dtype, jnp.integer):
+    return jax.random.bits(key, shape, jnp.uint8).astype(dtype)
+  return (0.02 * jax.random.normal(key, shape, dtype)).astype(dtype)
 
 
 def describe(bindings: Mapping[str, Any] | None) -> str:

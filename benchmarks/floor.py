@@ -7,6 +7,8 @@ activations, and three times the adapters' own forward pass. A step above it
 computes what it need not.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -34,14 +36,31 @@ def frozen_gflop(experiment: experiment_lib.Experiment) -> float:
   """
   model = experiment.model.without_adapters()
   params, batch = abstract(experiment, model)
+  embedding = {EMBEDDING: params.pop(EMBEDDING)}
+  compiled = (
+      jax.jit(input_gradients(model)).lower(embedding, params, batch).compile()
+  )
+  return timing.facts(compiled)['gflop']
 
-  def loss(embedding, others):
-    merged = trainable.unflatten({**others, EMBEDDING: embedding})
+
+def input_gradients(
+    model: language_model.LanguageModel,
+) -> Callable[..., dict[str, jax.Array]]:
+  """The forward pass and the gradients of activations.
+
+  Args:
+    model: Without adapters.
+
+  Returns:
+    A function of flat parameters, the embedding alone and all others, and of a
+    batch, that gives the gradient of the former.
+  """
+
+  def loss(embedding, others, batch):
+    merged = trainable.unflatten({**others, **embedding})
     return model.loss(merged, batch)[0]
 
-  embedding = params.pop(EMBEDDING)
-  compiled = jax.jit(jax.grad(loss)).lower(embedding, params).compile()
-  return timing.facts(compiled)['gflop']
+  return jax.grad(loss)
 
 
 def adapter_gflop(experiment: experiment_lib.Experiment) -> float:

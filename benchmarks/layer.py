@@ -40,6 +40,7 @@ from moe_peft.methods import molora
 MATMUL = 'matrix product alone'
 FROZEN = 'frozen layer'
 PLAIN_LORA = 'LoRA of rank E*r'
+SOFT, TOP_2 = 'MoLoRA soft', 'MoLoRA top-2'
 COLUMNS = (
     tables.MILLISECONDS,
     tables.FASTEST,
@@ -165,22 +166,21 @@ def over_own(rows: Sequence[dict[str, Any]]) -> None:
 
 
 class Layer:
-  """A frozen dense layer and what goes through it.
+  """A frozen dense layer and what goes through it; adapters are float32.
 
   Attributes:
-    inputs: <float32>[rows, tokens / rows, features].
-    kernel: <float32>[features, features].
+    inputs: <dtype>[rows, tokens / rows, features].
+    kernel: <dtype>[features, features].
   """
 
-  def __init__(self, features: int, tokens: int):
+  def __init__(self, features: int, tokens: int, dtype: Any = jnp.float32):
     keys = jax.random.split(jax.random.key(0), 4)
+    draw = lambda key, *shape: jax.random.normal(key, shape).astype(dtype)
     rows = max(tokens // 256, 1)
     shape = (rows, tokens // rows, features)
-    self.inputs = jax.random.normal(keys[0], shape)
-    self.kernel = (
-        jax.random.normal(keys[1], (features, features)) / features**0.5
-    )
-    self._cotangent = jax.random.normal(keys[2], shape)
+    self.inputs = draw(keys[0], *shape)
+    self.kernel = draw(keys[1], features, features) / features**0.5
+    self._cotangent = draw(keys[2], *shape)
     self._key = keys[3]
 
   def product(self) -> '_Case':
@@ -188,6 +188,10 @@ class Layer:
     return _Case(
         lambda params, kernel, x: x @ kernel, {}, self.kernel, self.inputs
     )
+
+  def frozen(self) -> '_Case':
+    """Compiles the layer without adapters."""
+    return self.case(lambda params, kernel, x, key: x @ kernel, {})
 
   def case(self, function: Callable[..., jax.Array], params: Any) -> '_Case':
     """Compiles `function(params, kernel, inputs, key)` with its gradients."""
@@ -250,10 +254,8 @@ class _Case(timing.Compiled):
     return {**super().facts(), 'parameters': self._parameters}
 
 
-def executions(
-    layer: Layer, num_experts: int, rank: int
-) -> dict[str, timing.Compiled]:
-  """MoLoRA under all executions, and what it is compared with."""
+def adapters(num_experts: int, rank: int) -> dict[str, Any]:
+  """MoLoRA under all executions, and adapters that it is compared with."""
   top_2 = functools.partial(routing.Router, select=selection.TopK(k=2))
   # Two experts of each token, and a quarter more room than they need.
   limited = functools.partial(
@@ -262,10 +264,10 @@ def executions(
   mixture = functools.partial(
       molora.MoLoRA, site=SITE, num_experts=num_experts, rank=rank
   )
-  adapters = {
+  return {
       PLAIN_LORA: lora.LoRA(site=SITE, rank=num_experts * rank),
-      'MoLoRA soft': mixture(),
-      'MoLoRA top-2': mixture(router_factory=top_2),
+      SOFT: mixture(),
+      TOP_2: mixture(router_factory=top_2),
       'MoLoRA top-2, capacity 1.25': mixture(router_factory=limited),
       'MoLoRA top-2, capacity 1.25, einsum': mixture(
           router_factory=limited, execution='einsum'
@@ -277,13 +279,22 @@ def executions(
           site=SITE, num_experts=num_experts, rank=rank
       ),
   }
+
+
+def executions(
+    layer: Layer, num_experts: int, rank: int
+) -> dict[str, timing.Compiled]:
+  """The cases of `adapters`, and the layer without any."""
   return {
       MATMUL: layer.product(),
-      FROZEN: layer.case(lambda params, kernel, x, key: x @ kernel, {}),
+      FROZEN: layer.frozen(),
       'full fine-tuning': layer.case(
           lambda params, kernel, x, key: x @ params, layer.kernel
       ),
-      **{name: layer.adapted(adapter) for name, adapter in adapters.items()},
+      **{
+          name: layer.adapted(adapter)
+          for name, adapter in adapters(num_experts, rank).items()
+      },
   }
 
 

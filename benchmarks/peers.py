@@ -4,14 +4,12 @@
 
 from collections.abc import Mapping
 import contextlib
-import json
 from pathlib import Path
-import subprocess
-import tempfile
 from typing import Any
 
 import jax
 
+from benchmarks import processes
 from benchmarks import tables
 from moe_peft import errors
 
@@ -26,74 +24,37 @@ PyTorch peers were left out. To see them, make an environment of their own
 PYTORCH = 'PyTorch: '  # Begins the names of their cases.
 ONLY_ON_CPUS = ('layer/loramoe', 'layer/mola', 'llama/loramoe')
 ON_GPUS = (
-    "MoE-PEFT's cases are left out: torch_peers.py runs them on CPUs alone."
+    "MoE-PEFT's cases are left out: torch_peers runs them on CPUs alone."
 )
 
 
-class Peer:
-  """One case of torch_peers.py; calling it times one call.
+class Peer(processes.Process):
+  """One case of torch_peers; calling it times one call."""
 
-  Attributes:
-    parameters: Number of trainable parameters.
-    peak_mib: Growth of its process so far.
-  """
+  remedy = HOW_TO_INSTALL
 
-  def __init__(self, python: str, case: str, sizes: Mapping[str, Any]):
+  def __init__(
+      self, python: str, case: str, sizes: Mapping[str, Any], **kwargs: Any
+  ):
     """Starts the process and builds the case.
 
     Args:
       python: Interpreter of the peers' environment.
       case: Key of `torch_peers.CASES`.
-      sizes: What the case needs, `threads` included.
+      sizes: What the case needs, `threads` and `device` included.
+      **kwargs: As of `processes.Process`.
 
     Raises:
       errors.UserError: If the interpreter does not run it.
     """
-    self._case = case
-    script = Path(__file__).with_name('torch_peers.py')
-    # A file, since nobody reads a pipe until the end.
-    self._messages = tempfile.TemporaryFile('w+')
+    # Isolated, so that PYTHONPATH does not lead it to this repository.
+    command = [python, '-I', str(Path(__file__).with_name('torch_peers'))]
     try:
-      # Isolated, so that PYTHONPATH does not lead it to this repository.
-      self._process = subprocess.Popen(
-          [python, '-I', str(script)],
-          stdin=subprocess.PIPE,
-          stdout=subprocess.PIPE,
-          stderr=self._messages,
-          text=True,
-      )
+      super().__init__(command, {'case': case, **sizes}, **kwargs)
     except OSError as error:
       raise errors.UserError(
           f'{python} cannot be run ({error.strerror}).', '--peer_python'
       ) from error
-    self.peak_mib = 0.0
-    self.parameters = self._ask(json.dumps({'case': case, **sizes}))[
-        'parameters'
-    ]
-
-  def __call__(self) -> float:
-    answer = self._ask('run')
-    self.peak_mib = answer['peak_mib']
-    return answer['seconds']
-
-  def _ask(self, line: str) -> dict[str, Any]:
-    with contextlib.suppress(BrokenPipeError):
-      print(line, file=self._process.stdin, flush=True)
-    answer = self._process.stdout.readline()
-    if not answer:
-      self.close()
-      self._messages.seek(0)
-      message = self._messages.read().strip()[-500:]
-      raise errors.UserError(
-          f'The peer ended: {message}\n\n', self._case, HOW_TO_INSTALL
-      )
-    return json.loads(answer)
-
-  def close(self) -> None:
-    """Ends the process."""
-    with contextlib.suppress(BrokenPipeError):
-      self._process.stdin.close()
-    self._process.wait()
 
 
 def start(
@@ -124,7 +85,7 @@ def start(
 def facts(peers: Mapping[str, Peer]) -> dict[str, dict[str, float]]:
   """By name: `parameters` and `process_mib`."""
   return {
-      name: {'parameters': peer.parameters, 'process_mib': peer.peak_mib}
+      name: {**peer.facts, 'process_mib': peer.peak_mib}
       for name, peer in peers.items()
   }
 

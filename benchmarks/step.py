@@ -283,7 +283,7 @@ def _table(
 def t5_sizes(
     setup: experiment_lib.Setup, lengths: tuple[int, int], batch_size: int
 ) -> dict[str, Any]:
-  """What torch_peers.py needs to build the same T5 with the same LoRA."""
+  """What torch_peers needs to build the same T5 with the same LoRA."""
   config = setup.experiment.model.module.module.config
   return {
       **{

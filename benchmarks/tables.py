@@ -19,11 +19,15 @@ class Options:
     quick: Small shapes, few cases and rounds.
     threads: CPU threads, for PyTorch's peers too.
     peer_python: Interpreter of the peers' environment, or None.
+    minutes: Time that the table of a card takes at most.
+    folder: Where tables are written.
   """
 
   quick: bool = False
   threads: int = 1
   peer_python: str | None = None
+  minutes: float = 8.0
+  folder: Path = Path('runs/benchmarks')
 
 
 @dataclasses.dataclass(frozen=True)

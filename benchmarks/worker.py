@@ -41,7 +41,10 @@ def run(name: str, args: Mapping[str, Any], threads: int) -> None:
   suffix = f'_{threads}_threads' if name == 'layer' and on_cpus() else ''
   finished = []
   for table in importlib.import_module(f'benchmarks.{name}').run(
-      tables.Options(args['quick'], threads, args['peer_python']),
+      tables.Options(
+          args['quick'], threads, args['peer_python'], args['minutes'],
+          args['out'],
+      ),
       lambda text: print(f'\r{name}: {text:<60.60}', end='', file=sys.stderr),
   ):
     finished.append(table)
