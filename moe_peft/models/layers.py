@@ -7,6 +7,7 @@ are float32 and carry logical axis names; arithmetic is in `dtype`.
 """
 
 from collections.abc import Sequence
+import functools
 from typing import Any
 
 from flax import linen as nn
@@ -65,7 +66,7 @@ class DenseGeneral(nn.Module):
         in_axis=tuple(range(num_in)),
         out_axis=tuple(range(num_in, len(kernel_shape))),
     )
-    kernel = nn_partitioning.param_with_axes(
+    nn_partitioning.param_with_axes(
         'kernel',
         kernel_init,
         kernel_shape,
@@ -73,10 +74,24 @@ class DenseGeneral(nn.Module):
         axes=tuple(self.kernel_axes),
         module=self,
     )
-    kernel = jnp.asarray(kernel, self.dtype).reshape(in_shape + features)
-    inputs = jnp.asarray(inputs, self.dtype)
-    contracted = (axis, tuple(range(len(axis))))
-    outputs = jax.lax.dot_general(inputs, kernel, (contracted, ((), ())))
+
+    # Backward, the kernel is made again from what is stored: a scan would keep
+    # every layer's, in the type of the arithmetic, beside the base.
+    @functools.partial(
+        jax.checkpoint, prevent_cse=False,
+        policy=jax.checkpoint_policies.nothing_saveable,
+    )
+    def product(inputs, stored):
+      kernel = with_sharding_constraint(
+          nn.meta.unbox(stored), tuple(self.kernel_axes)
+      )
+      kernel = jnp.asarray(kernel, self.dtype).reshape(in_shape + features)
+      contracted = (axis, tuple(range(len(axis))))
+      return jax.lax.dot_general(inputs, kernel, (contracted, ((), ())))
+
+    outputs = product(
+        jnp.asarray(inputs, self.dtype), self.get_variable('params', 'kernel')
+    )
     if not self.use_bias:
       return outputs
     bias = nn_partitioning.param_with_axes(

@@ -419,3 +419,38 @@ def test_logits_at_the_targets_alone_change_neither_loss_nor_gradient():
 def test_wrong_sizes_are_named(field, value, name):
   with refusals.refused(f'decoder_config.DecoderConfig.{field}', name):
     decoder_config.check_config(CONFIG.replace(**{field: value}))
+
+
+def test_a_scan_keeps_no_kernels_for_the_backward_pass():
+  # A type of its own: kernels are cast, and casts would be kept.
+  config = CONFIG.replace(scan_layers=True, dtype=jnp.bfloat16)
+  params = trainable.flatten(to_scan(variables()['params']))
+  embedding = params.pop('token_embedder/embedding')
+  inputs = tokens()
+
+  def total(embedding):
+    merged = {**params, 'token_embedder/embedding': embedding}
+    return apply(
+        config, {'params': trainable.unflatten(merged)}, inputs
+    ).astype(jnp.float32).sum()
+
+  jaxpr = jax.make_jaxpr(jax.grad(total))(embedding)
+  kept = [
+      var.aval.shape
+      for scan in scans(jaxpr.jaxpr) for var in scan.outvars
+  ]
+  kernels = {
+      (3, 20, 28), (3, 28, 20), (3, 20, 4, 6), (3, 20, 2, 6), (3, 4, 6, 20),
+      (3, 20, 24), (3, 20, 12), (3, 24, 20),
+  }
+  assert kept
+  assert not kernels & set(kept)
+
+
+def scans(jaxpr):
+  """The scans of a program, those in its calls too."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == 'scan':
+      yield equation
+    elif inner := equation.params.get('jaxpr'):
+      yield from scans(getattr(inner, 'jaxpr', inner))
