@@ -196,6 +196,7 @@ RULES: Mapping[str, Rule] = {
     'ALLOW_CHANGED_DATA': _BOOL,
     'SITE_METRICS': each(text),
     # Devices.
+    'COMPILATION_CACHE_DIR': optional(path),
     'NUM_EXPERT_PARTITIONS': _COUNT,
     'NUM_MODEL_PARTITIONS': _COUNT,
     # Data sets.

@@ -116,8 +116,9 @@ class _Opened:
 
 
 def _open(split: str, rows: int) -> _Opened:
-  compilation.use_cache()
-  setup = experiment_lib.prepare(run.build(split))
+  experiment = run.build(split)
+  compilation.use_cache(experiment.compilation_cache_dir)
+  setup = experiment_lib.prepare(experiment)
   rows += -rows % setup.mesh.size
   with contextlib.closing(loop.open_checkpoints(setup)) as checkpointer:
     step = checkpointer.require_step()

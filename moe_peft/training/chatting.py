@@ -57,8 +57,8 @@ class Chatter:
       errors.UserError: there is no checkpoint, the model has no chat template,
         or the id is missing or unknown.
     """
-    compilation.use_cache()
     experiment = run.build()
+    compilation.use_cache(experiment.compilation_cache_dir)
     self._model = experiment.model
     self._prompts = prompts_lib.of_task(
         experiment.mixture_or_task_name, self._model.input_vocabulary,

@@ -8,11 +8,17 @@ from pathlib import Path
 import jax
 
 
-def use_cache() -> None:
-  """Keeps compiled programs between runs, unless JAX is told where."""
-  if jax.config.jax_compilation_cache_dir is not None:
+def use_cache(folder: str | None = None) -> None:
+  """Keeps compiled programs between runs.
+
+  Args:
+    folder: Where, a `gs://` path or the like too; by default where JAX is told,
+      or else in the user's cache.
+  """
+  if folder is None and jax.config.jax_compilation_cache_dir is not None:
     return
   cache = os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')
   jax.config.update(
-      'jax_compilation_cache_dir', str(Path(cache) / 'moe_peft' / 'jax')
+      'jax_compilation_cache_dir',
+      folder or str(Path(cache) / 'moe_peft' / 'jax'),
   )

@@ -71,6 +71,8 @@ class Experiment:
       after another, that end the run.
     allow_changed_data: Whether a run goes on with other data than those of its
       checkpoint.
+    compilation_cache_dir: Where compiled programs are kept between runs; by
+      default see compilation.py.
     num_expert_partitions: Size of the mesh axis `expert`.
     num_model_partitions: Size of the mesh axis `model`.
     param_budget: Most parameters to train, see budget.py, or None.
@@ -105,6 +107,7 @@ class Experiment:
   log_period: int = 20
   max_skipped_steps: int = 10
   allow_changed_data: bool = False
+  compilation_cache_dir: str | None = None
   num_expert_partitions: int = 1
   num_model_partitions: int = 1
   param_budget: float | None = None

@@ -35,8 +35,8 @@ def evaluate_run(split: str) -> None:
   Raises:
     errors.UserError: If there is no checkpoint or no such split.
   """
-  compilation.use_cache()
   experiment = run.build(split)
+  compilation.use_cache(experiment.compilation_cache_dir)
   setup, params = restore(experiment)
   evaluator = scoring.make_evaluator(setup)
   # `params` would not do: full fine-tuning has changed their base.
@@ -76,8 +76,8 @@ def infer(
       an empty one if the model needs a token to begin with, and for a line
       whose id is missing or unknown.
   """
-  compilation.use_cache()
   experiment = run.build()
+  compilation.use_cache(experiment.compilation_cache_dir)
   length = experiment.task_feature_lengths['inputs']
   told = example_ids_lib.of_prompts(
       example_ids or [None] * len(lines), experiment.example_ids

@@ -60,9 +60,9 @@ def run_experiment() -> Path | None:
   Raises:
     errors.UserError: For anything in the configuration that cannot work.
   """
-  compilation.use_cache()
   hosts.check_one_process()
   experiment = build()
+  compilation.use_cache(experiment.compilation_cache_dir)
   with contextlib.closing(_Session(experiment)) as session:
     return experiment.run_dir if session.run() else None
 
