@@ -76,6 +76,8 @@ class AllExperts:
       hidden = jnp.repeat(hidden, num_experts, axis=-1)
     hidden *= jnp.tile(weights, rank)
     kernel = replicate(kernel).swapaxes(0, 1).reshape(-1, out_features)
+    # So that a loop of decoding moves it once and not for every token.
+    kernel = jax.lax.optimization_barrier(kernel)
     update = low_rank.expand(hidden, kernel)
     return update if bias is None else update + low_rank.expand(weights, bias)
 
