@@ -12,7 +12,7 @@ def use_cache(folder: str | None = None) -> None:
   """Keeps compiled programs between runs.
 
   Args:
-    folder: Where, a `gs://` path or the like too; by default where JAX is told,
+    folder: Where, on a disk or in a bucket; by default where JAX is told,
       or else in the user's cache.
   """
   if folder is None and jax.config.jax_compilation_cache_dir is not None:
@@ -20,5 +20,5 @@ def use_cache(folder: str | None = None) -> None:
   cache = os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')
   jax.config.update(
       'jax_compilation_cache_dir',
-      folder or str(Path(cache) / 'moe_peft' / 'jax'),
+      os.path.expanduser(folder or Path(cache) / 'moe_peft' / 'jax'),
   )
