@@ -177,7 +177,7 @@ def test_extras_markers_and_programs_exist(monkeypatch):
   seen = {}
   monkeypatch.setattr(setuptools, 'setup', lambda **kwargs: seen.update(kwargs))
   runpy.run_path(str(ROOT / 'setup.py'))
-  markers = {'slow', 't5x', 'hf', 'or', 'not', 'and'}
+  markers = {'slow', 'long', 't5x', 'hf', 'or', 'not', 'and'}
   others = {'echo', 'llama-server', 'mkdocs', 'ruff', 'unzip', 'vllm'}
   packages = ('moe_peft', 'benchmarks', 'tests', 't5x', 'sglang')
   for command in COMMANDS:
