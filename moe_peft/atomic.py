@@ -52,13 +52,7 @@ def new_folder(
       `force`, or the disk refuses.
   """
   path = path.expanduser().absolute()
-  taken = path.exists() and not (path.is_dir() and not any(path.iterdir()))
-  if taken and not force:
-    raise errors.UserError(
-        f'{path} exists and is not an empty folder.', where=where,
-        remedy='Choose another one, or give --force: it keeps what is there '
-        f'as {path.name}.old.',
-    )
+  taken = check_new(path, where, force)
   aside = path.with_name(f'.{path.name}.{os.getpid()}.part')
   try:
     aside.mkdir(parents=True)
@@ -75,6 +69,22 @@ def new_folder(
     ) from error
   finally:
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_new(path: pathlib.Path, where: str, force: bool = False) -> bool:
+  """Whether something is in the place of a new folder that may be replaced.
+
+  Commands ask before long work; arguments and errors are those of `new_folder`.
+  """
+  path = path.expanduser().absolute()
+  taken = path.exists() and not (path.is_dir() and not any(path.iterdir()))
+  if taken and not force:
+    raise errors.UserError(
+        f'{path} exists and is not an empty folder.', where=where,
+        remedy='Choose another one, or give --force: it keeps what is there '
+        f'as {path.name}.old.',
+    )
+  return taken
 
 
 def _move_away(path: pathlib.Path) -> None:

@@ -225,6 +225,10 @@ def _gin_errors(where: str = '') -> Iterator[None]:
     yield
   except errors.UserError:
     raise
+  except RecursionError as error:
+    raise errors.UserError(
+        'It includes itself, or a value is nested too deeply.', where
+    ) from error
   except Exception as error:  # Gin lets through whatever an import raises.
     # Gin shows the line and points at the place, and quotes a flag as a file.
     message = re.sub(r'\n  In bindings string.*', '', str(error), flags=re.S)
@@ -267,7 +271,7 @@ def _quoted(value: str) -> str:
   try:
     ast.literal_eval(value)
     return value
-  except (SyntaxError, ValueError):
+  except (SyntaxError, ValueError, MemoryError, RecursionError):
     # References, alone or in a structure, are gin's to judge. In the middle of
     # other text, as in the path /x/50%, the signs mean nothing.
     is_reference = re.match(r'([\[({](.*[\[({,:\s])?)?[@%]\w', value, re.DOTALL)
@@ -284,8 +288,9 @@ def _located(name: str, folders: Sequence[str]) -> str | None:
 def _find(name: str, folders: Sequence[str]) -> str:
   if (found := _located(name, folders)) is not None:
     return found
+  what = 'is a folder' if Path(name).is_dir() else 'does not exist'
   raise errors.UserError(
-      f'The gin file {name} does not exist.',
+      f'The gin file {name} {what}.',
       where=name,
       remedy=_nearest(name, _shipped_gin()),
   )

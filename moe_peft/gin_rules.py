@@ -62,9 +62,12 @@ def text(value: Any) -> str:
 
 def path(value: Any) -> str:
   """A path."""
-  if isinstance(value, os.PathLike) or (not text(value) and '\0' not in value):
+  if isinstance(value, os.PathLike):
     return ''
-  return 'is no path'
+  if text(value) or '\0' in value:
+    return 'is no path'
+  nobody = os.path.expanduser(value).startswith('~')
+  return 'is in the home of nobody' if nobody else ''
 
 
 def paths(value: Any) -> str:

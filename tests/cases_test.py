@@ -499,3 +499,19 @@ def test_the_export_of_a_run_in_which_everything_trained(tmp_path, capsys):
   assert 'on held-out rows (1), over which no' in capsys.readouterr().out
   # A base of its own, as it was trained.
   assert (out / 'base' / 'model.safetensors').is_file()
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize(
+    ('file_format', 'file'),
+    [('full', 'model.safetensors'), ('peft', 'adapter_model.safetensors')],
+)
+def test_damaged_exports_are_refused(file_format, file, tmp_path):
+  pytest.importorskip('torch')
+  pytest.importorskip('peft')
+  folder = tmp_path / 'out'
+  export.export(adapted.make('lora', 'llama'), folder, file_format)
+  path = folder / file
+  path.write_bytes(path.read_bytes()[:-9])
+  with refusals.refused('--base', folder):
+    verify.verify(folder, offline=True)

@@ -101,14 +101,15 @@ def _parser() -> argparse.ArgumentParser:
       'be repeated',
   )
   parser.add_argument(
-      '--json', type=Path, metavar='FILE', help='also write a file of JSON'
+      '--json', type=flags.output_file, metavar='FILE',
+      help='also write a file of JSON',
   )
   parser.add_argument(
       '--show', type=Path, nargs='+', metavar='FILE',
       help='print the rows of files that --json has written; compile nothing',
   )
   parser.add_argument(
-      '--hlo', type=Path, metavar='DIR',
+      '--hlo', type=flags.output_folder, metavar='DIR',
       help='keep the compiled programs (HloModuleProto), for other tools',
   )
   parser.add_argument(

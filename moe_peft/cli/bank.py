@@ -47,7 +47,9 @@ def _add_build(commands) -> None:
       '--base', required=True,
       help='base of hf import, or what the runs have as INITIAL_CHECKPOINT_PATH'
   )
-  parser.add_argument('--out', type=Path, required=True, help='bank to write')
+  parser.add_argument(
+      '--out', type=flags.output_folder, required=True, help='bank to write'
+  )
   flags.add_force_flag(parser)
 
 
@@ -74,7 +76,8 @@ def _add_show(commands) -> None:
   parser.set_defaults(run_command=_show)
   parser.add_argument('bank', metavar='BANK', type=Path)
   parser.add_argument(
-      '--out', type=Path, metavar='FILE.svg', help='picture of similarities'
+      '--out', type=flags.output_file, metavar='FILE.svg',
+      help='picture of similarities',
   )
 
 

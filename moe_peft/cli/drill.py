@@ -33,7 +33,8 @@ def main(argv: Sequence[str]) -> int:
       help='decides what happens in them (default: 0)',
   )
   parser.add_argument(
-      '--out', type=Path, default=Path('runs/drill'), metavar='DIR',
+      '--out', type=flags.output_folder, default=Path('runs/drill'),
+      metavar='DIR',
       help='folder of the records (default: runs/drill)',
   )
   parser.add_argument(

@@ -23,7 +23,9 @@ def main(argv: Sequence[str]) -> None:
       'results', type=Path, metavar='FOLDER',
       help='holds a folder with results.json for each study',
   )
-  parser.add_argument('--out', type=Path, required=True, metavar='FILE')
+  parser.add_argument(
+      '--out', type=flags.output_file, required=True, metavar='FILE'
+  )
   parser.add_argument(
       '--reference', default='lora', metavar='NAME',
       help='gin file with which the others are compared (default: lora)',

@@ -9,6 +9,7 @@ The flags are those of T5X: `--gin_file` (repeated), `--gin.NAME=VALUE`,
 import argparse
 from collections.abc import Callable, Sequence
 import logging
+import os
 from pathlib import Path
 import re
 import sys
@@ -31,6 +32,17 @@ class Parser(argparse.ArgumentParser):
     note = f'{_DEBUG} after any command shows the stack trace of an error.'
     epilog = '\n'.join(filter(None, [epilog, note]))
     super().__init__(*args, epilog=epilog, **kwargs)
+
+  def parse_known_args(self, args=None, namespace=None):
+    """Refuses homes of users that there are not, whatever the flag."""
+    for arg in args or ():
+      flag, equals, value = arg.partition('=')
+      path = value if equals and flag.startswith('-') else arg
+      if os.path.expanduser(path).startswith('~'):
+        raise errors.UserError(
+            'There is no such user.', arg, 'Write the path without ~.'
+        )
+    return super().parse_known_args(args, namespace)
 
   def error(self, message: str) -> NoReturn:
     """Raises errors.UserError for what argparse has found."""
@@ -79,6 +91,30 @@ def positive_number(text: str) -> float:
   if not 0 < value < float('inf'):
     raise argparse.ArgumentTypeError(f'{text} is no number above 0')
   return value
+
+
+def output_file(text: str) -> Path:
+  """Type of a flag that names a file to write."""
+  path = Path(text).expanduser()
+  if path.is_dir():
+    raise argparse.ArgumentTypeError(
+        f'{text} is a folder; name a file in it, or another one'
+    )
+  output_folder(str(path.absolute().parent))
+  return path
+
+
+def output_folder(text: str) -> Path:
+  """Type of a flag that names a folder to write, which need not exist."""
+  path = Path(text).expanduser()
+  there = next(
+      x for x in (path.absolute(), *path.absolute().parents) if x.exists()
+  )
+  if not there.is_dir():
+    raise argparse.ArgumentTypeError(f'{text}: {there} is no folder')
+  if not os.access(there, os.W_OK):
+    raise argparse.ArgumentTypeError(f'{text}: {there} cannot be written to')
+  return path
 
 
 def add_gin_flags(parser: argparse.ArgumentParser) -> None:
@@ -193,13 +229,13 @@ def _too_large(error: BaseException) -> errors.UserError | None:
   Any computation may end so, and what helps is the same for all of them.
   """
   jax = sys.modules.get('jax')  # It is not imported for this.
-  if jax is None or not isinstance(error, jax.errors.JaxRuntimeError) or (
-      _NO_MEMORY not in str(error)
-  ):
+  if jax is None or not isinstance(error, jax.errors.JaxRuntimeError):
+    return None
+  _, known, said = str(error).partition(f'{_NO_MEMORY}: ')
+  if not known:
     return None
   return errors.UserError(
-      'A device has not enough memory: '
-      + str(error).splitlines()[0].partition(f'{_NO_MEMORY}: ')[2][:200],
+      f'A device has not enough memory: {said.splitlines()[0][:200]}',
       remedy='For training set NUM_MICROBATCHES, a smaller BATCH_SIZE or '
       "REMAT_POLICY = 'auto'; for scores and answers a smaller "
       "EVAL_BATCH_SIZE; for both BASE_DTYPE = 'bfloat16', 'int8' or 'nf4', or "

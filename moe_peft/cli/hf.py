@@ -5,8 +5,10 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+import re
 import sys
 
+from moe_peft import atomic
 from moe_peft import errors
 from moe_peft import gin_files
 from moe_peft.cli import flags
@@ -38,6 +40,17 @@ def main(argv: Sequence[str]) -> int | None:
   return args.run_command(args)
 
 
+def _hub_name(text: str) -> str:
+  """Type of a flag that names a model on the Hub, or a folder."""
+  known = re.fullmatch(r'(\w[\w.-]*/)?\w[\w.-]*', text, re.ASCII)
+  if text and not known and not Path(text).is_dir():
+    raise argparse.ArgumentTypeError(
+        f'{text!r} is no name on the Hub, such as google/flan-t5-small, and no '
+        'folder'
+    )
+  return text
+
+
 def _add_import(commands) -> None:
   parser = commands.add_parser(
       'import',
@@ -49,13 +62,13 @@ def _add_import(commands) -> None:
   add = parser.add_argument
   add('folder', metavar='DIR', type=Path,
       help='model folder, or a GGUF file of a decoder')
-  add('--out', type=Path, required=True, help='base to write')
+  add('--out', type=flags.output_folder, required=True, help='base to write')
   add('--layout', choices=('t5', 'scan', 'unrolled'), default='t5',
       help='of the parameters: t5 (default), scan (SCAN_LAYERS = True, and '
       "T5X's scalable_t5), unrolled (scalable_t5 without scan)")
   add('--format', choices=('orbax', 'safetensors'), default='orbax',
       help='default: orbax')
-  add('--hub_id', default='',
+  add('--hub_id', type=_hub_name, default='',
       help='name of the model on the Hub, such as google/flan-t5-small, for '
       'the cards of what is exported later')
   add('--experts', nargs='+', type=Path, default=[], metavar='LORA',
@@ -76,12 +89,14 @@ def _add_export(commands) -> None:
   parser.set_defaults(run_command=_export)
   add = parser.add_argument
   add('run', metavar='RUN', help='MODEL_DIR of the run')
-  add('--out', type=Path, required=True, help='folder to write')
+  add('--out', type=flags.output_folder, required=True,
+      help='folder to write')
   add('--format', choices=('peft', 'merged', 'full', 'experts', 'gguf'),
       default='peft', help='default: peft')
   add('--dtype', choices=('float32', 'bfloat16'), default='float32',
       help='of the weights of --format merged (default: float32)')
-  add('--hub_id', '--base', dest='hub_id', default='', metavar='NAME',
+  add('--hub_id', '--base', dest='hub_id', type=_hub_name, default='',
+      metavar='NAME',
       help='name of the base on the Hub, where the import did not say it; '
       'without one the base is written into the folder')
   add('--example_id', metavar='ID',
@@ -154,10 +169,18 @@ def _export(args: argparse.Namespace) -> int:
     raise errors.UserError(
         '--rank and --per_task belong to --collapse.', where='--collapse'
     )
+  if args.out.absolute() == Path(args.run).expanduser().absolute():
+    raise errors.UserError(
+        f'{args.out} is the run itself.', '--out', 'Name another folder.'
+    )
+  atomic.check_new(args.out, '--out', args.force)
   flags.load_run(args)
+  from moe_peft.hf import collapse
   from moe_peft.hf import export
   from moe_peft.hf import trained as trained_lib
 
+  if args.collapse:  # Judged before the run is loaded.
+    collapse.split(collapse.read_rows(args.collapse))
   trained = trained_lib.from_run(args.hub_id)
   if args.example_id is not None:
     from moe_peft.data import example_ids

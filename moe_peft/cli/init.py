@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int | None:
       help='a file of gin/methods/ (default: molora)',
   )
   parser.add_argument(
-      '--out', type=Path, required=True, metavar='FILE',
+      '--out', type=flags.output_file, required=True, metavar='FILE',
       help='the gin file to write',
   )
   parser.add_argument(

@@ -3,7 +3,6 @@
 """`python -m moe_peft prune`: a run with fewer experts."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from moe_peft.cli import ablate
 from moe_peft.cli import flags
@@ -27,7 +26,8 @@ def main(argv: Sequence[str]) -> int | None:
       help='experts that stay at each site',
   )
   parser.add_argument(
-      '--out', type=Path, required=True, metavar='DIR', help='folder to write'
+      '--out', type=flags.output_folder, required=True, metavar='DIR',
+      help='folder to write',
   )
   ablate.add_data_flags(parser)
   flags.add_force_flag(parser)

@@ -3,7 +3,6 @@
 """`python -m moe_peft save_base`: a run's parameters as a base for others."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from moe_peft.cli import flags
 
@@ -18,7 +17,9 @@ def main(argv: Sequence[str]) -> int | None:
       'runs/pretrained bases/mine',
   )
   parser.add_argument('run', metavar='RUN', help='MODEL_DIR of the run')
-  parser.add_argument('out', metavar='OUT', type=Path, help='folder to write')
+  parser.add_argument(
+      'out', metavar='OUT', type=flags.output_folder, help='folder to write'
+  )
   parser.add_argument(
       '--t5x', action='store_true',
       help='write OUT/checkpoint_0, which T5X restores too',

@@ -55,7 +55,8 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument('folder', metavar='FOLDER', help='folder of gin files')
   parser.add_argument(
-      '--out', type=Path, default=Path('runs/study'), metavar='DIR',
+      '--out', type=flags.output_folder, default=Path('runs/study'),
+      metavar='DIR',
       help='where runs lie (default: runs/study)',
   )
   parser.add_argument(

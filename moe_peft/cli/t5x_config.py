@@ -25,7 +25,8 @@ def main(argv: Sequence[str]) -> int | None:
       '--gin_file=configs/quickstart.gin --out my_t5x.gin',
   )
   parser.add_argument(
-      '--out', required=True, type=Path, metavar='FILE', help='file to write'
+      '--out', required=True, type=flags.output_file, metavar='FILE',
+      help='file to write',
   )
   flags.add_gin_flags(parser)
   args = parser.parse_args(argv)

@@ -67,6 +67,11 @@ def examples(file: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     errors.UserError: anything wrong; the message names file and line (text),
       row (tables) or record (TFRecord), counted from 1.
   """
+  if os.path.exists(file) and not os.path.isfile(file) and (
+      not os.path.isdir(file)
+  ):
+    # A pipe would be waited for, and cannot be read twice.
+    raise errors.UserError('It is no regular file.', file, 'Give a file.')
   try:
     yield from _reader(file)(file)
   except (tf.errors.OpError, OSError) as error:

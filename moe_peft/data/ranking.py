@@ -185,14 +185,14 @@ def rank_accuracy(
       score = score / target.num_tokens
     questions[target.question][target.choice] = (score, target)
   hits = []
-  for choices in questions.values():
+  for _, choices in sorted(questions.items()):
     ordered = [choices[choice] for choice in sorted(choices)]
     if ordered[0][1].num_choices in (0, len(ordered)):
       _, best = max(ordered, key=lambda scored: scored[0])
       hits.append(best.is_correct)
   if not hits:
     raise ValueError('No question has all of its choices scored.')
-  return {'accuracy': 100.0 * float(np.mean(hits))}
+  return {'accuracy': metrics.RowMean(hits)}
 
 
 def rank_accuracy_per_token(

@@ -134,8 +134,10 @@ def _parse(text: str, place: str, remedy: str) -> Any:
         'character.', place, 'Correct the text.',
     ) from error
   except (ValueError, RecursionError) as error:
+    # Python says how to raise a limit, which is no remedy here.
+    what = str(error).partition('; use sys.')[0]
     raise errors.UserError(
-        f'It is broken JSON: {error}.', place, remedy
+        f'It is broken JSON: {what}.', place, remedy
     ) from error
   return value
 

@@ -21,6 +21,7 @@ from moe_peft.core import partitioning
 from moe_peft.core import tokens
 from moe_peft.core import trainable
 from moe_peft.data import catalog
+from moe_peft.data import metrics as metrics_lib
 from moe_peft.evaluation import batches
 from moe_peft.evaluation import constant_answer
 from moe_peft.evaluation import coverage
@@ -295,7 +296,7 @@ def _computed(metrics: Any) -> Results:
       raise errors.UserError(str(error), cause.where, cause.remedy) from error
     raise
   return {
-      task: {name: float(_value(value)) for name, value in values.items()}
+      task: {name: _value(value) for name, value in values.items()}
       for task, values in computed.items()
   }
 
@@ -304,8 +305,9 @@ def _output_types(task: seqio.Task) -> set[seqio.metrics.ModelOutputType]:
   return {metric.model_output_type for metric in task.metric_objs}
 
 
-def _value(metric: Any) -> Any:
-  return getattr(metric, 'value', metric)
+def _value(metric: Any) -> float:
+  value = getattr(metric, 'value', metric)
+  return value if isinstance(value, metrics_lib.RowMean) else float(value)
 
 
 def primary_metrics(results: Results) -> dict[str, str]:

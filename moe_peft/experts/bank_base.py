@@ -143,7 +143,7 @@ def read(path: str, config: Any = None) -> Base:
 
 
 def _folder(path: str) -> Path:
-  found = bases.find(path)
+  found = bases.find(path, '--base')
   inside = not found.is_dir() or found.name.startswith('checkpoint_')
   return found.parent if inside else found
 

@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 from moe_peft import errors
+from moe_peft.hf import entries
 from moe_peft.runs import json_file
 
 FILE = 'bank.json'
@@ -104,6 +105,8 @@ def read(folder: Path) -> Bank:
       raise json_file.damaged(
           folder / FILE, f'{expert.name!r:.80} is no name of an expert.'
       )
+  if fields.get('layout', str) not in entries.LAYOUTS:
+    raise fields.error('layout', f'must be one of {", ".join(entries.LAYOUTS)}')
   return Bank(
       experts=experts,
       base=fields.get('base', dict),

@@ -44,8 +44,10 @@ def read_json(file: Path) -> dict[str, Any]:
       raise ValueError(f'it is larger than {_MAX_JSON_BYTES} bytes.')
     content = json_file.loads(file.read_text(encoding='utf-8'))
   except (OSError, ValueError) as error:
+    said = getattr(error, 'strerror', None) or error
     raise errors.UserError(
-        f'{file} cannot be read: {error}', where=file
+        f'{file} cannot be read: {str(said).rstrip(".")}.', where=file,
+        remedy='Fetch or write the folder again.',
     ) from error
   if not isinstance(content, dict):
     raise errors.UserError(f'{file} does not hold a JSON object.', where=file)

@@ -141,12 +141,11 @@ def load(
   model = _from_pretrained(getattr(transformers, auto), name, **options)
   try:
     return peft.PeftModel.from_pretrained(model, folder).eval(), True
-  except (RuntimeError, ValueError) as error:
-    lines = str(error).strip().splitlines()
+  except Exception as error:
     raise errors.UserError(
-        f'The adapter of {folder} does not fit the base {name}: '
-        f'{" ".join(lines[:2])}', where='--base',
-        remedy='Give its own base with --base.',
+        f'The adapter of {folder} does not fit the base {name}, or is damaged: '
+        f'{_first_lines(error, 2)}', where='--base',
+        remedy='Give its own base with --base, or export it again.',
     ) from error
 
 
@@ -183,12 +182,17 @@ def _is_cached(name: str) -> bool:
 def _from_pretrained(auto, name, **options):
   try:
     return auto.from_pretrained(name, **options)
-  except (OSError, ValueError) as error:
-    first = str(error).strip().splitlines()[0]
+  except Exception as error:  # Files that are damaged raise whatever there is.
     raise errors.UserError(
-        f'{name} cannot be loaded ({first}).', where='--base',
-        remedy='An adapter needs its base: give its folder with --base.',
+        f'{name} cannot be loaded ({_first_lines(error, 1)}).', where='--base',
+        remedy='Fetch or export it again; an adapter needs its base: give its '
+        'folder with --base.',
     ) from error
+
+
+def _first_lines(error: Exception, number: int) -> str:
+  lines = str(error).strip().splitlines()[:number]
+  return ' '.join([type(error).__name__, *lines])
 
 
 def _logits(model: Any, expected: dict[str, np.ndarray]) -> np.ndarray:

@@ -40,6 +40,8 @@ class Results:
     questions_cut: Percent of the questions that are longer than the model
       reads, by task: those that are left out, and those that are cut.
     lower_is_better: Metrics of which a lower value is the better one.
+    rows: Of the primary metric, with adapters, which rows were right, see
+      row_scores.py; only where each was right or wrong, none in older files.
   """
 
   split: str
@@ -50,6 +52,7 @@ class Results:
   constant_answer: Values = dataclasses.field(default_factory=dict)
   questions_cut: Values = dataclasses.field(default_factory=dict)
   lower_is_better: tuple[str, ...] = ('loss',)
+  rows: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def scores(self) -> dict[tuple[str, str], Score]:
     """Scores by task and metric, the primary metric of a task first."""
@@ -83,6 +86,7 @@ class Results:
         'primary_metric': self.primary_metric,
         'constant_answer': self.constant_answer,
         'lower_is_better': self.lower_is_better,
+        **({'rows': self.rows} if self.rows else {}),
     }, indent=2)
 
 
@@ -115,6 +119,7 @@ def read(folder: Path, name: str = FILE) -> Results | None:
           fields.texts('lower_is_better')
           if 'lower_is_better' in fields.value else ('loss',)
       ),
+      rows=fields.mapping('rows', str),
   )
 
 

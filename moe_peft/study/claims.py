@@ -17,6 +17,7 @@ from typing import Any
 from moe_peft import errors
 from moe_peft import gin_files
 from moe_peft.evaluation import spread
+from moe_peft.study import intervals
 from moe_peft.study import records
 from moe_peft.study import significance
 
@@ -95,6 +96,9 @@ class Outcome:
     p: Corrected for the family: of the difference, or of the equivalence; 1
       where there is no test yet.
     size: Trained parameters of the first arm, as a ratio to the second's.
+    interval: Of the difference, from seeds and rows together; None where the
+      runs do not say which rows were right. It decides nothing: the tests, as
+      they were declared, are over seeds.
   """
 
   contrast: Contrast
@@ -104,6 +108,7 @@ class Outcome:
   difference: significance.Difference | None = None
   p: float = math.nan
   size: float = math.nan
+  interval: tuple[float, float] | None = None
 
 
 def read(folder: Path) -> Claim | None:
@@ -237,7 +242,10 @@ def judge(
     over = c in ended or (counts[0] >= wanted[0] and counts[1] >= wanted[1])
     outcome = _outcome(claim, c, d, p) if over and d else 'undecided'
     outcomes.append(
-        Outcome(c, outcome, counts, wanted, d, p, _size(rows, c))
+        Outcome(
+            c, outcome, counts, wanted, d, p, _size(rows, c),
+            _interval(claim, rows, c),
+        )
     )
   return outcomes
 
@@ -277,6 +285,13 @@ def _scores(claim, rows, arm, first: int | None = None) -> list[float]:
   of_arm = sorted((r for r in rows if r['name'] == arm),
                   key=lambda row: row['seed'])
   return [mean(claim.left_out)(row) for row in of_arm[:first]]
+
+
+def _interval(claim, rows, contrast) -> tuple[float, float] | None:
+  return intervals.difference(*(
+      intervals.scores([r for r in rows if r['name'] == arm], claim.left_out)
+      for arm in (contrast.first, contrast.second)
+  ))
 
 
 def _size(rows, contrast) -> float:

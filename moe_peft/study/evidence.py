@@ -11,6 +11,7 @@ import statistics
 from moe_peft import errors
 from moe_peft.evaluation import spread
 from moe_peft.study import claims
+from moe_peft.study import intervals
 from moe_peft.study import records
 from moe_peft.study import significance
 from moe_peft.study import tables
@@ -58,7 +59,8 @@ def page(
       f'{results.name}{flags} --reference {reference} --out FILE`.\n\n'
       'Percent on the split that was scored, mean and standard deviation over '
       f'seeds, of all tasks{left_out}. Differences are to the reference, with '
-      'their 95 % interval (Welch), and none is corrected for the number of '
+      'their 95 % interval (of seeds and questions together where a study says '
+      'which were right, else Welch), and none is corrected for the number of '
       'rows. [Studies](studies.md) says how to read them.\n\n'
       + '\n'.join(parts)
   )
@@ -85,15 +87,15 @@ def _table(rows, reference, without) -> str:
   for row in rows:
     by_name.setdefault(row['name'], []).append(row)
   reference = reference if reference in by_name else next(iter(by_name))
-  means = [('mean', claims.mean(()))]
+  means = [('mean', ())]
   if any(task in rows[0]['adapted'] for task in without):
-    means.append((f'without {", ".join(without)}', claims.mean(without)))
+    means.append((f'without {", ".join(without)}', without))
   lines = [
       ['method', 'trainable', 'chosen', 'seeds',
        *(cell for name, _ in means for cell in (name, f'- {reference}'))],
       ['---', '--:', '---', '--:', *['--:'] * 2 * len(means)],
   ]
-  score = means[0][1]
+  score = claims.mean(())
   for name in sorted(
       by_name, key=lambda n: -sum(map(score, by_name[n])) / len(by_name[n])
   ):
@@ -103,25 +105,27 @@ def _table(rows, reference, without) -> str:
         records.text(runs[0].get('tuned', {})), str(len(runs)),
         *(
             cell
-            for _, mean in means
+            for _, left_out in means
             for cell in _cells(
-                [mean(row) for row in runs],
-                [mean(row) for row in by_name[reference]],
-                name == reference,
+                runs, by_name[reference], left_out, name == reference
             )
         ),
     ])
   return tables.markdown(lines)
 
 
-def _cells(scores, others, is_reference) -> list[str]:
+def _cells(runs, reference, left_out, is_reference) -> list[str]:
   """A mean, and its difference to the reference's."""
+  scores, others = (
+      list(map(claims.mean(left_out), arm)) for arm in (runs, reference)
+  )
   if is_reference:
     return [tables.cell(scores), '']
   if min(len(scores), len(others)) < 2:
     gap = statistics.fmean(scores) - statistics.fmean(others)
     return [tables.cell(scores), f'{gap:+.1f}']
   d = significance.difference(scores, others, spread.LEVEL)
-  return [
-      tables.cell(scores), f'{d.value:+.1f} ({d.low:+.1f} to {d.high:+.1f})'
-  ]
+  low, high = intervals.difference(*(
+      intervals.scores(arm, left_out) for arm in (runs, reference)
+  )) or (d.low, d.high)
+  return [tables.cell(scores), f'{d.value:+.1f} ({low:+.1f} to {high:+.1f})']

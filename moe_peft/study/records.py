@@ -264,6 +264,7 @@ def read_run(run_dir: Path) -> Row:
       'held_out': list(run.held_out_tasks),
       **({'constant': measured} if measured else {}),
       **({'lower_is_better': lower} if lower else {}),
+      **({'rows': dict(results.rows)} if results.rows else {}),
       'base': {task: results.base[task][metric[task]] for task in metric},
       'adapted': {task: results.adapted[task][metric[task]] for task in metric},
   }
@@ -301,6 +302,7 @@ def _row(fields: json_file.Fields) -> Row:
   fields.get('base', dict)
   fields.get('adapted', dict)
   fields.mapping('tuned', str)
+  fields.mapping('rows', str)
   columns = {
       name: fields.mapping(name, float)
       for name in ('base', 'adapted', 'constant')

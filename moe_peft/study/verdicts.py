@@ -90,6 +90,10 @@ def table(verdicts: Sequence[Verdict]) -> str:
       f'- {setting}\n'
       for setting in dict.fromkeys(v.claim.setting for v in verdicts) if setting
   ]
+  if any(o.interval for v in verdicts for o in v.outcomes):
+    notes.append(
+        '- Intervals are of seeds and rows together, p of seeds alone.\n'
+    )
   return f'{tables.markdown(lines)}\n{"".join(notes)}'
 
 
@@ -97,8 +101,8 @@ def _cells(outcome: claims_lib.Outcome) -> list[str]:
   contrast, d = outcome.contrast, outcome.difference
   numbers = ['', '', '']
   if d is not None:
-    numbers = [f'{d.value:+.1f}', f'{d.low:+.1f} to {d.high:+.1f}',
-               _p(outcome.p)]
+    low, high = outcome.interval or (d.low, d.high)
+    numbers = [f'{d.value:+.1f}', f'{low:+.1f} to {high:+.1f}', _p(outcome.p)]
   size = '' if math.isnan(outcome.size) else f'{outcome.size:.2f}'
   return [
       f'{contrast.first} {_WORDS[contrast.kind]} {contrast.second}',

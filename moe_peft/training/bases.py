@@ -53,8 +53,12 @@ def load_base(path: str, expected: Params) -> tensor_files.LazyArrays:
   return arrays.only(expected)
 
 
-def find(path: str) -> Path:
+def find(path: str, where: str = _BINDING) -> Path:
   """Where a base lies: as given, or among the files that ship with moe_peft.
+
+  Args:
+    path: The path.
+    where: What the user calls it.
 
   Raises:
     errors.UserError: If nothing lies there.
@@ -65,7 +69,7 @@ def find(path: str) -> Path:
   try:
     return gin_files.resource(path)
   except errors.UserError as error:
-    raise _missing(path) from error
+    raise _missing(path, where) from error
 
 
 def read_arrays(path: Path) -> tensor_files.LazyArrays:
@@ -200,8 +204,12 @@ def check_shapes(
     )
 
 
-def _missing(path: str) -> errors.UserError:
-  return errors.UserError(f'{path} does not exist.', where=_BINDING)
+def _missing(path: str, where: str = _BINDING) -> errors.UserError:
+  return errors.UserError(
+      f'{path} does not exist.', where=where,
+      remedy='Give the path of a base, such as python -m moe_peft hf import '
+      'writes.',
+  )
 
 
 def save_base(params: Params, folder: Path, t5x: bool = False) -> Path:

@@ -65,6 +65,14 @@ def _is_same(key: str, one: Any, other: Any) -> bool:
   return one == other
 
 
+def _change(name: str, one: Any, other: Any) -> str:
+  """What has changed; of objects the first of their values that has."""
+  if isinstance(one, Mapping) and isinstance(other, Mapping):
+    name = min(k for k in one.keys() | other if one.get(k) != other.get(k))
+    return _change(name, one.get(name), other.get(name))
+  return f'{name} was {one} and now is {other}'
+
+
 class Checkpointer:
   """Asynchronous checkpoints of one run.
 
@@ -145,10 +153,10 @@ class Checkpointer:
     )
     if different:
       key = different[0]
+      change = _change(key, saved.get(key), self._identity.get(key))
       raise errors.UserError(
           f'{run_dir} holds another experiment; it differs in '
-          f'{", ".join(different)} ({key} was {saved.get(key)} and now is '
-          f'{self._identity.get(key)}).',
+          f'{", ".join(different)} ({change}).',
           where='MODEL_DIR',
           remedy='Choose another folder, or remove this one.',
       )

@@ -15,6 +15,7 @@ from moe_peft.data import example_ids
 from moe_peft.evaluation import evaluator as evaluator_lib
 from moe_peft.models import language_model
 from moe_peft.runs import results_file
+from moe_peft.runs import row_scores
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import progress as progress_lib
 
@@ -76,15 +77,21 @@ def results(
     adapted: evaluator_lib.Results,
 ) -> results_file.Results:
   """What `results.json` holds of an evaluation of a run and of its base."""
+  primary = evaluator_lib.primary_metrics(adapted)
+  rows = {
+      task: row_scores.pack(getattr(adapted[task][metric], 'rows', ()))
+      for task, metric in primary.items()
+  }
   return results_file.Results(
       split=split,
       num_examples=evaluator.num_examples,
       base=base,
       adapted=adapted,
-      primary_metric=evaluator_lib.primary_metrics(adapted),
+      primary_metric=primary,
       constant_answer=evaluator.constant_answer,
       questions_cut=evaluator.questions_cut,
       lower_is_better=evaluator_lib.lower_is_better(adapted),
+      rows={task: packed for task, packed in rows.items() if packed},
   )
 
 

@@ -3,6 +3,7 @@
 """Files that are wrong: rows of data, and what runs and studies leave."""
 
 import gzip
+import os
 
 import gin
 import pytest
@@ -28,6 +29,7 @@ ROWS = [
     ("{'inputs': 'a', 'targets': 'b'}", 'JSON'),
     ('{"inputs": "a", "targets": "b",}', 'JSON'),
     ('[' * 100_000, 'JSON'),
+    (f'{{"inputs": "a", "targets": "b", "x": {"9" * 5000}}}', '5000 digits.'),
     ('["a", "b"]', 'object'),
     ('"a"', 'object'),
     ('null', 'object'),
@@ -116,6 +118,11 @@ def test_data_files(number, refusals):
   refusals.write(name, content)
   data = name if name in names[0] else 'rows.jsonl'
   refusals.expect(train(refusals, data, f'file_{number}'), *names)
+
+
+def test_a_pipe_is_not_waited_for(refusals):
+  os.mkfifo(refusals.folder / 'rows.jsonl')
+  refusals.expect(train(refusals, 'rows.jsonl', 'pipe'), 'rows.jsonl', 'file')
 
 
 ARGUMENTS = [

@@ -29,7 +29,7 @@ _RATE = (*_SHARE, '1.0', '2')
 _BOOL = ('1', "'True'", 'None', "'yes'")
 _TEXT = ('3', "''", "' '", '(1, 2)')
 _REGEX = (*_TEXT, 'None', "'('", "'[a'", "'*'", "'(?P<x'")
-_PATH = ('3', "''", 'True', "'a\\0b'")
+_PATH = ('3', "''", 'True', "'a\\0b'", "'~no_such_user/x'")
 _DTYPE = ('3', 'None', "'float64'", "'int8'", "'bf16'")
 # By macro; the method whose files have it, if that is not MoLoRA.
 VALUES = {

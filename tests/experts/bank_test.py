@@ -108,6 +108,8 @@ def test_what_is_of_another_base_is_refused(tmp_path):
   out = tmp_path / 'bank'
   with refusals.refused('--from', 'x/other', banks.NAME, '--unchecked'):
     bank.build(sources, base, out)
+  with refusals.refused('--base', tmp_path / 'nowhere'):
+    bank.build(sources[:1], str(tmp_path / 'nowhere'), out)
   assert not out.exists()
   made = bank.build(sources, base, out, unchecked=True)
   assert made.experts[2].checked == 'shapes'
@@ -174,4 +176,11 @@ def test_names_in_the_file_of_a_stranger_stay_in_its_folder(tmp_path):
   made = bank_file.Bank([record], {}, '', {}, 't5', 2, False)
   made.write(tmp_path)
   with refusals.refused(tmp_path / bank_file.FILE, '../one'):
+    bank_file.read(tmp_path)
+
+
+def test_a_layout_that_there_is_not_is_refused(tmp_path):
+  record = bank_file.Record('one', 'one', 'peft', 'name')
+  bank_file.Bank([record], {}, '', {}, 'x', 2, False).write(tmp_path)
+  with refusals.refused(tmp_path / bank_file.FILE, '"layout"', 'unrolled'):
     bank_file.read(tmp_path)

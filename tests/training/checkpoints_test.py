@@ -155,6 +155,13 @@ def test_the_identity_is_the_same_on_devices(shape):
   assert base_identity.of('', placed, mesh) == here
 
 
+def test_of_an_identity_the_first_change_is_named():
+  one = {'a': [4, 2], 'b': {'c': 1, 'd': 2}}
+  change = lambda other: checkpoints._change('shapes', one, other)
+  assert change({**one, 'b': {'c': 1, 'd': 3}}) == 'd was 2 and now is 3'
+  assert change({'b': one['b']}) == 'a was [4, 2] and now is None'
+
+
 def test_data_that_have_moved_are_named(tmp_path):
   file, state = tmp_path / 'rows.tfrecord', {'x': jnp.zeros(3)}
   with tf.io.TFRecordWriter(str(file)) as writer:
