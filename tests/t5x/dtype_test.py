@@ -19,7 +19,8 @@ def test_the_base_is_bfloat16_and_nothing_else(bases, tmp_path):
   config = networks.adapted(
       'molora',
       includes="include 'gin/runs/t5x_adapter_checkpoints.gin'",
-      more="BASE_DTYPE = 'bfloat16'\nCHECKPOINT_PERIOD = 2\n",
+      more=networks.FEW_SITES
+      + "BASE_DTYPE = 'bfloat16'\nCHECKPOINT_PERIOD = 2\n",
   )
   macros = {'INITIAL_CHECKPOINT_PATH': base, 'NUM_EXPERTS': 3, 'RANK': 2}
   for steps in (2, 4):  # From the base, then from a checkpoint.

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.t5x, pytest.mark.slow]
 
 SIZES = {'NUM_EXPERTS': 3, 'RANK': 2}
 # So large that the outputs change in a few steps.
-TRAINING = 'LEARNING_RATE = 0.3\n'
+TRAINING = networks.FEW_SITES + 'LEARNING_RATE = 0.3\n'
 
 
 @pytest.fixture(scope='module')
@@ -46,7 +46,9 @@ def read_lines(file):
 
 def evaluate(checkpoint, folder, **macros):
   """Returns the aggregate, and the outputs for each task, line by line."""
-  config = networks.adapted('molora', run='t5x_eval')
+  config = networks.adapted(
+      'molora', run='t5x_eval', more=networks.FEW_SITES
+  )
   training.run(
       'eval', config, folder, CHECKPOINT_PATH=str(checkpoint), **macros
   )
@@ -84,7 +86,7 @@ def test_inference_gives_the_same_answers(runs, tmp_path):
           networks.adapted(
               'molora',
               imports='import __main__ as infer_script',
-              more=f"infer_script.infer.mode = '{mode}'",
+              more=f"{networks.FEW_SITES}infer_script.infer.mode = '{mode}'",
               run='t5x_infer',
           ),
           tmp_path / name,

@@ -71,7 +71,8 @@ def test_adapter_checkpoints_resume(bases, tmp_path):
       'molora',
       imports='from moe_peft.training import schedules',
       includes="include 'gin/runs/t5x_adapter_checkpoints.gin'",
-      more="""
+      more=f"""
+{networks.FEW_SITES}
 CHECKPOINT_PERIOD = 2
 schedules.warmup_cosine.train_steps = 8
 """,
