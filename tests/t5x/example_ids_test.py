@@ -9,6 +9,8 @@ import pytest
 
 from moe_peft.data import converters
 from tests.models import example_ids_test as ours
+from tests.t5x import networks
+from tests.t5x import training
 
 pytest.importorskip('t5x')
 pytestmark = pytest.mark.t5x
@@ -59,3 +61,36 @@ def test_both_engines_say_the_same(kind):
   np.testing.assert_array_equal(
       np.asarray(one)[:, :4], generate(params, batch)
   )
+
+
+@pytest.mark.slow
+def test_a_run_of_t5x_trains_and_evaluates_with_ids(tmp_path):
+  """Training evaluation looks tasks up by their names, and finds the ids."""
+  training.add_task()
+  file = tmp_path / 'run.gin'
+  imports = 'import seqio\nfrom t5x import utils'
+  config = networks.adapted('lora_id', 'own', imports=imports)
+  file.write_text(config + training.DATA + """
+BATCH_SIZE = 8
+EVAL_PERIOD = 1
+EVAL_STEPS = 1
+train/utils.DatasetConfig.pack = True
+seqio.Evaluator.num_examples = 8
+""")
+  macros = dict(
+      MODEL_DIR=str(tmp_path), INITIAL_CHECKPOINT_PATH=[], TRAIN_STEPS=1,
+      WARMUP_STEPS=0, NUM_EXPERTS=2, RANK=2, USE_CACHED_TASKS=False,
+      EXAMPLE_IDS=('another', training.TASK),
+  )
+  with training.parsed('train', [file], **macros) as main:
+    _, state = main()
+  moved = {
+      path: np.abs(np.asarray(x)).reshape(-1, *x.shape[-2:])
+      for path, x in training.flat_params(state).items()
+      if path.endswith('lora_b')
+  }
+  for path, x in moved.items():  # Experts first, then layers of the scan.
+    first, second = np.split(x, 2)
+    assert first.max() == 0 < second.max(), path
+  written = {x.name for x in (tmp_path / 'inference_eval').glob('*.jsonl')}
+  assert any(training.TASK in name for name in written), written
