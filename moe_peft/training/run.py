@@ -21,6 +21,7 @@ from moe_peft import errors
 from moe_peft import gin_files
 from moe_peft.core import trainable
 from moe_peft.data import catalog
+from moe_peft.data import example_ids
 from moe_peft.evaluation import evaluator as evaluator_lib
 from moe_peft.routers import similarity
 from moe_peft.routers import snapshots
@@ -78,15 +79,16 @@ def build(split: str | None = None) -> experiment_lib.Experiment:
       EVAL_SPLIT.
 
   Raises:
-    errors.UserError: For an unknown task or split or lengths that are too
-      short, if no run file configures an Experiment, or if no size keeps to the
-      budget.
+    errors.UserError: For an unknown task or split, lengths that are too short,
+      an id that EXAMPLE_IDS lacks, if no run file configures an Experiment, or
+      if no size keeps to the budget.
   """
   experiment = configured()
   _check_folder('MODEL_DIR', experiment.run_dir)
   _check_folder('BASE_RESULTS_DIR', experiment.base_results_dir or '')
   for name in {experiment.mixture_or_task_name, experiment.eval_name}:
     catalog.check_feature_lengths(name, experiment.task_feature_lengths)
+    example_ids.with_ids(name, experiment.example_ids)
   catalog.check_split(
       experiment.mixture_or_task_name, 'train', 'MIXTURE_OR_TASK_NAME'
   )

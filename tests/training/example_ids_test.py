@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from moe_peft.data.sets import words as _words  # noqa: F401 (registers tasks)
+from moe_peft.runs import results_file
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
 from moe_peft.training import objectives
+from moe_peft.training import restored
+from moe_peft.training import run
 from moe_peft.training import scoring
 from moe_peft.training import train_step
 from tests.refusals import refused
@@ -44,6 +47,22 @@ def test_runs_without_ids_are_as_before_or_refused(tmp_path):
     experiment_lib.lay_out(tiny.experiment(
         tmp_path, 'lora_id', **{**TOLD, 'EXAMPLE_IDS': None}
     ))
+
+
+@pytest.mark.slow
+def test_a_run_is_trained_evaluated_and_asked_by_id(tmp_path):
+  tiny.load(tmp_path, 'lora_id', PACKING=True, LEARNING_RATE=0.5, **TOLD)
+  run.run_experiment()
+  restored.evaluate_run('test')
+  results = results_file.read(tmp_path, 'results_test.json')
+  assert set(results.adapted) == {'article'}
+  lines = ['article: cat'] * 2
+  both = list(restored.infer(lines, example_ids=['past_tense', 'article']))
+  (untrained,) = restored.infer(lines[:1], example_ids=['past_tense'])
+  (trained,) = restored.infer(lines[:1], example_ids=['article'])
+  assert both == [untrained, trained] and trained != untrained
+  with refused('--example_id', 'past_tense', 'article'):
+    list(restored.infer(lines))
 
 
 @pytest.mark.parametrize('ids', [('a', 'a'), (), 0, 'article'])
