@@ -24,10 +24,17 @@ from moe_peft.core import tokens
 from moe_peft.core import trainable
 from moe_peft.hf import entries
 from moe_peft.hf import trained as trained_lib
+from moe_peft.methods import bank
+from moe_peft.methods import hydralora
 from moe_peft.methods import lora
+from moe_peft.methods import moelora_id
 from moe_peft.methods import molora
 from moe_peft.methods import mtl_lora
 
+_KNOWN = (
+    molora.MoLoRA, hydralora.HydraLoRA, moelora_id.MOELoRAOfIds,
+    mtl_lora.MTLLoRA, bank.Bank,
+)
 _LENGTHS = {'inputs': 4, 'targets': 4}
 
 
@@ -42,7 +49,8 @@ def of(
     name: What the card calls it.
 
   Raises:
-    errors.UserError: If an adapter is told no ids.
+    errors.UserError: If an adapter is told no ids, or is more than low-rank
+      experts.
   """
   model = trained.model
   _, traced = adapted_sites.trace(
@@ -81,11 +89,16 @@ def of(
 
 def _check(layer: str, site: adapted_sites.TracedSite) -> None:
   adapter, router = site.adapter, site.router
-  told = isinstance(getattr(router, 'scores', None), id_scores.IdScores)
-  if not told or not isinstance(adapter, molora.MoLoRA):
+  name = f'{type(adapter).__name__} (at {layer})'
+  if not isinstance(getattr(router, 'scores', None), id_scores.IdScores):
     raise errors.UserError(
-        f'{type(adapter).__name__} (at {layer}) is told no ids of examples.',
-        '--example_id', 'Leave it out.',
+        f'{name} is told no ids of examples.', '--example_id', 'Leave it out.'
+    )
+  if type(adapter) not in _KNOWN or getattr(adapter, 'active', None):
+    raise errors.UserError(
+        f'{name} is more than low-rank experts that an id weighs.',
+        '--example_id', 'These are exported for one id: '
+        f'{", ".join(x.__name__ for x in _KNOWN)}, with all their experts.',
     )
 
 
