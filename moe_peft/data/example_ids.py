@@ -45,8 +45,8 @@ def number(value: Any, ids: Ids, where: str) -> int:
       return 1 + int(value)
     known = f'They are 0 to {ids - 1}.'
   else:
-    if value in ids:
-      return 1 + list(ids).index(value)
+    if str(value) in ids:
+      return 1 + list(ids).index(str(value))
     known = f'They are {", ".join(ids)}.'
   raise errors.UserError(
       f'{value!r} is none of the ids in EXAMPLE_IDS.', where,
@@ -170,13 +170,15 @@ def _add(task: str, ids: Ids, dataset: tf.data.Dataset) -> tf.data.Dataset:
   def read(example):
     example = dict(example)
     value = example.pop(rows_lib.EXAMPLE_ID)
+    text = value if value.dtype == tf.string else tf.as_string(value)
     if isinstance(ids, int):
-      mine, known = tf.cast(value, tf.int32), (0 <= value) & (value < ids)
+      mine = tf.strings.to_number(text, tf.int32)
+      known = (0 <= mine) & (mine < ids)
     else:
-      same = tf.equal(tf.constant(list(ids)), value)
+      same = tf.equal(tf.constant(list(ids)), text)
       mine, known = tf.argmax(same, output_type=tf.int32), tf.reduce_any(same)
     check = tf.debugging.Assert(
-        known, [f'An id of {task} is none of EXAMPLE_IDS:', value]
+        known, [f'An id of {task} is none of EXAMPLE_IDS:', text]
     )
     with tf.control_dependencies([check]):
       return {**example, FEATURE: tf.reshape(1 + mine, [1])}

@@ -27,7 +27,7 @@ class TokenIds:
   ids: tuple[int, ...]
   learned: tuple[bool, ...]
   place: str = dataclasses.field(default='', compare=False)
-  example_id: str | int | None = None
+  example_id: str | None = None
 
   @property
   def key(self) -> str:
@@ -52,7 +52,7 @@ class Preference:
   rejected: str | messages_lib.Messages
   tools: tuple[Any, ...] | None = None
   place: str = dataclasses.field(default='', compare=False)
-  example_id: str | int | None = None
+  example_id: str | None = None
 
   @property
   def key(self) -> str:

@@ -42,7 +42,7 @@ class Conversation:
   variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   given: int = 0
   place: str = dataclasses.field(default='', compare=False)
-  example_id: str | int | None = None
+  example_id: str | None = None
 
   @property
   def key(self) -> str:

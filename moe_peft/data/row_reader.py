@@ -73,7 +73,7 @@ class RowReader:
       return parsed
     return dataclasses.replace(parsed, example_id=self._id(row, place))
 
-  def _id(self, row, place: str) -> str | int:
+  def _id(self, row, place: str) -> str:
     value = row.get(self._id_key)
     if type(value) not in (str, int) or value == '':
       raise errors.UserError(
@@ -82,7 +82,7 @@ class RowReader:
           'Every row needs one; id_key of register_task says which column has '
           'it.',
       )
-    return value
+    return str(value)
 
 
 def _answer(parsed: examples.Parsed) -> str:

@@ -32,7 +32,7 @@ class Row:
   words: tuple[str, ...] = ()
   choices: tuple[str, ...] = ()
   place: str = dataclasses.field(default='', compare=False)
-  example_id: str | int | None = None
+  example_id: str | None = None
 
   @property
   def key(self) -> str:
@@ -55,10 +55,10 @@ class TokenRow:
   features: Mapping[str, tuple[int, ...]]
   weights: tuple[int, ...] | None = None
   place: str = dataclasses.field(default='', compare=False)
-  example_id: str | int | None = None
+  example_id: str | None = None
 
 
-def id_column(rows: Sequence[Any]) -> dict[str, list[str | int]]:
+def id_column(rows: Sequence[Any]) -> dict[str, list[str]]:
   """The column of the ids that rows give; none if they give none."""
   if rows[0].example_id is None:
     return {}

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import seqio
+import tensorflow as tf
 
 from moe_peft.data import catalog
 from moe_peft.data import example_ids
@@ -70,6 +71,26 @@ def test_a_field_of_rows_is_their_id(values, ids, tmp_path):
   assert found(name) == {'my_rows0': [2], 'my_rows1': [1]}
   with refused(f'{tmp_path}/my_rows.jsonl, line 1', values[0]):
     example_ids.with_ids(task, 1 if ids == 2 else ('fr',))
+
+
+@pytest.mark.parametrize('ids', [2, ('0', '1')])
+def test_tasks_of_seqio_may_have_ids(ids):
+  columns = {'inputs': ['x', 'y'], 'targets': ['a', 'a'], 'example_id': [1, 0]}
+  feature = seqio.Feature(seqio.ByteVocabulary())
+
+  def rows(split, shuffle_files, seed=None):
+    del split, shuffle_files, seed
+    return tf.data.Dataset.from_tensor_slices(columns)
+
+  seqio.TaskRegistry.add(
+      'my_own',
+      source=seqio.FunctionDataSource(rows, ['train']),
+      preprocessors=[seqio.preprocessors.tokenize],
+      output_features={'inputs': feature, 'targets': feature},
+  )
+  assert found(example_ids.with_ids('my_own', ids)) == {'x': [2], 'y': [1]}
+  with pytest.raises(tf.errors.InvalidArgumentError, match='EXAMPLE_IDS'):
+    found(example_ids.with_ids('my_own', ids[:1] if ids != 2 else 1))
 
 
 def test_choices_have_the_id_of_their_question(tmp_path):
