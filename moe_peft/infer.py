@@ -78,7 +78,8 @@ def main(argv: Sequence[str]) -> int | None:
           'rng': jax.random.key(args.seed),
       },
   }[args.decode]
-  for answer in restored.infer(lines, args.chat, ids, **options):
+  answers = restored.infer(lines, args.chat, example_ids=ids, **options)
+  for answer in answers:
     print(json.dumps(answer) if args.json else _one_line(answer), flush=True)
   return None
 
