@@ -16,7 +16,10 @@ def main(argv: Sequence[str]) -> int | None:
       'runs/quickstart --split=validation',
   )
   parser.add_argument('run', metavar='RUN', help='MODEL_DIR of the run')
-  parser.add_argument('--split', default='test', help='default: test')
+  parser.add_argument(
+      '--split', metavar='NAME',
+      help='default: test, or EVAL_SPLIT where the tasks have no such split',
+  )
   flags.add_gin_flags(parser)
   args = parser.parse_args(argv)
   flags.load_run(args)

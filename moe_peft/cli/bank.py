@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moe_peft import atomic
+from moe_peft import gin_files
 from moe_peft.cli import flags
 
 _EPILOG = """\
@@ -36,6 +37,7 @@ def main(argv: Sequence[str]) -> int | None:
   _add_remove(commands)
   _add_show(commands)
   args = parser.parse_args(argv)
+  gin_files.import_tensorflow()  # It would log, imported by what follows.
   return args.run_command(args)
 
 

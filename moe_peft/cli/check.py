@@ -53,6 +53,7 @@ def main(argv: Sequence[str]) -> int | None:
   args = parser.parse_args(argv)
   flags.require_gin_file(args)
   _use_cpus()
+  gin_files.import_tensorflow()  # It would log, imported by what follows.
   from moe_peft.checks import suite
   from moe_peft.training import compilation
 

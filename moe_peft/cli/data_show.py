@@ -63,11 +63,10 @@ def _show(args: argparse.Namespace) -> None:
   )
   for number, row in enumerate(itertools.islice(rows, args.rows), start=1):
     for stack, pieces in row.items():
-      given = sum(not piece.learned for piece in pieces)
-      console.print(
-          f'{stack} {number}: {given} tokens given, {len(pieces) - given} '
-          'learned', style='bold',
-      )
+      learned = sum(piece.learned for piece in pieces)
+      counts = {'given': len(pieces) - learned, 'learned': learned}
+      said = ', '.join(f'{n} {what}' for what, n in counts.items() if n)
+      console.print(f'{stack} {number}, tokens: {said}', style='bold')
       console.print(_text(pieces, console.is_terminal), soft_wrap=True)
     console.print()
   console.print(_table(name, args.split, lengths))

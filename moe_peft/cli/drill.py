@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 import tempfile
 
+from moe_peft import gin_files
 from moe_peft.cli import flags
 
 _DESCRIPTION = """\
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
       'threads must not grow',
   )
   args = parser.parse_args(argv)
-  # Importing NumPy would slow --help down.
+  gin_files.import_tensorflow()  # Not for --help; it would log.
   from moe_peft.drill import soak
   from moe_peft.drill import t5x_runs
   from moe_peft.drill import trials

@@ -235,6 +235,7 @@ def _measure(folder: Path) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
+  gin_files.import_tensorflow()  # It would log, imported by what follows.
   from moe_peft.hf import verify
 
   return _report(args.folder, verify.verify(args.folder, args.base))

@@ -249,13 +249,22 @@ def check_split(name: str, split: str, where: str) -> None:
   Raises:
     errors.UserError: unknown name, or no task has such a split.
   """
-  tasks = seqio.get_subtasks(get_task_or_mixture(name))
-  splits = {known for task in tasks for known in task.splits}
+  splits = splits_of(name)
   if split not in splits:
     raise errors.UserError(
         f'{name} has no split {split!r}.', where,
         f'Its splits are {", ".join(sorted(splits)) or "none"}.',
     )
+
+
+def splits_of(name: str) -> set[str]:
+  """The splits of a task, or of any task of a mixture.
+
+  Raises:
+    errors.UserError: unknown name.
+  """
+  tasks = seqio.get_subtasks(get_task_or_mixture(name))
+  return {known for task in tasks for known in task.splits}
 
 
 def primary_metric(task_name: str) -> str:

@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 from pathlib import Path
 from typing import Any
+import warnings
 
 import numpy as np
 
@@ -140,7 +141,10 @@ def load(
   auto = 'AutoModelForCausalLM' if decoder else 'AutoModelForSeq2SeqLM'
   model = _from_pretrained(getattr(transformers, auto), name, **options)
   try:
-    return peft.PeftModel.from_pretrained(model, folder).eval(), True
+    with warnings.catch_warnings():
+      # peft asks for an attribute that transformers is about to rename.
+      warnings.simplefilter('ignore', FutureWarning)
+      return peft.PeftModel.from_pretrained(model, folder).eval(), True
   except Exception as error:
     raise errors.UserError(
         f'The adapter of {folder} does not fit the base {name}, or is damaged: '

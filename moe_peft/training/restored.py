@@ -16,6 +16,7 @@ from moe_peft import atomic
 from moe_peft import errors
 from moe_peft.core import quantized
 from moe_peft.core import trainable
+from moe_peft.data import catalog
 from moe_peft.data import example_ids as example_ids_lib
 from moe_peft.data import prompts as prompts_lib
 from moe_peft.training import bases
@@ -26,17 +27,21 @@ from moe_peft.training import run
 from moe_peft.training import scoring
 
 
-def evaluate_run(split: str) -> None:
+def evaluate_run(split: str | None = None) -> None:
   """Scores the newest checkpoint of the configured run, and its base.
 
   Args:
-    split: Split of the tasks.
+    split: Split of the tasks; by default `test`, or EVAL_SPLIT if they have
+      none.
 
   Raises:
     errors.UserError: If there is no checkpoint or no such split.
   """
   experiment = run.build(split)
   compilation.use_cache(experiment.compilation_cache_dir)
+  if split is None and 'test' in catalog.splits_of(experiment.eval_name):
+    experiment = dataclasses.replace(experiment, eval_split='test')
+  split = experiment.eval_split
   setup, params = restore(experiment)
   evaluator = scoring.make_evaluator(setup)
   # `params` would not do: full fine-tuning has changed their base.
@@ -49,8 +54,10 @@ def evaluate_run(split: str) -> None:
       ),
       scoring.evaluate(evaluator, 'adapted', experiment.model, params),
   )
-  results.write(experiment.run_dir, f'results_{split}.json')
+  file = f'results_{split}.json'
+  results.write(experiment.run_dir, file)
   rich.console.Console().print(scoring.table(results))
+  print(f'{experiment.run_dir / file}: written')
 
 
 def infer(

@@ -15,6 +15,7 @@ from moe_peft import train
 from moe_peft.cli import flags
 from moe_peft.cli import report
 from moe_peft.cli import save_base
+from moe_peft.data import catalog
 from moe_peft.runs import metrics_files
 from moe_peft.training import restored
 from tests import refusals
@@ -92,10 +93,23 @@ def test_the_base_is_scored_again_on_another_split(run_dir, tmp_path):
 
 
 def test_evaluate_scores_another_split(run_dir, capsys):
-  assert evaluate.main([str(run_dir), '--split=test']) is None
-  assert 'past_tense' in capsys.readouterr().out
+  assert evaluate.main([str(run_dir)]) is None
+  said = capsys.readouterr().out
+  assert 'past_tense' in said and str(run_dir / 'results_test.json') in said
   results = json.loads((run_dir / 'results_test.json').read_text())
   assert results['split'] == 'test'
+
+
+def test_evaluate_takes_a_split_that_there_is(run_dir, monkeypatch):
+  def stop(experiment):
+    raise KeyError(experiment.eval_split)
+
+  monkeypatch.setattr(restored, 'restore', stop)
+  for splits in ({'train', 'validation'}, {'train', 'validation', 'test'}):
+    monkeypatch.setattr(catalog, 'splits_of', lambda name, of=splits: of)
+    last = 'test' if 'test' in splits else 'validation'
+    with pytest.raises(KeyError, match=last):
+      evaluate.main([str(run_dir)])
 
 
 @pytest.mark.slow
