@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 import sys
 
+from moe_peft import gin_files
 from moe_peft import signals
 from moe_peft.cli import flags
 
@@ -34,7 +35,7 @@ def main(argv: Sequence[str]) -> int | None:
   args = _parser().parse_args(argv)
   args.results = args.results or args.out
   args.tune = dict(args.tune)
-  # Importing NumPy would slow --help down.
+  gin_files.import_tensorflow()  # Not for --help; it would log.
   from moe_peft.study import configurations
   from moe_peft.study import processes
   from moe_peft.study import study
