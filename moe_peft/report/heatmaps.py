@@ -52,7 +52,7 @@ def expert_load(
   for site in sorted(sites, key=lambda site: site.layer):
     groups.setdefault(site.name, []).append(site)
   names = [figure.label(task, 22) for task in tasks]
-  left = 12 + 6.6 * max(map(len, names))
+  left = max(12 + 6.6 * max(map(len, names)), 50)  # Room for 'expert'.
   # Panels shrink until a dozen layers fit on a desktop, then the box scrolls.
   room = 900 / max(map(len, groups.values())) - _GAP
   most = max(s.num_experts for s in sites)
@@ -119,7 +119,7 @@ def _site_map(
   ])
   labels = [figure.label(name, 22) for name in names]
   wide = len(layers) * float(np.clip(320 / len(layers), 30, 42))
-  left, tall = 12 + 6.4 * max(map(len, labels)), 21 * len(names)
+  left, tall = max(12 + 6.4 * max(map(len, labels)), 50), 21 * len(names)
   with figure.new(left + max(wide, 150) + 8, tall + 28) as fig:
     ax = figure.axes(fig, left, 4, wide, tall)
     _image(ax, grid, limits, labels)
