@@ -52,8 +52,8 @@ def main(argv: Sequence[str]) -> int | None:
   flags.add_gin_flags(parser)
   args = parser.parse_args(argv)
   flags.require_gin_file(args)
+  gin_files.import_tensorflow()  # It would log if JAX came first.
   _use_cpus()
-  gin_files.import_tensorflow()  # It would log, imported by what follows.
   from moe_peft.checks import suite
   from moe_peft.training import compilation
 
