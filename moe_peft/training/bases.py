@@ -197,10 +197,12 @@ def check_shapes(
       trainable.is_adapter,
   )
   if problems:
+    remedy = 'Use the file under gin/models/ that belongs to it.'
+    one_by_one = any('/layers_0/' in name for name in shapes)
+    if one_by_one != any('/layers_0/' in name for name in expected):
+      remedy += f' Or is it for SCAN_LAYERS = {not one_by_one}?'
     raise errors.UserError(
-        f'{path} is of another model ({problems}).',
-        where=_BINDING,
-        remedy='Use the file under gin/models/ that belongs to it.',
+        f'{path} is of another model ({problems}).', _BINDING, remedy
     )
 
 

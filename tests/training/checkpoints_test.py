@@ -93,6 +93,21 @@ def test_another_model_is_refused_with_what_differs(tmp_path):
     bases.load_base(str(tmp_path), expected)
 
 
+def test_layers_that_lie_otherwise_name_the_macro():
+  one_by_one = {f'decoder/layers_{i}/mlp/wo/kernel': (4, 2) for i in range(2)}
+  scanned = {'decoder/decoder/mlp/wo/kernel': (4, 2, 2)}
+  for given, expected, value in (
+      (one_by_one, scanned, False), (scanned, one_by_one, True)
+  ):
+    structs = {
+        k: jax.ShapeDtypeStruct(v, np.float32) for k, v in expected.items()
+    }
+    with refusals.refused(
+        'INITIAL_CHECKPOINT_PATH', f'SCAN_LAYERS = {value}'
+    ):
+      bases.check_shapes('a base', given, structs)
+
+
 def test_the_identity_knows_a_changed_base():
   first = base_identity.of('', BASE)
   assert first == base_identity.of('', dict(reversed(BASE.items())))
