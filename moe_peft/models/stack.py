@@ -283,6 +283,8 @@ def run_stack(
       split_rngs={'params': True, 'dropout': True},
       in_axes=(*(0,) * len(layered), *(nn.broadcast,) * len(shared)),
       length=num_layers,
+      # A loop in the loop of decoding would move the kernels for every token.
+      unroll=num_layers if attributes.get('decode') else 1,
       axis_name='layers',
   )
   x, _ = scanned(config, name=name, **attributes)(x, *layered, *shared)
