@@ -12,6 +12,7 @@ import pytest
 from moe_peft.core import trainable
 from moe_peft.training import bases
 from moe_peft.training import checksums
+from tests.t5x import networks
 from tests.t5x import processes
 
 pytest.importorskip('t5x')
@@ -19,7 +20,11 @@ pytestmark = [pytest.mark.t5x, pytest.mark.slow]
 
 ADAPTERS = "include 'gin/runs/t5x_adapter_checkpoints.gin'"
 # Schedules see the number of steps: it is the same where runs stop early.
-MORE = 'CHECKPOINT_PERIOD = 3\nschedules.warmup_cosine.train_steps = 30\n'
+MORE = f"""
+{networks.FEW_SITES}
+CHECKPOINT_PERIOD = 3
+schedules.warmup_cosine.train_steps = 30
+"""
 
 
 def read_state(checkpoint):
