@@ -37,7 +37,8 @@ class UserError(ValueError):
         _shortened, (self.what, self.where, self.remedy)
     )
     text = f'{what} {remedy}'.strip()
-    if where and where not in text:
+    # A folder may be called `a`, which is no mention of it in a sentence.
+    if where and not re.search(rf'(?<!\w){re.escape(where)}(?!\w)', text):
       text = f'{where}: {text}'
     return re.sub(r'\s*\n\s*', ' ', text)  # What libraries say has lines.
 

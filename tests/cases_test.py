@@ -15,6 +15,7 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 import seqio
 
+from moe_peft import errors
 from moe_peft import gin_files
 from moe_peft.cli import hf
 from moe_peft.data import catalog
@@ -102,6 +103,7 @@ def model_gin(folder, out):
         ('num_hidden_layers', 1.0),
         ('num_key_value_heads', '2\nimport os'),
         ('num_key_value_heads', 0),
+        ('num_key_value_heads', 3),
         ('head_dim', 0),
         ('head_dim', [8]),
         ('vocab_size', 2**40),
@@ -161,6 +163,39 @@ def test_a_config_that_is_no_object_is_named(content, tmp_path):
   (tmp_path / 'config.json').write_text(content)
   with refusals.refused(tmp_path / 'config.json'):
     import_base.import_base(tmp_path, tmp_path / 'base')
+
+
+@pytest.mark.parametrize('file_format', ['orbax', 'safetensors'])
+def test_weights_that_are_no_numbers_are_named(file_format, tmp_path):
+  """Training would stop at once, and name the learning rate."""
+  tensors = llama_models.random_tensors(LLAMA)
+  name = 'model.layers.0.mlp.down_proj.weight'
+  tensors[name] = tensors[name].copy()
+  tensors[name][0, 0] = np.nan
+  folder = tmp_path / 'hf'
+  llama_models.write_model(folder, LLAMA, tensors)
+  write_tokenizer(folder)
+  with refusals.refused(folder, 'NaN', 'mlp/wo/kernel'):
+    import_base.import_base(folder, tmp_path / 'base', file_format=file_format)
+  assert [x.name for x in tmp_path.iterdir()] == ['hf']
+
+
+def test_files_of_a_tokenizer_are_named_where_they_are(tmp_path):
+  folder = llama(tmp_path / 'hf')
+  for file, wrong in (('tokenizer_config.json', '[]'), ('tokenizer.json', '3')):
+    kept = (folder / file).read_text() if (folder / file).exists() else '{}'
+    (folder / file).write_text(wrong)
+    with pytest.raises(errors.UserError, match=f'{folder / file}'):
+      import_base.import_base(folder, tmp_path / 'base')
+    (folder / file).write_text(kept)
+
+
+def test_a_scale_of_zero_is_shown_as_it_is(tmp_path):
+  scaling = {'rope_type': 'linear', 'factor': 0}
+  with refusals.refused('factor', 'factor 0'):
+    import_base.import_base(
+        llama(tmp_path / 'hf', rope_scaling=scaling), tmp_path / 'base'
+    )
 
 
 def test_a_llama_begins_and_ends_with_its_own_tokens(tmp_path):

@@ -28,6 +28,12 @@ def test_gin_adds_no_line_and_the_fields_stay():
   assert (info.value.where, info.value.remedy) == ('THING', 'Mend it.')
 
 
+def test_what_is_wrong_is_named_once_however_short_its_name():
+  assert str(errors.UserError('No results.', 'r')) == 'r: No results.'
+  for what in ('r has no results.', '/x/r: is empty.', "No 'r' there."):
+    assert str(errors.UserError(what, 'r')) == what
+
+
 def test_lines_of_libraries_become_one():
   assert str(errors.UserError('a:\n  - b\n\nc')) == 'a: - b c'
 

@@ -143,6 +143,8 @@ def _show(files: Sequence[Path], noted: Sequence[str]) -> None:
   for file in files:
     with errors.refused('It is no file of --json.', file):
       found = json.loads(file.read_text(encoding='utf-8'))
+      if not isinstance(found, list) or not found:
+        raise ValueError('it holds no list of reports')
       for report in found:
         tables.summary_row(report)  # Judged here, where the file is known.
       reports += found

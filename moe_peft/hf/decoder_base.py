@@ -84,6 +84,11 @@ def from_hf(
       **rope_config.options(fields),
       **families.FAMILIES[config['model_type']].options(fields),
   }
+  if heads % options['num_kv_heads']:
+    raise base_config.unsupported(
+        'num_key_value_heads', options['num_kv_heads'],
+        f'a divisor of num_attention_heads = {heads} there',
+    )
   result = decoder_config.DecoderConfig(**sizes, **options)
   decoder_config.check_config(result)
   return result

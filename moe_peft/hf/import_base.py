@@ -3,6 +3,7 @@
 """Hugging Face model folder to a base that both engines restore."""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -69,19 +70,22 @@ def import_base(
   params, config = network.plan(tensors, config, layout, hf_config)
   kind = hf_config['model_type']
   mixture = import_experts.read(experts, config, kind) if experts else None
+  params = {k: _finite(source, k, x) for k, x in params.items()}
   if mixture:  # Adapters stay float32, whatever the type of the base.
     params |= {k: lazy_arrays.of(v) for k, v in mixture.params.items()}
   with atomic.new_folder(out, '--out') as folder:
     # First what may be refused, then the weights, which take longest.
+    read = source  # What is wrong is named where the user has it.
     if isinstance(tensors, gguf_file.GgufFile):
       tensors.write_tokenizer(folder)
+      read = folder
     else:
       names = (*folders.TOKENIZER_FILES, folders.GENERATION_CONFIG)
       folders.copy_files(source, folder, names)
     found = [x for x in network.TOKENIZER_FILES if (folder / x).is_file()]
     # The gin file names the tokenizer's file by the path that it will have.
     path = str(out.expanduser().absolute() / found[0]) if found else ''
-    ids = token_ids.read(folder, hf_config, config.vocab_size)
+    ids = token_ids.read(read, hf_config, config.vocab_size)
     text = network.to_gin(config, path, ids)
     (folder / 'model.gin').write_text(text, 'utf-8')
     if mixture:
@@ -97,6 +101,23 @@ def import_base(
     else:
       lazy_arrays.write_safetensors(folder / folders.WEIGHTS, params)
   return config
+
+
+def _finite(
+    source: Path, name: str, array: lazy_arrays.LazyArray
+) -> lazy_arrays.LazyArray:
+  """The array, which refuses to be read if it has what no training mends."""
+
+  def read():
+    value = array.read()
+    if not np.isfinite(value).all():
+      raise errors.UserError(
+          f'{source} holds NaN or infinity: {name} of the base would have it.',
+          where=source, remedy='Fetch the folder again, or take another model.',
+      )
+    return value
+
+  return dataclasses.replace(array, read=read)
 
 
 def read_params(folder: Path, layout: str) -> dict[str, np.ndarray]:

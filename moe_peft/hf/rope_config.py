@@ -180,7 +180,7 @@ def _scaling(
   if kind == 'default':
     return None
   number = lambda name, default=None: base_config.number(
-      name, given.get(name) or default, minimum=1e-6
+      name, default if given.get(name) is None else given[name], minimum=1e-6
   )
   found: dict[str, Any] = {'kind': kind, 'factor': number('factor')}
   if kind == 'dynamic':

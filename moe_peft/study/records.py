@@ -17,6 +17,7 @@ from moe_peft import errors
 from moe_peft.runs import json_file
 from moe_peft.runs import metrics_files
 from moe_peft.runs import results_file
+from moe_peft.runs import row_scores
 from moe_peft.runs import run_file
 
 # Values of macros, as text: `{'LEARNING_RATE': '1e-3'}`.
@@ -302,7 +303,11 @@ def _row(fields: json_file.Fields) -> Row:
   fields.get('base', dict)
   fields.get('adapted', dict)
   fields.mapping('tuned', str)
-  fields.mapping('rows', str)
+  for task, text in fields.mapping('rows', str).items():
+    try:
+      row_scores.unpack(text)
+    except ValueError as error:
+      raise fields.error('rows', f'is damaged: {task}: {error}') from error
   columns = {
       name: fields.mapping(name, float)
       for name in ('base', 'adapted', 'constant')

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tunes, trains and tabulates the configurations of a study."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import itertools
 from pathlib import Path
 import shutil
@@ -33,9 +33,12 @@ def run(options: configurations_lib.StudyOptions) -> None:
       records have wrong; later, for a run that fails.
     processes.Stopped: After a signal.
   """
+  loaded = configurations_lib.load(options)
+  for folder in options.merge:  # A study writes what its macros are.
+    _check_rows(folder, loaded)
   studies = [
       _Study(inside, configurations, options)
-      for inside, configurations in configurations_lib.load(options).items()
+      for inside, configurations in loaded.items()
   ]
   for folder in options.merge:
     merge(studies, folder)
@@ -59,13 +62,22 @@ def merge(studies: Sequence['_Study'], folder: Path) -> None:
   Raises:
     errors.UserError: If it has no row of these studies, or rows that differ.
   """
-  if not list(folder.rglob('results.json')):
-    raise errors.UserError('The folder holds no rows of a study.', folder)
+  _check_rows(folder, [study.inside for study in studies])
   for study in studies:
-    theirs = folder / study.inside
-    theirs = theirs if theirs.is_dir() else folder
+    theirs = _theirs(folder, study.inside)
     new = study.records.merge(theirs, study.tuned())
     print(f'{theirs}: {new} new rows', file=sys.stderr)
+
+
+def _check_rows(folder: Path, insides: Iterable[str]) -> None:
+  if not list(folder.rglob('results.json')):
+    raise errors.UserError('The folder holds no rows of a study.', folder)
+  for inside in insides:
+    records_lib.Records(_theirs(folder, inside))
+
+
+def _theirs(folder: Path, inside: str) -> Path:
+  return folder / inside if (folder / inside).is_dir() else folder
 
 
 class _Study:

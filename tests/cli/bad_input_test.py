@@ -87,6 +87,9 @@ FLAGS = [
     ('study study --only=nope', '--only', 'nope', 'one'),
     ('study study --reference=nope', '--reference', 'nope', 'one'),
     ('study study --jobs=0', '--jobs'),
+    ('study study --out=new --merge=folder', 'folder', 'no rows'),
+    ('study study --out=new --merge=nowhere', 'nowhere', 'no rows'),
+    ('study study --out=latin1.txt/x', '--out', 'latin1.txt'),
     ('study study --gin.RANK=0', 'RANK = 0'),
     ('study study --gin.RNAK=1', 'RNAK', 'RANK'),
     ('study study --split=tset', '--split', 'tset', 'test'),
@@ -106,6 +109,8 @@ FLAGS = [
     ('aot --topology=v5e-7 --gin_file=study/one.gin', 'v5e-7'),
     ('aot --topology= --gin_file=study/one.gin', 'topology'),
     ('aot --topology=v5e-8 --execution=magic', '--execution', 'magic'),
+    ('aot --show folder', '--json', 'folder'),
+    ('aot --show object.json', 'object.json', '--json'),
     ('aot --topology=v5e-8 --gin_file=study/one.gin --json=folder', '--json'),
     ('aot --topology=v5e-8 --gin_file=study/one.gin --hlo=latin1.txt/x',
      '--hlo', 'latin1.txt'),
@@ -194,6 +199,7 @@ def inputs(refusals):
   refusals.write('run/config.gin', gin.config_str())
   refusals.write('lines.txt', 'past tense: walk\n')
   refusals.write('more.txt')
+  refusals.write('object.json', '{}')
   refusals.write('rows.jsonl', '{"inputs": "a", "targets": "b"}\n')
   refusals.write('latin1.txt', b'one\n\xe9t\xe9\n')
   refusals.write('long.txt', 'one\n' + 'x' * 99 + '\n')

@@ -29,6 +29,7 @@ def without(name):
         ([ROW, ROW | {'adapted': [2.0]}], ['rows[1]', 'adapted']),
         ([ROW | {'base': {'t': 'x'}}], ['rows[0]', 'base', '"t"']),
         ([ROW | {'tuned': 'x'}], ['rows[0]', 'tuned']),
+        ([ROW | {'rows': {'t': 'zz'}}], ['rows[0]', '"rows"', 't: ']),
         ([ROW, ROW | {'seed': 1, 'adapted': {'u': 2.0}}], ['one', 'seed 1']),
     ],
 )
