@@ -246,7 +246,11 @@ def test_parameters(case):
   adapters = {k: v for k, v in params.items() if trainable.is_adapter(k)}
   assert adapters
   for path, x in adapters.items():
-    assert len(axes[f'{path}_axes'].names) == x.ndim, path
+    names = axes[f'{path}_axes'].names
+    assert len(names) == x.ndim, path
+    # A mesh takes no name twice.
+    named = [name for name in names if name is not None]
+    assert len(set(named)) == len(named), path
     assert x.dtype == jnp.float32
     assert 'expert' not in path
   want = case.subject.fresh(case.subject.module.module)

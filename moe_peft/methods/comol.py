@@ -55,7 +55,7 @@ class CoMoL(molora.MoLoRA):
       decision = self.route(inputs, tokens)
     else:
       decision = self.route(
-          hidden.astype(jnp.float32), tokens, in_axis='unmodeled'
+          hidden.astype(jnp.float32), tokens, in_axis='rank'
       )
     weights = None if decision is None else decision.combine_weights
     mixture = dispatch.AllExperts(hidden, weights)
