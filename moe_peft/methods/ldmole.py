@@ -54,7 +54,7 @@ class LambdaScores(scores.TokenScores):
     )
     out = make(
         'lambda_out', nn.initializers.lecun_normal(), (self.hidden, 1),
-        ('unmodeled', 'unmodeled'),
+        (None, 'unmodeled'),
     )
     offset = make(
         'lambda_offset', nn.initializers.constant(-2.5), (1,), ('unmodeled',)

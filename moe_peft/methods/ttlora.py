@@ -67,7 +67,7 @@ class TTLoRA(lora.LoRA):
     init = nn.initializers.normal(deviation)
     return self.param_with_axes(
         name, init, (self.num_experts, *shape),
-        ('expert', 'unmodeled', 'unmodeled', 'unmodeled'),
+        ('expert', None, None, None),
     )
 
 
