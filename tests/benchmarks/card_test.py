@@ -104,7 +104,7 @@ def built(row):
   return card_case.build({'case': row.name, **sizes, 'bindings': bindings})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_rows_at_tiny_sizes():
   facts = {}
   # One of each kind; `--quick` runs them all.
