@@ -80,14 +80,24 @@ def test_what_the_readme_says_of_routing_by_sequence():
       mean('wide', 'molora_sentence', without) - mean('wide', other, without)
   )
   without = ('syllables',)
+  claim = 'claims/02_token'
+  below = lambda other: (
+      mean(claim, 'molora_sentence', without) - mean(claim, other, without)
+  )
   for words in (
       f'without `syllables` it is {gap("lora", without):.1f} points over LoRA',
       f'and {gap("molora", without):.1f} over MoLoRA by token',
-      'no more than reading the task\'s name',
+      f'told the task is {below("molora_id"):.1f} points below it',
   ):
     assert words in text
   page = (ROOT / 'docs' / 'studies.md').read_text()
   assert f'**{gap("lora", ()):+.1f}**' in page
+  for words in (
+      f'it {below("molora"):.1f} points above routing by token',
+      f'are {below("molora_id"):.1f} points below routing by sequence',
+      f'{below("molora_id") - below("molora"):.1f} below routing by token',
+  ):
+    assert words in ' '.join(page.split())
 
 
 def test_a_page_needs_results(tmp_path):
