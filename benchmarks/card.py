@@ -143,25 +143,24 @@ def run(
   """One table, of as many rows as there is time for.
 
   Raises:
-    errors.UserError: There is no accelerator, or the folder has the rows of
-      another one.
+    errors.UserError: It cannot be measured on this machine, or the folder has
+      the rows of another one.
   """
   deadline = time.monotonic() + 60 * options.minutes
   progress('find the card')
   device = _process('card', {}, options)
   device.close()
-  if device.facts['platform'] == 'cpu' and not options.quick:
-    raise errors.UserError(
-        'JAX finds no accelerator here.', '--only card',
-        'With --quick the same rows run at tiny sizes.',
-    )
+  if not options.quick:
+    _check_machine(device.facts, options)
   title = f'bfloat16 on {device.facts["card"]}' + ', tiny' * options.quick
   path = options.folder / 'card.json'
   known = _known(path, title)
-  rows = [row for row in ROWS if row.peer is None or options.peer_python]
   # What has failed before comes last.
   todo = sorted(
-      (row for row in rows if known.get(row.case, {}).get('error') != ''),
+      (
+          row for row in _wanted(options)
+          if known.get(row.case, {}).get('error') != ''
+      ),
       key=lambda row: row.case in known,
   )
   for row in todo:
@@ -175,6 +174,33 @@ def run(
     known[row.case] = measured
     tables.save([_table(title, known, options)], path)
   yield _table(title, known, options)
+
+
+def _check_machine(facts: Mapping[str, Any], options: tables.Options) -> None:
+  """Refuses a machine without an accelerator, or with several.
+
+  Steps would be split over all of them, and PyTorch's are on one.
+  """
+  if facts['platform'] == 'cpu':
+    raise errors.UserError(
+        'JAX finds no accelerator here.', '--only card',
+        'With --quick the same rows run at tiny sizes.',
+    )
+  if facts['devices'] > 1:
+    raise errors.UserError(
+        f'JAX finds {facts["devices"]} devices here, and this is a table of '
+        'one.', '--only card',
+        'Show it one, for example with CUDA_VISIBLE_DEVICES=0.',
+    )
+  if facts['platform'] != 'gpu' and options.peer_python:
+    raise errors.UserError(
+        "PyTorch's rows run on GPUs alone.", '--peer_python', 'Leave it out.'
+    )
+
+
+def _wanted(options: tables.Options) -> list[Row]:
+  """All rows, or without an interpreter for PyTorch ours."""
+  return [row for row in ROWS if row.peer is None or options.peer_python]
 
 
 def _known(path: Path, title: str) -> dict[str, dict[str, Any]]:
@@ -202,11 +228,13 @@ def _table(
     of_row = known.get(row.case, {})
     if reference and 'fastest' in of_row and 'fastest' in reference:
       of_row['over_frozen'] = of_row['fastest'] / reference['fastest']
-  missing = len(ROWS) - len(rows)
+  wanted = _wanted(options)
+  missing = sum(row.case not in known for row in wanted)
   notes = [NOTE]
   if missing:
     notes.append(
-        f'{missing} of {len(ROWS)} rows are missing: the same command goes on.'
+        f'{missing} of {len(wanted)} rows are missing: the same command goes '
+        'on.'
     )
   if not options.peer_python:
     notes.append(peers.HOW_TO_INSTALL)
@@ -247,7 +275,7 @@ def measure(
   except processes.Ended as error:
     if time.monotonic() >= deadline:
       return None
-    return {'case': row.case, 'error': error.said[-200:]}
+    return {'case': row.case, 'error': error.said[:200]}
   tokens = sizes.get('tokens') or sizes['batch_size'] * sizes['length']
   if 'model' in sizes:
     tokens += tokens // 4  # Its targets.

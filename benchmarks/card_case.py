@@ -39,7 +39,7 @@ SITES = '.*/(query|key|value|out|wi_0|wi_1|wo)'
 
 
 def card() -> dict[str, Any]:
-  """What this machine has: `platform`, and `card`, all of it in words."""
+  """What this machine has: `platform`, `devices`, and all of it in words."""
   device = jax.devices()[0]
   words = [device.device_kind]
   if shutil.which('nvidia-smi'):
@@ -53,7 +53,11 @@ def card() -> dict[str, Any]:
   elif stats := device.memory_stats():
     words.append(f'{stats["bytes_limit"] / 2**20:.0f} MiB')
   words.append(f'JAX {jax.__version__}')
-  return {'platform': device.platform, 'card': ', '.join(words)}
+  return {
+      'platform': device.platform,
+      'devices': jax.device_count(),
+      'card': ', '.join(words),
+  }
 
 
 def of_network(name: str, sizes: Mapping[str, Any]) -> Any:
@@ -152,7 +156,7 @@ def main() -> None:
   gin_files.import_tensorflow()
   case = build(request)
   facts = case.facts()
-  answer({**facts, 'compile_seconds': case.compile_seconds})
+  answer(facts)
   for _ in sys.stdin:
     answer({'seconds': case(), 'peak_mib': peak_mib(facts)})
 

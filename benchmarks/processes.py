@@ -23,7 +23,7 @@ class Ended(errors.UserError):
   """The process ended before it answered.
 
   Attributes:
-    said: The last line that it wrote.
+    said: The line that names its exception, or the last one that it wrote.
   """
 
   said: str = ''
@@ -92,7 +92,7 @@ class Process:
       ended = Ended(
           f'It ended: {message[-500:]}\n\n', self._case, self.remedy
       )
-      ended.said = message.rpartition('\n')[2]
+      ended.said = _exception(message)
       raise ended
     return json.loads(answer)
 
@@ -102,3 +102,12 @@ class Process:
     with contextlib.suppress(BrokenPipeError):
       self._process.stdin.close()
     self._process.wait()
+
+
+def _exception(message: str) -> str:
+  """The line that names an exception: what it says may go on, with notes."""
+  _, traceback, text = message.rpartition('Traceback (most recent call last):')
+  if not traceback:
+    return message.rpartition('\n')[2]
+  lines = (x for x in text.splitlines() if x and not x.startswith(' '))
+  return next(lines, '')

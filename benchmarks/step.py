@@ -116,7 +116,6 @@ class Step:
       facts['gflop'] = gflop * self.setup.mesh.size
     self._facts = {
         **facts,
-        'compile_seconds': compiled.compile_seconds,
         'parameters': trainable.num_params(self.setup.trainable),
         'optimizer_mib': sum(
             x.nbytes for x in jax.tree.leaves(self._state.opt_state)

@@ -40,8 +40,8 @@ class Compiled:
     return warm_seconds_of(lambda: self.compiled(*self._arguments))
 
   def facts(self) -> dict[str, float]:
-    """Returns what `facts` says of `compiled`."""
-    return facts(self.compiled)
+    """Returns what `facts` says of `compiled`, and `compile_seconds`."""
+    return {**facts(self.compiled), 'compile_seconds': self.compile_seconds}
 
 
 def seconds_of(function: Callable[[], Any]) -> float:

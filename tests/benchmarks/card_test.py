@@ -3,6 +3,7 @@
 """The table of a card: what it measures, and that it can be stopped."""
 
 import json
+import sys
 
 import pytest
 
@@ -77,6 +78,7 @@ def test_a_second_call_goes_on_with_what_is_missing_or_failed(
   assert not any(row['error'] for row in rows.values())
   (table,) = json.loads((tmp_path / 'card.json').read_text())
   assert len(table['rows']) == len(OURS)
+  assert not any('missing' in note for note in table['notes'])
 
 
 def test_no_time_is_no_row(started, tmp_path):
@@ -92,10 +94,43 @@ def test_rows_of_another_card_are_not_added_to(started, tmp_path):
     run(tmp_path)
 
 
-def test_no_accelerator_is_refused(started, tmp_path):
-  options = tables.Options(folder=tmp_path)
-  with refusals.refused('--only card', '--quick'):
+@pytest.mark.parametrize('platform,devices,where,remedy', [
+    ('cpu', 1, '--only card', '--quick'),
+    ('gpu', 2, '--only card', 'CUDA_VISIBLE_DEVICES=0'),
+    ('tpu', 1, '--peer_python', 'GPUs'),
+])
+def test_no_table_of_such_a_machine(
+    started, monkeypatch, tmp_path, platform, devices, where, remedy
+):
+  monkeypatch.setattr(
+      Fake, 'facts', {**Fake.facts, 'platform': platform, 'devices': devices}
+  )
+  options = tables.Options(folder=tmp_path, peer_python='python')
+  with refusals.refused(where, remedy):
     next(card.run(options, lambda text: None))
+  assert started.names == ['card']
+
+
+def test_a_process_that_ends_says_its_exception():
+  source = (
+      'error = MemoryError("no room: of 9 GiB\\nin allocator_bfc")\n'
+      'error.add_note("For simplicity, frames are left out.")\n'
+      'raise error'
+  )
+  with pytest.raises(processes.Ended) as ended:
+    processes.Process([sys.executable, '-c', source], {'case': 'large'})
+  assert ended.value.said == 'MemoryError: no room: of 9 GiB'
+
+
+@pytest.mark.slow
+def test_a_row_is_measured_in_a_process_of_its_own(tmp_path):
+  options = tables.Options(quick=True, folder=tmp_path)
+  row = card.measure(card.ROWS[0], options, 600, 'cpu')
+  assert row['case'] == '1B, MoLoRA soft'
+  assert not row['error']
+  assert row['parameters'] > 0 and row['process_mib'] > 0
+  assert row['compile_seconds'] > 0
+  assert row['tokens_per_second'] == pytest.approx(8 * 64 / row['seconds'])
 
 
 def built(row):
