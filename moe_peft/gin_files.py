@@ -166,10 +166,11 @@ def load_again(*bindings: str) -> None:
 
 def import_tensorflow() -> None:
   """Imports TensorFlow without the notes that its libraries print."""
-  # It only reads data here: that it finds no GPU is no error.
+  # It only reads data here: that it finds no GPU is no error, and one that it
+  # finds is JAX's, whose memory it would take.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-  with silent_stderr():
-    importlib.import_module('tensorflow')
+  with silent_stderr(), contextlib.suppress(RuntimeError):  # It runs already.
+    importlib.import_module('tensorflow').config.set_visible_devices([], 'GPU')
 
 
 @contextlib.contextmanager

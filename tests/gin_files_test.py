@@ -106,3 +106,14 @@ def test_gin_folders_hold_no_init_file():
   for folder in gin_files.RESOURCE_DIRS:
     assert not list(folder.glob('gin/**/__init__.py'))
   assert callable(gin.configurable)
+
+
+def test_tensorflow_leaves_gpus_to_jax(monkeypatch):
+  import tensorflow as tf
+
+  hidden = []
+  monkeypatch.setattr(
+      tf.config, 'set_visible_devices', lambda *args: hidden.append(args)
+  )
+  gin_files.import_tensorflow()
+  assert hidden == [([], 'GPU')]
