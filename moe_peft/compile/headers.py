@@ -31,7 +31,10 @@ def note(report: Mapping[str, Any]) -> list[str]:
         f'({roofline["bound"]})'
     )
   mesh = ' x '.join(f'{name} {n}' for name, n in report['mesh'].items())
-  changed = ', '.join(report.get('bindings', ()))
+  changed = list(report.get('bindings', ()))
+  if report.get('execution', 'configured') != 'configured':
+    changed.append(f'execution {report["execution"]}')
+  changed = ', '.join(changed)
   changed = changed and f' with {changed}'
   return textwrap.wrap(
       f'{_begin(report)} {mesh}{changed}, not run: {found}.',

@@ -30,15 +30,16 @@ def test_notes_take_the_place_of_what_was_there(tmp_path):
   file.write_text(LEAF)
   headers.write(file, [tables_test.REPORT])
   first = [
-      '# Compiled for v5e-8, data 4 x model 2, not run: 10.50 of 15.75 GiB a '
-      'device, at',
-      '#   least 0.500 s a step (memory).',
+      '# Compiled for v5e-8, data 4 x model 2 with execution einsum, not run: '
+      '10.50 of',
+      '#   15.75 GiB a device, at least 0.500 s a step (memory).',
   ]
   old = '# Hardware and hours: not run.\n'
   assert file.read_text() == LEAF.replace(old, '\n'.join(first) + '\n', 1)
   # Another slice has a note of its own, the same one not.
   other = tables_test.HEAD | {
-      'topology': 'v5p-8', 'bindings': ['RANK=8'], 'error': 'TOO LARGE'
+      'topology': 'v5p-8', 'bindings': ['RANK=8'], 'execution': 'configured',
+      'error': 'TOO LARGE',
   }
   headers.write(file, [tables_test.REPORT, other, other])
   second = '# Compiled for v5p-8, data 4 x model 2 with RANK=8, not run: too '
