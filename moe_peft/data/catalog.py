@@ -41,16 +41,6 @@ def get_task_or_mixture(name: str) -> seqio.Task | seqio.Mixture:
   return seqio.get_mixture_or_task(name)
 
 
-def known(name: str) -> str:
-  """Returns the name, for gin files of engines that do not check it.
-
-  Raises:
-    errors.UserError: unknown name; the message has the nearest.
-  """
-  get_task_or_mixture(name)
-  return name
-
-
 def task_names(name: str) -> list[str]:
   """Returns the names of the tasks of a mixture, or of the task itself.
 
