@@ -156,22 +156,13 @@ def run(
   path = options.folder / 'card.json'
   known = _known(path, title)
   # What has failed before comes last.
-  todo = sorted(
-      (
-          row for row in _wanted(options)
-          if known.get(row.case, {}).get('error') != ''
-      ),
-      key=lambda row: row.case in known,
-  )
-  for row in todo:
+  todo = _missing(known, options)
+  for row in sorted(todo, key=lambda row: row.case in known):
     left = deadline - time.monotonic()
     if left <= 0:
       break
     progress(row.case)
-    measured = measure(row, options, left, device.facts['platform'])
-    if measured is None:
-      break
-    known[row.case] = measured
+    known[row.case] = measure(row, options, left, device.facts['platform'])
     tables.save([_table(title, known, options)], path)
   yield _table(title, known, options)
 
@@ -198,9 +189,15 @@ def _check_machine(facts: Mapping[str, Any], options: tables.Options) -> None:
     )
 
 
-def _wanted(options: tables.Options) -> list[Row]:
-  """All rows, or without an interpreter for PyTorch ours."""
-  return [row for row in ROWS if row.peer is None or options.peer_python]
+def _missing(
+    known: Mapping[str, dict[str, Any]], options: tables.Options
+) -> list[Row]:
+  """Rows without figures; PyTorch's can have them with its interpreter."""
+  return [
+      row for row in ROWS
+      if 'fastest' not in known.get(row.case, {})
+      and (row.peer is None or options.peer_python)
+  ]
 
 
 def _known(path: Path, title: str) -> dict[str, dict[str, Any]]:
@@ -228,13 +225,10 @@ def _table(
     of_row = known.get(row.case, {})
     if reference and 'fastest' in of_row and 'fastest' in reference:
       of_row['over_frozen'] = of_row['fastest'] / reference['fastest']
-  wanted = _wanted(options)
-  missing = sum(row.case not in known for row in wanted)
   notes = [NOTE]
-  if missing:
+  if missing := len(_missing(known, options)):
     notes.append(
-        f'{missing} of {len(wanted)} rows are missing: the same command goes '
-        'on.'
+        f'{missing} rows are missing or failed: the same command goes on.'
     )
   if not options.peer_python:
     notes.append(peers.HOW_TO_INSTALL)
@@ -243,7 +237,7 @@ def _table(
 
 def measure(
     row: Row, options: tables.Options, seconds: float, platform: str
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
   """What is known of a row.
 
   Args:
@@ -253,7 +247,8 @@ def measure(
     platform: As JAX names it.
 
   Returns:
-    What the table has of it, or None if the time did not suffice.
+    What the table has of it; of one that failed, or for which the time did not
+    suffice, its `error` alone.
   """
   deadline = time.monotonic() + seconds
   sizes = (TINY_SHAPES if options.quick else SHAPES)[row.shape]
@@ -273,9 +268,9 @@ def measure(
     finally:
       process.close()
   except processes.Ended as error:
-    if time.monotonic() >= deadline:
-      return None
-    return {'case': row.case, 'error': error.said[:200]}
+    in_time = time.monotonic() < deadline
+    said = error.said[:200] if in_time else 'The time was up.'
+    return {'case': row.case, 'error': said}
   tokens = sizes.get('tokens') or sizes['batch_size'] * sizes['length']
   if 'model' in sizes:
     tokens += tokens // 4  # Its targets.

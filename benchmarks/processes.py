@@ -23,7 +23,8 @@ class Ended(errors.UserError):
   """The process ended before it answered.
 
   Attributes:
-    said: The line that names its exception, or the last one that it wrote.
+    said: The line that names its exception, or the last one that it wrote, or
+      its exit status.
   """
 
   said: str = ''
@@ -92,7 +93,9 @@ class Process:
       ended = Ended(
           f'It ended: {message[-500:]}\n\n', self._case, self.remedy
       )
-      ended.said = _exception(message)
+      ended.said = _exception(message) or (
+          f'exit status {self._process.returncode}'
+      )
       raise ended
     return json.loads(answer)
 

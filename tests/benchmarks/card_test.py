@@ -86,6 +86,13 @@ def test_no_time_is_no_row(started, tmp_path):
   assert started.names == ['card']
 
 
+def test_a_row_without_time_is_one_that_failed(started, tmp_path):
+  started.fails.add('MoLoRA soft')
+  options = tables.Options(quick=True, folder=tmp_path)
+  row = card.measure(card.ROWS[0], options, 0, 'cpu')
+  assert row == {'case': '1B, MoLoRA soft', 'error': 'The time was up.'}
+
+
 def test_rows_of_another_card_are_not_added_to(started, tmp_path):
   run(tmp_path)
   path = tmp_path / 'card.json'
@@ -120,6 +127,12 @@ def test_a_process_that_ends_says_its_exception():
   with pytest.raises(processes.Ended) as ended:
     processes.Process([sys.executable, '-c', source], {'case': 'large'})
   assert ended.value.said == 'MemoryError: no room: of 9 GiB'
+
+
+def test_a_process_that_says_nothing_has_an_exit_status():
+  with pytest.raises(processes.Ended) as ended:
+    processes.Process([sys.executable, '-c', 'exit(3)'], {'case': 'silent'})
+  assert ended.value.said == 'exit status 3'
 
 
 @pytest.mark.slow
