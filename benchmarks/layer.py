@@ -28,6 +28,7 @@ from benchmarks import peers
 from benchmarks import published
 from benchmarks import tables
 from benchmarks import timing
+from moe_peft import gin_methods
 from moe_peft.core import capacity
 from moe_peft.core import inject
 from moe_peft.core import routing
@@ -303,11 +304,14 @@ def of_gin_files(
 ) -> dict[str, timing.Compiled]:
   """One case for each file of gin/methods/ that adapts single layers.
 
-  That is all but `full`, which has no adapters, and `mixlora`, whose experts
-  are whole MLPs. Experts and ranks are those of the file.
+  That is all but `full`, which has no adapters, `mixlora`, whose experts are
+  whole MLPs, and methods that are told an id of each example: the layer has
+  tokens alone. Experts and ranks are those of the file.
   """
   cases = {}
   for method in experiments.method_names():
+    if 'EXAMPLE_IDS' in gin_methods.MethodFile(method).options:
+      continue
     progress(f'compile {method}')
     experiment = experiments.build('tiny_t5', method, (32, 16), 8)
     rules = experiment.model.module.rules

@@ -34,11 +34,13 @@ def by_site(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
   grams: dict[str, np.ndarray] = {}
   for path, value in params.items():
     site, scope, name = path.partition(f'/{sites.ADAPTER_SCOPE}/')
+    if not scope:  # The base, whose kernels need not be arrays.
+      continue
     value = np.asarray(value, np.float64)
-    if scope and name == 'scaling':
+    if name == 'scaling':
       layers = _by_layer(site, value)
       new = {s: (x - 1) @ (x - 1).T for s, x in layers.items()}
-    elif scope and (found := _FIRST_HALF.fullmatch(name)):
+    elif found := _FIRST_HALF.fullmatch(name):
       other = f'{found["prefix"]}{_HALVES[found["half"]]}'
       up = np.asarray(params[f'{site}{scope}{other}'], np.float64)
       ups = _by_layer(site, up)

@@ -105,6 +105,12 @@ def test_scanned_layers_are_sites_of_their_own():
     )
 
 
+def test_kernels_of_the_base_need_not_be_arrays():
+  params = _params(lora_a=np.ones((2, 3, 2)), lora_b=np.ones((2, 2, 3)))
+  found = similarity.by_site({**params, 'mlp/wo/kernel': object()})
+  np.testing.assert_allclose(found[SITE], 1.0)
+
+
 def test_one_expert_has_nothing_to_be_compared_with():
   params = _params(lora_a=np.ones((1, 3, 2)), lora_b=np.ones((1, 2, 3)))
   assert similarity.by_site(params) == {}
