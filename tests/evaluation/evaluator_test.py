@@ -86,7 +86,7 @@ class _Silent:
   def prompts(self, batch):
     return batch['encoder_input_tokens']
 
-  def generate(self, params, prompts, length):
+  def generate(self, params, prompts, length, example_ids):
     return jnp.zeros((prompts.shape[0], length), jnp.int32)
 
 
