@@ -68,8 +68,9 @@ def _is_same(key: str, one: Any, other: Any) -> bool:
 def _change(name: str, one: Any, other: Any) -> str:
   """What has changed; of objects the first of their values that has."""
   if isinstance(one, Mapping) and isinstance(other, Mapping):
-    name = min(k for k in one.keys() | other if one.get(k) != other.get(k))
-    return _change(name, one.get(name), other.get(name))
+    key = min(k for k in one.keys() | other if one.get(k) != other.get(k))
+    place = f' of {other["path"]}' if key != 'path' and 'path' in other else ''
+    return _change(f'{key}{place}', one.get(key), other.get(key))
   return f'{name} was {one} and now is {other}'
 
 

@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from moe_peft import gin_files
+from moe_peft import gin_methods
 from moe_peft.core import trainable
 from moe_peft.training import budget
 from moe_peft.training import run
@@ -22,7 +23,7 @@ METHODS = sorted(
 )
 FAST = ('lora', 'molora', 'mov')
 # Ids for the methods that are told one: as many as they have experts.
-TOLD = {'EXAMPLE_IDS': 10}
+TOLD = {'EXAMPLE_IDS': ['past_tense', *map(str, range(9))]}
 FLIX = {'FEATURES': [[str(number)] for number in range(10)]}
 ONE_LAYER = {
     't5.T5Config.num_encoder_layers': 1,
@@ -31,13 +32,14 @@ ONE_LAYER = {
 
 
 def load(method, model='tiny_t5', **bindings):
+  options = gin_methods.MethodFile(method).options
   values = {
       'MODEL_DIR': 'unused',
       'MIXTURE_OR_TASK_NAME': 'past_tense',
       'TASK_FEATURE_LENGTHS': {'inputs': 64, 'targets': 32},
       'TRAIN_STEPS': 100,
       'INITIAL_CHECKPOINT_PATH': None,
-      **TOLD,
+      **(TOLD if 'EXAMPLE_IDS' in options else {}),
       **(FLIX if method == 'flix' else {}),
       **bindings,
   }
@@ -210,10 +212,10 @@ def test_rows_of_the_wide_study_keep_to_its_budget(file):
 
 # Methods that came after the wide study was run.
 LATER = (
-    'comol', 'dora', 'dynmole', 'flylora', 'goat', 'ldmole', 'lora_fa',
-    'loraplus', 'mica', 'milora', 'mlae', 'modula', 'molora_lossfree',
-    'molora_orthogonal', 'mor_lora', 'olora', 'pissa', 'riemannian', 'rslora',
-    'ttlora',
+    'comol', 'dora', 'dynmole', 'flix', 'flylora', 'goat', 'ldmole', 'lora_fa',
+    'lora_id', 'loraplus', 'mica', 'milora', 'mlae', 'modula', 'moelora_id',
+    'molora_id', 'molora_lossfree', 'molora_orthogonal', 'mor_lora', 'mtl_lora',
+    'olora', 'pissa', 'riemannian', 'rslora', 'ttlora',
 )
 
 
