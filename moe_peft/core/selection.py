@@ -19,6 +19,9 @@ import jax.numpy as jnp
 from moe_peft import errors
 from moe_peft.core import tokens as tokens_lib
 
+# The logit of an expert that is not there.
+_MASKED = -1e9
+
 
 @dataclasses.dataclass(frozen=True)
 class Context:
@@ -123,7 +126,11 @@ class Soft:
   ) -> jax.Array:
     """Returns the probabilities, <float32>[batch, length, num_experts]."""
     del router
-    return jax.nn.softmax(mask(logits, context.active))
+    if context.active is None:
+      return jax.nn.softmax(logits)
+    logits = mask(logits, context.active)
+    # Scores mask experts too: where none is left, a softmax would be uniform.
+    return jnp.where(logits > _MASKED, jax.nn.softmax(logits), 0.0)
 
   def drop(
       self, router: nn.Module, probs: jax.Array, context: Context
@@ -200,7 +207,7 @@ class TopK(Soft):
 
 def mask(logits: jax.Array, active: jax.Array | None) -> jax.Array:
   """Returns the logits, very low for experts that are not active."""
-  return logits if active is None else jnp.where(active, logits, -1e9)
+  return logits if active is None else jnp.where(active, logits, _MASKED)
 
 
 def select_top_k(scores: jax.Array, k: Any) -> jax.Array:

@@ -15,6 +15,7 @@ import numpy as np
 from moe_peft import atomic
 from moe_peft import errors
 from moe_peft import gin_files
+from moe_peft.core import id_scores
 from moe_peft.core import partitioning
 from moe_peft.core import selection
 from moe_peft.core import sites
@@ -136,6 +137,8 @@ def check_routers(routers: Mapping[str, Any], keep: int) -> int:
           where='--keep',
           remedy=f'Keep at least {select.k}.',
       )
+    if isinstance(router.scores, id_scores.ExpertOfId):
+      raise _cannot_be_pruned(f'Each expert at {site} is that of an id.')
     if _counts_experts(select):
       raise _cannot_be_pruned(
           f'The selection {type(select).__name__} of the router at {site} '

@@ -10,7 +10,8 @@ of each id which ones it has; an example adds their updates, with weights 1 that
 nothing learns. So a pair of features that was not trained works where both
 were, as one more id. From the paper: the sum, and that features are dropped
 while training. Ours, as its text could not be read: rank and alpha as of
-MoLoRA, one rank for all features, a rate of 0.1, no scaling of what is left.
+MoLoRA, one rank for all features, a rate of 0.1, no scaling of what is left,
+and that each layer drops features for itself.
 """
 
 from collections.abc import Sequence
@@ -66,7 +67,10 @@ class Added(selection.Soft):
   """
 
   def probs(self, router, logits, context):
-    return logits
+    del router
+    if context.active is None:
+      return logits
+    return jnp.where(context.active, logits, 0.0)
 
   def drop(self, router, probs, context):
     if not (context.training and self.dropout):

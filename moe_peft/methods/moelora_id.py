@@ -17,6 +17,7 @@ dropout where the code draws one for each expert.
 """
 
 import dataclasses
+import math
 
 from flax import linen as nn
 import jax.numpy as jnp
@@ -63,7 +64,8 @@ class MOELoRAOfIds(molora.MoLoRA):
 
   @property
   def scale(self) -> float:
-    return super().scale / self.num_experts
+    rank = self.rank * self.num_experts
+    return self.alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
 
   @nn.compact
   def __call__(self, inputs, outputs, tokens=None):

@@ -102,6 +102,17 @@ def test_a_learned_table_gives_each_id_its_weights():
     np.testing.assert_allclose(weights[row], want, rtol=1e-6)
 
 
+def test_without_its_expert_an_id_has_none():
+  router = routing.Router(
+      NUM_IDS, scores=id_scores.ExpertOfId(ids=NUM_IDS),
+      select=selection.TopK(k=1),
+  )
+  active = jnp.array([False, True, True])
+  result = router.apply({}, INPUTS, told(0, 2), active=active)
+  for row, want in enumerate(([0, 0, 0], [0, 0, 1])):
+    np.testing.assert_array_equal(result.combine_weights[row], [want] * LENGTH)
+
+
 def test_ids_that_are_missing_are_refused():
   adapter = one_lora_an_id()
   params = filled(adapter)

@@ -306,6 +306,8 @@ def test_a_router_that_is_called_with_keywords_is_masked_too():
         ('lora', {}, 2, 'ADAPTER_RULES', 'router'),
         ('adamole', {'NUM_EXPERTS': 4}, 2, '--keep', 'depends on'),
         ('molora', {'SCAN_LAYERS': True}, 2, 'SCAN_LAYERS', False),
+        ('lora_id', {'NUM_EXPERTS': 3, 'EXAMPLE_IDS': ('past_tense', 'b', 'c')},
+         2, '--keep', 'of an id'),
     ],
 )
 def test_what_cannot_be_pruned(tmp_path, method, bindings, keep, where, name):
@@ -315,7 +317,7 @@ def test_what_cannot_be_pruned(tmp_path, method, bindings, keep, where, name):
   params = trainable.flatten(jax.eval_shape(init))
   ones = np.ones((1, 4), np.int32)
   names = ('encoder_input_tokens', 'decoder_input_tokens',
-           'decoder_target_tokens', 'decoder_loss_weights')
+           'decoder_target_tokens', 'decoder_loss_weights', 'example_ids')
   with refusals.refused(where, name):
     routers = ablation.routers(model, params, dict.fromkeys(names, ones))
     pruning.check_keep(pruning.check_routers(routers, keep), keep)

@@ -79,6 +79,7 @@ def test_moelora_of_liu_weighs_experts_by_an_embedding():
     )
     want = jnp.einsum('e,elo->lo', weights, each) * 16 / (8 * 2)
     np.testing.assert_allclose(got[row], want, rtol=1e-4, atol=1e-5)
+  assert moelora(rank_stabilized=True).scale == 16 / 4
 
 
 def test_mtl_lora_turns_and_weighs():
@@ -111,6 +112,17 @@ def test_flix_adds_the_features_of_an_example():
   dropped = run(KEY, 0.5)
   sums = [a * fr + b * qa for a in (0, 1) for b in (0, 1)]
   assert any(np.allclose(dropped[1], x, rtol=1e-4, atol=1e-5) for x in sums)
+
+
+def test_a_feature_that_is_taken_away_is_not_added():
+  router = routing.Router(
+      3, select=flix.Added(),
+      scores=flix.FeatureScores(ids=2, features=(('de', 'qa'), ('fr', 'qa'))),
+  )
+  active = jnp.array([True, False, True])
+  x = jnp.zeros((2, 1, 4))
+  weights = router.apply({}, x, told(0, 1), active=active).combine_weights
+  np.testing.assert_array_equal(weights[:, 0], [[1, 0, 0], [0, 0, 1]])
 
 
 def test_features_must_fit():
