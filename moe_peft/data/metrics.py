@@ -39,6 +39,9 @@ class RowMean(float):
     self.rows = rows
     return self
 
+  def __getnewargs__(self):  # Of copies, which would be made of the number.
+    return (self.rows,)
+
 
 Target = str | Sequence[str]
 MetricFn = Callable[..., dict[str, float]]

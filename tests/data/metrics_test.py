@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of the metrics against values worked out by hand."""
 
+import copy
 import sys
 
 import pytest
@@ -82,6 +83,12 @@ def test_a_target_without_an_answer_is_named(metric, what):
 def test_nothing_to_measure_is_an_error(function):
   with pytest.raises(ValueError, match='0 targets'):
     function([], [])
+
+
+def test_a_copy_of_a_mean_is_the_same():
+  value = metrics.exact_match(['a', 'b'], ['a', 'c'])['exact_match']
+  copied = copy.deepcopy(value)
+  assert (copied, copied.rows) == (value, value.rows) == (50.0, [1.0, 0.0])
 
 
 def test_by_name():
