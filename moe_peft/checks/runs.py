@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import functools
 import io
-import re
 import tempfile
 
 import jax
@@ -100,7 +99,7 @@ def _experiment(subject) -> experiment_lib.Experiment:
 
 
 def _trains(subject):
-  return re.compile(subject.trainable_regex).fullmatch
+  return trainable.matcher(subject.trainable_regex)
 
 
 @functools.lru_cache(maxsize=1)

@@ -5,7 +5,6 @@
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
-import re
 from typing import Any
 
 from flax import linen as nn
@@ -112,8 +111,7 @@ class Subject:
   @property
   def trains(self) -> bool:
     """Whether anything does; of some banks nothing, and they are scored."""
-    trains = re.compile(self.trainable_regex).fullmatch
-    return any(trains(path) for path in self.params)
+    return any(map(trainable.matcher(self.trainable_regex), self.params))
 
   @property
   def has_adapters(self) -> bool:

@@ -152,9 +152,8 @@ def down_all_experts(inputs, kernel, bias, routing, product=None):
     product = low_rank.project(inputs, beside(kernel))
   if bias is not None:
     product += bias.swapaxes(0, 1).reshape(-1)
-  return AllExperts(
-      product, None if routing is None else routing.combine_weights
-  )
+  weights = None if routing is None else routing.combine_weights
+  return AllExperts(product, weights)
 
 
 def down_einsum(inputs, kernel, bias, routing):
@@ -167,9 +166,8 @@ def down_einsum(inputs, kernel, bias, routing):
       weights, routing.expert_capacity
   )
   groups = inputs.reshape(-1, size, in_features)
-  buffers = jnp.einsum(
-      'gsi,gsec->geci', groups, dispatch_mask.astype(inputs.dtype)
-  )
+  dispatch_mask = dispatch_mask.astype(inputs.dtype)
+  buffers = jnp.einsum('gsi,gsec->geci', groups, dispatch_mask)
   buffers = constrain_groups(buffers)
   buffers = constrain_experts(buffers.swapaxes(0, 1))
   buffers = buffers.reshape(num_experts, -1, in_features)

@@ -66,12 +66,9 @@ class DenseGeneral(nn.Module):
         in_axis=tuple(range(num_in)),
         out_axis=tuple(range(num_in, len(kernel_shape))),
     )
+    kernel_axes = tuple(self.kernel_axes)
     nn_partitioning.param_with_axes(
-        'kernel',
-        kernel_init,
-        kernel_shape,
-        jnp.float32,
-        axes=tuple(self.kernel_axes),
+        'kernel', kernel_init, kernel_shape, jnp.float32, axes=kernel_axes,
         module=self,
     )
 
@@ -82,9 +79,7 @@ class DenseGeneral(nn.Module):
         policy=jax.checkpoint_policies.nothing_saveable,
     )
     def product(inputs, stored):
-      kernel = with_sharding_constraint(
-          nn.meta.unbox(stored), tuple(self.kernel_axes)
-      )
+      kernel = with_sharding_constraint(nn.meta.unbox(stored), kernel_axes)
       kernel = jnp.asarray(kernel, self.dtype).reshape(in_shape + features)
       contracted = (axis, tuple(range(len(axis))))
       return jax.lax.dot_general(inputs, kernel, (contracted, ((), ())))
@@ -99,7 +94,7 @@ class DenseGeneral(nn.Module):
         nn.initializers.zeros,
         kernel_shape[num_in:],
         jnp.float32,
-        axes=tuple(self.kernel_axes[num_in:]),
+        axes=kernel_axes[num_in:],
         module=self,
     )
     return outputs + jnp.asarray(bias, self.dtype).reshape(features)

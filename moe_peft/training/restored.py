@@ -85,33 +85,10 @@ def infer(
   """
   experiment = run.build()
   compilation.use_cache(experiment.compilation_cache_dir)
-  length = experiment.task_feature_lengths['inputs']
   told = example_ids_lib.of_prompts(
       example_ids or [None] * len(lines), experiment.example_ids
   )
-  prompts = prompts_lib.of_task(
-      experiment.mixture_or_task_name, experiment.model.input_vocabulary, talks
-  )
-  encoded = [
-      prompts.of_line(line, f'line {number}') if talks
-      else prompts.of_text(line)
-      for number, line in enumerate(lines, start=1)
-  ]
-  if talks:  # All turns of a conversation may be targets.
-    length = sum(experiment.task_feature_lengths.values())
-  for number, ids in enumerate(encoded, start=1):
-    if not ids and experiment.model.start_id is None:
-      raise errors.UserError(
-          'The line is empty, and rows of this model begin with a token of the '
-          'text.', where=f'line {number}',
-      )
-    if len(ids) > length:
-      raise errors.UserError(
-          f'The line has {len(ids)} tokens, and the run reads at most {length} '
-          '(TASK_FEATURE_LENGTHS).',
-          where=f'line {number}',
-          remedy='Shorten it.',
-      )
+  encoded, length = _encode(lines, talks, experiment)
   setup, params = restore(experiment)
   generate = jax.jit(
       lambda params, tokens, ids: experiment.model.generate(
@@ -126,8 +103,8 @@ def infer(
   for start in range(0, len(encoded), size):
     part = encoded[start : start + size]
     tokens = np.zeros((size, length), np.int32)
-    for row, ids in enumerate(part):
-      tokens[row, : len(ids)] = ids
+    for row, prompt in enumerate(part):
+      tokens[row, : len(prompt)] = prompt
     ids = None
     if told is not None:
       ids = np.zeros((size, 1), np.int32)
@@ -136,6 +113,37 @@ def infer(
       answers = jax.device_get(generate(params, tokens, ids))
     for answer in answers[: len(part)]:
       yield experiment.model.output_vocabulary.decode(answer.tolist())
+
+
+def _encode(
+    lines: Sequence[str], talks: bool, experiment: experiment_lib.Experiment
+) -> tuple[list[Sequence[int]], int]:
+  """The tokens of lines, and how many a line may have; raises as `infer`."""
+  prompts = prompts_lib.of_task(
+      experiment.mixture_or_task_name, experiment.model.input_vocabulary, talks
+  )
+  encoded = [
+      prompts.of_line(line, f'line {number}') if talks
+      else prompts.of_text(line)
+      for number, line in enumerate(lines, start=1)
+  ]
+  lengths = experiment.task_feature_lengths
+  # All turns of a conversation may be targets.
+  length = sum(lengths.values()) if talks else lengths['inputs']
+  for number, prompt in enumerate(encoded, start=1):
+    if not prompt and experiment.model.start_id is None:
+      raise errors.UserError(
+          'The line is empty, and rows of this model begin with a token of the '
+          'text.', where=f'line {number}',
+      )
+    if len(prompt) > length:
+      raise errors.UserError(
+          f'The line has {len(prompt)} tokens, and the run reads at most '
+          f'{length} (TASK_FEATURE_LENGTHS).',
+          where=f'line {number}',
+          remedy='Shorten it.',
+      )
+  return encoded, length
 
 
 def save_base(out: Path, force: bool = False, t5x: bool = False) -> None:
