@@ -56,23 +56,27 @@ def of(
   _, traced = adapted_sites.trace(
       lambda: model.init(jax.random.key(0), _LENGTHS)
   )
-  params = dict(trained.base_params)
-  rank = 0
+  if not traced:
+    raise errors.UserError(
+        'The run has no adapters that are told ids of examples.',
+        '--example_id', 'Leave it out.',
+    )
+  pairs = {}
   for layer, site in traced.items():
     _check(layer, site)
-    scope = f'{layer}/{sites.ADAPTER_SCOPE}/'
-    own = {
-        k.removeprefix(scope): x
-        for k, x in trained.params.items() if k.startswith(scope)
-    }
-    stacked = own['lora_a'].ndim == 4  # Of the layers of a scan.
-    layers = _unstack(own) if stacked else [own]
-    pairs = [_pair(site, one, number) for one in layers]
-    rank = pairs[0]['lora_a'].shape[-1]
-    for kind in ('lora_a', 'lora_b'):
-      found = [pair[kind] for pair in pairs]
-      params[scope + kind] = (
-          np.stack(found, entries.SCAN_AXIS) if stacked else found[0]
+    pairs[layer] = [
+        _pair(site, own, number) for own in _own(trained.params, layer)
+    ]
+  # Sites may use different numbers of experts; zeros fill up their ranks.
+  rank = max(x['lora_a'].shape[2] for found in pairs.values() for x in found)
+  params = dict(trained.base_params)
+  for layer, found in pairs.items():
+    for kind, axis in (('lora_a', 2), ('lora_b', 1)):
+      path = f'{layer}/{sites.ADAPTER_SCOPE}/{kind}'
+      arrays = [_filled(pair[kind], axis, rank) for pair in found]
+      stacked = trained.params[path].ndim == 4
+      params[path] = (
+          np.stack(arrays, entries.SCAN_AXIS) if stacked else arrays[0]
       )
   # An update of scale 1.
   make = functools.partial(lora.LoRA, rank=rank, alpha=float(rank))
@@ -94,7 +98,8 @@ def _check(layer: str, site: adapted_sites.TracedSite) -> None:
     raise errors.UserError(
         f'{name} is told no ids of examples.', '--example_id', 'Leave it out.'
     )
-  if type(adapter) not in _KNOWN or getattr(adapter, 'active', None):
+  fewer = getattr(adapter, 'active', None) or adapter.experts_by_depth
+  if type(adapter) not in _KNOWN or fewer:
     raise errors.UserError(
         f'{name} is more than low-rank experts that an id weighs.',
         '--example_id', 'These are exported for one id: '
@@ -102,11 +107,26 @@ def _check(layer: str, site: adapted_sites.TracedSite) -> None:
     )
 
 
-def _unstack(own: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-  """The arrays of each layer of a scan."""
+def _own(
+    params: Mapping[str, np.ndarray], layer: str
+) -> list[dict[str, np.ndarray]]:
+  """The arrays of an adapter by name, for each layer of a scan."""
+  scope = f'{layer}/{sites.ADAPTER_SCOPE}/'
+  own = {
+      k.removeprefix(scope): x for k, x in params.items() if k.startswith(scope)
+  }
+  if own['lora_a'].ndim < 4:
+    return [own]
   moved = {k: np.moveaxis(x, entries.SCAN_AXIS, 0) for k, x in own.items()}
   count = len(moved['lora_a'])
   return [{k: x[i] for k, x in moved.items()} for i in range(count)]
+
+
+def _filled(array: np.ndarray, axis: int, size: int) -> np.ndarray:
+  """The array, with zeros at its end."""
+  missing = [(0, 0)] * array.ndim
+  missing[axis] = (0, size - array.shape[axis])
+  return np.pad(array, missing)
 
 
 def _pair(

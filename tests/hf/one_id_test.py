@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from moe_peft.core import id_scores
+from moe_peft.core import inject
 from moe_peft.core import routing
 from moe_peft.core import trainable
 from moe_peft.hf import one_id
 from moe_peft.hf import trained as trained_lib
 from moe_peft.methods import flix
 from moe_peft.methods import moelora_id
+from moe_peft.methods import mola
 from moe_peft.methods import molora
 from moe_peft.methods import mtl_lora
 from tests.models import example_ids_test as told
@@ -44,16 +46,32 @@ METHODS = {
         flix.FeatureScores(ids=2, features=(('a', 'b'), ('b', 'c'))),
         select=flix.Added(),
     ),
+    'depths': functools.partial(
+        mola.by_depth,
+        functools.partial(
+            molora.MoLoRA, rank=2, router_factory=functools.partial(
+                routing.Router, scores=id_scores.IdScores(ids=2)
+            ),
+        ),
+        (2, 3),
+    ),
 }
+# Layers of a scan, and layers of different numbers of experts, hence of ranks.
+CHANGES = {
+    'own': {'num_layers': 2, 'scan_layers': True}, 'depths': {'num_layers': 2}
+}
+
+
+def network(**changes):
+  base = told.network('decoder').module
+  return base.clone(config=base.config.replace(**changes))
 
 
 @pytest.mark.parametrize('name', METHODS)
 def test_it_computes_the_same(name):
-  network = told.network('decoder').module
-  if name == 'own':  # Layers of a scan too.
-    network = network.clone(config=network.config.replace(scan_layers=True))
   model = dataclasses.replace(
-      told.model('decoder'), module=told.with_rule(network, METHODS[name])
+      told.model('decoder'),
+      module=told.with_rule(network(**CHANGES.get(name, {})), METHODS[name]),
   )
   params = told.filled(model)
   flat = {k: np.asarray(x) for k, x in trainable.flatten(params).items()}
@@ -67,13 +85,15 @@ def test_it_computes_the_same(name):
   np.testing.assert_allclose(got, want, rtol=1e-4)
 
 
-def test_a_run_that_is_told_no_ids_is_refused():
-  model = dataclasses.replace(
-      told.model('decoder'),
-      module=told.with_rule(
-          told.network('decoder').module, functools.partial(molora.MoLoRA)
-      ),
-  )
-  params = model.init(jax.random.key(0), told.LENGTHS)['params']
-  with refused('--example_id', 'MoLoRA'):
-    one_id.of(trained_lib.Trained(model, trainable.flatten(params)), 0, 'a')
+def test_what_is_no_lora_of_one_id_is_refused():
+  scanned = network(num_layers=2, scan_layers=True)
+  for module, word in (
+      (told.with_rule(network(), molora.MoLoRA), 'told no ids'),
+      # A mask of experts, which a scan needs.
+      (told.with_rule(scanned, METHODS['depths']), 'MoLoRA'),
+      (inject.AdaptedModule(network()), 'no adapters'),
+  ):
+    model = dataclasses.replace(told.model('decoder'), module=module)
+    params = model.init(jax.random.key(0), told.LENGTHS)['params']
+    with refused('--example_id', word):
+      one_id.of(trained_lib.Trained(model, trainable.flatten(params)), 0, 'a')
