@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
       help='folder of the records (default: runs/drill)',
   )
   parser.add_argument(
-      '--work', type=Path, metavar='DIR',
+      '--work', type=flags.output_folder, metavar='DIR',
       help='folder in which the runs lie, to try its disk; what was lost stays '
       'there (default: a temporary one)',
   )

@@ -38,7 +38,9 @@ class Parser(argparse.ArgumentParser):
     for arg in args or ():
       flag, equals, value = arg.partition('=')
       path = value if equals and flag.startswith('-') else arg
-      if os.path.expanduser(path).startswith('~'):
+      user = path.partition('/')[0]
+      # A text, as of --system, may begin so too; names of users have no space.
+      if ' ' not in user and os.path.expanduser(user).startswith('~'):
         raise errors.UserError(
             'There is no such user.', arg, 'Write the path without ~.'
         )
@@ -234,8 +236,9 @@ def _too_large(error: BaseException) -> errors.UserError | None:
   _, known, said = str(error).partition(f'{_NO_MEMORY}: ')
   if not known:
     return None
+  first = said.partition('\n')[0]
   return errors.UserError(
-      f'A device has not enough memory: {said.splitlines()[0][:200]}',
+      f'A device has not enough memory: {first[:200]}',
       remedy='For training set NUM_MICROBATCHES, a smaller BATCH_SIZE or '
       "REMAT_POLICY = 'auto'; for scores and answers a smaller "
       "EVAL_BATCH_SIZE; for both BASE_DTYPE = 'bfloat16', 'int8' or 'nf4', or "

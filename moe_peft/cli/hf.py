@@ -169,7 +169,7 @@ def _export(args: argparse.Namespace) -> int:
     raise errors.UserError(
         '--rank and --per_task belong to --collapse.', where='--collapse'
     )
-  if args.out.absolute() == Path(args.run).expanduser().absolute():
+  if args.out.resolve() == Path(args.run).expanduser().resolve():
     raise errors.UserError(
         f'{args.out} is the run itself.', '--out', 'Name another folder.'
     )
@@ -181,15 +181,12 @@ def _export(args: argparse.Namespace) -> int:
 
   if args.collapse:  # Judged before the run is loaded.
     collapse.split(collapse.read_rows(args.collapse))
+  number = None if args.example_id is None else _id_number(args.example_id)
   trained = trained_lib.from_run(args.hub_id)
-  if args.example_id is not None:
-    from moe_peft.data import example_ids
+  if number is not None:
     from moe_peft.hf import one_id
 
-    known = 'EXAMPLE_IDS' in gin_files.macros()
-    ids = gin_files.macro('EXAMPLE_IDS') if known else None
-    (number,) = example_ids.of_prompts([args.example_id], ids)
-    trained = one_id.of(trained, number - 1, args.example_id)
+    trained = one_id.of(trained, number, args.example_id)
   if args.collapse:
     made = export.export_collapsed(
         trained, args.out, args.collapse, args.format, args.rank,
@@ -206,6 +203,16 @@ def _export(args: argparse.Namespace) -> int:
   if args.format in ('experts', 'gguf'):
     written = []  # Not equal to the run, or not for torch.
   return max((_measure(folder) for folder in written), default=0)
+
+
+def _id_number(name: str) -> int:
+  """The number of an id among EXAMPLE_IDS of the run, from 0."""
+  from moe_peft.data import example_ids
+
+  known = 'EXAMPLE_IDS' in gin_files.macros()
+  ids = gin_files.macro('EXAMPLE_IDS') if known else None
+  (number,) = example_ids.of_prompts([name], ids)
+  return number - 1
 
 
 def _print_losses(collapsed) -> None:

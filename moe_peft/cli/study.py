@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
       help='where runs lie (default: runs/study)',
   )
   parser.add_argument(
-      '--results', type=Path, metavar='DIR',
+      '--results', type=flags.output_folder, metavar='DIR',
       help='where the small files lie, results.json, tuning.json and table.md '
       '(default: --out)',
   )

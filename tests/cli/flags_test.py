@@ -55,6 +55,15 @@ def test_what_is_missing_or_unknown_is_named():
       main.dispatch(command.split())
 
 
+def test_a_text_may_begin_as_the_home_of_somebody():
+  parser = flags.Parser()
+  parser.add_argument('--system')
+  for args in (['--system', '~20 words'], ['--system=~20 words']):
+    assert parser.parse_args(args).system == '~20 words'
+  with refusals.refused('~no_such_user/a folder'):
+    parser.parse_args(['--system', '~no_such_user/a folder'])
+
+
 @pytest.mark.parametrize(
     ('command', 'near'), [('trian', 'train'), ('evalute', 'evaluate')]
 )
