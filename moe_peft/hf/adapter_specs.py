@@ -160,25 +160,9 @@ def read(
   Raises:
     errors.UserError: If it computes what the formats do not have.
   """
-  adapter = site.adapter
-  method, kind = type(adapter).__name__, _KINDS.get(type(adapter))
+  adapter, method = site.adapter, type(site.adapter).__name__
   rule = next(r for r in rules if re.fullmatch(r.path, layer))
-  if isinstance(getattr(site.router, 'scores', None), id_scores.IdScores):
-    raise refusal(
-        layer, method, 'the formats are told no ids of examples.',
-        '--example_id', 'For each id it is a plain LoRA: give --example_id=ID.',
-    )
-  if kind is None:
-    known = ', '.join(cls.__name__ for cls in _KINDS)
-    raise refusal(
-        layer, method, 'there is no such method in the formats.',
-        'ADAPTER_RULES', f'These methods can be exported: {known}.',
-    )
-  if kind not in _RULES.get(type(rule), ()):
-    raise refusal(
-        layer, method, f'the formats have none under a {type(rule).__name__}.',
-        'ADAPTER_RULES',
-    )
+  kind = _kind(layer, site, rule)
   spec = {
       'method': method,
       'kind': kind,
@@ -211,6 +195,30 @@ def read(
           'remove) and train, or score, the run over what stays.',
       )
   return spec
+
+
+def _kind(
+    layer: str, site: adapted_sites.TracedSite, rule: inject.OutputRule
+) -> str:
+  """The kind of an adapter; raises errors.UserError if it is of none."""
+  method, kind = type(site.adapter).__name__, _KINDS.get(type(site.adapter))
+  if isinstance(getattr(site.router, 'scores', None), id_scores.IdScores):
+    raise refusal(
+        layer, method, 'the formats are told no ids of examples.',
+        '--example_id', 'For each id it is a plain LoRA: give --example_id=ID.',
+    )
+  if kind is None:
+    known = ', '.join(cls.__name__ for cls in _KINDS)
+    raise refusal(
+        layer, method, 'there is no such method in the formats.',
+        'ADAPTER_RULES', f'These methods can be exported: {known}.',
+    )
+  if kind not in _RULES.get(type(rule), ()):
+    raise refusal(
+        layer, method, f'the formats have none under a {type(rule).__name__}.',
+        'ADAPTER_RULES',
+    )
+  return kind
 
 
 def _alpha(adapter: Any) -> float:
