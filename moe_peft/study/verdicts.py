@@ -92,7 +92,8 @@ def table(verdicts: Sequence[Verdict]) -> str:
   ]
   if any(o.interval for v in verdicts for o in v.outcomes):
     notes.append(
-        '- Intervals are of seeds and rows together, p of seeds alone.\n'
+        '- Intervals are of seeds and rows together where the runs of both '
+        'arms say which rows were right; p is of seeds alone.\n'
     )
   return f'{tables.markdown(lines)}\n{"".join(notes)}'
 
