@@ -49,7 +49,7 @@ def import_base(
 
   Args:
     source: Folder with `config.json` and the weights, or a GGUF file of a
-      LLaMA.
+      decoder.
     out: Folder to write.
     layout: One of `entries.LAYOUTS`.
     file_format: 'orbax' or 'safetensors'.
