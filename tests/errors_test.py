@@ -38,6 +38,7 @@ def test_lines_of_libraries_become_one():
   assert str(errors.UserError('a:\n  - b\n\nc')) == 'a: - b c'
 
 
+@pytest.mark.slow
 def test_what_foreign_code_raises_is_refused():
   with refusals.refused('MODEL', 'No.', 'KeyError', "'x'", 'Do.'):
     with errors.refused('No.', 'MODEL', 'Do.'):

@@ -101,6 +101,7 @@ def test_files_are_found_from_any_folder(tmp_path, monkeypatch):
   assert gin_files.resource('configs/quickstart.gin').is_file()
 
 
+@pytest.mark.slow
 def test_gin_folders_hold_no_init_file():
   # gin/__init__.py would shadow the package gin-config.
   for folder in gin_files.RESOURCE_DIRS:

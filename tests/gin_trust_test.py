@@ -167,6 +167,7 @@ def listed_modules():
       yield importlib.import_module(info.name)
 
 
+@pytest.mark.slow
 def test_modules_on_the_list_offer_nothing_of_others():
   """`from os import system` would put a stranger's function on the list."""
   modules = list(listed_modules())

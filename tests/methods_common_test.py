@@ -182,12 +182,39 @@ TABLE = {
 
 
 # The others run with -m slow.
-FAST = ('lora', 'ia3', 'mov', 'molora', 'sira', 'moelora')
-NAMES = [
-    name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
-    for name, row in TABLE.items()
-    if row.like is None
-]
+FAST = ('lora', 'mov', 'molora', 'sira')
+# What executions, scans, remat and bfloat16 may treat in another way: vectors,
+# experts by depth, two passes, kernels of the base, ids, blocks, state that is
+# no gradient's. The others run there with -m long.
+DISTINCT = (
+    'molora', 'ia3', 'moelora', 'adamix', 'mola', 'mixlora', 'dora', 'flix',
+    'molora_lossfree', 'smora',
+)
+# Others with other constants.
+CONSTANTS = (
+    'mov_topk', 'mov_topk, released', 'molora_topk, released', 'mov_wo',
+    'bank_uniform', 'bank_spectr',
+)
+
+
+def names(slow, long):
+  """Methods in the table's order, marked."""
+  marks = lambda name: [pytest.mark.slow] * (name in slow) + (
+      [pytest.mark.long] * (name in long)
+  )
+  return [
+      pytest.param(name, marks=marks(name))
+      for name, row in TABLE.items()
+      if row.like is None
+  ]
+
+
+OTHERS = set(TABLE) - set(FAST)
+variants = pytest.mark.parametrize(
+    'case',
+    names(set(DISTINCT) - {'molora'}, set(TABLE) - set(DISTINCT)),
+    indirect=True,
+)
 
 
 def load(row, **macros):
@@ -232,7 +259,7 @@ class Case(NamedTuple):
     return adapted(self.row.layers, **options)
 
 
-@pytest.fixture(scope='module', params=NAMES)
+@pytest.fixture(scope='module', params=names(OTHERS, CONSTANTS))
 def case(request):
   row = TABLE[request.param]
   load(row)
@@ -288,17 +315,26 @@ def test_identity_at_initialisation(case):
         tokens.causality, mixtures.permutation, gradients.gradients,
         pytest.param(tokens.packing, marks=pytest.mark.slow),
         pytest.param(mixtures.one_expert, marks=pytest.mark.slow),
-        pytest.param(mixtures.executions, marks=pytest.mark.slow),
     ],
     ids=lambda check: check.__name__,
 )
 def test_check(case, check):
+  run(check, case)
+
+
+def run(check, case):
   try:
     check(case.subject)
   except outcome.Skipped as reason:
     pytest.skip(str(reason))
 
 
+@variants
+def test_executions_agree(case):
+  run(mixtures.executions, case)
+
+
+@variants
 def test_scan_equals_unrolled(case):
   layers.compare(
       case.subject, case.adapted(), case.adapted(scan=True, remat=True)
@@ -314,6 +350,7 @@ def test_jit_equals_eager(case):
   outcome.close(got, want, 'Outputs without jit')
 
 
+@variants
 def test_bfloat16(case):
   params, batch = case.subject.moved, case.subject.batch
   want, _ = case.subject.evaluate(params, batch)
@@ -332,6 +369,7 @@ def grads_of(case, network):
   return value, flatten(grads)
 
 
+@variants
 def test_remat_equals_none(case):
   want, want_grads = grads_of(case, case.subject.module)
   got, grads = grads_of(case, case.adapted(remat=True))

@@ -83,8 +83,19 @@ def batch_and_params(experiment):
   return trainable.unflatten(params), batch
 
 
+# One of each kind: vectors, matrices, a block, a capacity, whole layers. The
+# others have parts of these.
+KINDS = (
+    'mov_wo', 'sira', 'moelora', 'hydralora', 'mixlora', 'expert_choice',
+    'bottleneck',
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('method', EXPECTED['configs'])
+@pytest.mark.parametrize('method', [
+    method if method in KINDS else pytest.param(method, marks=pytest.mark.long)
+    for method in EXPECTED['configs']
+])
 def test_configurations_have_the_losses_they_had(method, configs, tmp_path):
   experiment = load(configs, method, tmp_path)
   params, batch = batch_and_params(experiment)
@@ -198,6 +209,7 @@ def test_the_decoder_is_found_under_its_older_name(tmp_path):
     gin_files.load_gin([str(tmp_path / 'model.gin')])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('line', 'where'),
     [

@@ -42,6 +42,7 @@ def site(tmp_path_factory):
   return folder / 'site'
 
 
+@pytest.mark.slow
 def test_gin_files_and_the_base_are_found_from_any_folder(site, tmp_path):
   subprocess.run(
       [sys.executable, '-c', _SCRIPT, str(site)],

@@ -62,6 +62,7 @@ def test_what_would_run_is_found(source):
   assert list(problems(source))
 
 
+@pytest.mark.slow
 def test_what_only_looks_like_it_is_left_alone():
   source = 'jax.eval_shape(f)\nre.compile(x)\nyaml.safe_load(x)\nmodel.eval()'
   source += '\nnp.load(x, allow_pickle=False)\nsubprocess.run(x, shell=False)'

@@ -65,6 +65,7 @@ def test_the_published_formula_is_the_same_function():
   )
 
 
+@pytest.mark.slow
 def test_layer():
   rows = by_case(layer.measure(32, 64, 4, 2, 1, OPTIONS, silent))
   assert rows[layer.FROZEN]['parameters'] == 0
@@ -154,7 +155,7 @@ def test_remat_rows_are_over_full_fine_tuning_with_remat():
     assert ('gflop' in mixture) == (of_kind == '')
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_remat_makes_room():
   sizes = FEW | {
       't5.T5Config.vocab_size': 64,
@@ -171,6 +172,7 @@ def test_remat_makes_room():
   assert remat['temp_mib'] < 0.7 * plain['temp_mib']
 
 
+@pytest.mark.slow
 def test_the_floor_is_two_thirds_of_training_everything():
   experiment = experiments.build(
       'tiny_t5', 'molora', (32, 16), 8, TINY | {'t5.T5Config.vocab_size': 16}
@@ -240,6 +242,7 @@ def test_slopes_of_known_series():
   assert scaling.slope([1], [1]) is None
 
 
+@pytest.mark.slow
 def test_scaling():
   sweeps = {'tokens': (256, 512), 'experts': (2, 4)}
   base = {'tokens': 256, 'experts': 4, 'rank': 2}
@@ -265,6 +268,7 @@ def test_checkpoint():
   assert full['mib'] > 4 * full['parameters'] / 2**20
 
 
+@pytest.mark.slow
 def test_a_restored_checkpoint_is_the_saved_state(tmp_path):
   experiment = experiments.build(
       'tiny_t5', 'molora', (32, 16), 8, FEW | {'MODEL_DIR': str(tmp_path)}
@@ -277,6 +281,7 @@ def test_a_restored_checkpoint_is_the_saved_state(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, restored, saving.state)
 
 
+@pytest.mark.slow
 def test_decode():
   table = decode.measure(
       'tiny_t5', (32, 16), 8, ('MoLoRA',), 1, OPTIONS, silent, TINY, ('greedy',)
@@ -292,6 +297,7 @@ def test_decode():
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('num_beams', decode.SEARCHES.values())
 def test_decoding_runs_the_adapters(num_beams):
   experiment = experiments.build('tiny_t5', 'molora', (32, 16), 8, TINY)
@@ -309,7 +315,7 @@ def test_decoding_runs_the_adapters(num_beams):
   assert adapted - bare > 0.9 * of_encoder / 1e9
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_input():
   pytest.importorskip('lemminflect')
   rows = by_case(input_table.measure(8, 2, 1, OPTIONS, silent, FEW))
@@ -345,6 +351,7 @@ def test_examples_of_packed_batches():
   assert input_table.num_examples([alone, alone]) == 8
 
 
+@pytest.mark.slow
 def test_startup_processes():
   assert startup.process('-c', 'pass')() > 0
   with refusals.refused('python -c nothing', 'is not defined'):

@@ -100,6 +100,7 @@ MUTANTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('check', 'mutant', 'options', 'says'), MUTANTS,
     ids=[f'{x[0].__name__}-{x[1].__name__}' for x in MUTANTS],
@@ -119,11 +120,13 @@ def test_one_expert_is_the_plain_method(method, options):
   mixtures.one_expert(tiny.adapted(method, **options))
 
 
+@pytest.mark.slow
 def test_experts_of_another_kind_have_no_plain_method():
   with pytest.raises(outcome.Skipped, match='neither'):
     mixtures.one_expert(tiny.adapted(bottleneck.Bottleneck, **OPTIONS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', [molora.MoLoRA, mode.MoDE])
 def test_an_order_of_experts_does_not_matter(method):
   # MoDE has its ranks and experts on one axis.
@@ -141,6 +144,7 @@ def test_executions_are_equal():
   mixtures.executions(tiny.adapted(molora.MoLoRA, **OPTIONS))
 
 
+@pytest.mark.slow
 def test_a_method_of_one_execution_is_skipped():
   subject = tiny.adapted(mov.MoV, num_experts=3)
   with pytest.raises(outcome.Skipped, match='vectors'):
@@ -157,12 +161,14 @@ def compare_scan(method):
   layers.compare(tiny.subject(unrolled), unrolled, scanned)
 
 
+@pytest.mark.slow
 def test_a_scan_is_its_layers():
   compare_scan(molora.MoLoRA)
   with pytest.raises(outcome.Failure, match='scan'):
     compare_scan(Numbered)
 
 
+@pytest.mark.slow
 def test_what_a_scan_drops_is_found():
   unrolled = tiny.network(molora.MoLoRA, **OPTIONS)
   dropped = tiny.network(
@@ -183,6 +189,7 @@ def test_a_network_without_a_scan_is_skipped():
     layers.scan(tiny.adapted(molora.MoLoRA, **OPTIONS))
 
 
+@pytest.mark.slow
 def test_stacking_repeats_what_layers_share():
   params = {
       'encoder/layers_0/wo': jnp.zeros((2, 6)),

@@ -66,6 +66,7 @@ def test_a_router_without_a_gradient_is_found():
     gradients.gradients(subject)
 
 
+@pytest.mark.slow
 def test_a_loss_without_a_gradient_is_found():
   router = functools.partial(
       routing.Router, losses=(Constant(), losses.RouterZ())
@@ -76,6 +77,7 @@ def test_a_loss_without_a_gradient_is_found():
   gradients.gradients(tiny.subject(module, {'router_z_loss': 0.1}))
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_is_found():
   with pytest.raises(outcome.Failure, match='finite'):
     gradients.gradients(tiny.adapted(Infinite))
@@ -95,6 +97,7 @@ def experiment(folder, method=None, **bindings):
   )
 
 
+@pytest.mark.slow
 def test_what_depends_on_the_number_of_devices_is_found(tmp_path):
   subject = small.subject(experiment(tmp_path, BySize))
   with pytest.raises(outcome.Failure, match='mesh|Losses'):
@@ -126,12 +129,9 @@ def subject(tmp_path_factory):
   return small.subject(experiment(tmp_path_factory.mktemp('run')))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    'check',
-    [
-        runs.frozen, runs.optimizer_state,
-        pytest.param(runs.resume, marks=pytest.mark.slow),
-    ],
+    'check', [runs.frozen, runs.optimizer_state, runs.resume],
     ids=lambda check: check.__name__,
 )
 def test_a_run_keeps_what_it_must(subject, check):
@@ -178,6 +178,7 @@ def test_state_that_is_lost_in_between_is_found(subject, monkeypatch):
     runs.resume(dataclasses.replace(subject))
 
 
+@pytest.mark.slow
 def test_nothing_is_asked_of_a_network_without_a_run():
   alone = tiny.adapted(molora.MoLoRA, **OPTIONS)
   for check in (gradients.sharded, runs.frozen, runs.resume):

@@ -62,6 +62,7 @@ def test_every_check_says_what_it_means_and_where_to_look():
     assert check.means.endswith('.') and check.look.endswith('.')
 
 
+@pytest.mark.slow
 def test_only_the_checks_that_are_named_run():
   begun = []
   results = list(suite.run(
@@ -116,6 +117,7 @@ def test_a_network_that_cannot_be_small_keeps_its_size():
   assert 'own size' in small.sizes(module, module)
 
 
+@pytest.mark.slow
 def test_the_structure_of_an_experiment_stays(tmp_path):
   made = tiny_run.experiment(
       tmp_path, 'sira', PACKING=True, NUM_MICROBATCHES=4, SCAN_LAYERS=True,
@@ -159,6 +161,7 @@ def foreign(make, network=None, **fields):
 by_ids = functools.partial(tokens_lib.tokens_argument, name='ids')
 
 
+@pytest.mark.slow
 def test_a_foreign_network_is_checked_alone():
   subject = networks.subject(foreign(MOLORA, describe_tokens=by_ids))
   results = {result.name: result for result in suite.run(subject)}
@@ -209,6 +212,7 @@ def test_an_export_is_compared_in_torch(tmp_path, monkeypatch):
     exports.parity(subject)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported_is_skipped():
   with pytest.raises(outcome.Skipped, match='Experiment|not installed'):
     exports.parity(tiny.adapted(MOLORA))

@@ -110,6 +110,7 @@ MUTANTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('check', 'mutant', 'says'), MUTANTS,
     ids=[f'{check.__name__}-{mutant.__name__}' for check, mutant, _ in MUTANTS],
@@ -120,6 +121,7 @@ def test_a_check_finds_what_breaks_it(check, mutant, says):
   assert 'without adapters' not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_padding_that_counts_in_losses_is_found():
   subject = tiny.adapted(
       MOLORA, router_factory=CountsPadding, path='decoder/.*/(key|wo)'
@@ -128,6 +130,7 @@ def test_padding_that_counts_in_losses_is_found():
     tokens.padding(subject)
 
 
+@pytest.mark.slow
 def test_rows_that_compete_for_experts_are_found():
   # Ten tokens an expert of three rows, at evaluation too.
   router = functools.partial(
@@ -141,6 +144,7 @@ def test_rows_that_compete_for_experts_are_found():
     tokens.batch_mates(tiny.adapted(MOLORA, router_factory=router))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'check', [tokens.identity, tokens.determinism, tokens.padding,
               tokens.batch_mates, tokens.causality, tokens.packing],
@@ -162,6 +166,7 @@ class _Bidirectional(tiny_network.Network):
     return jnp.flip(super().__call__(*args, **kwargs), axis=1)
 
 
+@pytest.mark.slow
 def test_a_network_that_looks_ahead_itself_is_told_from_its_adapters():
   rule = inject.OutputRule('.*/key', MOLORA)
   module = inject.AdaptedModule(_Bidirectional(), (rule,))
@@ -180,6 +185,7 @@ def test_without_packing_or_padding_there_is_nothing_to_ask():
     tokens.padding(dataclasses.replace(subject, batch=full))
 
 
+@pytest.mark.slow
 def test_not_a_number_is_not_equal_to_itself():
   nan = jnp.full((2,), jnp.nan)
   with pytest.raises(outcome.Failure):

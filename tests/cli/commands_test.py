@@ -72,6 +72,7 @@ def test_expert_usage_sums_to_one(run_dir):
     assert len(load) == 4 and sum(load) == pytest.approx(1.0, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_again(run_dir, capsys):
   assert train.main(arguments(MODEL_DIR=str(run_dir))) is None
   assert 'Continuing from step 2' in capsys.readouterr().err
@@ -79,6 +80,7 @@ def test_a_finished_run_is_not_trained_again(run_dir, capsys):
   assert [row['step'] for row in rows] == [1, 2]
 
 
+@pytest.mark.slow
 def test_the_base_is_scored_again_on_another_split(run_dir, tmp_path):
   folder = tmp_path / 'run'
   shutil.copytree(run_dir, folder)
@@ -92,6 +94,7 @@ def test_the_base_is_scored_again_on_another_split(run_dir, tmp_path):
     assert losses[0] != losses[1]
 
 
+@pytest.mark.slow
 def test_evaluate_scores_another_split(run_dir, capsys):
   assert evaluate.main([str(run_dir)]) is None
   said = capsys.readouterr().out
@@ -128,6 +131,7 @@ def test_evaluate_compares_full_fine_tuning_with_its_base(tmp_path):
   assert loss['base'] != loss['adapted']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('decode', ['greedy', 'beam', 'sample'])
 def test_infer_answers_each_line_with_one(run_dir, decode, capsys, monkeypatch):
   write_stdin(monkeypatch, b'past tense: walk\npast\x0c: \xc2\x85go\r\n\n')
@@ -183,12 +187,14 @@ def test_a_run_becomes_a_base(run_dir, tmp_path):
   )) is None
 
 
+@pytest.mark.slow
 def test_report_of_a_run(run_dir, tmp_path):
   out = tmp_path / 'report.html'
   report.main([str(run_dir), '--out', str(out)])
   assert out.stat().st_size > 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('command', [evaluate, infer, save_base])
 def test_a_folder_that_is_no_run(command, tmp_path, monkeypatch):
   write_stdin(monkeypatch, b'')

@@ -138,6 +138,7 @@ def test_debug_shows_the_trace_too(args, monkeypatch, capsys):
     assert err.rstrip().split('\n')[-1].startswith('error: ')
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_modules_are_imported_costs_no_trace(tmp_path):
   with subprocess.Popen(
       [sys.executable, '-m', 'moe_peft.train',

@@ -105,6 +105,7 @@ def test_a_run_on_an_imported_base_is_exported(tmp_path, capsys, request):
   assert moved.is_dir()
 
 
+@pytest.mark.slow
 def test_imported_experts_are_frozen_under_new_routers(tmp_path):
   config = adapted.CONFIG.replace(
       emb_dim=16,

@@ -51,6 +51,7 @@ def test_without_the_compiler_the_remedy_is_named(monkeypatch):
     aot.main([QUICKSTART, '--topology=v5e-8'])
 
 
+@pytest.mark.slow
 def test_a_layout_is_what_a_run_gets(tmp_path):
   experiment = tiny.experiment(
       tmp_path, NUM_EXPERT_PARTITIONS=2, NUM_MODEL_PARTITIONS=2,
@@ -197,6 +198,7 @@ def products_of(jaxpr):
   return flops
 
 
+@pytest.mark.slow
 def test_reports_of_earlier_are_shown(capsys, tmp_path):
   file = 'results/aot/small_executions_v5e-8.json'
   assert aot.main(['--show', str(gin_files.resource(file))]) is None

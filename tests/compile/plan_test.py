@@ -20,6 +20,7 @@ def make(arguments, capsys):
   return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('scan', [False, True])
 def test_the_quickstart_adds_up(capsys, scan):
   made = make(
@@ -60,6 +61,7 @@ def test_drops_of_two_tokens():
   assert planning.expected_drops(64, 8, 2, 64) == 0
 
 
+@pytest.mark.slow
 def test_capacity_shows_as_drops(capsys):
   method = '--gin_file=gin/methods/sira.gin'
   made = make([*QUICKSTART, method], capsys)

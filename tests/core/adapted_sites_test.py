@@ -57,6 +57,7 @@ def test_every_adapter_is_found_once_with_its_fields(scan):
   assert plain.router is None and plain.routing is None
 
 
+@pytest.mark.slow
 def test_a_function_can_be_traced_again():
   module, init = initialize(scan=False)
   variables, first = adapted_sites.trace(init)

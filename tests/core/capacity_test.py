@@ -116,6 +116,7 @@ def test_conventions():
   assert capacity.Capacity(capacity_factor=99.0).limit(64, 8) == 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('size', 'want'), [(None, (4, 6)), (3, (8, 3)), (12, (2, 12)), (6, (4, 6))]
 )

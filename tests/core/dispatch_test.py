@@ -142,6 +142,7 @@ def test_executions_agree(execution, router, tokens):
   assert_close(got, reference(router, tokens))
 
 
+@pytest.mark.slow
 def test_agreement_covers_drops():
   # Otherwise the test above would not see a wrong treatment of drops.
   adapter = make('all_experts', 'capacity')
@@ -332,6 +333,7 @@ def test_a_mesh_that_does_not_divide():
       jax.eval_shape(adapter.init, jax.random.key(0), inputs, outputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('execution', ['einsum', 'ragged'])
 @pytest.mark.parametrize(
     'method',

@@ -137,6 +137,7 @@ def tiny_gemma():
   return gm.nn.Transformer(config=config, dtype=jnp.float32)
 
 
+@pytest.mark.slow
 def test_gemma_takes_experts_without_a_change():
   gemma = tiny_gemma()
   adapted = inject.AdaptedModule(

@@ -113,6 +113,7 @@ def test_without_its_expert_an_id_has_none():
     np.testing.assert_array_equal(result.combine_weights[row], [want] * LENGTH)
 
 
+@pytest.mark.slow
 def test_ids_that_are_missing_are_refused():
   adapter = one_lora_an_id()
   params = filled(adapter)

@@ -31,6 +31,7 @@ def started(cls, scan=False, **options):
   return subject, adapters, values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('scan', [False, True], ids=['unrolled', 'scanned'])
 def test_training_begins_at_the_base_to_the_last_bit(scan):
   subject, _, values = started(spectral.PiSSA, scan, rank=2)
@@ -86,6 +87,7 @@ def test_a_rank_beyond_the_spectrum_is_refused():
     spectral.GOAT(num_experts=4, rank=3).from_kernel(np.ones((8, 20)))
 
 
+@pytest.mark.slow
 def test_experts_that_begin_alike_are_refused():
   for cls in (spectral.PiSSA, spectral.MiCA):
     with refused('NUM_EXPERTS', cls.__name__):

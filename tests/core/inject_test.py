@@ -61,6 +61,7 @@ def probe(rule_path, *args, network=None, **kwargs):
   return Probe.seen
 
 
+@pytest.mark.slow
 def test_whole_tree_of_new_parameters():
   model = adapted(inject.OutputRule('.*/(key|wo)', MOLORA))
   base = flat(init(tiny_network.Network())['params'])
@@ -143,6 +144,7 @@ def test_a_rule_that_an_earlier_one_leaves_nothing():
     init(adapted(*rules))
 
 
+@pytest.mark.slow
 def test_a_rule_that_matches_everything_takes_layers_only():
   # It also matches modules, adapters and routers: no recursion, no adapter
   # on anything but a layer.
@@ -162,6 +164,7 @@ def test_routers_are_not_shared():
   assert len({float(kernel[0, 0]) for kernel in kernels}) == 8
 
 
+@pytest.mark.slow
 def test_it_works_in_a_compiled_function():
   # A context entered outside of jit would be ignored by the second call.
   model = adapted(inject.OutputRule('.*/wo', ia3.IA3))
@@ -175,6 +178,7 @@ def test_it_works_in_a_compiled_function():
   assert np.abs(first - second).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_encode_and_decode_are_the_call():
   model = adapted(inject.OutputRule('.*/(key|wo)', MOLORA))
   variables = {'params': init(model)['params']}
@@ -189,6 +193,7 @@ def test_encode_and_decode_are_the_call():
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('scan', [False, True])
 def test_a_pass_without_adapters_is_the_base_to_the_last_bit(scan):
   base = tiny_network.Network(tiny_network.Config(scan=scan))
@@ -213,6 +218,7 @@ def test_a_pass_without_adapters_is_the_base_to_the_last_bit(scan):
     assert not sown
 
 
+@pytest.mark.slow
 def test_a_pass_without_adapters_has_no_gradient_in_them():
   model = adapted(inject.OutputRule('.*/(key|wo)', MOLORA))
   params = jax.tree.map(lambda x: x + 0.3, init(model)['params'])
@@ -404,6 +410,7 @@ def test_stock_flax_layers():
   assert params['join/adapter/lora_a'].shape == (3, 6, 2)
 
 
+@pytest.mark.slow
 def test_an_input_rule_scales_what_the_layer_reads():
   rule = inject.InputRule('.*encoder/.*/wo', ia3.IA3)
   model = adapted(rule)
@@ -423,6 +430,7 @@ def test_an_input_rule_scales_what_the_layer_reads():
   np.testing.assert_allclose(run(doubled), run(kernel), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sown_shapes_and_routing_collection():
   model = adapted(inject.OutputRule('.*/(key|wo)', MOLORA))
   variables = {'params': init(model)['params']}
@@ -438,6 +446,7 @@ def test_sown_shapes_and_routing_collection():
   assert all(x.shape == (3, 6, 3) for (x,) in weights.values())
 
 
+@pytest.mark.slow
 def test_gin_can_bind_a_rule():
   gin.clear_config()
   gin.parse_config("""

@@ -79,6 +79,7 @@ def test_balance_of_groups_by_hand():
   np.testing.assert_allclose(got, 2.0)
 
 
+@pytest.mark.slow
 @pytest.mark.t5x
 @pytest.mark.parametrize('k', [1, 2])
 def test_balance_of_groups_is_flaxformers(k):

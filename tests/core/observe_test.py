@@ -64,6 +64,7 @@ def test_two_passes_count_as_their_mean():
   )
 
 
+@pytest.mark.slow
 def test_layers_of_a_scan_have_names_of_their_own():
   weights = np.zeros((2, 1, 2, 2))
   weights[0, ..., 0] = weights[1, ..., 1] = 1

@@ -111,6 +111,7 @@ def test_a_model_may_be_a_single_layer():
   }
 
 
+@pytest.mark.slow
 def test_the_mask_is_what_optax_takes():
   one = adapted()
   params = one.module.init(jax.random.key(0), IDS)['params']
@@ -194,6 +195,7 @@ def test_under_nnx():
   jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
+@pytest.mark.slow
 def test_frozen_routers_are_saved_with_their_experts(tmp_path):
   options = dict(num_experts=3, first_k=1, num_selected_experts=2)
   one = adapted('smoe_dropout', growth_steps=None, **options)
@@ -277,6 +279,7 @@ def test_the_example_of_nnx_runs():
   assert np.isfinite(names['loss'])
 
 
+@pytest.mark.slow
 def test_the_package_has_the_function_and_nothing_else():
   assert moe_peft.adapt is own_loop.adapt
   with pytest.raises(AttributeError):

@@ -106,11 +106,12 @@ def loss_and_gradient(setup, frozen):
     return jax.jit(jax.value_and_grad(loss))(setup.trainable, frozen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('kind', 'options'),
     [('int8', {'NUM_MODEL_PARTITIONS': 2}),
      pytest.param('nf4', {'SCAN_LAYERS': True, 'REMAT_POLICY': 'full'},
-                  marks=pytest.mark.slow)],
+                  marks=pytest.mark.long)],
 )
 def test_a_network_reads_the_floats(tmp_path, kind, options):
   """It has the loss and gradients as from the floats that the box holds."""

@@ -68,6 +68,7 @@ def test_options_out_of_range_are_refused():
     router_losses.JensenShannon(balance=0.3).check()
 
 
+@pytest.mark.slow
 def test_any_router_sows_what_it_is_given():
   router = routing.Router(3, losses=(router_losses.JensenShannon(),))
   decision, _ = router.apply(

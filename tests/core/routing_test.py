@@ -119,6 +119,7 @@ def test_threshold_always_leaves_an_expert():
   )
 
 
+@pytest.mark.slow
 def test_random_draws_while_training_and_averages_after():
   inputs = jnp.zeros((2, 40, 5))
   options = dict(
@@ -307,6 +308,7 @@ FIRST = capacity.Capacity(expert_capacity=1, priority='probability')
 SMALL = capacity.Capacity(expert_capacity=1, group_size=3, at_evaluation=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('options', 'where', 'names'),
     [

@@ -97,6 +97,7 @@ def test_riemannian_at_the_first_step():
   assert not np.any(got[SITE + 'lora_a'])
 
 
+@pytest.mark.slow
 def test_riemannian_refuses_shared_factors():
   tree = params()
   tree[SITE + 'lora_a'] = tree[SITE + 'lora_a'][:1]

@@ -45,6 +45,7 @@ def check(row, **expected):
     assert row[f'decoder_{name}'].tolist() == values, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('pack', [False, True])
 def test_without_an_offset_rows_are_those_of_seqio(pack):
   theirs = seqio.PrefixLMFeatureConverter(pack=pack)(dataset(ROWS), LENGTHS)
@@ -60,6 +61,7 @@ def test_without_an_offset_rows_are_those_of_seqio(pack):
     }
 
 
+@pytest.mark.slow
 def test_the_example_of_the_docstring():
   rows = [{'inputs': [5, 6], 'targets': [7, 2]}]
   lengths = {'inputs': 3, 'targets': 3}
@@ -130,6 +132,7 @@ def test_tasks_may_say_which_targets_count():
     check(second, loss_weights=[0, 1, 1] if bos_id else [1, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('pack', [False, True])
 def test_targets_of_encoder_decoders_may_not_count(pack):
   weights = [[1, 0], [1, 1], [0, 1, 0, 1]]
@@ -182,6 +185,7 @@ def test_encoder_decoders_pad_with_0():
   assert type(converters.of_model(model)) is converters.EncoderDecoderConverter
 
 
+@pytest.mark.slow
 def test_how_full_packed_rows_are():
   rows = {
       'encoder_segment_ids': np.array([[1, 1, 2, 0], [1, 0, 0, 0]]),

@@ -215,6 +215,7 @@ def test_options_that_do_not_exist(tmp_path, vocabulary, option, value):
     )
 
 
+@pytest.mark.slow
 def test_choices_are_compared_whole(tmp_path):
   path = _write(tmp_path / 'a.jsonl', [{'inputs': 'q', 'targets': 'a'}])
   with refusals.refused('local.register_task.too_long'):

@@ -254,6 +254,7 @@ def _scores(name, split):
   return results.result()[name]
 
 
+@pytest.mark.slow
 def test_choices_of_all_rows(tmp_path):
   rows = [{'inputs': f'q{i}', 'targets': 'no' if i else 'yes'}
           for i in range(4)]
@@ -267,6 +268,7 @@ def test_choices_of_all_rows(tmp_path):
   assert catalog.primary_metric(name) == 'accuracy'
 
 
+@pytest.mark.slow
 def test_choices_of_each_row(tmp_path):
   rows = [
       {'inputs': 'q0', 'targets': 'b', 'options': ['a', 'b', 'c']},
@@ -393,6 +395,7 @@ def test_one_gin_binding(tmp_path):
     assert batch['encoder_input_tokens'].shape == (4, 16)
 
 
+@pytest.mark.slow
 def test_errors_come_through_gin(tmp_path):
   gin.parse_config(f"""
       from __gin__ import dynamic_registration

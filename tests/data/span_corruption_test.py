@@ -23,6 +23,7 @@ def test_random_partition(total, parts):
   assert len(seen) > 1 or total == parts or parts == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('density, span', [(0.15, 3.0), (0.5, 1.0), (0.9, 2.0)])
 @pytest.mark.parametrize('length', [2, 3, 7, 31])
 def test_noise_mask(length, density, span):
@@ -89,6 +90,7 @@ def test_span_corruption_loses_nothing():
   assert len({tuple(inputs) for inputs, _ in rows}) > 20
 
 
+@pytest.mark.slow
 def test_span_corruption_is_fixed_by_the_seed_and_new_each_epoch():
   texts = ['some words to read', 'and some more of them']
   assert _corrupted(texts, seed=1) == _corrupted(texts, seed=1)
@@ -97,6 +99,7 @@ def test_span_corruption_is_fixed_by_the_seed_and_new_each_epoch():
   assert rows[:2] != rows[2:]
 
 
+@pytest.mark.slow
 def test_rows_with_a_noise_seed_are_always_corrupted_alike():
   texts = ['some words to read', 'and some more of them']
   rows = _corrupted(texts, seed=1, noise_seed=7, epochs=2)

@@ -61,6 +61,7 @@ def test_gzip_files_that_fill_the_memory_are_refused():
     text_files.unzip(content, 'x.jsonl.gz')
 
 
+@pytest.mark.slow
 def test_gzip_files_that_are_cut_or_changed_are_named(tmp_path):
   path = tmp_path / 'a.jsonl.gz'
   content = gzip.compress(json.dumps({'a': 'some text'}).encode())

@@ -135,6 +135,7 @@ def test_what_cannot_work_is_said_at_once(data_dir, options, names):
     register(data_dir, 'tfds_wrong', **options)
 
 
+@pytest.mark.slow
 def test_an_unknown_metric_is_said_at_once(data_dir):
   with refusals.refused('metrics', 'exact_match'):
     register(data_dir, 'tfds_wrong', metrics=['exact'])

@@ -50,6 +50,7 @@ def test_what_would_panic_or_grow_is_refused(changes, write, capfd):
   assert 'panicked' not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_panic_on_a_text_is_an_error():
   class Panic(BaseException):
     pass

@@ -123,6 +123,7 @@ def test_a_token_above_the_embedding_is_named(tmp_path):
     ).encode('the <image>')
 
 
+@pytest.mark.slow
 def test_lengths_are_those_of_the_run(tmp_path):
   """A file may ask its reader to cut and to fill up."""
   file = write_tokenizer(tmp_path)

@@ -120,6 +120,7 @@ def test_growth_is_seen_through_noise_and_warming_up():
   assert soak.growth(samples(0.0))['threads'] == pytest.approx((40.0, 0.0))
 
 
+@pytest.mark.slow
 def test_a_machine_without_t5x(monkeypatch, tmp_path):
   monkeypatch.setattr(
       t5x_runs.importlib.util, 'find_spec', lambda name: None

@@ -77,8 +77,9 @@ def _without(params, site, expert):
   }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    'method', ['molora', pytest.param('molora_topk', marks=pytest.mark.slow)]
+    'method', ['molora', pytest.param('molora_topk', marks=pytest.mark.long)]
 )
 def test_the_loss_without_an_expert_is_that_of_a_model_without_it(
     tmp_path, method
@@ -124,6 +125,7 @@ def test_an_expert_that_no_token_takes_is_worth_nothing(tmp_path):
     assert np.abs(scores[:3]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_biased_expert_that_is_missing_is_not_selected(tmp_path):
   setup, params, batches = _setup(
       tmp_path, 'smora', NUM_SELECTED_EXPERTS=2,
@@ -182,6 +184,7 @@ def _logits(run_dir, batch, masks):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('method', 'bindings'),
     [
@@ -194,7 +197,7 @@ def _logits(run_dir, batch, masks):
         ),
         pytest.param('adamix', {'NUM_EXPERTS': 4}, marks=pytest.mark.long),
         pytest.param('mode', {'NUM_EXPERTS': 4}, marks=pytest.mark.long),
-        pytest.param('mixlora', {'NUM_EXPERTS': 4}, marks=pytest.mark.slow),
+        pytest.param('mixlora', {'NUM_EXPERTS': 4}, marks=pytest.mark.long),
     ],
 )
 def test_a_pruned_run_is_the_masked_one(tmp_path, method, bindings, capsys):
@@ -226,7 +229,7 @@ def test_a_pruned_run_is_the_masked_one(tmp_path, method, bindings, capsys):
   assert 'This run was pruned' in text and 'past_tense' in text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_scores_of_another_step_are_measured_anew(
     tmp_path, monkeypatch, capsys
 ):
@@ -352,6 +355,7 @@ def test_the_kept_experts_are_the_needed_ones():
   np.testing.assert_array_equal(kept['a'], [0, 1])
 
 
+@pytest.mark.slow
 def test_slices_of_parameters():
   shapes = {
       'a/adapter/lora_a': np.zeros((2, 5, 1)),

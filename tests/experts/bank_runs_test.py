@@ -136,6 +136,7 @@ def test_gates_are_trained_apart_and_compete(tmp_path):
     experiment_lib.prepare(run.build())
 
 
+@pytest.mark.slow
 def test_experts_that_do_not_train_must_come_with_the_base(tmp_path):
   base = make_base(tmp_path / 'base', 0)
   load(tmp_path / 'x', 'bank', INITIAL_CHECKPOINT_PATH=base)

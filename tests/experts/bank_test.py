@@ -179,6 +179,7 @@ def test_names_in_the_file_of_a_stranger_stay_in_its_folder(tmp_path):
     bank_file.read(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_layout_that_there_is_not_is_refused(tmp_path):
   record = bank_file.Record('one', 'one', 'peft', 'name')
   bank_file.Bank([record], {}, '', {}, 'x', 2, False).write(tmp_path)

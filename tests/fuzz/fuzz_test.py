@@ -86,6 +86,7 @@ def test_every_kind_of_fault_is_seen(tmp_path):
   }
 
 
+@pytest.mark.slow
 def test_a_reader_that_does_not_exist_is_named(tmp_path):
   with refusals.refused('--reader', 'gguf'):
     fuzz.main(['--reader', 'x', '--out', str(tmp_path)])

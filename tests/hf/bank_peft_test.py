@@ -35,6 +35,7 @@ def difference(torch, model, trained):
   return np.abs(found - want).max() / np.abs(want).max()
 
 
+@pytest.mark.slow
 @pytest.mark.hf
 @pytest.mark.parametrize('family', ['t5', 'llama'])
 def test_arrow_is_that_of_peft(tmp_path, hf, family):
@@ -69,6 +70,7 @@ def test_arrow_is_that_of_peft(tmp_path, hf, family):
       np.testing.assert_allclose(np.abs(other), np.abs(array), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.hf
 def test_xlora_begins_as_the_average(tmp_path, hf):
   import peft

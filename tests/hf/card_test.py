@@ -48,6 +48,7 @@ def test_a_folder_without_a_fixture_is_named(tmp_path):
     fixture.read(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_damaged_fixture_is_named(tmp_path):
   (tmp_path / fixture.FILE).write_bytes(b'no safetensors')
   with refused(tmp_path / fixture.FILE):

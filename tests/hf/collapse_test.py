@@ -28,6 +28,7 @@ def write_rows(file, rows=ROWS):
   return file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('family', ['t5_scan', 'llama'])
 def test_with_constant_gates_nothing_is_lost(family):
   trained = adapted.make('molora', family)
@@ -41,6 +42,7 @@ def test_with_constant_gates_nothing_is_lost(family):
   assert {site.spec['rank'] for site in result.sites} == {12}
 
 
+@pytest.mark.slow
 def test_gates_are_means_over_real_tokens():
   trained = adapted.make('molora')
   measure = collapse.measure_fn(trained)
@@ -60,6 +62,7 @@ def test_gates_are_means_over_real_tokens():
     np.testing.assert_allclose(gate, gates[path], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_loss_is_measured_on_rows_that_no_gate_saw():
   trained = adapted.make('molora')
   measure = collapse.measure_fn(trained)
@@ -94,6 +97,7 @@ def test_a_lower_rank_is_the_best_approximation():
   )
 
 
+@pytest.mark.slow
 def test_the_card_states_what_it_costs(tmp_path):
   measured = export.export_collapsed(
       adapted.make('molora', base_model='google/t5-nano'),
@@ -120,6 +124,7 @@ def test_the_card_states_what_it_costs(tmp_path):
   assert any(not np.array_equal(one[k], two[k]) for k in one)
 
 
+@pytest.mark.slow
 @pytest.mark.hf
 def test_peft_computes_the_collapsed_model(tmp_path, hf):
   from moe_peft.hf import verify
@@ -159,6 +164,7 @@ def test_bad_calibration_files_are_named(tmp_path, content, place):
     collapse.read_rows(tmp_path / 'absent.jsonl')
 
 
+@pytest.mark.slow
 def test_a_mean_of_the_experts_is_not_what_merging_gives():
   trained = adapted.make('molora')
   with refusals.refused('--format merged', 'MoLoRA', '--collapse'):

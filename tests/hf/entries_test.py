@@ -94,6 +94,7 @@ def test_sizes_are_positive_integers():
       base_config.sizes({'d_model': value}, {'d_model': 'emb_dim'})
 
 
+@pytest.mark.slow
 def test_a_refusal_names_method_and_layer():
   error = adapter_specs.refusal('encoder/layers_0/mlp/wo', 'Own', 'why.', 'X')
   assert error.where == 'X'

@@ -49,6 +49,7 @@ def test_pairs_compute_what_the_method_does(cls, options, rank, alpha):
   )
 
 
+@pytest.mark.slow
 def test_what_a_method_began_with_is_a_pair_with_a_minus():
   adapter = spectral.GOAT(num_experts=2, rank=2)
   arrays = {

@@ -62,6 +62,7 @@ def check(folder):
   assert verdict.equal and verdict.same_base
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('layout', ['t5', 'scan'])
 def test_a_tied_relu_model_keeps_its_head(tmp_path, layout, request):
   config = adapted.CONFIG.replace(
@@ -99,6 +100,7 @@ def run(hf, model, ids, decoder):
     ).logits
 
 
+@pytest.mark.slow
 @pytest.mark.hf
 @pytest.mark.parametrize('method', ['mixed', 'lora', 'ia3'])
 def test_peft_saves_what_it_loaded_bit_for_bit(exported, tmp_path, hf, method):
@@ -196,6 +198,7 @@ SHIPPED = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.hf
 def test_the_code_of_cards_runs_without_us_and_jax(exported, tmp_path, hf):
   folders_ = [
@@ -223,6 +226,7 @@ def test_the_code_of_cards_runs_without_us_and_jax(exported, tmp_path, hf):
   assert max(differences) < verify.TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.hf
 def test_what_trains_beside_adapters_is_part_of_them(tmp_path, hf):
   base = adapted.make('lora', 'llama')
@@ -328,6 +332,7 @@ def test_verify_succeeds_and_prints_the_difference(exported, hf, capsys):
   assert 'largest difference' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.hf
 def test_another_base_fails_verification(exported, hf, tmp_path, capsys):
   export.export(adapted.make('lora', seed=1), tmp_path / 'other', 'peft')
@@ -344,6 +349,7 @@ def test_routed_methods_refuse_to_be_merged(tmp_path, method):
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('router', 'where', 'name'),
     [
@@ -384,6 +390,7 @@ def test_routing_between_rows_is_refused_by_name(
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_experts_by_depth_in_a_scan_are_those_of_each_layer():
   one, scanned = (adapted.make('mola', x).sites for x in ('t5', 't5_scan'))
   assert [x.path for x in one] == [x.path for x in scanned]
@@ -430,6 +437,7 @@ def test_nothing_is_overwritten(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ['file']
 
 
+@pytest.mark.slow
 def test_configs_hold_no_local_path_where_the_hub_has_the_base(
     tmp_path, monkeypatch
 ):
@@ -456,6 +464,7 @@ def test_configs_hold_no_local_path_where_the_hub_has_the_base(
   assert 'IA3' not in card and 'MoLoRA and MoV' in card
 
 
+@pytest.mark.slow
 def test_the_name_of_a_base_is_quoted(tmp_path):
   name = 'x"\nlicense: not-ours\nprint("ran")'
   export.export(adapted.make('lora', base_model=name), tmp_path / 'out', 'peft')
@@ -519,6 +528,7 @@ def test_merging_keeps_the_layout():
   )
 
 
+@pytest.mark.slow
 def test_the_command_line_names_bad_folders(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(sys, 'argv', ['hf', 'verify', str(tmp_path)])
   with pytest.raises(SystemExit) as exit_info:

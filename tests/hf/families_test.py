@@ -293,6 +293,7 @@ def test_long_rows_take_the_other_frequencies(tmp_path, hf):
   assert_close(logits, logits_of(hf, model, tokens), 'long')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('version', [4, 5])
 def test_of_a_model_that_reads_images_the_decoder_is_taken(tmp_path, version):
   text = {

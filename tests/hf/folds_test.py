@@ -51,6 +51,7 @@ def test_an_expert_of_a_block_is_a_lora_on_each_of_its_layers():
     )
 
 
+@pytest.mark.slow
 def test_layers_that_are_one_module_share_a_lora():
   """Of Phi-3: ranks stand side by side, each with rows of its own."""
   trained = adapted.make('lora', 'phi3')

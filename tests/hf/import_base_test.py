@@ -82,6 +82,7 @@ def test_logits_equal_those_of_transformers(tmp_path, hf, name, layout):
   assert difference.max() < 1e-5 * np.abs(theirs).max()
 
 
+@pytest.mark.slow
 @pytest.mark.hf
 def test_wrong_conversions_differ_by_whole_logits(tmp_path, hf):
   config = models.SMALL
@@ -107,6 +108,7 @@ def test_wrong_conversions_differ_by_whole_logits(tmp_path, hf):
     assert np.abs(difference).max() > 0.05, one
 
 
+@pytest.mark.slow
 @pytest.mark.hf
 @pytest.mark.parametrize('own_head', [True, False])
 def test_heads_written_by_transformers_5(tmp_path, hf, own_head):
@@ -209,6 +211,7 @@ def test_layouts_hold_the_same_numbers(tmp_path):
     np.testing.assert_array_equal(split[name], array, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('file_format', import_base.FORMATS)
 def test_tensors_are_streamed(tmp_path, file_format):
   config = {**models.SMALL, 'd_ff': 20_000, 'd_model': 64, 'vocab_size': 500}

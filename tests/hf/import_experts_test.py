@@ -32,6 +32,7 @@ def write_loras(tmp_path, config='t5'):
   return paths
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('scan_layers', [False, True])
 @pytest.mark.parametrize('family', ['t5', 'llama'])
 def test_each_folder_becomes_one_expert(tmp_path, family, scan_layers):
@@ -117,6 +118,7 @@ def test_bad_folders_are_named(tmp_path):
     import_experts.read([other], adapted.CONFIG)
 
 
+@pytest.mark.slow
 def test_base_and_experts_are_imported_together(tmp_path):
   from moe_peft.hf import import_base
 

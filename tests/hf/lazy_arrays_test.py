@@ -61,6 +61,7 @@ def write_tokenizer(folder, vocabulary=None, base=None):
   return json.loads(file.read_text()) if file.is_file() else None
 
 
+@pytest.mark.slow
 def test_the_tokenizer_is_the_base_s_or_the_vocabulary_s(tmp_path):
   written = write_tokenizer(tmp_path / 'bytes', vocabularies.byte_vocabulary())
   assert written == {'tokenizer_class': 'ByT5Tokenizer', 'extra_ids': 125}

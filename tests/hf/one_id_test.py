@@ -67,6 +67,7 @@ def network(**changes):
   return base.clone(config=base.config.replace(**changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', METHODS)
 def test_it_computes_the_same(name):
   model = dataclasses.replace(

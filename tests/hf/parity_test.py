@@ -24,9 +24,20 @@ FAST = [
     ('smear', 'llama', 'full'),
     ('molora_sentence', 'phi3', 'full'),
 ]
-# `python -m tests.hf.parity` has all cells.
+# Whose exported code has parts of its own. `python -m tests.hf.parity` has all
+# cells.
+KINDS = (
+    'ia3', 'mov', 'sira', 'adamix', 'mode', 'mixlora', 'smora', 'bottleneck',
+    'expert_choice', 'bank',
+)
 SLOW = [
-    *((method, 't5', 'full') for method in adapted.METHODS),
+    *(
+        pytest.param(
+            method, 't5', 'full',
+            marks=() if method in KINDS else pytest.mark.long,
+        )
+        for method in adapted.METHODS
+    ),
     *(('all_kinds', family, 'full') for family in adapted.FAMILIES),
 ]
 
@@ -84,6 +95,7 @@ def test_only_what_is_merged_is_rounded(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.hf
 def test_an_expert_without_any_probability_is_used_by_neither(hf):
   """The softmax of a logit far below the others is 0 in float32."""

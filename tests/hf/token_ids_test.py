@@ -166,6 +166,7 @@ def test_rows_of_sentencepiece_are_those_of_transformers(tmp_path):
       assert [*ours.encode(text), ours.eos_id] == theirs(text).input_ids, text
 
 
+@pytest.mark.slow
 @pytest.mark.hf
 def test_logits_of_a_text_of_id_0_equal_those_of_transformers(tmp_path):
   torch = pytest.importorskip('torch')

@@ -78,6 +78,7 @@ def test_singular_form_is_the_same_update():
   np.testing.assert_allclose(b @ b.T, np.diag([1, 1, 0, 0]), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('missing', [(), (1,)])
 def test_arrow_and_spectr_are_what_an_svd_says(missing):
   params = experts(missing)
@@ -114,6 +115,7 @@ def test_gates_compete_as_in_phatgoose():
   np.testing.assert_allclose(found, softmax_of_best(sizes, 2), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_expert_that_is_not_active_changes_no_bit():
   kernel = jax.random.normal(jax.random.key(5), (IN, EXPERTS))
   select = selection.TopK(k=2, normalize=True)
@@ -171,6 +173,7 @@ def test_numbers_of_no_expert_are_refused():
       run(experts(), bank.NoScores(), selection.Soft(), active)
 
 
+@pytest.mark.slow
 def test_a_gate_begins_at_one_half():
   params = {k: v[:1] for k, v in experts().items()}
   module = bank.GatedExpert(rank=RANK, alpha=RANK)

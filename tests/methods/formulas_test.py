@@ -161,6 +161,7 @@ def test_renormalised_top_2(method):
   close(apply(adapter, params), lora_mixture(weights, params, 5.0 / R))
 
 
+@pytest.mark.slow
 def test_moelora_contrasts_the_experts_that_tokens_use():
   adapter = moelora.MoELoRA(site=SITE, num_experts=E, rank=R)
   params = filled(adapter)
@@ -285,6 +286,7 @@ def test_smear_merges_parameters():
   close(apply(adapter, params, X, Y, tokens), want)
 
 
+@pytest.mark.slow
 def test_smear_merges_for_each_packed_example():
   adapter = smear.SMEAR(site=SITE, num_experts=E, rank=R)
   params = filled(adapter)
@@ -384,6 +386,7 @@ def test_mixlora_off_its_block():
     adapter.init(jax.random.key(0), X, {})
 
 
+@pytest.mark.slow
 def test_by_depth():
   for layer, want in zip(range(8), (2, 2, 4, 4, 6, 6, 8, 8), strict=True):
     site = sites.Site(layer=layer, num_layers=8)

@@ -102,6 +102,7 @@ def test_flylora(magnitude):
   close(apply(adapter, params), want)
 
 
+@pytest.mark.slow
 def test_flylora_is_sparse_and_only_lora_b_has_gradients():
   adapter = flylora.FlyLoRA(num_experts=8, router_factory=functools.partial(
       flylora.FlyLoRARouter, select=flylora.Largest(k=2)
@@ -198,6 +199,7 @@ def simplex(u, value):
   return np.maximum(u - threshold, 0) / (1 - value)
 
 
+@pytest.mark.slow
 def test_sparsegen():
   rng = np.random.default_rng(0)
   logits = rng.normal(size=(40, 6)).astype(np.float32)
@@ -219,6 +221,7 @@ def test_sparsegen():
     np.testing.assert_allclose(s[:, 0], want, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_ldmole():
   adapter = ldmole.LDMoLE(
       site=SITE, num_experts=E, rank=R, alpha=5.0,
@@ -311,6 +314,7 @@ def test_hard_weights_go_to_no_expert_that_is_not_there():
   np.testing.assert_array_equal(found.combine_weights, [[[0, 0.5, 0]]])
 
 
+@pytest.mark.slow
 def test_riemannian_weighs_gradients_by_roots_of_gates():
   top2 = functools.partial(
       routing.Router, select=selection.TopK(k=2, normalize=True)

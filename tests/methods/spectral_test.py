@@ -59,6 +59,7 @@ def test_goat_has_a_segment_for_each_expert():
     near(10 * got[expert], (U[:, place] * S[place]) @ V[place])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('experts', [1, 3])
 def test_what_it_began_with_is_subtracted(experts):
   cls = spectral.PiSSA if experts == 1 else spectral.GOAT

@@ -52,6 +52,7 @@ def padded(prompts):
   return jnp.asarray(ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('bos_id', [None, 3])
 def test_prompts_and_answers_may_hold_the_id_0(bos_id):
   """Greedy answers are those of one pass over the whole rows."""
@@ -71,6 +72,7 @@ def test_prompts_and_answers_may_hold_the_id_0(bos_id):
   np.testing.assert_array_equal(answers, expected + OFFSET)
 
 
+@pytest.mark.slow
 def test_beams_never_hold_what_is_no_token():
   answers = generate(None, ENDLESS, 2)(padded(PROMPTS))
   assert (np.asarray(answers) > 0).all()
@@ -84,6 +86,7 @@ def test_the_beginning_is_not_read_twice():
   np.testing.assert_array_equal(run(bare), run(begun))
 
 
+@pytest.mark.slow
 def test_an_answer_ends_at_any_of_the_ends():
   prompts = padded(PROMPTS)
   whole = np.asarray(generate(None, ENDLESS)(prompts))[0]
@@ -120,6 +123,7 @@ def test_vocabularies_without_an_offset():
   assert dataset_ids.stop_ids(types.SimpleNamespace(eos_id=None)) == ()
 
 
+@pytest.mark.slow
 def test_losses_count_the_id_0():
   ids = jnp.asarray([[0, 0, 7, 0, 0, 0]])
   real = jnp.asarray([[1, 1, 1, 1, 0, 0]])

@@ -110,6 +110,7 @@ def apply(config, params, inputs, **options):
   return jax.jit(run)(params, inputs, jnp.ones_like(inputs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('tied', [False, True])
 @pytest.mark.parametrize('kv_heads', [1, 2, 4])
 @pytest.mark.hf
@@ -208,6 +209,7 @@ def test_rotated_products_depend_on_the_distance_only():
   assert abs(product(7, 3) - product(7, 4)) > 1e-2
 
 
+@pytest.mark.slow
 def test_no_token_sees_a_later_one():
   inputs = tokens()
   logits = apply(CONFIG, variables(), inputs)
@@ -216,6 +218,7 @@ def test_no_token_sees_a_later_one():
   assert np.abs(logits[:, 5:] - changed[:, 5:]).max(axis=(0, 2)).min() > 1e-3
 
 
+@pytest.mark.slow
 def test_causal_attention_makes_the_prefix_see_itself():
   inputs = tokens()
   prefix = jnp.asarray([[1] * 4 + [0] * 5] * 2)
@@ -251,6 +254,7 @@ def test_adapters_know_that_their_sites_are_causal():
   assert wo.activations == ('silu', 'linear')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('remat', ['none', 'minimal', 'full'])
 def test_scan_and_remat_change_neither_logits_nor_gradients(remat):
   inputs = tokens()
@@ -303,6 +307,7 @@ def test_generation_with_a_cache_equals_full_passes(scan):
   assert generated.tolist() == expected
 
 
+@pytest.mark.slow
 def test_beams_of_rows_with_prompts_of_different_lengths():
   """Rows go on at different positions; beams must not mix them up."""
   params = variables()['params']
@@ -372,6 +377,7 @@ def test_loss_and_score_count_the_targets_only():
   )
 
 
+@pytest.mark.slow
 def test_logits_at_the_targets_alone_change_neither_loss_nor_gradient():
   params = variables()['params']
   ids = tokens(batch=3, length=8).at[1, 6:].set(0).at[2].set(0)
@@ -421,6 +427,7 @@ def test_wrong_sizes_are_named(field, value, name):
     decoder_config.check_config(CONFIG.replace(**{field: value}))
 
 
+@pytest.mark.slow
 def test_a_scan_keeps_no_kernels_for_the_backward_pass():
   # A type of its own: kernels are cast, and casts would be kept.
   config = CONFIG.replace(scan_layers=True, dtype=jnp.bfloat16)

@@ -103,6 +103,7 @@ def test_wide_beam_search_is_brute_force(alpha, axis):
     assert not np.any(tokens[example, 40:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('num_beams', [2, 3])
 def test_narrow_beam_search_scores_are_those_of_its_sequences(num_beams):
   for seed in range(5):

@@ -73,6 +73,7 @@ def run(way, name):
   return grad(*case(), arrays[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', CASES)
 def test_chunks_give_the_same_numbers_and_gradients(monkeypatch, name):
   """In four parts of three queries, of which one is filled up."""
@@ -157,6 +158,7 @@ def test_the_compiler_allots_less():
     dot_product.PART = part
 
 
+@pytest.mark.slow
 def test_fused_is_refused_where_it_cannot_be():
   options = dataclasses.replace(OPTIONS, implementation='fused', softcap=3.0)
   with refusals.refused('ATTENTION', 'It runs on GPUs', 'bound of logits'):

@@ -111,7 +111,10 @@ def score(kind):
   return jax.jit(model(kind).score)
 
 
-@pytest.mark.parametrize('kind', ['t5', 'decoder'])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'kind', [pytest.param('t5', marks=pytest.mark.long), 'decoder']
+)
 def test_packed_examples_are_told_their_own_ids(kind):
   packed = batch(kind, pack=True, lengths={'inputs': 8, 'targets': 8})
   assert packed['example_ids'].shape[0] == 1, 'All rows fit into one.'
@@ -141,6 +144,7 @@ def test_generation_is_told_ids(kind, num_beams):
     np.testing.assert_array_equal(both[row], (first, second)[number - 1][row])
 
 
+@pytest.mark.slow
 def test_ids_that_are_missing_are_refused_before_anything_runs():
   rows = batch('decoder', with_ids=False)
   assert 'example_ids' not in rows

@@ -51,7 +51,7 @@ def _encoder_decoder(dtype):
 
 
 @pytest.mark.parametrize(
-    'make', [_decoder, pytest.param(_encoder_decoder, marks=pytest.mark.slow)]
+    'make', [_decoder, pytest.param(_encoder_decoder, marks=pytest.mark.long)]
 )
 def test_packed_rows_with_windows_and_padding(make):
   run, variables, arguments = make(jnp.float16)

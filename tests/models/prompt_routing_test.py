@@ -83,6 +83,7 @@ def mask(*lengths, length=9):
   return jnp.arange(length) < jnp.asarray(lengths)[:, None]
 
 
+@pytest.mark.slow
 def test_an_answer_has_the_routing_of_its_prompt():
   ids = decoder_test.tokens()
   other = ids.at[:, 6:].add(1)
@@ -107,6 +108,7 @@ def test_no_token_sees_a_later_one_of_the_prompt():
   np.testing.assert_allclose(logits[:, :5], changed[:, :5], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_packed_examples_have_their_own_prompts():
   first = decoder_test.tokens(1, 4)
   second = decoder_test.tokens(1, 5, seed=1)
@@ -146,6 +148,7 @@ def test_generation_with_a_cache_equals_full_passes(scan):
   assert answers.tolist() == expected
 
 
+@pytest.mark.slow
 def test_the_model_says_which_tokens_are_the_prompt():
   ids = decoder_test.tokens(2, 8)
   batch = {

@@ -142,6 +142,7 @@ def assert_same_sown(state, expected):
       state['intermediates'])}
 
 
+@pytest.mark.slow
 def test_scan_equals_the_unrolled_model():
   """Logits, sown values and gradients, those of the routers among them."""
   logits, state, grads = run('scan')
@@ -163,10 +164,11 @@ def test_scan_equals_the_unrolled_model():
     assert np.all(np.abs(kernel).max((0, 2)) > 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'name',
     [
-        pytest.param('unrolled-full', marks=pytest.mark.slow),
+        pytest.param('unrolled-full', marks=pytest.mark.long),
         'scan-minimal',
         pytest.param('scan-full', marks=pytest.mark.long),
     ],
@@ -204,6 +206,7 @@ def test_scanned_adapter_parameters_name_the_layer_axis():
     assert params[f'{adapter}/{name}'].shape == shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['unrolled', 'scan'])
 def test_cached_decoding_with_adapters_equals_teacher_forcing(name):
   params = unrolled_params()

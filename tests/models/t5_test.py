@@ -87,6 +87,7 @@ def test_parameter_tree():
   assert shapes(params_of(TINY)) == expected
 
 
+@pytest.mark.slow
 def test_scanned_parameter_tree():
   """Stack name twice, layer axis 1, separate heads, one bias per layer."""
   got = shapes(params_of(SCAN))
@@ -116,6 +117,7 @@ def test_every_parameter_dimension_has_an_axis_name(config):
     assert ('layers' in names[f'{path}_axes']) == scanned
 
 
+@pytest.mark.slow
 @BOTH
 def test_padding_changes_nothing_for_other_tokens(config):
   inputs, shifted, targets = make_batch()
@@ -179,6 +181,7 @@ def test_bfloat16_is_close_to_float32(config):
   assert 1e-6 < difference < 0.1
 
 
+@pytest.mark.slow
 @BOTH
 def test_jit_equals_eager(config):
   batch = make_batch()
@@ -188,6 +191,7 @@ def test_jit_equals_eager(config):
   np.testing.assert_allclose(logits_of(config, *batch), eager, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_tied_logits_are_scaled_products_with_the_embedding():
   tied = TINY.replace(logits_via_embedding=True)
   params = params_of(tied)
@@ -203,6 +207,7 @@ def test_tied_logits_are_scaled_products_with_the_embedding():
   np.testing.assert_allclose(got, logits_of(tied, *batch), atol=1e-5)
 
 
+@pytest.mark.slow
 @BOTH
 def test_dropout_is_determined_by_its_key(config):
   batch = make_batch()
@@ -223,6 +228,7 @@ def test_dropout_is_determined_by_its_key(config):
   np.testing.assert_allclose(without, logits_of(config, *batch), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_dropout_differs_between_scanned_layers():
   """With one key for all layers both masks of the encoder would be equal."""
   config = SCAN.replace(dropout_rate=0.5)
@@ -288,6 +294,7 @@ def test_cached_decoding_equals_teacher_forcing(config):
   assert all('encoder_decoder' not in path for path in shapes(cache))
 
 
+@pytest.mark.slow
 def test_cache_of_another_length_is_an_error():
   inputs, shifted, _ = make_batch()
   model, params = t5.Transformer(TINY), params_of(TINY)
@@ -338,6 +345,7 @@ def test_bad_config_is_a_user_error(field, value):
     t5.Transformer(config).init(jax.random.key(0), tokens, tokens, tokens)
 
 
+@pytest.mark.slow
 @BOTH
 def test_eight_devices_compute_the_same_logits(config):
   """Mesh of data, expert and model axes; heads, MLP and vocabulary split."""

@@ -97,6 +97,7 @@ def test_what_reads_the_result_of_a_model_gets_logits(rule, given):
   assert token_scores.are_given_by(module) == given
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('tied', [False, True])
 def test_a_model_has_the_same_loss_and_scores(tmp_path, parts, tied):
   experiment = tiny.experiment(

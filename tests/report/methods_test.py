@@ -60,6 +60,7 @@ def test_runs_of_one_method_are_one_line(make_run):
   assert '50.00' in lines['base']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('metric, lower, mark', [
     ('ter', ('loss', 'ter'), '▼'), ('loss', ('loss',), '▼'),
     ('answer', ('loss',), '▲'),  # Its name contains 'wer'.

@@ -66,6 +66,7 @@ def _page(run_dirs, out):
   return text, _Page(text)
 
 
+@pytest.mark.slow
 def test_page_holds_what_it_must(run_dir, tmp_path):
   _, page = _page([run_dir], tmp_path / 'r.html')
   for words in (
@@ -95,6 +96,7 @@ def test_page_stands_alone(run_dir, make_run, tmp_path):
   assert set(re.findall(r'url\(#([^)]*)\)', text)) <= set(page.ids)
 
 
+@pytest.mark.slow
 def test_drawings_follow_the_colors_of_the_page(run_dir, tmp_path):
   text, _ = _page([run_dir], tmp_path / 'r.html')
   assert text == page.page([run_lib.read(run_dir)])  # Nothing is random.
@@ -104,6 +106,7 @@ def test_drawings_follow_the_colors_of_the_page(run_dir, tmp_path):
   assert 'prefers-color-scheme:dark' in text and '@media print' in text
 
 
+@pytest.mark.slow
 def test_several_runs_are_compared(make_run, tmp_path):
   runs = [
       make_run('molora_run'),
@@ -178,6 +181,7 @@ def test_name_of_the_base(run_dir, base, expected):
   assert scores.title([run_lib.read(run_dir)]) == f'mov on {expected}'
 
 
+@pytest.mark.slow
 def test_nan_everywhere(run_dir, tmp_path):
   with open(run_dir / 'metrics' / 'train.jsonl', 'w') as f:
     for step in range(1, 400):
@@ -246,6 +250,7 @@ def test_too_many_runs(run_dir, tmp_path):
     page.write_report([run_dir] * 21, tmp_path / 'r.html')
 
 
+@pytest.mark.slow
 def test_command_writes_into_the_run(run_dir, capsys):
   assert not report_command.main([str(run_dir)])
   assert capsys.readouterr().out.strip() == str(run_dir / 'report.html')
@@ -313,6 +318,7 @@ def test_labels_keep_both_ends():
   assert long.startswith('encoder') and long.endswith('/value')
 
 
+@pytest.mark.slow
 def test_runs_beyond_the_colors_differ_in_dash():
   styles = {figure.series_style(i) for i in range(page.MAX_RUNS)}
   assert len(styles) == page.MAX_RUNS

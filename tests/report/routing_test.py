@@ -42,6 +42,7 @@ def test_padding_does_not_drift(run_dir):
   np.testing.assert_allclose(_drift(run_dir).moved[SITE], 0)
 
 
+@pytest.mark.slow
 def test_a_collapsed_router_is_told(run_dir):
   path = run_dir / 'metrics' / 'routers.jsonl'
   means = {'load': [0.97, 0.01, 0.01, 0.01], 'selected': 4, 'left_behind': 0}
@@ -63,6 +64,7 @@ def test_an_older_run_has_none_of_it(run_dir):
   assert f'moe_peft ablate {run_dir}' in text
 
 
+@pytest.mark.slow
 def test_page(run_dir, tmp_path):
   text = page.write_report([run_dir], tmp_path / 'r.html').read_text()
   for words in (
@@ -76,6 +78,7 @@ def test_page(run_dir, tmp_path):
   assert '⟨start⟩&lt;i&gt;' in text
 
 
+@pytest.mark.slow
 def test_a_pruned_run_says_what_it_lost(run_dir, tmp_path):
   path = run_dir / 'run.json'
   value = json.loads(path.read_text())
@@ -107,6 +110,7 @@ def test_experts_are_ordered_by_their_worth_and_likeness():
   assert experts.mean_cosines(cosine) == {'b': 0.5, 'a': 0.25}
 
 
+@pytest.mark.slow
 def test_one_task_has_no_mutual_information(run_dir, tmp_path):
   path = run_dir / 'routing.json'
   value = json.loads(path.read_text())
@@ -118,6 +122,7 @@ def test_one_task_has_no_mutual_information(run_dir, tmp_path):
   assert 'needs at least two tasks' in text
 
 
+@pytest.mark.slow
 def test_sites_with_different_expert_counts(run_dir, tmp_path):
   path = run_dir / 'routing.json'
   value = json.loads(path.read_text())

@@ -124,6 +124,7 @@ def test_a_router_without_gradient_is_told_once(log):
   assert 'a/router and 1 other sites' in words[0] and 'NORMALIZE' in words[0]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:NUM_SELECTED_EXPERTS')
 def test_a_gate_that_is_always_one_is_told(tmp_path, capsys):
   tiny.load(
@@ -159,6 +160,7 @@ def _train(tmp_path, bias=0.0):
   return [json.loads(line) for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('bias', [0.0, 100.0])
 def test_a_forced_collapse_and_its_control(tmp_path, capsys, bias):
   rows = _train(tmp_path, bias)

@@ -59,6 +59,7 @@ def test_outcomes(contrast, gap, deviation, outcome):
   assert found.difference.value == pytest.approx(gap)
 
 
+@pytest.mark.slow
 def test_what_lacks_seeds_is_undecided_however_clear_it_looks():
   made = claim(TOKEN)
   (found,) = judge(made, rows('token', 90, seeds=5), rows('sequence', 50))
@@ -68,6 +69,7 @@ def test_what_lacks_seeds_is_undecided_however_clear_it_looks():
   assert none.outcome == 'undecided' and none.difference is None
 
 
+@pytest.mark.slow
 def test_the_declared_look_ends_what_is_clear_and_nothing_else():
   other = claims.Contrast('better', 'token', 'hard')
   made = claim(TOKEN, other, look=(8, 0.001))
@@ -83,6 +85,7 @@ def test_the_declared_look_ends_what_is_clear_and_nothing_else():
   assert not claims.ended_early(claim(TOKEN), found)
 
 
+@pytest.mark.slow
 def test_a_family_is_corrected_as_one():
   arms = [claims.Contrast('better', 'token', f'arm{i}') for i in range(7)]
   made = claim(*arms)
@@ -99,6 +102,7 @@ def test_a_family_is_corrected_as_one():
   assert not any(other.difference for other in others)
 
 
+@pytest.mark.slow
 def test_a_claim_needs_all_contrasts_or_any():
   second = claims.Contrast('better', 'token', 'hard')
   scores = (rows('token', 73) + rows('sequence', 70)

@@ -158,6 +158,7 @@ def test_a_stopped_study_goes_on(tmp_path):
   assert f'Continuing from step {saved}' in (run_dir / 'log.txt').read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_named_with_its_last_words(tmp_path):
   write_study(tmp_path / 'tiny', WARMUP_STEPS=9)
   out = tmp_path / 'out'
@@ -227,6 +228,7 @@ def test_a_folder_of_folders_is_a_study_each(tmp_path, monkeypatch):
   assert folders == [out / 'narrow/one/seed0', out / 'wide/one/seed0']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['wide', 'ablations', 'narrow'])
 def test_shipped_studies_are_read_with_as_many_trials_for_all(name, tmp_path):
   folder = f'configs/study/{name}'
@@ -254,6 +256,7 @@ def test_study_says_what_is_wrong(arguments, where, names, tmp_path):
     study.main([*arguments, '--out', str(tmp_path)])
 
 
+@pytest.mark.slow
 def test_claims_name_arms_that_train_one_thing_each(tmp_path):
   """Twelve claims; arms of one claim differ, and none has trials but one's."""
   options = configurations.StudyOptions('configs/claims', tmp_path, tmp_path)

@@ -64,6 +64,7 @@ def _base(tmp_path):
   return bases.write_t5x(params, tmp_path / 'base')
 
 
+@pytest.mark.slow
 def test_the_file_says_what_the_experiment_says(base, tmp_path):
   file = _write(
       tmp_path, INITIAL_CHECKPOINT_PATH=str(base), PACKING=True,
@@ -81,6 +82,7 @@ def test_the_file_says_what_the_experiment_says(base, tmp_path):
   assert 'experiment' not in text.partition('from __gin__')[2]
 
 
+@pytest.mark.slow
 def test_a_base_that_t5x_cannot_restore_is_written_beside(base, tmp_path):
   params = bases.read_arrays(base)
   bases.save_base(params, tmp_path / 'flat')

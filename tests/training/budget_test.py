@@ -196,10 +196,18 @@ ABLATIONS = sorted(
 )
 
 
+# By rank, by rank and experts, by vectors; and two that have no size.
+SIZED = ('lora', 'molora', 'mov', 'full', 'ia3')
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    'file', STUDY + ABLATIONS, ids=lambda file: '-'.join(file.parts[-2:])
-)
+@pytest.mark.parametrize('file', [
+    pytest.param(
+        file, id='-'.join(file.parts[-2:]),
+        marks=() if file.stem in SIZED else pytest.mark.long,
+    )
+    for file in STUDY + ABLATIONS
+])
 def test_rows_of_the_wide_study_keep_to_its_budget(file):
   gin_files.load_gin([str(file)], ['MODEL_DIR=unused'])
   experiment = run.build()

@@ -54,6 +54,7 @@ def test_an_orbax_checkpoint_is_a_base(tmp_path):
     np.testing.assert_array_equal(read[name], value)
 
 
+@pytest.mark.slow
 def test_the_small_base_ships_and_fits_its_model(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   plain = tiny.experiment(

@@ -60,6 +60,7 @@ def test_checksums_that_cannot_be_read_are_damage(checkpoint):
   assert checksums.damaged_file(checkpoint) == file
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_checksums_is_believed(checkpoint):
   for file in (checkpoint / checksums.ITEM).iterdir():
     file.unlink()

@@ -52,6 +52,7 @@ def experiment(model_dir, method='molora', **bindings):
   return run.build()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('packing', [False, True])
 def test_batches_hold_inputs_and_targets_in_one_row(tmp_path, packing):
   data = loop.train_data(experiment(tmp_path, PACKING=packing))
@@ -72,6 +73,7 @@ def test_batches_hold_inputs_and_targets_in_one_row(tmp_path, packing):
   np.testing.assert_array_equal(segment_ids > 0, tokens > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'method',
     [

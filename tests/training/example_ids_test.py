@@ -23,6 +23,7 @@ TOLD = {
 }
 
 
+@pytest.mark.slow
 def test_batches_of_training_and_evaluation_have_them(tmp_path):
   experiment = tiny.experiment(tmp_path, 'lora_id', PACKING=True, **TOLD)
   setup = experiment_lib.lay_out(experiment)
@@ -39,6 +40,7 @@ def test_batches_of_training_and_evaluation_have_them(tmp_path):
   assert rows['example_ids'].tolist() == [[2], [2], [0]]
 
 
+@pytest.mark.slow
 def test_runs_without_ids_are_as_before_or_refused(tmp_path):
   plain = tiny.experiment(tmp_path, MIXTURE_OR_TASK_NAME='article')
   assert 'example_ids' not in next(loop.train_data(plain))
@@ -71,6 +73,7 @@ def test_ids_that_are_none_are_refused(ids, tmp_path):
     tiny.experiment(tmp_path, 'lora_id', **{**TOLD, 'EXAMPLE_IDS': ids})
 
 
+@pytest.mark.slow
 def test_preferences_carry_no_ids(tmp_path):
   experiment = tiny.experiment(tmp_path, 'lora_id', **TOLD)
   fields = vars(experiment) | {'objective': objectives.DirectPreference()}

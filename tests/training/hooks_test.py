@@ -31,8 +31,9 @@ def step(setup):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('scan', [False, pytest.param(
-    True, marks=pytest.mark.slow)], ids=['unrolled', 'scanned'])
+    True, marks=pytest.mark.long)], ids=['unrolled', 'scanned'])
 def test_adapters_begin_with_parts_of_the_base_that_was_read(tmp_path, scan):
   # The weights that the fresh network of another seed would not have.
   setup = prepared(tmp_path, 'pissa', SCAN_LAYERS=scan)
@@ -61,6 +62,7 @@ def test_adapters_begin_with_parts_of_the_base_that_was_read(tmp_path, scan):
   assert (trained, everything) == (pair, trainable.num_params(params))
 
 
+@pytest.mark.slow
 def test_a_loss_of_two_passes_gets_their_logits(tmp_path):
   setup = prepared(tmp_path, 'adamix', NUM_EXPERTS=2, DROPOUT_RATE=0.5)
   _, metrics = step(setup)
@@ -79,13 +81,14 @@ def test_a_run_from_parts_of_the_base_goes_on_with_them(tmp_path):
     assert (moved == 0) == trainable.is_constant(path), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('method', 'bindings'),
     [
         ('loraplus', {}),
         pytest.param(
             'riemannian', {'NUM_EXPERTS': 3, 'NUM_SELECTED_EXPERTS': 2},
-            marks=pytest.mark.slow,
+            marks=pytest.mark.long,
         ),
     ],
 )

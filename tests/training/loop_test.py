@@ -85,6 +85,7 @@ def test_only_adapters_train_and_the_base_keeps_its_bits(trained):
   assert rows[0]['router_entropy'] == pytest.approx(1.0, abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_trained_run_without_steps_is_scored_as_it_was_left(trained):
   folder, _, expected, _ = trained
   _, state, _ = train(tiny.experiment(folder, TRAIN_STEPS=0, WARMUP_STEPS=0))
@@ -160,6 +161,7 @@ def test_the_same_seed_gives_the_same_bits(tmp_path):
   assert_bit_equal(results[0].params, results[1].params)
 
 
+@pytest.mark.slow
 def test_microbatches_do_not_change_the_gradient(tmp_path):
   setups = [
       experiment_lib.prepare(
@@ -190,7 +192,7 @@ def test_microbatches_do_not_change_the_gradient(tmp_path):
     'partitions',
     [
         pytest.param((1, 1), marks=pytest.mark.long),
-        pytest.param((4, 1), marks=pytest.mark.slow),
+        pytest.param((4, 1), marks=pytest.mark.long),
         pytest.param((2, 2), marks=pytest.mark.slow),
     ],
 )
@@ -221,6 +223,7 @@ def test_full_fine_tuning_is_a_method_like_the_others(tmp_path):
       assert not np.array_equal(value, setup.trainable[name]), name
 
 
+@pytest.mark.slow
 def test_another_experiment_is_refused_and_nothing_is_lost(trained):
   folder = trained[0]
   with refusals.refused('MODEL_DIR', folder, 'SEED'):
@@ -231,6 +234,7 @@ def test_another_experiment_is_refused_and_nothing_is_lost(trained):
   assert open_checkpoints(tiny.experiment(folder, TRAIN_STEPS=5)) == 4
 
 
+@pytest.mark.slow
 def test_a_base_may_move_but_not_change(tmp_path):
   frozen = experiment_lib.prepare(tiny.experiment(tmp_path / 'any')).frozen
   frozen = jax.device_get(frozen)
@@ -282,11 +286,12 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path):
   assert metrics.merge(skipped, taken)['loss'] == taken['loss']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('steps', 'stopped_at', 'skipped'),
     [
         (30, 6, [0, 0, 1, 3]),
-        pytest.param(4, 4, [0, 0, 1, 1], marks=pytest.mark.slow),
+        pytest.param(4, 4, [0, 0, 1, 1], marks=pytest.mark.long),
     ],
 )
 def test_a_run_that_diverges_ends_and_keeps_its_checkpoint(
@@ -341,6 +346,7 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path):
   train(experiment(3))  # Those are its data now.
 
 
+@pytest.mark.slow
 def test_learning_rates_by_group(tmp_path):
   setup, state, rows = train(
       tiny.experiment(
@@ -359,6 +365,7 @@ def test_learning_rates_by_group(tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_routers_may_follow_the_step(tmp_path):
   _, _, rows = train(
       tiny.experiment(
@@ -373,6 +380,7 @@ def test_routers_may_follow_the_step(tmp_path):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('base_dtype', 'options'),
     [('bfloat16', {}),
@@ -466,6 +474,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     loop.open_checkpoints(experiment_lib.prepare(experiment))
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_is_found_wherever_it_is(trained, tmp_path):
   shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
   experiment = tiny.experiment(tmp_path, TRAIN_STEPS=5)
@@ -492,6 +501,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(trained, tmp_path):
   assert open_checkpoints(experiment) == 4
 
 
+@pytest.mark.slow
 def test_the_newest_whole_checkpoint_is_used(tmp_path, capsys):
   def experiment(steps):
     return tiny.experiment(tmp_path, TRAIN_STEPS=steps, CHECKPOINT_PERIOD=2)

@@ -66,6 +66,7 @@ def load(folder, tokenizer=small_tokenizers.byte_level, **bindings):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('packing', [False, True])
 def test_rows_hold_the_id_0_and_the_end(packing, tmp_path):
   load(tmp_path, PACKING=packing)

@@ -142,11 +142,12 @@ def test_smoothing_of_one_half_says_nothing():
     objectives.DirectPreference(label_smoothing=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('model', 'method'),
     [
         ('tiny_llama', 'sira'),
-        pytest.param('tiny_t5', 'lora', marks=pytest.mark.slow),
+        pytest.param('tiny_t5', 'lora', marks=pytest.mark.long),
     ],
 )
 def test_the_first_loss_is_log_2_and_a_step_helps(tmp_path, model, method):
@@ -169,8 +170,11 @@ def test_the_first_loss_is_log_2_and_a_step_helps(tmp_path, model, method):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('method', [
-    'ia3', 'mov', 'adamix', 'mixlora', 'mode', 'mola', 'smear', 'smoe_dropout',
-    'smora',
+    'ia3', 'adamix', 'mixlora',
+    *(
+        pytest.param(method, marks=pytest.mark.long)
+        for method in ('mov', 'mode', 'mola', 'smear', 'smoe_dropout', 'smora')
+    ),
 ])
 def test_every_method_begins_at_log_2_and_can_leave_it(tmp_path, method):
   """Noise and limits are off in both passes, and the reference is the base."""

@@ -61,6 +61,7 @@ def test_what_the_compiler_refuses_is_no_stack_trace(setup, monkeypatch):
     remat.for_training(setup)
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_the_compiler(setup):
   found = remat.figures(setup)
   assert found == {'none': None, 'minimal': 205, 'full': 105}

@@ -86,6 +86,7 @@ NAMES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', NAMES)
 def test_the_documents_hold_defaults_against_the_trials(name):
   root = pathlib.Path(__file__).parents[2]
@@ -113,6 +114,7 @@ def test_the_documents_hold_defaults_against_the_trials(name):
   assert schedules.suggested_rate(module) == float(default)
 
 
+@pytest.mark.slow
 def test_without_steps_there_is_no_rate():
   schedule = schedules.warmup_cosine(1e-3, 20, 0)
   assert schedule(0) == 0.0

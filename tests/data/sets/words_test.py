@@ -49,8 +49,13 @@ def test_adaptation_tasks_are_not_pretrained():
     assert len(adapted) >= 5
 
 
-@pytest.mark.parametrize('pack', [False, True])
-@pytest.mark.parametrize('name', ['tiny_pretrain', 'word_adaptation'])
+@pytest.mark.parametrize(
+    ('name', 'pack'),
+    [
+        pytest.param('tiny_pretrain', True, marks=pytest.mark.slow),
+        ('word_adaptation', False),
+    ],
+)
 def test_mixtures_train(name, pack):
   (batch,) = _take(_batches(name, seed=0, pack=pack), 1)
   assert batch['encoder_input_tokens'].shape == (8, 32)
@@ -65,12 +70,14 @@ def test_mixtures_train(name, pack):
     assert ends.max() == 1
 
 
+@pytest.mark.slow
 def test_shuffling_follows_the_seed():
   first = _take(_batches('rhyme', seed=3), 2)
   assert _equal(first, _take(_batches('rhyme', seed=3), 2))
   assert not _equal(first, _take(_batches('rhyme', seed=4), 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'name, pack',
     [
@@ -135,11 +142,12 @@ def _evaluator(name, **kwargs):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'name',
     [
         name if name in ('syllables', 'rhyme') else
-        pytest.param(name, marks=pytest.mark.slow)
+        pytest.param(name, marks=pytest.mark.long)
         for name in words.RANKED
     ],
 )
@@ -189,6 +197,7 @@ def test_generation_survives_the_evaluator():
   assert results.result() == {'past_tense': {'exact_match': 50.0}}
 
 
+@pytest.mark.slow
 def test_a_span_corruption_task_evaluates_alike_under_all_seeds():
   task = catalog.get_task_or_mixture('span_words')
   first, second = (
