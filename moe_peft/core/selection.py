@@ -21,6 +21,9 @@ from moe_peft.core import tokens as tokens_lib
 
 # The logit of an expert that is not there.
 _MASKED = -1e9
+# Of more experts than this it is quicker to take the best k times than to compare
+# each with each.
+_MOST_COMPARED = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,9 +221,21 @@ def select_top_k(scores: jax.Array, k: Any) -> jax.Array:
     k: A number, or a traced <int32>[].
   """
   scores = jax.lax.stop_gradient(scores)
-  # Counted and not sorted: a sort would gather a batch that is sharded, and
-  # num_experts ** 2 comparisons cost little.
+  # Never sorted: a sort would gather a batch that is sharded.
+  if scores.shape[-1] > _MOST_COMPARED and isinstance(k, int):
+    return _best_in_turn(scores, k)
   mine, other = scores[..., :, None], scores[..., None, :]
   expert = jnp.arange(scores.shape[-1])
   before = (other > mine) | ((other == mine) & (expert < expert[:, None]))
   return before.sum(axis=-1) < k
+
+
+def _best_in_turn(scores, k):
+  """As `select_top_k`: the best, then the best of the others, k times."""
+  expert = jnp.arange(scores.shape[-1])
+  left = jnp.maximum(scores, jnp.finfo(scores.dtype).min)
+  for _ in range(min(k, scores.shape[-1])):
+    best = left == left.max(axis=-1, keepdims=True)
+    first = jnp.where(best, expert, scores.shape[-1]).min(-1, keepdims=True)
+    left = jnp.where(expert == first, -jnp.inf, left)
+  return left == -jnp.inf

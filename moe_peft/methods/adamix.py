@@ -18,6 +18,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from moe_peft.core import dispatch
 from moe_peft.core import inject
 from moe_peft.core import losses
 from moe_peft.core import low_rank
@@ -84,14 +85,14 @@ class AdaMix(molora.MoLoRA):
     )
     dtype = self.dtype or outputs.dtype
     decision = self.route(inputs, tokens)
-    if decision is None:
-      lora_a = lora_a[0]
-    else:
+    if decision is not None:
       # Drawn for the whole batch; only padding has no weights.
       weights = decision.combine_weights.max(axis=(0, 1))
-      lora_a = jnp.einsum('e,eio->io', weights, lora_a)
-    hidden = inputs.astype(dtype) @ lora_a.astype(dtype)
-    update = hidden @ lora_b[0].astype(dtype) * self.scale
+      lora_a = jnp.einsum('e,eio->io', weights, lora_a)[None]
+    drawn = dispatch.down(
+        'all_experts', inputs.astype(dtype), lora_a.astype(dtype), None
+    )
+    update = drawn.up((lora_b * self.scale).astype(dtype))
     return outputs + update.astype(outputs.dtype)
 
 

@@ -120,10 +120,11 @@ class GateScores(scores.TokenScores):
         'gates', nn.initializers.zeros, (inputs.shape[-1], router.num_experts),
         (router.reads.axis, 'unmodeled'),
     )
-    logits = low_rank.project(
-        _normed(inputs.astype(jnp.float32)), _normed(low_rank.rows(gates))
-    )
-    logits /= jnp.sqrt(float(inputs.shape[-1]))
+    # Normed gates have the sum 0, so the mean of the inputs drops out.
+    inputs = inputs.astype(jnp.float32)
+    logits = low_rank.project(inputs, _normed(low_rank.rows(gates)))
+    variance = inputs.var(axis=-1, keepdims=True) + _EPSILON
+    logits *= jax.lax.rsqrt(variance * inputs.shape[-1])
     return selection.mask(logits, jnp.any(gates != 0, axis=0))
 
 

@@ -15,6 +15,8 @@ import dataclasses
 from flax import linen as nn
 import jax.numpy as jnp
 
+from moe_peft.core import dispatch
+from moe_peft.core import low_rank
 from moe_peft.core import scores
 from moe_peft.methods import hydralora
 
@@ -44,7 +46,9 @@ class RankScores(scores.TokenScores):
   def logits(self, router, inputs, tokens, product):
     batch, length, features = inputs.shape
     kernel = self.kernel(router, features, router.reads.axis)
-    logits = inputs.astype(jnp.float32) @ kernel
+    logits = low_rank.project(
+        inputs.astype(jnp.float32), low_rank.rows(kernel)
+    )
     return logits.reshape(batch, length * self.rank, router.num_experts)
 
 
@@ -59,12 +63,13 @@ class MoDE(hydralora.HydraLoRA):
     self.require_all_experts('each rank of a token has its own experts.')
     lora_a, lora_b = self.kernels(inputs.shape[-1], outputs.shape[-1])
     dtype = self.dtype or outputs.dtype
-    hidden = inputs.astype(dtype) @ lora_a[0].astype(dtype)
+    rows = dispatch.beside(lora_a.astype(dtype))
+    hidden = low_rank.project(inputs.astype(dtype), rows)
     decision = self.route(inputs, tokens, scores=RankScores(rank=self.rank))
     if decision is not None:
       weights = decision.combine_weights.astype(dtype)
       weights = weights.reshape(*hidden.shape, self.num_experts)
       hidden = (hidden[..., None] * weights).reshape(*hidden.shape[:2], -1)
-    rows = lora_b.astype(dtype).swapaxes(0, 1).reshape(-1, outputs.shape[-1])
-    update = hidden @ rows * self.scale
+    rows = (lora_b * self.scale).astype(dtype).swapaxes(0, 1)
+    update = low_rank.expand(hidden, rows.reshape(-1, outputs.shape[-1]))
     return outputs + update.astype(outputs.dtype)
