@@ -132,10 +132,13 @@ def with_ids(
     told = _with_ids(task, ids)
     if by_name:
       told = told.replace(name=f'{task.name}.with_ids')
+      if task.supports_caching:
+        told._cache_dir = task.cache_dir  # Its own name would be another's.
       seqio.TaskRegistry.remove(told.name)
       seqio.TaskRegistry.add_provider(told.name, told)
     tasks.append((told, rate))
-  seqio.MixtureRegistry.add(made, tasks)
+  drawn = {'sample_fn': source._sample_fn} if mixture else {}
+  seqio.MixtureRegistry.add(made, tasks, **drawn)
   return made
 
 
@@ -162,17 +165,28 @@ def _with_ids(task: seqio.Task, ids: Ids) -> seqio.Task:
 
 
 def _add(task: str, ids: Ids, dataset: tf.data.Dataset) -> tf.data.Dataset:
-  """Adds the feature to examples, which may have an id of their own."""
+  """Adds the feature to examples, which may have an id of their own.
+
+  Raises:
+    errors.UserError: The first example's id is none of `ids`. One of a later
+      example ends the iteration, with an error of TensorFlow.
+  """
   if rows_lib.EXAMPLE_ID not in dataset.element_spec:
     mine = tf.constant([number(task, ids, 'EXAMPLE_IDS')], tf.int32)
     return dataset.map(lambda example: {**example, FEATURE: mine})
+  for example in dataset.take(1).as_numpy_iterator():
+    number(
+        tf.compat.as_str_any(example[rows_lib.EXAMPLE_ID]), ids,
+        f'{rows_lib.EXAMPLE_ID} of {task}',
+    )
 
   def read(example):
     example = dict(example)
     value = example.pop(rows_lib.EXAMPLE_ID)
     text = value if value.dtype == tf.string else tf.as_string(value)
     if isinstance(ids, int):
-      mine = tf.strings.to_number(text, tf.int32)
+      digits = tf.strings.regex_full_match(text, '[0-9]{1,9}')
+      mine = tf.strings.to_number(tf.where(digits, text, '-1'), tf.int32)
       known = (0 <= mine) & (mine < ids)
     else:
       same = tf.equal(tf.constant(list(ids)), text)

@@ -4,6 +4,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import seqio
 import tensorflow as tf
@@ -17,7 +18,10 @@ from tests.refusals import refused
 
 @pytest.fixture(autouse=True)
 def _forget_tasks():
+  """SeqIO keeps tasks and folders of caches between tests."""
+  folders = list(seqio.get_global_cache_dirs())
   yield
+  seqio.set_global_cache_dirs(folders)
   for registry in (seqio.MixtureRegistry, seqio.TaskRegistry):
     for name in [n for n in registry.names() if n.startswith('my_')]:
       registry.remove(name)
@@ -73,24 +77,72 @@ def test_a_field_of_rows_is_their_id(values, ids, tmp_path):
     example_ids.with_ids(task, 1 if ids == 2 else ('fr',))
 
 
-@pytest.mark.parametrize('ids', [2, ('0', '1')])
-def test_tasks_of_seqio_may_have_ids(ids):
-  columns = {'inputs': ['x', 'y'], 'targets': ['a', 'a'], 'example_id': [1, 0]}
+def register_own(values, steps=(), files=None):
+  """A task of SeqIO whose rows have a column of ids."""
+  columns = {
+      'inputs': ['x', 'y'], 'targets': ['a', 'a'], 'example_id': values
+  }
   feature = seqio.Feature(seqio.ByteVocabulary())
 
   def rows(split, shuffle_files, seed=None):
     del split, shuffle_files, seed
     return tf.data.Dataset.from_tensor_slices(columns)
 
-  seqio.TaskRegistry.add(
+  return seqio.TaskRegistry.add(
       'my_own',
-      source=seqio.FunctionDataSource(rows, ['train']),
-      preprocessors=[seqio.preprocessors.tokenize],
+      source=files or seqio.FunctionDataSource(rows, ['train']),
+      preprocessors=[*steps, seqio.preprocessors.tokenize],
       output_features={'inputs': feature, 'targets': feature},
   )
+
+
+@pytest.mark.parametrize('values', [[1, 0], ['1', '0']])
+@pytest.mark.parametrize('ids', [2, ('0', '1')])
+def test_tasks_of_seqio_may_have_ids(ids, values):
+  register_own(values)
   assert found(example_ids.with_ids('my_own', ids)) == {'x': [2], 'y': [1]}
-  with pytest.raises(tf.errors.InvalidArgumentError, match='EXAMPLE_IDS'):
+  with refused('example_id of my_own', 'EXAMPLE_IDS', '1'):
     found(example_ids.with_ids('my_own', ids[:1] if ids != 2 else 1))
+
+
+@pytest.mark.parametrize('ids', [2, ('0', '1')])
+@pytest.mark.parametrize('value', ['de', '99999999999'])
+def test_ids_that_are_none_are_refused_wherever_they_are(ids, value):
+  register_own(['1', value])
+  with pytest.raises(tf.errors.InvalidArgumentError, match='EXAMPLE_IDS'):
+    found(example_ids.with_ids('my_own', ids))
+  seqio.TaskRegistry.remove('my_own')
+  register_own([value, '1'])
+  with refused('example_id of my_own', value):
+    found(example_ids.with_ids('my_own', ids))
+
+
+def test_a_task_by_name_reads_the_cache_of_its_rows(tmp_path):
+  source = seqio.FunctionDataSource(lambda split, shuffle_files, seed=None: (
+      tf.data.Dataset.from_tensors({'inputs': 'x', 'targets': 'a'})
+  ), ['train'])
+  register_own([], [seqio.CacheDatasetPlaceholder(required=True)], source)
+  cache = tmp_path / 'my_own'
+  cache.mkdir()
+  (cache / 'COMPLETED').touch()
+  seqio.set_global_cache_dirs([str(tmp_path)])
+  name = example_ids.with_ids('my_own', ('my_own',), by_name=True)
+  (task,) = catalog.task_names(name)
+  assert task != 'my_own'
+  assert seqio.TaskRegistry.get(task).cache_dir == str(cache)
+
+
+def test_examples_are_drawn_as_the_mixture_says(tmp_path):
+  def in_turn(datasets, rates, seed):
+    del rates, seed
+    return tf.data.Dataset.choose_from_datasets(
+        datasets, tf.data.Dataset.from_tensor_slices(np.int64([1, 0, 1]))
+    )
+
+  tasks = [register(tmp_path, f'my_{x}') for x in 'ab']
+  seqio.MixtureRegistry.add('my_both', tasks, 1.0, sample_fn=in_turn)
+  name = example_ids.with_ids('my_both', ('my_a', 'my_b'))
+  assert list(found(name).values()) == [[2], [1], [2]]
 
 
 def test_choices_have_the_id_of_their_question(tmp_path):
