@@ -77,7 +77,8 @@ def command(gin_file: Path, model_dir: Path, base: str, **macros) -> list[str]:
 
 def environment(num_devices: int) -> dict[str, str]:
   """The environment with so many host devices."""
-  flags = f'--xla_force_host_platform_device_count={num_devices}'
+  devices = f'--xla_force_host_platform_device_count={num_devices}'
+  flags = f"{os.environ.get('XLA_FLAGS', '')} {devices}"  # The last one counts.
   path = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
   return {**os.environ, 'XLA_FLAGS': flags, 'PYTHONPATH': path,
           'JAX_PLATFORMS': 'cpu'}
