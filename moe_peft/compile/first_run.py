@@ -27,6 +27,7 @@ from moe_peft.core import trainable
 from moe_peft.data import converters
 from moe_peft.data import local
 from moe_peft.data import registration
+from moe_peft.training import memory
 from moe_peft.training import run
 
 _RUN = 'gin/runs/finetune.gin'
@@ -249,7 +250,9 @@ def _bytes(experiment) -> tuple[int, int]:
   }
   params = _params(experiment)
   split = trainable.split(params, experiment.trainable_regex)
-  return _size(params), _size(jax.eval_shape(kept, *split, batch))
+  return memory.num_bytes(params), memory.num_bytes(
+      jax.eval_shape(kept, *split, batch)
+  )
 
 
 def _params(experiment) -> Mapping[str, Any]:
@@ -258,18 +261,10 @@ def _params(experiment) -> Mapping[str, Any]:
   return trainable.flatten(variables['params'])
 
 
-def _size(tree) -> int:
-  return sum(
-      math.prod(x.shape) * jnp.dtype(x.dtype).itemsize
-      for x in jax.tree.leaves(tree)
-  )
-
-
 def _memory() -> int:
   """Bytes of the first device, or those that are free on this machine."""
-  stats = jax.local_devices()[0].memory_stats() or {}
-  if 'bytes_limit' in stats:
-    return stats['bytes_limit']
+  if known := memory.limit(jax.local_devices()[0]):
+    return known
   # Pages that are free leave out what only caches files, nearly all in time.
   known = Path('/proc/meminfo')
   text = known.read_text('utf-8') if known.is_file() else ''

@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pretrained bases: how they are read, checked and written."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import contextlib
 from pathlib import Path
+import re
 from typing import Any
 
 from etils import epath  # Paths on a disk or in a bucket.
@@ -203,6 +204,32 @@ def check_shapes(
       remedy += f' Or is it for SCAN_LAYERS = {not one_by_one}?'
     raise errors.UserError(
         f'{path} is of another model ({problems}).', _BINDING, remedy
+    )
+
+
+def check_given(
+    path: str | None, missing: Iterable[str], trained: Iterable[str]
+) -> None:
+  """Checks that experts that do not train come with the base.
+
+  Args:
+    path: Where it lies; None: there is none.
+    missing: Parameters that it does not hold.
+    trained: Parameters that train.
+
+  Raises:
+    errors.UserError: If none of them trains, and the base lacks one.
+  """
+  given = re.compile(trainable.GIVEN_REGEX).fullmatch
+  lost = next(filter(given, missing), None)
+  if lost and path is not None and not any(map(given, trained)):
+    raise errors.UserError(
+        f'{lost} does not train, and the base does not hold it: it would '
+        'stay zero.',
+        where=_BINDING,
+        remedy='Give a bank (python -m moe_peft bank build) and its bank.gin '
+        'as the last gin file; gates come with experts that '
+        'gin/methods/phatgoose.gin has trained.',
     )
 
 

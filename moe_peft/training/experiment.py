@@ -6,7 +6,6 @@ import collections
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from pathlib import Path
-import re
 from typing import Any
 
 import jax
@@ -26,6 +25,7 @@ from moe_peft.models import language_model
 from moe_peft.training import base_identity
 from moe_peft.training import bases
 from moe_peft.training import hosts
+from moe_peft.training import memory
 from moe_peft.training import objectives
 
 Params = Mapping[str, Any]
@@ -249,30 +249,40 @@ def lay_out(
 
 
 def prepare(
-    experiment: Experiment, devices: Sequence[jax.Device] | None = None
+    experiment: Experiment,
+    devices: Sequence[jax.Device] | None = None,
+    check: Callable[[Setup], None] = lambda setup: None,
 ) -> Setup:
   """Builds the model on its devices and restores its base.
 
   Args:
     experiment: The experiment.
     devices: The devices, all of `jax.devices()` by default.
+    check: What more to check of the shapes, before arrays are made.
 
   Raises:
     errors.UserError: As `lay_out`, and for a base of another shape, an
-      EVAL_BATCH_SIZE that the mesh cannot split, and several processes.
+      EVAL_BATCH_SIZE that the mesh cannot split, parameters that do not fit
+      into memory, and several processes.
   """
   hosts.check_one_process()
   setup = lay_out(experiment, devices)
+  memory.check_state(
+      setup.trainable, setup.frozen, None, setup.mesh.devices.flat
+  )
   partitioning.check_batch_size(
       experiment.eval_batch_size, setup.mesh, 'EVAL_BATCH_SIZE'
   )
+  check(setup)
   structs = {**setup.trainable, **setup.frozen}
   path = experiment.initial_checkpoint_path
   # It may hold adapters too: experts that were trained elsewhere.
   base = {} if path is None else bases.load_base(path, structs)
   experiment.objective.check(setup.trainable, base)
   missing = [name for name in structs if name not in base]
-  _check_given(setup, missing)
+  bases.check_given(
+      path, missing, setup.trainable if experiment.train_steps else ()
+  )
 
   def init_missing(rng):
     params = trainable.flatten(experiment.init(rng)['params'])
@@ -314,27 +324,3 @@ def prepare(
       base=base_identity.of(path, base),
   )
 
-
-def _check_given(setup: Setup, missing: Sequence[str]) -> None:
-  """Checks that experts that do not train come with the base.
-
-  Args:
-    setup: The experiment.
-    missing: Parameters that the base does not hold.
-
-  Raises:
-    errors.UserError: If none of them trains, and the base lacks one.
-  """
-  given = re.compile(trainable.GIVEN_REGEX).fullmatch
-  lost = [name for name in missing if given(name)]
-  trains = setup.experiment.train_steps and any(map(given, setup.trainable))
-  path = setup.experiment.initial_checkpoint_path
-  if lost and not trains and path is not None:
-    raise errors.UserError(
-        f'{lost[0]} does not train, and the base does not hold it: it would '
-        'stay zero.',
-        where='INITIAL_CHECKPOINT_PATH',
-        remedy='Give a bank (python -m moe_peft bank build) and its bank.gin '
-        'as the last gin file; gates come with experts that '
-        'gin/methods/phatgoose.gin has trained.',
-    )

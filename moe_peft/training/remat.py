@@ -16,6 +16,7 @@ import jax
 from moe_peft import errors
 from moe_peft.models import stack
 from moe_peft.training import experiment as experiment_lib
+from moe_peft.training import memory
 from moe_peft.training import train_step
 
 AUTO = 'auto'
@@ -71,8 +72,7 @@ def num_bytes(compiled: Any) -> int:
 
 def limit_of(setup: experiment_lib.Setup) -> int | None:
   """Bytes of one device; None if it does not say."""
-  device = setup.mesh.devices.flat[0]
-  return (device.memory_stats() or {}).get('bytes_limit')
+  return memory.limit(setup.mesh.devices.flat[0])
 
 
 def figures(setup: experiment_lib.Setup) -> dict[str, int | None]:

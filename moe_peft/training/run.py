@@ -153,8 +153,7 @@ class _Session:
   def __init__(self, experiment: experiment_lib.Experiment):
     self._experiment, self._dir = experiment, experiment.run_dir
     self._start = time.monotonic()
-    self._setup = experiment_lib.prepare(experiment)
-    train_step.check(self._setup)
+    self._setup = experiment_lib.prepare(experiment, check=train_step.check)
     self._lock = run_lock.take(self._dir)
     self._checkpointer = loop.open_checkpoints(self._setup)
     self._evaluator = scoring.make_evaluator(self._setup)

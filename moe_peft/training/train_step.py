@@ -4,6 +4,7 @@
 
 import collections
 from collections.abc import Callable, Mapping
+import math
 import re
 from typing import Any
 
@@ -18,6 +19,7 @@ from moe_peft.core import partitioning
 from moe_peft.core import trainable
 from moe_peft.data import converters
 from moe_peft.training import experiment as experiment_lib
+from moe_peft.training import memory
 from moe_peft.training import metrics as metrics_lib
 
 Array = jax.Array
@@ -115,7 +117,8 @@ def check(setup: experiment_lib.Setup) -> None:
   """Traces the loss and the optimizer, which computes nothing.
 
   Raises:
-    errors.UserError: What the gin files describe cannot be trained.
+    errors.UserError: What the gin files describe cannot be trained, or not in
+      the memory of the devices.
   """
   experiment, optimizer = setup.experiment, setup.experiment.optimizer
 
@@ -131,7 +134,19 @@ def check(setup: experiment_lib.Setup) -> None:
       'The training step that the gin files describe cannot be built.',
       '--gin_file',
   ):
-    jax.eval_shape(step, setup.trainable, setup.frozen, abstract_batch(setup))
+    program, (_, opt_state) = jax.make_jaxpr(step, return_shape=True)(
+        setup.trainable, setup.frozen, abstract_batch(setup)
+    )
+  if not experiment.train_steps:
+    return
+  devices = list(setup.mesh.devices.flat)
+  memory.check_state(setup.trainable, setup.frozen, opt_state, devices)
+  rows = experiment.batch_size * math.prod(experiment.objective.row_shape)
+  at_once = {
+      'BATCH_SIZE': rows // experiment.num_microbatches,
+      'EVAL_BATCH_SIZE': experiment.eval_batch_size,
+  }
+  memory.check_products(program.jaxpr, rows, at_once, devices)
 
 
 def make_train_step(setup: experiment_lib.Setup) -> TrainStep:

@@ -1,0 +1,133 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What surely does not fit into memory, said before anything is made.
+
+A host that lacks memory ends a process without a word, long after the start.
+Only what every compiler must keep is counted, so what passes may fail as well.
+"""
+
+from collections.abc import Iterable, Mapping
+import contextlib
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.extend import core
+
+from moe_peft import errors
+from moe_peft import gin_files
+
+# Of a container, in the two versions of control groups.
+_LIMITS = ('memory.max', 'memory/memory.limit_in_bytes')
+# Sizes of a method; any of them may be the one that is far too large.
+_SIZES = ('NUM_EXPERTS', 'RANK')
+
+
+def limit(device: jax.Device) -> int | None:
+  """Bytes that a device says it has; None if it does not, as CPUs."""
+  return (device.memory_stats() or {}).get('bytes_limit')
+
+
+def of_devices(devices: Iterable[jax.Device]) -> int:
+  """Bytes of all devices, those of the host once."""
+  known = [limit(device) for device in devices]
+  return sum(x or 0 for x in known) + (of_host() if None in known else 0)
+
+
+def of_host(groups: Path = Path('/sys/fs/cgroup')) -> int:
+  """Bytes of the host's memory, or those that its container may use."""
+  found = [os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')]
+  for name in _LIMITS:
+    with contextlib.suppress(OSError, ValueError):  # No limit is `max`.
+      found.append(int((groups / name).read_text()))
+  return min(found)
+
+
+def num_bytes(tree: Any) -> int:
+  """Bytes of all arrays of a tree, or of their shapes."""
+  return sum(
+      math.prod(x.shape) * jax.numpy.dtype(x.dtype).itemsize
+      for x in jax.tree.leaves(tree)
+  )
+
+
+def check_state(
+    trained: Any, frozen: Any, opt_state: Any, devices: Iterable[jax.Device]
+) -> None:
+  """Checks that what lies in memory all the time can lie there.
+
+  Args:
+    trained: Shapes of the parameters that train.
+    frozen: Of those that do not.
+    opt_state: Of the optimizer's state.
+    devices: Where they lie.
+
+  Raises:
+    errors.UserError: If the devices have less memory.
+  """
+  needed, there = num_bytes((trained, frozen, opt_state)), of_devices(devices)
+  if needed <= there:
+    return
+  count = lambda tree: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+  sizes = [x for x in _SIZES if x in gin_files.macros()]
+  of_method = num_bytes(frozen) < needed / 2 and bool(sizes)
+  values = ' or '.join(f'{x} = {gin_files.macro(x)}' for x in sizes)
+  raise errors.UserError(
+      f'{count(trained):,} parameters train and {count(frozen):,} do not: with '
+      f"the optimizer's state they take {_gib(needed)}, and there are "
+      f'{_gib(there)} of memory.',
+      where=sizes[0] if of_method else 'MODEL',
+      remedy=f'Lower {values}, or adapt fewer SITES.' if of_method else
+      "Take a smaller base, or BASE_DTYPE = 'bfloat16', 'int8' or 'nf4'.",
+  )
+
+
+def check_products(
+    jaxpr: core.Jaxpr,
+    rows: int,
+    at_once: Mapping[str, int],
+    devices: Iterable[jax.Device],
+) -> None:
+  """Checks that the largest product of matrices fits.
+
+  Args:
+    jaxpr: The program of a batch.
+    rows: The rows of that batch.
+    at_once: How many rows are computed together, by the macro that says so.
+    devices: Where.
+
+  Raises:
+    errors.UserError: If the devices have less memory.
+  """
+  of_rows = (x for x in _products(jaxpr) if x.shape[:1] == (rows,))
+  largest = max(of_rows, key=num_bytes, default=None)
+  there = of_devices(devices)
+  for macro, count in at_once.items():
+    needed = 0 if largest is None else num_bytes(largest) * count // rows
+    if needed <= there:
+      continue
+    values = ' or '.join(
+        f'{x} = {gin_files.macro(x)}'
+        for x in (macro, 'TASK_FEATURE_LENGTHS', *_SIZES)
+        if x in gin_files.macros()
+    )
+    raise errors.UserError(
+        f'One array alone, {[count, *largest.shape[1:]]}, takes '
+        f'{_gib(needed)}, and there are {_gib(there)} of memory.',
+        where=macro, remedy=f'Lower {values}.',
+    )
+
+
+def _products(jaxpr: core.Jaxpr) -> Iterable[Any]:
+  """Shapes of what matrix products make; no compiler leaves them out."""
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == 'dot_general':
+      yield eqn.outvars[0].aval
+    for inner in core.jaxprs_in_params(eqn.params):
+      yield from _products(inner)
+
+
+def _gib(count: int) -> str:
+  return f'{count / 2**30:,.1f} GiB'
