@@ -180,6 +180,33 @@ def test_weights_that_are_no_numbers_are_named(file_format, tmp_path):
   assert [x.name for x in tmp_path.iterdir()] == ['hf']
 
 
+@pytest.mark.parametrize(
+    'value',
+    [{'quant_method': 'bitnet'}, {'quant_method': 'fp8'}, {}, [], 'gptq',
+     {'quant_method': ['bitsandbytes']}],
+)
+def test_what_is_computed_otherwise_than_in_floats_is_named(value, tmp_path):
+  folder = llama(tmp_path / 'hf', quantization_config=value)
+  with refusals.refused('quantization_config'):
+    import_base.import_base(folder, tmp_path / 'base')
+  # Of models that read images, the file has it outside.
+  config = {'model_type': 'gemma3', 'text_config': dict(LLAMA)}
+  (folder / 'config.json').write_text(
+      json.dumps({**config, 'quantization_config': value})
+  )
+  with refusals.refused('quantization_config'):
+    import_base.import_base(folder, tmp_path / 'base')
+
+
+def test_floats_that_would_be_quantized_at_load_are_floats(tmp_path, caplog):
+  quantization = {'quant_method': 'bitsandbytes', 'load_in_4bit': True}
+  folder = llama(tmp_path / 'hf', quantization_config=quantization)
+  import_base.import_base(folder, tmp_path / 'base', file_format='safetensors')
+  assert str(folder / 'config.json') in caplog.text
+  # An export that has it would be quantized too.
+  assert 'quant' not in (tmp_path / 'base' / 'hf_config.json').read_text()
+
+
 def test_files_of_a_tokenizer_are_named_where_they_are(tmp_path):
   folder = llama(tmp_path / 'hf')
   for file, wrong in (('tokenizer_config.json', '[]'), ('tokenizer.json', '3')):
@@ -494,6 +521,23 @@ def test_peft_matches_no_expressions_of_strangers(changes, tmp_path):
   field = list(changes)[-1].replace('groups', 'modules')
   with refusals.refused(field, folder / 'adapter_config.json'):
     verify.load(folder, offline=True)
+
+
+@pytest.mark.parametrize('base', ['', 'some/other'])
+def test_a_hub_that_does_not_answer_is_not_asked_for_long(
+    base, tmp_path, monkeypatch
+):
+  pytest.importorskip('torch')
+  pytest.importorskip('peft')
+  hub = pytest.importorskip('huggingface_hub')
+
+  def no_network(self, name, timeout):
+    assert timeout < 10
+    raise OSError('Name or service not known')
+
+  monkeypatch.setattr(hub.HfApi, 'model_info', no_network)
+  with refusals.refused('--base', base or 'some/t5', 'folder'):
+    verify.load(write_lora(tmp_path / 'lora'), base)
 
 
 @pytest.mark.parametrize('name', ['x/y")\nprint("', '/no/folder', '../x', 7])

@@ -129,6 +129,7 @@ def _add_verify(commands) -> None:
 
 def _import(args: argparse.Namespace) -> None:
   gin_files.import_tensorflow()
+  flags.show_notes()
   from moe_peft.hf import import_base
 
   import_base.import_base(

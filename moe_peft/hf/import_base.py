@@ -4,6 +4,7 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from moe_peft.hf import t5_base
 from moe_peft.hf import token_ids
 from moe_peft.models import decoder_config
 from moe_peft.models import t5
+
+_logger = logging.getLogger(__name__)
 
 FORMATS = ('orbax', 'safetensors')
 # What an import keeps of its source, for the exports to come.
@@ -166,7 +169,8 @@ def _open(source: Path) -> tuple[Any, dict[str, Any]]:
         f'{source} is no model folder: it has no config.json.', where=source,
         remedy='Give a folder with config.json, or a GGUF file of a decoder.',
     )
-  hf_config = families.text_config(folders.read_json(file))
+  read = folders.read_json(file)
+  hf_config = families.text_config(_unquantized(file, read))
   kind = hf_config.get('model_type')
   if not isinstance(kind, str) or kind not in _NETWORKS:
     raise base_config.unsupported(
@@ -175,6 +179,31 @@ def _open(source: Path) -> tuple[Any, dict[str, Any]]:
         't5). Mixtures of experts and other blocks are not among them',
     )
   return _text_tensors(folders.Tensors(source)), hf_config
+
+
+def _unquantized(file: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+  """The configuration of the tensors as they are.
+
+  Bitsandbytes quantizes what it loads, so a folder of such a model may hold the
+  floats. What other methods say of floats is that something else is computed.
+  """
+  name = 'quantization_config'
+  rest = {k: v for k, v in config.items() if k != name}
+  quantization = config.get(name)
+  if quantization is None:
+    return rest
+  kind = quantization
+  if isinstance(quantization, dict):
+    kind = quantization.get('quant_method')
+  if kind != 'bitsandbytes':
+    raise base_config.unsupported(
+        name, kind, 'none, such as the float32 or bfloat16 files of the model'
+    )
+  _logger.warning(
+      '%s has %s (%s): the tensors of the folder are read as they are.',
+      file, name, kind,
+  )
+  return rest
 
 
 def _text_tensors(tensors: folders.Tensors) -> folders.Tensors:

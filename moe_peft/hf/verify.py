@@ -23,6 +23,7 @@ TOLERANCE = 1e-5
 # AdaMoLE divides by sums that are barely above zero, which magnifies last bits
 # tenfold (docs/huggingface.md), in every program.
 _THRESHOLD_TOLERANCE = 1e-4
+_SECONDS = 5.0  # For an answer of the Hub.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,8 @@ def verify(folder: Path, base: str = '', offline: bool = False) -> Verdict:
     offline: Whether to look for that one on this machine only.
 
   Raises:
-    errors.UserError: If it is no exported folder or cannot be loaded.
+    errors.UserError: If it is no exported folder or cannot be loaded, also
+      because neither this machine nor the Hub has the base.
   """
   if (folder / 'router.safetensors').is_file():
     raise errors.UserError(
@@ -135,8 +137,13 @@ def load(
         f'The adapter of {folder} does not name its base.', where='--base',
         remedy='Give it with --base.',
     )
-  if offline and not (Path(name).is_dir() or _is_cached(name)):
-    raise errors.UserError(f'{name} is not on this machine.', where='--base')
+  if not Path(name).is_dir():
+    options['local_files_only'] = offline or not _is_on_hub(name)
+    if options['local_files_only'] and not _is_cached(name):
+      raise errors.UserError(
+          f'{name} is not on this machine, and the Hub does not give it.',
+          where='--base', remedy='Give the folder of the base with --base.',
+      )
   decoder = config.get('task_type') == 'CAUSAL_LM'
   auto = 'AutoModelForCausalLM' if decoder else 'AutoModelForSeq2SeqLM'
   model = _from_pretrained(getattr(transformers, auto), name, **options)
@@ -170,6 +177,17 @@ def _model_class(config: dict[str, Any]) -> Any:
   if str(config.get('architectures', '')).find('ForCausalLM') >= 0:
     return transformers.AutoModelForCausalLM
   return transformers.AutoModelForSeq2SeqLM
+
+
+def _is_on_hub(name: str) -> bool:
+  """Whether the Hub can be asked for a model; transformers would try long."""
+  import huggingface_hub
+
+  try:
+    huggingface_hub.HfApi().model_info(name, timeout=_SECONDS)
+  except Exception:  # No network, no such name, none that we may see.
+    return False
+  return True
 
 
 def _is_cached(name: str) -> bool:
