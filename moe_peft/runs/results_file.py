@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 from moe_peft.runs import json_file
+from moe_peft.runs import row_scores
 
 FILE = 'results.json'
 # {task: {metric: value}}.
@@ -106,12 +107,18 @@ def read(folder: Path, name: str = FILE) -> Results | None:
       }
       for task, metrics in tasks.items()
   }
+  adapted = column('adapted')
+  primary = fields.mapping('primary_metric', str)
+  scores = {
+      task: values.get(primary.get(task), math.nan)
+      for task, values in adapted.items()
+  }
   return Results(
       split=fields.get('split', str, ''),
       num_examples=fields.mapping('num_examples', int),
       base=column('base'),
-      adapted=column('adapted'),
-      primary_metric=fields.mapping('primary_metric', str),
+      adapted=adapted,
+      primary_metric=primary,
       constant_answer=fields.nested('constant_answer', float),
       questions_cut=fields.nested('questions_cut', float),
       # Version 1 does not say it; its only such metric is the loss.
@@ -119,7 +126,7 @@ def read(folder: Path, name: str = FILE) -> Results | None:
           fields.texts('lower_is_better')
           if 'lower_is_better' in fields.value else ('loss',)
       ),
-      rows=fields.mapping('rows', str),
+      rows=row_scores.read(fields, scores),
   )
 
 

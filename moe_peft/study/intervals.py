@@ -80,14 +80,30 @@ def difference(
   for task, x in first.items():
     y, num_rows = second[task], x.shape[1]
     if num_rows > 1:
-      of_seeds = sum((z.var(0, ddof=1) / len(z)).mean() for z in (x, y))
-      of_rows = (x.mean(0) - y.mean(0)).var(ddof=1) - of_seeds
-      parts.append(
-          (max(of_rows, 0.0) / num_rows / len(first) ** 2, num_rows - 1)
-      )
+      of_rows = max(rows_variance(x, y), 0.0)
+      parts.append((of_rows / num_rows / len(first) ** 2, num_rows - 1))
   variance = sum(v for v, _ in parts)
   if not variance:
     return 100 * value, 100 * value
   freedom = variance**2 / sum(v**2 / n for v, n in parts)
   half = stats.t.ppf(1 - level / 2, freedom) * math.sqrt(variance)
   return 100 * float(value - half), 100 * float(value + half)
+
+
+def rows_variance(x: np.ndarray, y: np.ndarray) -> float:
+  """The variance over rows of the difference of two arms, of endless seeds.
+
+  Unbiased, so it may be negative: from the variance of the differences of
+  means goes what single answers add to it, the mean square of the interaction
+  of seeds and rows. What a seed adds to all of its rows adds nothing to it.
+
+  Args:
+    x: Scores, <float>[num_seeds, num_rows], of two or more each.
+    y: Of the other arm, on the same rows.
+  """
+  of_answers = 0.0
+  for z in (x, y):
+    num_seeds, num_rows = z.shape
+    of_row = (z - z.mean(1, keepdims=True)).var(0, ddof=1)
+    of_answers += of_row.sum() / (num_rows - 1) / num_seeds
+  return float((x.mean(0) - y.mean(0)).var(ddof=1) - of_answers)

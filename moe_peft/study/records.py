@@ -303,16 +303,12 @@ def _row(fields: json_file.Fields) -> Row:
   fields.get('base', dict)
   fields.get('adapted', dict)
   fields.mapping('tuned', str)
-  for task, text in fields.mapping('rows', str).items():
-    try:
-      row_scores.unpack(text)
-    except ValueError as error:
-      raise fields.error('rows', f'is damaged: {task}: {error}') from error
   columns = {
       name: fields.mapping(name, float)
       for name in ('base', 'adapted', 'constant')
       if name in fields.value
   }
+  row_scores.read(fields, columns['adapted'])
   return fields.value | {'held_out': list(fields.texts('held_out'))} | columns
 
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each file of a run is read as it was written."""
 
+import dataclasses
 import json
 import math
 
@@ -12,6 +13,7 @@ from moe_peft.runs import ablation_file
 from moe_peft.runs import json_file
 from moe_peft.runs import metrics_files
 from moe_peft.runs import results_file
+from moe_peft.runs import row_scores
 from moe_peft.runs import run_file
 from moe_peft.runs import similarity_file
 from moe_peft.runs import site_names
@@ -45,6 +47,21 @@ def test_run_info(tmp_path):
   assert math.isnan(read.pruned.loss_after['qa'])
   read.pruned.loss_after['qa'] = math.inf
   assert read == info
+
+
+@pytest.mark.parametrize('text', ['zz', '', '1', '1f', '3', '2e'])
+def test_rows_that_are_not_those_of_the_score(text, tmp_path):
+  """They are noticed where a study collects them, with the run's file."""
+  values = {'qa': {'accuracy': 50.0}}
+  results = results_file.Results(
+      'test', {'qa': 4}, base=values, adapted=values,
+      primary_metric={'qa': 'accuracy'}, rows={'qa': row_scores.pack([1, 0])},
+  )
+  results.write(tmp_path)
+  assert results_file.read(tmp_path).rows == {'qa': '6'}
+  dataclasses.replace(results, rows={'qa': text}).write(tmp_path)
+  with refusals.refused(tmp_path / 'results.json', '"rows"', 'qa: '):
+    results_file.read(tmp_path)
 
 
 def test_results(tmp_path):

@@ -83,6 +83,21 @@ def test_a_bootstrap_of_many_seeds_is_hardly_wider():
   assert 1.0 < np.ptp(theirs) / np.ptp(ours) < 1.15
 
 
+def test_the_part_of_the_rows_is_unbiased():
+  """Of few rows, where seeds move all of them together."""
+  rng = np.random.default_rng(4)
+  shape, truth = (20_000, 3, 5), 0.25  # Draws, seeds, rows.
+  arms_of = []
+  for scale in (0.0, truth**0.5):
+    of_seeds, of_rows, answers = (
+        rng.normal(0, 1, size)
+        for size in ((*shape[:2], 1), (shape[0], 1, shape[2]), shape)
+    )
+    arms_of.append(2 * of_seeds + scale * of_rows + 0.5 * answers)
+  found = [intervals.rows_variance(*x) for x in zip(*arms_of, strict=True)]
+  assert np.mean(found) == pytest.approx(truth, abs=0.01)
+
+
 def test_rows_are_kept_in_a_quarter_of_their_number():
   for scores in ([0, 0, 1], [1.0, 0.0] * 200, [True], [0] * 9):
     packed = row_scores.pack(scores)

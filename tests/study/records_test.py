@@ -30,6 +30,8 @@ def without(name):
         ([ROW | {'base': {'t': 'x'}}], ['rows[0]', 'base', '"t"']),
         ([ROW | {'tuned': 'x'}], ['rows[0]', 'tuned']),
         ([ROW | {'rows': {'t': 'zz'}}], ['rows[0]', '"rows"', 't: ']),
+        ([ROW | {'rows': {'t': '1f'}}], ['rows[0]', '"rows"', 't: ', '100']),
+        ([ROW | {'rows': {'u': '1f'}}], ['rows[0]', '"rows"', 'u: ']),
         ([ROW, ROW | {'seed': 1, 'adapted': {'u': 2.0}}], ['one', 'seed 1']),
     ],
 )
