@@ -31,6 +31,9 @@ _KNOWN = {
     'attention.key_length', 'attention.value_length',
     'attention.sliding_window', 'attention.scale',
 }  # fmt: skip
+# Of Phi-3 for 4,096 tokens, which the first files do not say: llama.cpp has it
+# by the sizes (its pull request 8931).
+_OLD_PHI_WINDOW = 2047
 _LARGEST_GEMMAS = {'gemma2': 46, 'gemma3': 62}  # Layers of the 27B.
 
 
@@ -161,7 +164,10 @@ class Metadata:
         'rope_scaling': scaling,
     }
     if rotated != head_dim:
-      found['partial_rotary_factor'] = rotated / head_dim
+      share = rotated / head_dim
+      if int(head_dim * share) < rotated:  # As transformers reads it, too.
+        share = math.nextafter(share, 1.0)
+      found['partial_rotary_factor'] = share
     return found
 
   def _divided(self, factors: Mapping[str, list[float]]) -> dict[str, Any]:
@@ -228,7 +234,11 @@ class Metadata:
           'logits_scaling': self.get('logit_scale'),
       }
     if kind == 'phi3':  # Its files say 0 for no window.
-      window = self._fields.get('attention.sliding_window')
+      small = self.get('block_count') in (32, 40)  # Phi-3 mini and medium.
+      old = small and self._fields.get('context_length') == 4096
+      window = self._fields.get(
+          'attention.sliding_window', _OLD_PHI_WINDOW if old else 0
+      )
       return {
           'sliding_window': window or None,
           'original_max_position_embeddings':

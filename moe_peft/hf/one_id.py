@@ -49,8 +49,8 @@ def of(
     name: What the card calls it.
 
   Raises:
-    errors.UserError: If an adapter is told no ids, or is more than low-rank
-      experts.
+    errors.UserError: If an adapter is told no ids, is more than low-rank
+      experts, or has none for this id.
   """
   model = trained.model
   _, traced = adapted_sites.trace(
@@ -141,6 +141,11 @@ def _pair(
     lora_b = np.einsum('e,ero->ro', weights, lora_b)[None]
   else:
     used = np.flatnonzero(weights)
+    if not used.size:
+      raise errors.UserError(
+          'No expert has a weight for examples of this id: they are computed '
+          'by the base alone.', '--example_id', 'Take the base as it is.',
+      )
     lora_a = np.concatenate(list(lora_a[used]), axis=1)[None]
     lora_b = lora_b[used] * weights[used, None, None]
     lora_b = np.concatenate(list(lora_b), axis=0)[None]

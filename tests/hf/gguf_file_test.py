@@ -203,6 +203,32 @@ def test_what_is_another_model_is_refused(architecture, field, value):
     metadata(architecture, **{field: value}).hf_config(())
 
 
+def test_any_part_of_a_head_may_be_rotated():
+  for head_dim in range(2, 257, 2):
+    for rotated in range(2, head_dim + 1, 2):
+      config = metadata('phi3', **{
+          'attention.key_length': head_dim,
+          'attention.value_length': head_dim,
+          'rope.dimension_count': rotated,
+      }).hf_config(())
+      assert decoder_base.from_hf(config).rotated == rotated
+
+
+@pytest.mark.parametrize(('layers', 'length', 'said', 'window'), [
+    (32, 4096, {}, 2047),
+    (40, 4096, {}, 2047),
+    (32, 4096, {'attention.sliding_window': 0}, 0),
+    (32, 4096, {'attention.sliding_window': 64}, 64),
+    (32, 131072, {}, 0),
+    (24, 4096, {}, 0),
+])
+def test_old_files_of_phi_3_do_not_say_their_window(
+    layers, length, said, window
+):
+  fields = metadata('phi3', block_count=layers, context_length=length, **said)
+  assert decoder_base.from_hf(fields.hf_config(())).window == window
+
+
 def test_factors_of_short_rows_alone_are_refused():
   with refused('x.gguf', 'rope_factors_long'):
     metadata('phi3').hf_config((), {'rope_factors_short.weight': [1.0] * 4})

@@ -86,6 +86,20 @@ def test_it_computes_the_same(name):
   np.testing.assert_allclose(got, want, rtol=1e-4)
 
 
+def test_an_id_without_features_is_the_base():
+  scores = flix.FeatureScores(ids=2, features=((), ('a', 'b', 'c')))
+  adapter = method(molora.MoLoRA, scores, select=flix.Added())
+  model = dataclasses.replace(
+      told.model('decoder'), module=told.with_rule(network(), adapter)
+  )
+  trained = trained_lib.Trained(model, {
+      k: np.asarray(x) for k, x in trainable.flatten(told.filled(model)).items()
+  })
+  with refused('--example_id', 'base'):
+    one_id.of(trained, 0, 'first')
+  assert one_id.of(trained, 1, 'second').params
+
+
 def test_what_is_no_lora_of_one_id_is_refused():
   scanned = network(num_layers=2, scan_layers=True)
   for module, word in (
