@@ -6,11 +6,13 @@ Nothing here imports JAX: each table runs in a process of its own, with as many
 CPUs as it may use. XLA's thread pool is as large as the affinity mask.
 """
 
+import argparse
 from collections.abc import Callable, Sequence
 from concurrent import futures
 import multiprocessing
 import os
 from pathlib import Path
+import subprocess
 from typing import Any
 
 from benchmarks import worker
@@ -28,6 +30,8 @@ TABLES = {
     'startup': 'imports, --help, the first step',
     'card': 'bfloat16 on one accelerator against PEFT, if it is named',
 }
+
+_PEER_PACKAGES = ['torch', 'transformers', 'peft']
 
 
 def main(argv: Sequence[str]) -> int | None:
@@ -53,7 +57,7 @@ def main(argv: Sequence[str]) -> int | None:
       help='CPU threads (default: all; for `layer` on CPUs one, then two)',
   )
   parser.add_argument(
-      '--peer_python', metavar='PATH',
+      '--peer_python', metavar='PATH', type=_interpreter,
       help='interpreter of an environment with the PyTorch peers',
   )
   parser.add_argument(
@@ -76,6 +80,24 @@ def main(argv: Sequence[str]) -> int | None:
       cpus = available[:threads]
       _run_apart(cpus, worker.run, name, vars(args), len(cpus))
   return None
+
+
+def _interpreter(path: str) -> str:
+  """Type of a flag that names a Python with the packages of the peers."""
+  code = (
+      'import importlib.util as u\n'
+      f'print([x for x in {_PEER_PACKAGES} if not u.find_spec(x)])'
+  )
+  try:
+    said = subprocess.run(
+        [path, '-I', '-c', code], capture_output=True, text=True, timeout=60,
+        check=True,
+    ).stdout.strip()
+  except (OSError, subprocess.SubprocessError, ValueError) as error:
+    raise argparse.ArgumentTypeError(f'{path} runs no Python') from error
+  if said != '[]':
+    raise argparse.ArgumentTypeError(f'the Python {path} lacks {said}')
+  return path
 
 
 def _cpus() -> list[int]:

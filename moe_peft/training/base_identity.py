@@ -28,7 +28,7 @@ def of(
   """What tells a base from another one.
 
   What files hold is read and hashed once: the result is remembered by their
-  paths, sizes and times.
+  paths, sizes, times and inodes.
 
   Args:
     path: Where it was read from.
@@ -82,7 +82,11 @@ def _memory(path: str, params: Params) -> Path:
   }
   key = hashlib.sha256(repr([
       sorted((name, tuple(shape)) for name, shape in shapes.items()),
-      *((name, x.st_size, x.st_mtime_ns) for name, x in states),
+      # Times of changes and inodes see what keeps size and mtime (cp -p, rsync).
+      *(
+          (name, x.st_size, x.st_mtime_ns, x.st_ctime_ns, x.st_ino)
+          for name, x in states
+      ),
   ]).encode()).hexdigest()
   cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache'))
   return cache / 'moe_peft' / 'bases' / f'{key}.json'

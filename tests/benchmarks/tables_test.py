@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import __main__ as main
 from benchmarks import devices
 from benchmarks import peers
 from benchmarks import plots
@@ -123,6 +124,14 @@ def test_peers_that_cannot_run_are_one_message():
   # An interpreter without its packages: the message has the commands.
   with refusals.refused('no such case', 'pip install --no-deps moe-peft'):
     peers.Peer(sys.executable, 'no such case', {'threads': 1, 'device': 'cpu'})
+
+
+@pytest.mark.parametrize('path', ['nowhere', '/bin/false', '/bin/echo', '.'])
+def test_a_wrong_interpreter_is_named_before_anything_runs(path, tmp_path):
+  out = tmp_path / 'out'
+  with refusals.refused('--peer_python', path):
+    main.main(['--only', 'card', '--out', str(out), '--peer_python', path])
+  assert not out.exists()
 
 
 @pytest.mark.hf

@@ -4,6 +4,7 @@
 
 import contextlib
 import json
+import os
 import resource
 
 from clu.data import dataset_iterator
@@ -137,6 +138,13 @@ def test_the_identity_knows_every_byte(tmp_path, monkeypatch):
   second = read()
   assert second['sha256'] == first['sha256']
   assert second['content'] != first['content']
+  # A change in place that keeps size and time of change, as some tools do.
+  file = tmp_path / 'base' / bases.BASE_FILE
+  before, content = file.stat(), bytearray(file.read_bytes())
+  content[-10_000] ^= 1
+  file.write_bytes(content)
+  os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+  assert read()['content'] not in (first['content'], second['content'])
   assert not base_identity.is_same(first, second)
   assert base_identity.is_same(first, {**first, 'path': 'elsewhere'})
   # A run of a version that hashed samples only.
