@@ -82,7 +82,7 @@ def _memory(path: str, params: Params) -> Path:
   }
   key = hashlib.sha256(repr([
       sorted((name, tuple(shape)) for name, shape in shapes.items()),
-      # Times of changes and inodes see what keeps size and mtime (cp -p, rsync).
+      # Times of changes and inodes see what keeps size and mtime.
       *(
           (name, x.st_size, x.st_mtime_ns, x.st_ctime_ns, x.st_ino)
           for name, x in states
