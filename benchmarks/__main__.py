@@ -6,7 +6,6 @@ Nothing here imports JAX: each table runs in a process of its own, with as many
 CPUs as it may use. XLA's thread pool is as large as the affinity mask.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 from concurrent import futures
 import multiprocessing
@@ -16,6 +15,7 @@ import subprocess
 from typing import Any
 
 from benchmarks import worker
+from moe_peft import errors
 from moe_peft.cli import flags
 
 # Modules of this package, each with `run(options, progress)`, which gives
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int | None:
       help='CPU threads (default: all; for `layer` on CPUs one, then two)',
   )
   parser.add_argument(
-      '--peer_python', metavar='PATH', type=_interpreter,
+      '--peer_python', metavar='PATH',
       help='interpreter of an environment with the PyTorch peers',
   )
   parser.add_argument(
@@ -69,6 +69,8 @@ def main(argv: Sequence[str]) -> int | None:
       help='folder for JSON and plots (default: runs/benchmarks)',
   )
   args = parser.parse_args(argv)
+  if args.peer_python:
+    _check_interpreter(args.peer_python)
   args.out.mkdir(parents=True, exist_ok=True)
   available = _cpus()
   for name in args.only:
@@ -82,22 +84,24 @@ def main(argv: Sequence[str]) -> int | None:
   return None
 
 
-def _interpreter(path: str) -> str:
-  """Type of a flag that names a Python with the packages of the peers."""
+def _check_interpreter(path: str) -> None:
+  """Refuses what is no Python with the packages of the peers."""
   code = (
       'import importlib.util as u\n'
       f'print([x for x in {_PEER_PACKAGES} if not u.find_spec(x)])'
   )
   try:
-    said = subprocess.run(
+    lacks = subprocess.run(
         [path, '-I', '-c', code], capture_output=True, text=True, timeout=60,
         check=True,
     ).stdout.strip()
-  except (OSError, subprocess.SubprocessError, ValueError) as error:
-    raise argparse.ArgumentTypeError(f'{path} runs no Python') from error
-  if said != '[]':
-    raise argparse.ArgumentTypeError(f'the Python {path} lacks {said}')
-  return path
+  except (OSError, subprocess.SubprocessError, ValueError):
+    lacks = 'Python'
+  if lacks != '[]':
+    raise errors.UserError(
+        f'The interpreter {path} lacks {lacks}.', '--peer_python',
+        'Without the flag the tables say how its environment is made.',
+    )
 
 
 def _cpus() -> list[int]:
