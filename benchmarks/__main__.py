@@ -22,6 +22,7 @@ from moe_peft.cli import flags
 # tables one by one.
 TABLES = {
     'layer': 'one adapted layer: executions, methods, peers; 1 and 2 threads',
+    'bank': 'one layer under a bank of 64 experts against LoRA of rank 512',
     'step': 'a training step: T5, and a decoder alone',
     'scaling': 'time and memory against tokens, experts, rank, layers',
     'checkpoint': 'bytes and seconds, adapters alone and everything',

@@ -18,6 +18,7 @@ import dataclasses
 import functools
 from typing import Any
 
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -194,8 +195,16 @@ class Layer:
     """Compiles the layer without adapters."""
     return self.case(lambda params, kernel, x, key: x @ kernel, {})
 
-  def case(self, function: Callable[..., jax.Array], params: Any) -> '_Case':
-    """Compiles `function(params, kernel, inputs, key)` with its gradients."""
+  def case(
+      self, function: Callable[..., jax.Array], params: Any, frozen: Any = None
+  ) -> '_Case':
+    """Compiles `function(params, kernel, inputs, key)` with its gradients.
+
+    Args:
+      function: What is computed.
+      params: What trains.
+      frozen: In the place of the kernel, where more than it is frozen.
+    """
 
     def call(params, kernel, inputs, cotangent, key):
       outputs, backward = jax.vjp(
@@ -203,12 +212,21 @@ class Layer:
       )
       return outputs, backward(cotangent)
 
+    frozen = self.kernel if frozen is None else frozen
     return _Case(
-        call, params, self.kernel, self.inputs, self._cotangent, self._key
+        call, params, frozen, self.inputs, self._cotangent, self._key
     )
 
-  def adapted(self, adapter: Any, of_inputs: bool = False) -> '_Case':
-    """The case of an adapter, on outputs or inputs of the layer."""
+  def adapted(
+      self, adapter: Any, of_inputs: bool = False, trained: str = ''
+  ) -> '_Case':
+    """The case of an adapter, on outputs or inputs of the layer.
+
+    Args:
+      adapter: The adapter.
+      of_inputs: Whether it is an adapter of the inputs.
+      trained: Where the paths of what trains begin; '' trains everything.
+    """
     tokens = tokens_lib.Tokens(step=jnp.int32(0))
 
     def at(kernel):
@@ -241,7 +259,16 @@ class Layer:
     params = jax.tree.map(
         lambda x: 0.02 * rng.standard_normal(x.shape, np.float32), shapes
     )
-    return self.case(function, params)
+    flat = traverse_util.flatten_dict(params, sep='/')
+    some = {k: v for k, v in flat.items() if k.startswith(trained)}
+    frozen = self.kernel, {k: v for k, v in flat.items() if k not in some}
+
+    def of_some(params, frozen, inputs, key):
+      kernel, others = frozen
+      whole = traverse_util.unflatten_dict({**params, **others}, sep='/')
+      return function(whole, kernel, inputs, key)
+
+    return self.case(of_some, some, frozen)
 
 
 class _Case(timing.Compiled):

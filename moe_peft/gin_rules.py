@@ -246,7 +246,8 @@ RULES: Mapping[str, Rule] = {
     'ORTHOGONALITY_LOSS_FACTOR': _SHARE,
     'VARIANCE_LOSS_FACTOR': _SHARE,
     'TSALLIS_LOSS_FACTOR': _SHARE,
-    # Claims of studies.
+    # Studies and their claims.
+    'BANK_OF': some(each(text)),
     'LEFT_OUT': each(text),
     'GAIN': number(above=0),
     'MARGIN': number(above=0),

@@ -68,7 +68,7 @@ def page(
 
 def _study(results, folder, reference, without, relative_to) -> str:
   """The section of a study; empty if it has no row yet."""
-  rows = records.Records(folder).rows
+  rows = tables.compared(records.Records(folder).rows)
   if not rows:
     return ''
   name = folder.relative_to(results).as_posix()

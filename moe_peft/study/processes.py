@@ -32,26 +32,27 @@ def run_all(
     commands: Sequence[tuple[Path, Sequence[str]]],
     jobs: int,
     done: Callable[[int], None],
+    module: str = 'moe_peft.train',
 ) -> None:
   """Trains `jobs` runs at a time, each on its share of the cores.
 
   Args:
-    commands: Folder of a run, for `log.txt`, and arguments of
-      `python -m moe_peft.train`.
+    commands: Folder of a run, for `log.txt`, and arguments of the module.
     jobs: How many run at a time.
     done: Called with the index of each one that has ended well.
+    module: What Python runs.
 
   Raises:
     errors.UserError: If one fails; those that run beside it end first.
     Stopped: After SIGINT, SIGTERM or SIGHUP.
   """
   with signals.kept():  # asyncio has handlers of its own.
-    asyncio.run(_run_all(commands, jobs, done))
+    asyncio.run(_run_all(commands, jobs, done, module))
 
 
-async def _run_all(commands, jobs, done) -> None:
+async def _run_all(commands, jobs, done, module) -> None:
   waiting = collections.deque(enumerate(commands))
-  children = _Children()
+  children = _Children(module)
 
   def stop(number: int) -> None:
     waiting.clear()
@@ -82,7 +83,8 @@ async def _run_all(commands, jobs, done) -> None:
 class _Children:
   """The processes that are running."""
 
-  def __init__(self):
+  def __init__(self, module: str):
+    self._module = module
     self._running: set[asyncio.subprocess.Process] = set()
     self.stopped: int | None = None  # The signal.
 
@@ -103,7 +105,7 @@ class _Children:
       _lock(stream, folder)
       # In a session of its own, the process gets Ctrl-C from us alone.
       child = await asyncio.create_subprocess_exec(
-          sys.executable, '-m', 'moe_peft.train', *arguments,
+          sys.executable, '-m', self._module, *arguments,
           stdout=stream, stderr=stream, start_new_session=True,
       )
       if cores:  # Threads that it starts later inherit them.

@@ -12,8 +12,10 @@ import time
 from moe_peft import atomic
 from moe_peft import errors
 from moe_peft.runs import run_file
+from moe_peft.study import banks
 from moe_peft.study import claims as claims_lib
 from moe_peft.study import configurations as configurations_lib
+from moe_peft.study import loading
 from moe_peft.study import plots
 from moe_peft.study import processes
 from moe_peft.study import records as records_lib
@@ -33,7 +35,7 @@ def run(options: configurations_lib.StudyOptions) -> None:
       records have wrong; later, for a run that fails.
     processes.Stopped: After a signal.
   """
-  loaded = configurations_lib.load(options)
+  loaded = loading.load(options)
   for folder in options.merge:  # A study writes what its macros are.
     _check_rows(folder, loaded)
   studies = [
@@ -132,7 +134,7 @@ class _Study:
         for c in self._configurations
         for trial in self._tuner(c).missing()
     ]:
-      self._run_all(trials, self._add_trial)
+      self._run_all([trials], self._add_trial)
     rounds = list(itertools.zip_longest(
         *(c.seeds for c in self._configurations)
     ))
@@ -153,7 +155,8 @@ class _Study:
           runs.append(c.run(seed, best, self._options.split))
           if seed == c.seeds[0] and not c.plan.seeds:
             take_over(c.trial(tuning.Trial(best, None, None)), runs[-1])
-    self._run_all(runs, self._add_row)
+    banks.check(runs)
+    self._run_all(banks.stages(runs), self._add_row)
 
   def _still_open(self) -> list[Configuration]:
     """Configurations that a contrast is still open for, or that have none."""
@@ -183,7 +186,7 @@ class _Study:
     """Writes what the records show, and returns the table of the rows."""
     order = {c.name: number for number, c in enumerate(self._configurations)}
     rows = sorted(
-        self.records.rows,
+        tables.compared(self.records.rows),
         key=lambda row: order.get(row['name'], len(order)),
     )
     if not rows:
@@ -221,28 +224,41 @@ class _Study:
 
   def _run_all(
       self,
-      runs: Sequence[StudyRun],
+      stages: Sequence[Sequence[StudyRun]],
       add: Callable[[StudyRun, records_lib.Row], None],
   ) -> None:
-    """Runs what is not finished; `add` gets what each run has left."""
+    """Runs what is not finished, stage by stage.
+
+    Args:
+      stages: Runs; those of a stage may need banks of what earlier ones train.
+      add: Gets what each run has left.
+    """
+    runs = list(itertools.chain.from_iterable(stages))
     ended = [run for run in runs if run_file.is_finished(run.folder)]
     for run in ended:
       add(run, records_lib.read_run(run.folder))
-    left = [run for run in runs if run not in ended]
-    count, started = itertools.count(1), time.monotonic()
+    total, count = len(runs) - len(ended), itertools.count(1)
+    started = time.monotonic()
 
-    def done(index: int) -> None:
-      folder = left[index].folder
-      add(left[index], records_lib.read_run(folder))
+    def done(run: StudyRun) -> None:
+      add(run, records_lib.read_run(run.folder))
       number = next(count)
-      to_go = (time.monotonic() - started) / number * (len(left) - number)
-      print(f'[{number}/{len(left)}, {_hours(to_go)} left] {folder}',
+      to_go = (time.monotonic() - started) / number * (total - number)
+      print(f'[{number}/{total}, {_hours(to_go)} left] {run.folder}',
             file=sys.stderr, flush=True)
 
+    for stage in stages:
+      self._run_stage([run for run in stage if run not in ended], done)
+
+  def _run_stage(
+      self, runs: Sequence[StudyRun], done: Callable[[StudyRun], None]
+  ) -> None:
+    jobs = self._options.jobs
+    if build := banks.commands(runs, self._options.trust_gin):
+      processes.run_all(build, jobs, lambda index: None, 'moe_peft')
     processes.run_all(
-        [(run.folder, run.arguments(self._options)) for run in left],
-        self._options.jobs,
-        done,
+        [(run.folder, run.arguments(self._options)) for run in runs], jobs,
+        lambda index: done(runs[index]),
     )
 
 

@@ -84,6 +84,18 @@ def tuning(tuners: Mapping[str, tuning_lib.Tuner]) -> str:
   return markdown(lines)
 
 
+def compared(rows: Sequence[records.Row]) -> list[records.Row]:
+  """Rows of which those tasks are held out that no method has trained on.
+
+  Else the mean of an expert would be that of its own task alone.
+  """
+  held_out = [
+      task for task in (rows[0]['held_out'] if rows else ())
+      if all(task in row['held_out'] for row in rows)
+  ]
+  return [{**row, 'held_out': held_out} for row in rows]
+
+
 def means(
     values: Mapping[str, float], held_out: Container[str]
 ) -> dict[str, float]:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import bank
 from benchmarks import checkpoint
 from benchmarks import decode
 from benchmarks import decoder
@@ -84,6 +85,16 @@ def test_layer():
   assert (
       rows['published MoLoRA formula']['gflop'] > rows['MoLoRA soft']['gflop']
   )
+
+
+def test_of_a_bank_the_router_alone_trains():
+  rows = by_case(bank.measure(32, 64, 4, 2, 1, OPTIONS, silent))
+  assert rows[layer.PLAIN_LORA]['parameters'] == 2 * 32 * 4 * 2
+  assert rows[bank.LEARNED]['parameters'] == 32 * 4
+  assert rows[bank.ARROW]['parameters'] == 0
+  # Frozen experts have no gradients, so their products are two and not three.
+  assert rows[bank.LEARNED]['gflop'] < rows[layer.TOP_2]['gflop']
+  assert rows[layer.PLAIN_LORA]['over_lora'] == 1.0
 
 
 def test_a_peer_is_over_the_frozen_layer_of_its_library():

@@ -17,6 +17,7 @@ import pytest
 from moe_peft.cli import study
 from moe_peft.study import claims
 from moe_peft.study import configurations
+from moe_peft.study import loading
 from moe_peft.study import processes
 from moe_peft.study import records
 from moe_peft.study import study as study_lib
@@ -233,7 +234,7 @@ def test_a_folder_of_folders_is_a_study_each(tmp_path, monkeypatch):
 def test_shipped_studies_are_read_with_as_many_trials_for_all(name, tmp_path):
   folder = f'configs/study/{name}'
   options = configurations.StudyOptions(folder, tmp_path, tmp_path)
-  (loaded,) = configurations.load(options).values()
+  (loaded,) = loading.load(options).values()
   assert len({len(configuration.trials) for configuration in loaded}) == 1
   assert len(loaded) > 5
 
@@ -260,7 +261,7 @@ def test_study_says_what_is_wrong(arguments, where, names, tmp_path):
 def test_claims_name_arms_that_train_one_thing_each(tmp_path):
   """Twelve claims; arms of one claim differ, and none has trials but one's."""
   options = configurations.StudyOptions('configs/claims', tmp_path, tmp_path)
-  loaded = configurations.load(options)
+  loaded = loading.load(options)
   assert len(loaded) == 12
   for name, arms in loaded.items():
     claim = claims.read(arms[0].file.parent)

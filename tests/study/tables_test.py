@@ -88,3 +88,16 @@ def test_a_significant_difference_is_bold():
   # 5 % quantile is 4.303, so gaps from 6.085 on count.
   deltas = [line.split('|')[-4].strip() for line in lines[-3:]]
   assert deltas == ['**+6.5**', '+6.0', '+88.0']
+
+
+def test_a_task_that_any_method_has_trained_on_is_not_held_out():
+  scores = {'adapted': {'t': 2.0, 'u': 4.0}, 'base': {'t': 1.0, 'u': 1.0}}
+  rows = [
+      {**ROW, **scores, 'held_out': held_out}
+      for held_out in (['u'], ['t'], ['t', 'u'])
+  ]
+  compared = tables.compared(rows)
+  assert [row['held_out'] for row in compared] == [[], [], []]
+  assert '| 2.0 ± 0.0 | 4.0 ± 0.0 | 3.0 ± 0.0 |' in tables.table(compared)
+  assert [r['held_out'] for r in tables.compared(rows[1:])] == [['t'], ['t']]
+  assert tables.compared([]) == []

@@ -6,9 +6,9 @@
 adapters learn afterwards; no task is in both, and no word is in two splits
 (see `lexicon`). `word_adaptation` holds every adaptation task, and
 `quickstart_nameless` those of `quickstart` with inputs that do not say which
-task they are of. Feature lengths
-that fit all of them: `{'inputs': 32, 'targets': 24}`; the adaptation tasks
-need only 16 for the targets.
+task they are of. `morphology` holds four that write another form of a word, all
+scored alike. Feature lengths that fit all of them: `{'inputs': 32, 'targets':
+24}`; the adaptation tasks need only 16 for the targets.
 """
 
 from collections.abc import Callable
@@ -84,6 +84,7 @@ _QUICKSTART = (
     'past_tense', 'comparative', 'lemma', 'stress', 'syllables', 'article',
     'part_of_speech',
 )  # fmt: skip
+_MORPHOLOGY = ('adverb', 'comparative', 'lemma', 'past_tense')
 
 
 def _nameless(task: seqio.Task) -> seqio.Task:
@@ -114,6 +115,7 @@ def _register() -> None:
   seqio.MixtureRegistry.add('tiny_pretrain', list(_PRETRAIN_RATES.items()))
   for name, tasks in (
       ('quickstart', _QUICKSTART),
+      ('morphology', _MORPHOLOGY),
       ('word_adaptation', (*ADAPTATION, *RANKED)),
   ):
     seqio.MixtureRegistry.add(name, list(tasks), default_rate=1.0)
