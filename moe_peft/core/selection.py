@@ -21,7 +21,7 @@ from moe_peft.core import tokens as tokens_lib
 
 # The logit of an expert that is not there.
 _MASKED = -1e9
-# Of more experts than this it is quicker to take the best k times than to compare
+# Of more experts it is quicker to take the best k times than to compare
 # each with each.
 _MOST_COMPARED = 32
 
