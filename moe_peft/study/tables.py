@@ -11,6 +11,8 @@ from moe_peft.evaluation import spread
 from moe_peft.study import records
 from moe_peft.study import tuning as tuning_lib
 
+# Of more tasks the scores have a table of their own, a line a task.
+_MOST_COLUMNS = 16
 _COSTS = {'step': 'seconds_per_step', 'memory': 'peak_memory_bytes'}
 
 
@@ -36,7 +38,8 @@ def table(rows: Sequence[records.Row], reference: str | None = None) -> str:
   tasks, held_out = list(rows[0]['adapted']), rows[0]['held_out']
   costs = [f'mean - {reference}', *_COSTS] if compared else []
   head = ['method', 'trainable', *(['tuned'] if tuned else []), 'seeds']
-  lines = [[*head, *tasks, *means(rows[0]['adapted'], held_out), *costs]]
+  shown = tasks if len(tasks) <= _MOST_COLUMNS else []
+  lines = [[*head, *shown, *means(rows[0]['adapted'], held_out), *costs]]
   lines.append(['---', *['--:'] * (len(lines[0]) - 1)])
   fixed = {'base': rows[0]['base']}
   if 'constant' in rows[0]:
@@ -44,7 +47,7 @@ def table(rows: Sequence[records.Row], reference: str | None = None) -> str:
   for name, values in fixed.items():
     lines.append([
         name, '0', *[''] * (len(head) - 2),
-        *(f'{values[task]:.1f}' if task in values else '' for task in tasks),
+        *(f'{values[task]:.1f}' if task in values else '' for task in shown),
         *(f'{value:.1f}' for value in means(values, held_out).values()),
         *[''] * len(costs),
     ])
@@ -55,9 +58,29 @@ def table(rows: Sequence[records.Row], reference: str | None = None) -> str:
         f'{seeds[0]["trainable"]:,}',
         *([records.text(seeds[0].get('tuned', {}))] if tuned else []),
         str(len(seeds)),
-        *(cell([row['adapted'][task] for row in seeds]) for task in tasks),
+        *(cell([row['adapted'][task] for row in seeds]) for task in shown),
         *(cell(values) for values in zip(*averages, strict=True)),
         *(_comparison(seeds, compared) if compared else []),
+    ])
+  text = markdown(lines)
+  return text if shown else f'{text}\n{_by_task(runs, fixed, tasks, held_out)}'
+
+
+def _by_task(
+    runs: Mapping[str, Sequence[records.Row]],
+    fixed: Mapping[str, Mapping[str, float]],
+    tasks: Sequence[str],
+    held_out: Container[str],
+) -> str:
+  """One line a task, one column a method."""
+  lines = [['task', *fixed, *runs], ['---', *['--:'] * len([*fixed, *runs])]]
+  for task in tasks:
+    lines.append([
+        f'{task} (held out)' if task in held_out else task,
+        *(f'{values[task]:.1f}' if task in values else ''
+          for values in fixed.values()),
+        *(cell([row['adapted'][task] for row in seeds])
+          for seeds in runs.values()),
     ])
   return markdown(lines)
 

@@ -72,6 +72,19 @@ def test_held_out_tasks_have_a_mean_of_their_own():
   assert lines[4] == '| a | 10 | 1 | 2.0 | 7.0 | 2.0 | 7.0 |'
 
 
+def test_many_tasks_are_lines():
+  tasks = [f't{i}' for i in range(20)]
+  scores = dict.fromkeys(tasks, 2.0)
+  row = {**ROW, 'held_out': ['t19'], 'base': dict.fromkeys(tasks, 1.0),
+         'adapted': scores, 'constant': {'t0': 0.5}}
+  lines = tables.table([row, {**row, 'seed': 1}]).splitlines()
+  assert lines[0] == '| method | trainable | seeds | mean | held-out mean |'
+  assert lines[4] == '| a | 10 | 2 | 2.0 ± 0.0 | 2.0 ± 0.0 |'
+  assert lines[6] == '| task | base | always the same answer | a |'
+  assert lines[8] == '| t0 | 1.0 | 0.5 | 2.0 ± 0.0 |'
+  assert lines[-1] == '| t19 (held out) | 1.0 |  | 2.0 ± 0.0 |'
+
+
 def test_a_significant_difference_is_bold():
   costs = {'seconds_per_step': 1.0, 'peak_memory_bytes': 1}
   lines = tables.table(
