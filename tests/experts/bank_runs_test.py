@@ -2,21 +2,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """From runs to a bank, and runs over the bank."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 
+from moe_peft import evaluate
 from moe_peft import gin_files
+from moe_peft import train as train_door
+from moe_peft.cli import bank as bank_command
+from moe_peft.cli import flags
+from moe_peft.cli import hf as hf_command
+from moe_peft.cli import init
 from moe_peft.core import trainable
 from moe_peft.experts import bank
 from moe_peft.experts import bank_base
 from moe_peft.experts import bank_experts
 from moe_peft.runs import results_file
+from moe_peft.runs import run_file
 from moe_peft.training import bases
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
 from moe_peft.training import run
 from tests import refusals
+from tests import small_tokenizers
+from tests.hf import import_decoder_test as models
 from tests.training import tiny
 
 SIZES = {**tiny.SIZES, 'TRAIN_STEPS': 2, 'EVAL_EXAMPLES': 4}
@@ -137,6 +148,57 @@ def test_gates_are_trained_apart_and_compete(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_commands_lead_from_a_decoder_to_a_router_over_its_loras(tmp_path):
+  """Runs, PEFT folders, a bank of these, a router, scores and an export."""
+  words = small_tokenizers.byte_level()
+  config = {**models.SMALL, 'vocab_size': words.get_vocab_size(),
+            'num_hidden_layers': 1, 'eos_token_id': 1}
+  hf = models.write_model(
+      tmp_path / 'hf', config, models.random_tensors(config)
+  )
+  words.save(str(hf / 'tokenizer.json'))
+  at = lambda name: str(tmp_path / name)
+  hf_command.main(['import', str(hf), '--out', at('base')])
+
+  def trained(name, method, *more):
+    rows = [{'prompt': f'{name} {x}', 'completion': f'{x}'} for x in range(40)]
+    (tmp_path / f'{name}.jsonl').write_text(
+        ''.join(json.dumps(row) + '\n' for row in rows)
+    )
+    init.main(['--base', at('base'), '--data', at(f'{name}.jsonl'),
+               '--method', method, '--out', at(f'{name}.gin')])
+    sizes = {'MODEL_DIR': at(f'run_{name}'), 'TRAIN_STEPS': 2,
+             'WARMUP_STEPS': 1, 'BATCH_SIZE': 8, 'NUM_MICROBATCHES': 1,
+             'EVAL_BATCH_SIZE': 8, 'EVAL_EXAMPLES': 2}
+    assert not train_door.main(flags.rewrite_gin_args([
+        f'--gin_file={at(f"{name}.gin")}', *more,
+        *(f'--gin.{key}={value!r}' for key, value in sizes.items()),
+    ]))
+    return at(f'run_{name}')
+
+  hf_command.main(['export', trained('one', 'lora'), '--out', at('one')])
+  bank_command.main(['build', '--base', at('base'), '--out', at('bank'),
+                     '--from', at('one'), '--from', f'two={at("one")}'])
+  folder = trained('router', 'bank', f'--gin_file={at("bank/bank.gin")}')
+  info = run_file.read(tmp_path / 'run_router')
+  assert info.num_params_trainable == sum(
+      2 * width for width in router_inputs(tmp_path / 'bank')
+  )
+  evaluate.main([folder])
+  again = results_file.read(tmp_path / 'run_router', 'results_validation.json')
+  assert again.adapted == results_file.read(tmp_path / 'run_router').adapted
+  assert not hf_command.main(
+      ['export', folder, '--out', at('full'), '--format', 'full']
+  )
+
+
+def router_inputs(folder):
+  """How many inputs the router of each layer of a bank reads."""
+  _, params = bank.load(folder)
+  return [x.shape[1] for path, x in params.items() if path.endswith('lora_a')]
+
+
 def test_experts_that_do_not_train_must_come_with_the_base(tmp_path):
   base = make_base(tmp_path / 'base', 0)
   load(tmp_path / 'x', 'bank', INITIAL_CHECKPOINT_PATH=base)
