@@ -253,14 +253,17 @@ def read_run(run_dir: Path) -> Row:
   constant = {task: results.constant(task) for task in metric}
   measured = {k: v for k, v in constant.items() if not math.isnan(v)}
   lower = [t for t, name in metric.items() if name in results.lower_is_better]
-  per_step = _seconds_per_step(run_dir / metrics_files.TRAIN)
+  costs = {}
+  if run.steps != 0:  # Else nothing was trained, and there is no such file.
+    path = run_dir / metrics_files.TRAIN
+    costs['seconds_per_step'] = _seconds_per_step(path)
   return {
       'trainable': run.num_params_trainable,
       'total': run.num_params_total,
       'steps': run.steps,
       'device': run.device,
       'seconds': run.seconds,
-      **({'seconds_per_step': per_step} if per_step else {}),
+      **costs,
       'peak_memory_bytes': run.peak_memory_bytes,
       'split': results.split,
       'held_out': list(run.held_out_tasks),
@@ -286,16 +289,12 @@ def score(row: Row) -> float:
   )
 
 
-def _seconds_per_step(path: Path) -> float | None:
-  """Median over the logged periods, so that compilation does not count.
-
-  None where nothing was trained.
-  """
-  rows = metrics_files.read_lines(path)[0]
+def _seconds_per_step(path: Path) -> float:
+  """Median over the logged periods, so that compilation does not count."""
   return statistics.median(
       1 / json_file.Fields(path, row).get('steps_per_second', float)
-      for row in rows
-  ) if rows else None
+      for row in metrics_files.read_lines(path)[0]
+  )
 
 
 def _row(fields: json_file.Fields) -> Row:

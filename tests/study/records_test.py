@@ -10,6 +10,7 @@ import pytest
 
 from moe_peft.study import records
 from tests import refusals
+from tests import run_folder
 
 ROW = {'name': 'one', 'seed': 0, 'trainable': 4, 'base': {'t': 1.0},
        'adapted': {'t': 2.0}}
@@ -104,3 +105,12 @@ def test_machines_that_differ_in_a_trial_or_a_row_are_named(tmp_path):
     ours.merge(there, {'one': ()})
   assert (here / 'tuning.json').read_text() == before
   assert ours.merge(there, {'two': ()}) == 0  # Whose trials nobody wants.
+
+
+def test_a_run_that_trained_nothing_has_a_row_without_its_speed(tmp_path):
+  run = run_folder.write_run(tmp_path / 'run', steps=0)
+  (run / 'metrics' / 'train.jsonl').unlink()
+  row = records.read_run(run)
+  assert row['steps'] == 0 and 'seconds_per_step' not in row
+  records.Records(tmp_path).add_row({'name': 'one', 'seed': 0, **row})
+  assert records.Records(tmp_path).rows[0]['adapted'] == row['adapted']
