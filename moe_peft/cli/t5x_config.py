@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int | None:
   atomic.write(args.out, text)
   print(
       f'python -m t5x.train --gin_file={args.out} '
-      '''--gin.MODEL_DIR="'runs/t5x'"'''
+      f'''--gin.MODEL_DIR="'runs/{args.out.stem}'"'''
   )
   return None
 

@@ -10,7 +10,6 @@ PARAM_BUDGET, and binds it.
 """
 
 from collections.abc import Mapping
-import importlib
 import os
 import sys
 from typing import Any
@@ -53,7 +52,13 @@ def _check(config: Any) -> None:
   del config  # The one that `gin_files` reads.
   gin_files.check_macros()
   gin_values.check_config()
-  _check_settings_of_t5x()
+  if _imported():
+    _check_settings_of_t5x()
+
+
+def _imported() -> bool:
+  """Whether gin files import this: other runs of the process may not."""
+  return any(x.module == __name__ for x in gin.config._IMPORTS)  # pylint: disable=protected-access
 
 
 def _check_settings_of_t5x() -> None:
@@ -140,7 +145,8 @@ def _choose_size(config: Any) -> dict[str, Any] | None:
   """Bindings of what PARAM_BUDGET and SCALE decide, if they ask for it."""
   del config
   param_budget, scale = macro('PARAM_BUDGET'), macro('SCALE')
-  if (param_budget, scale) == (None, None) or not _is_of_t5x(macro('MODEL')):
+  # Flaxformer has a SCALE of its own.
+  if (param_budget, scale) == (None, None) or not _imported():
     return None
   choice = None
   if param_budget is not None:
@@ -150,12 +156,6 @@ def _choose_size(config: Any) -> dict[str, Any] | None:
     print(choice, file=sys.stderr)
   found = budget.bindings(scale, choice)
   return {f'{name}/gin.macro.value': value for name, value in found.items()}
-
-
-def _is_of_t5x(model: Any) -> bool:
-  # Not at the top: T5X imports what imports this module.
-  t5x_models = importlib.import_module('t5x.models')
-  return isinstance(model, t5x_models.BaseTransformerModel)
 
 
 def _shapes(name: str, size: int) -> dict[str, Any]:

@@ -41,7 +41,7 @@ _ROOTS = (
 _LEAF = """\
 # {title}
 #
-#   python -m t5x.train --gin_file={file} --gin.MODEL_DIR="'runs/t5x'"
+#   python -m t5x.train --gin_file={file} --gin.MODEL_DIR="'runs/{file.stem}'"
 #
 # Written by python -m moe_peft t5x_config: the same model, method, optimizer,
 # schedule, rows and order of rows.

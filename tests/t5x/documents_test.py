@@ -14,9 +14,9 @@ from tests import docs_test
 pytest.importorskip('t5x')
 pytestmark = [pytest.mark.t5x, pytest.mark.slow]
 
-# Of the quickstart only the base is needed here.
-_SHORT = ['--gin.TRAIN_STEPS=1', '--gin.EVAL_EXAMPLES=8',
-          '--gin.WARMUP_STEPS=0']
+# Of the quickstart only the base is needed here, of its leaf that it trains.
+_SHORT = ' --gin.TRAIN_STEPS=1 --gin.WARMUP_STEPS=0'
+_LEAF = 'my_t5x.gin --gin.MODEL_DIR'
 
 
 def test_train_evaluate_and_infer_as_printed(tmp_path):
@@ -29,7 +29,12 @@ def test_train_evaluate_and_infer_as_printed(tmp_path):
   first, *others = [text for language, text in blocks[1:9] if language == 'sh']
   quickstart, rest = first.split('\n', 1)
   assert quickstart == docs_test.QUICKSTART
-  for command in (' '.join([quickstart, *_SHORT]), rest, *others):
+  assert _LEAF in others[0]
+  others[0] = others[0].replace(
+      _LEAF, _LEAF.replace(' ', f'{_SHORT} --gin.EVALUATOR_NUM_EXAMPLES=8 ')
+  )
+  quickstart += f'{_SHORT} --gin.EVAL_EXAMPLES=8'
+  for command in (quickstart, rest, *others):
     result = subprocess.run(
         ['bash', '-ec', command], cwd=tmp_path, capture_output=True, text=True,
         env=os.environ | {'XLA_FLAGS': ''}, check=False,  # As a user's shell.

@@ -77,5 +77,10 @@ def test_the_optimizer_has_what_a_method_does_with_pairs():
 def test_methods_that_begin_with_the_base_are_refused():
   gin.clear_config()
   gin.parse_config('STARTS_FROM_BASE = True')
+  gin.finalize()  # The embedded engine takes them, in the same process too.
+  gin.clear_config()
+  gin.parse_config(
+      'import moe_peft.t5x.gin_check\nSTARTS_FROM_BASE = True'
+  )
   with refusals.refused('STARTS_FROM_BASE'):
     gin.finalize()
