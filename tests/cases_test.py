@@ -95,6 +95,7 @@ def model_gin(folder, out):
         ('eos_token_id', "2\nimport os\nX = @os.system()"),
         ('bos_token_id', 'import os'),
         ('bos_token_id', 32),
+        ('bos_token_id', [1, 2]),
         ('num_attention_heads', 0),
         ('num_attention_heads', '4'),
         ('num_attention_heads', 10**400),
@@ -223,6 +224,43 @@ def test_a_scale_of_zero_is_shown_as_it_is(tmp_path):
     import_base.import_base(
         llama(tmp_path / 'hf', rope_scaling=scaling), tmp_path / 'base'
     )
+
+
+@pytest.mark.parametrize(
+    ('field', 'value'),
+    [('eos_token', ['</s>']), ('eos_token', {'text': '</s>'}),
+     ('bos_token', 7), ('add_bos_token', 'yes')],
+)
+def test_fields_of_a_tokenizer_are_typed(field, value, tmp_path):
+  folder = llama(tmp_path / 'hf')
+  fields = {'add_bos_token': True, field: value}
+  (folder / 'tokenizer_config.json').write_text(json.dumps(fields))
+  with refusals.refused(field, 'tokenizer_config.json'):
+    import_base.import_base(folder, tmp_path / 'base')
+
+
+@pytest.mark.parametrize('wrong', ['twice', 'elsewhere', 'nowhere'])
+def test_shards_hold_what_their_index_says(wrong, tmp_path):
+  folder = llama(tmp_path / 'hf')
+  whole = folder / 'model.safetensors'
+  tensors = safetensors_numpy.load_file(whole)
+  whole.unlink()
+  first, *others = tensors
+  places = {first: 'a.safetensors', **dict.fromkeys(others, 'b.safetensors')}
+  parts = {'a': [first], 'b': list(tensors) if wrong == 'twice' else others}
+  for name, held in parts.items():
+    safetensors_numpy.save_file(
+        {k: tensors[k] for k in held}, folder / f'{name}.safetensors'
+    )
+  index = folder / 'model.safetensors.index.json'
+  index.write_text(json.dumps({'weight_map': places}))
+  if wrong != 'twice':
+    import_base.import_base(folder, tmp_path / 'good', file_format='safetensors')
+    places[first if wrong == 'elsewhere' else 'x'] = 'b.safetensors'
+    index.write_text(json.dumps({'weight_map': places}))
+  where = folder / 'b.safetensors' if wrong == 'twice' else index
+  with refusals.refused(where, first if wrong != 'nowhere' else 'x'):
+    import_base.import_base(folder, tmp_path / 'base')
 
 
 def test_a_llama_begins_and_ends_with_its_own_tokens(tmp_path):

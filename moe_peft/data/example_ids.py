@@ -13,7 +13,6 @@ are told ids read `core.tokens.Tokens.example_ids`.
 from collections.abc import Sequence
 import functools
 import itertools
-import json
 from typing import Any
 
 import seqio
@@ -24,6 +23,7 @@ from moe_peft.core import tokens
 from moe_peft.data import catalog
 from moe_peft.data import registration
 from moe_peft.data import rows as rows_lib
+from moe_peft.data import text_files
 
 Ids = Sequence[str] | int
 FEATURE = tokens.EXAMPLE_IDS
@@ -90,15 +90,12 @@ def read_rows(lines: Sequence[str]) -> tuple[list[str], list[Any]]:
     errors.UserError: A line is no object with a text `inputs`.
   """
   inputs, values = [], []
-  for place, line in enumerate(lines, start=1):
-    try:
-      row = json.loads(line)
-    except ValueError:
-      row = None
+  remedy = 'Write {"inputs": "...", "example_id": "..."}.'
+  for number, line in enumerate(lines, start=1):
+    row = text_files.parse(line, f'line {number}', remedy)
     if not isinstance(row, dict) or not isinstance(row.get('inputs'), str):
       raise errors.UserError(
-          'It is no JSON object with a text "inputs".', f'line {place}',
-          'Write {"inputs": "...", "example_id": "..."}.',
+          'It is no JSON object with a text "inputs".', f'line {number}', remedy
       )
     inputs.append(row['inputs'])
     values.append(row.get(rows_lib.EXAMPLE_ID))

@@ -12,6 +12,7 @@ import json
 from typing import Any
 
 from moe_peft import errors
+from moe_peft.data import text_files
 
 Messages = tuple[Mapping[str, Any], ...]
 ASSISTANT = 'assistant'
@@ -190,10 +191,9 @@ def tools(row: Mapping[str, Any], place: str) -> tuple[Any, ...] | None:
   """
   value = row.get('tools')
   if isinstance(value, str) and value.strip():
-    try:
-      value = json.loads(value)
-    except (ValueError, RecursionError) as error:
-      raise errors.UserError(f"'tools' is no JSON: {error}.", place) from error
+    value = text_files.parse(
+        value, place, "'tools' must be a list, or a text of JSON that holds it."
+    )
   if not value:
     return None
   if not isinstance(value, list):

@@ -4,17 +4,16 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import json
 from typing import Any
 
 import seqio
 
-from moe_peft import errors
 from moe_peft.data import catalog
 from moe_peft.data import chat
 from moe_peft.data import example_rows
 from moe_peft.data import messages
 from moe_peft.data import registration
+from moe_peft.data import text_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +64,7 @@ class Prompts:
     """
     if not line.lstrip().startswith(('[{', '{"')):
       return self.of_messages([{'role': 'user', 'content': line}], None, place)
-    try:
-      row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-      raise errors.UserError(
-          f'It is broken JSON: {error}.', place,
-          'Write a text, or messages as JSON.',
-      ) from error
+    row = text_files.parse(line, place, 'Write a text, or messages as JSON.')
     row = {'messages': row} if isinstance(row, list) else row
     found = messages.messages(row.get('messages'), 'messages', place)
     return self.of_messages(found, messages.tools(row, place), place)

@@ -95,7 +95,7 @@ def json_lines(
           f'The line is no JSON Lines: it has {len(line):,} characters.', place,
           'Each line must be one JSON object.',
       )
-    value = _parse(line, place, 'Each line must be one JSON object.')
+    value = parse(line, place, 'Each line must be one JSON object.')
     yield place, _checked_object(value, place, 'line')
 
 
@@ -117,13 +117,23 @@ def json_rows(
     return
   text = '\n'.join(line for _, line in lines(content, file))
   remedy = 'It must hold one array of objects, or an object a line.'
-  for number, value in enumerate(_parse(text, str(file), remedy), start=1):
+  for number, value in enumerate(parse(text, str(file), remedy), start=1):
     place = f'{file}, row {number}'
     yield place, _checked_object(value, place, 'row')
 
 
-def _parse(text: str, place: str, remedy: str) -> Any:
-  """The value of a JSON text; raises errors.UserError if it is none."""
+def parse(text: str, place: str, remedy: str) -> Any:
+  """The value of a JSON text that users have written.
+
+  Args:
+    text: the text.
+    place: where it stands, for messages.
+    remedy: what to write instead.
+
+  Raises:
+    errors.UserError: it is no JSON, or has a key twice, NaN or infinity, or
+      half of a surrogate pair, which no text can hold.
+  """
   try:
     value = _decode(text)
     if '\\u' in text:

@@ -91,7 +91,7 @@ class Tensors:
     if single.is_file():
       self._found = tensor_files.TensorFiles([single])
     elif index.is_file():
-      self._found = tensor_files.TensorFiles(_shards(index))
+      self._found = _sharded(index)
     else:
       raise _no_tensors(folder, stem)
     self.shapes = self._found.shapes
@@ -126,16 +126,31 @@ class Renamed:
     return self._tensors[self._names[name]]
 
 
-def _shards(index: Path) -> list[Path]:
-  """Returns the files of an index, all of which lie beside it."""
+def _sharded(index: Path) -> tensor_files.TensorFiles:
+  """Opens the shards of an index, all of which lie beside it.
+
+  Raises:
+    errors.UserError: A shard is damaged, lies elsewhere, or does not hold what
+      the index says.
+  """
   weights = read_json(index).get('weight_map')
-  names = weights.values() if isinstance(weights, dict) else [None]
-  if not all(isinstance(x, str) and Path(x).name == x for x in names):
+  named = weights if isinstance(weights, dict) else {'': None}
+  if not all(
+      isinstance(x, str) and Path(x).name == x for x in named.values()
+  ):
     raise errors.UserError(
         f'weight_map of {index} must give each tensor the name of a file '
         'beside it.', where=index, remedy='Fetch the folder again.',
     )
-  return [index.parent / name for name in sorted(set(names))]
+  shards = [index.parent / name for name in sorted(set(named.values()))]
+  found = tensor_files.TensorFiles(shards)
+  for name, file in named.items():
+    if found.files.get(name) != index.parent / file:
+      raise errors.UserError(
+          f'{file} does not hold {name}, as {index} says.', where=index,
+          remedy='Fetch the folder again.',
+      )
+  return found
 
 
 def _no_tensors(folder: Path, stem: str) -> errors.UserError:

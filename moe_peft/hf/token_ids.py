@@ -70,13 +70,18 @@ def read(
   end = named('eos_token')
   if end is not None and end < num_ids:
     ends = (end, *ends)
-  begin = next(iter(_ids(hf_config, 'bos_token_id', num_ids)), None)
+  begins = _ids(hf_config, 'bos_token_id', num_ids)
+  if len(begins) > 1:
+    raise base_config.unsupported('bos_token_id', list(begins), 'one id there')
+  begin = next(iter(begins), None)
   if tokenizer is not None and tokenizer.post_processor is not None:
     begin = _added_before(tokenizer)
   elif 'add_bos_token' in files[_TOKENIZER_CONFIG] or (
       tokenizer is not None and files[_TOKENIZER_CONFIG]
   ):
-    adds = files[_TOKENIZER_CONFIG].get('add_bos_token') is True
+    adds = files[_TOKENIZER_CONFIG].get('add_bos_token')
+    if adds not in (True, False, None):
+      raise _no_such('add_bos_token', adds)
     begin = named('bos_token', begin) if adds else None
   if begin is not None and begin >= num_ids:
     raise base_config.unsupported(
@@ -105,13 +110,22 @@ def _named(tokenizer: Any, config: Mapping[str, Any]) -> Any:
 
   def token_id(field: str, default: int | None = None) -> int | None:
     token = config.get(field)
-    token = token.get('content') if isinstance(token, dict) else token
-    if tokenizer is None or not isinstance(token, str):
+    token = token.get('content', 0) if isinstance(token, dict) else token
+    if not isinstance(token, str | None):
+      raise _no_such(field, config[field])
+    if tokenizer is None or token is None:
       return default
     found = tokenizer.token_to_id(token)
     return default if found is None else found
 
   return token_id
+
+
+def _no_such(field: str, value: Any) -> errors.UserError:
+  return errors.UserError(
+      f'{_TOKENIZER_CONFIG} has {field} {value!r:.60}, which says nothing.',
+      where=field, remedy='Fetch the folder again.',
+  )
 
 
 def _added_before(tokenizer: Any) -> int | None:

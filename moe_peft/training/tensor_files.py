@@ -21,25 +21,33 @@ class TensorFiles(Mapping):
   Attributes:
     shapes: Shape of every tensor by name.
     dtypes: Its type, as safetensors calls it ('F32', 'BF16').
+    files: The file that holds it.
   """
 
   def __init__(self, files: Iterable[Path]):
     """Reads the headers.
 
     Raises:
-      errors.UserError: If a file is not readable.
+      errors.UserError: If a file is not readable, or two hold one tensor.
     """
     self.shapes: dict[str, tuple[int, ...]] = {}
     self.dtypes: dict[str, str] = {}
-    self._files: dict[str, Path] = {}
+    self.files: dict[str, Path] = {}
     for file in files:
       try:
         with safetensors.safe_open(file, framework='numpy') as opened:
           for name in opened.keys():
+            if name in self.files:
+              raise errors.UserError(
+                  f'{file} and {self.files[name]} both hold {name}.',
+                  where=file, remedy='Fetch the folder again.',
+              )
             part = opened.get_slice(name)
             self.shapes[name] = tuple(part.get_shape())
             self.dtypes[name] = part.get_dtype()
-            self._files[name] = file
+            self.files[name] = file
+      except errors.UserError:
+        raise
       except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise errors.UserError(
             f'{file} is not a readable safetensors file ({error}); it may be '
@@ -48,14 +56,14 @@ class TensorFiles(Mapping):
 
   def __getitem__(self, name: str) -> np.ndarray:
     # Opened for one tensor: pages of an open file stay in memory.
-    with safetensors.safe_open(self._files[name], framework='numpy') as opened:
+    with safetensors.safe_open(self.files[name], framework='numpy') as opened:
       return opened.get_tensor(name)
 
   def __iter__(self) -> Iterator[str]:
-    return iter(self._files)
+    return iter(self.files)
 
   def __len__(self) -> int:
-    return len(self._files)
+    return len(self.files)
 
 
 @dataclasses.dataclass(frozen=True)

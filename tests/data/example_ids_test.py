@@ -167,5 +167,10 @@ def test_prompts_have_the_ids_of_the_run():
       example_ids.of_prompts(values, ids)
   lines = ['{"inputs": "x", "example_id": "a"}', '{"inputs": "y"}']
   assert example_ids.read_rows(lines) == (['x', 'y'], ['a', None])
-  with refused('line 1', 'inputs'):
-    example_ids.read_rows(['x'])
+  for line in (
+      'x', '["a"]', '{"inputs": 3}', '{"inputs": "a\\ud800"}',
+      '{"inputs": "a", "x": NaN}', '{"inputs": "a", "inputs": "b"}',
+      '[' * 99_999,
+  ):
+    with refused('line 2'):
+      example_ids.read_rows([lines[0], line])
