@@ -255,7 +255,7 @@ def test_shards_hold_what_their_index_says(wrong, tmp_path):
   index = folder / 'model.safetensors.index.json'
   index.write_text(json.dumps({'weight_map': places}))
   if wrong != 'twice':
-    import_base.import_base(folder, tmp_path / 'good', file_format='safetensors')
+    import_base.import_base(folder, tmp_path / 'a', file_format='safetensors')
     places[first if wrong == 'elsewhere' else 'x'] = 'b.safetensors'
     index.write_text(json.dumps({'weight_map': places}))
   where = folder / 'b.safetensors' if wrong == 'twice' else index
