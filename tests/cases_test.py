@@ -480,6 +480,18 @@ def test_what_is_not_understood_of_an_adapter_is_named(field, value, tmp_path):
     import_experts.read([folder], adapted.CONFIG)
 
 
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_adapters_that_are_no_numbers_are_named(value, tmp_path):
+  folder = write_lora(tmp_path / 'lora')
+  file = folder / 'adapter_model.safetensors'
+  tensors = safetensors_numpy.load_file(file)
+  name = list(tensors)[-1]
+  tensors[name] = np.full_like(tensors[name], value)
+  safetensors_numpy.save_file(tensors, file)
+  with refusals.refused(folder, 'NaN', name):
+    import_experts.read([folder], adapted.CONFIG)
+
+
 def test_patterns_are_those_of_peft(tmp_path):
   module = 'encoder.block.{}.layer.0.SelfAttention.q'.format
   folder = write_lora(

@@ -102,6 +102,8 @@ def output_file(text: str) -> Path:
     raise argparse.ArgumentTypeError(
         f'{text} is a folder; name a file in it, or another one'
     )
+  if path.exists() and not path.is_file():  # A device would be replaced.
+    raise argparse.ArgumentTypeError(f'{text} is no ordinary file')
   output_folder(str(path.absolute().parent))
   return path
 

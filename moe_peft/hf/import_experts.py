@@ -136,6 +136,8 @@ def read_folder(
     if not match:
       raise refuse(f'holds {name}, which is no tensor of a plain LoRA.')
     array = np.asarray(tensors[name], np.float32)
+    if not np.isfinite(array).all():
+      raise refuse(f'holds NaN or infinity, in {name}.')
     halves.setdefault(match[1], {})[match[2]] = array
   if not halves:
     raise refuse('holds no tensors.')

@@ -174,8 +174,9 @@ def restore(
   """The experiment on its devices and its newest flat parameters.
 
   Raises:
-    errors.UserError: If there is no checkpoint.
+    errors.UserError: If there is no checkpoint, or a batch of scores is larger
+      than the memory.
   """
-  setup = experiment_lib.prepare(experiment)
+  setup = experiment_lib.prepare(experiment, check=scoring.check)
   with contextlib.closing(loop.open_checkpoints(setup)) as checkpointer:
     return setup, loop.restore_params(setup, checkpointer)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 import contextlib
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import rich.table
 
 from moe_peft.core import trainable
@@ -17,6 +19,7 @@ from moe_peft.models import language_model
 from moe_peft.runs import results_file
 from moe_peft.runs import row_scores
 from moe_peft.training import experiment as experiment_lib
+from moe_peft.training import memory
 from moe_peft.training import progress as progress_lib
 
 # The table of token embeddings, in our networks and in those of T5X.
@@ -47,6 +50,32 @@ def make_evaluator(setup: experiment_lib.Setup) -> evaluator_lib.Evaluator:
       experiment.eval_batch_size,
       experiment.eval_examples,
       setup.mesh,
+  )
+
+
+def check(setup: experiment_lib.Setup) -> None:
+  """Checks that the scores of a batch fit into memory; computes nothing.
+
+  Raises:
+    errors.UserError: If they cannot.
+  """
+  experiment = setup.experiment
+  rows, model = experiment.eval_batch_size, experiment.model
+  lengths = converters.of_model(model).get_model_feature_lengths(
+      experiment.task_feature_lengths
+  )
+  if experiment.example_ids is not None:
+    lengths = converters.with_ids(lengths, pack=False)
+  batch = {
+      name: jax.ShapeDtypeStruct((rows, length), jnp.int32)
+      for name, length in lengths.items()
+  }
+  with setup.context():
+    program = jax.make_jaxpr(
+        lambda params, batch: model.score(trainable.unflatten(params), batch)
+    )({**setup.trainable, **setup.frozen}, batch)
+  memory.check_products(
+      program.jaxpr, rows, {'EVAL_BATCH_SIZE': rows}, setup.mesh.devices.flat
   )
 
 

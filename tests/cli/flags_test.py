@@ -37,6 +37,8 @@ def test_gin_flags_are_rewritten_as_in_t5x():
         ('plan', '--devices', ['0', '-8', 'x']),
         ('study configs/words', '--jobs', ['0']),
         ('aot --topology=v5e-8', '--execution', ['magic']),
+        # As root, a device would be replaced by a file.
+        ('report run', '--out', ['/dev/null', '/dev/full', '.']),
     ],
 )
 def test_a_wrong_value_of_a_flag_is_named(command, flag, values):

@@ -5,6 +5,7 @@
 import pytest
 
 from moe_peft.training import memory
+from moe_peft.training import restored
 from moe_peft.training import run
 from tests.refusals import refused
 from tests.training import tiny
@@ -34,6 +35,13 @@ def test_sizes_far_beyond_memory(macro, value, where, names, tmp_path):
   with refused(where, *names):
     run.run_experiment()
   assert not (tmp_path / 'run').exists()
+
+
+def test_batches_of_evaluations_alone(tmp_path):
+  """They are refused before the base or a checkpoint is read."""
+  tiny.load(tmp_path, EVAL_BATCH_SIZE=FAR)
+  with refused('EVAL_BATCH_SIZE', f'[{FAR}, '):
+    restored.restore(run.build())
 
 
 def test_parts_of_a_batch_need_less(tmp_path, monkeypatch):
