@@ -8,6 +8,7 @@ The flags are those of T5X: `--gin_file` (repeated), `--gin.NAME=VALUE`,
 
 import argparse
 from collections.abc import Callable, Sequence
+import errno
 import logging
 import os
 from pathlib import Path
@@ -198,6 +199,9 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
   says.
   """
   signals.watch()
+  for name, mode in (('stdin', 'r'), ('stdout', 'w'), ('stderr', 'w')):
+    if getattr(sys, name) is None:  # Closed by the shell, as in `<&-`.
+      setattr(sys, name, open(os.devnull, mode))
   debug = _DEBUG in sys.argv[1:]
   args = [arg for arg in sys.argv[1:] if arg != _DEBUG]
   try:
@@ -206,13 +210,17 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     # SeqIO and Orbax log much that helps nobody here, and traces of errors
     # that they raise as well.
     absl.logging.set_verbosity(absl.logging.FATAL)
-    sys.exit(main(rewrite_gin_args(args)) or 0)
+    status = main(rewrite_gin_args(args)) or 0
+    sys.stdout.flush()
+    sys.exit(status)
   except BaseException as error:
     if (number := signals.ended_by(error)) is not None:
       signals.leave(number)
     if isinstance(error, BrokenPipeError):  # For example `... | head`.
       sys.exit(1)
-    said = error if isinstance(error, errors.UserError) else _too_large(error)
+    said = error
+    if not isinstance(error, errors.UserError):
+      said = _too_large(error) or _no_room(error)
     if said is None:
       raise
     if debug:
@@ -245,6 +253,20 @@ def _too_large(error: BaseException) -> errors.UserError | None:
       "REMAT_POLICY = 'auto'; for scores and answers a smaller "
       "EVAL_BATCH_SIZE; for both BASE_DTYPE = 'bfloat16', 'int8' or 'nf4', or "
       'more devices with NUM_MODEL_PARTITIONS.',
+  )
+
+
+# What a disk says that takes no more.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+
+
+def _no_room(error: BaseException) -> errors.UserError | None:
+  """What to say of a file, or the output, that cannot be written further."""
+  if not isinstance(error, OSError) or error.errno not in _FULL:
+    return None
+  return errors.UserError(
+      f'{error.strerror}.', error.filename or 'output',
+      'Make room, or write elsewhere.',
   )
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from safetensors import numpy as safetensors_numpy
 
 from moe_peft import errors
 from moe_peft.hf import trained as trained_lib
@@ -40,7 +39,7 @@ def write(
       ),
       'base_logits': logits(trained, trained.base_params, arrays),
   }
-  safetensors_numpy.save_file(arrays, folder / FILE)
+  tensor_files.write(folder / FILE, arrays)
   moved = np.abs(arrays['logits'] - arrays['base_logits'])
   return float(real(arrays, moved).max())
 

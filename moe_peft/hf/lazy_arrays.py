@@ -14,7 +14,6 @@ from pathlib import Path
 import struct
 from typing import Any
 
-from absl import logging
 import jax
 import ml_dtypes
 import numpy as np
@@ -115,15 +114,8 @@ def write_orbax(folder: Path, params: Mapping[str, LazyArray]) -> None:
   handler = ocp.PyTreeCheckpointHandler(
       use_ocdbt=False, type_handler_registry=registry
   )
-  verbosity = logging.get_verbosity()
-  logging.set_verbosity(logging.ERROR)
-  try:
-    target = folder.absolute() / bases.T5X_BASE
-    target.parent.mkdir()
-    with ocp.Checkpointer(handler) as checkpointer:
-      checkpointer.save(
-          target,
-          args=ocp.args.PyTreeSave({'target': trainable.unflatten(params)}),
-      )
-  finally:
-    logging.set_verbosity(verbosity)
+  target = folder.absolute() / bases.T5X_BASE
+  target.parent.mkdir()
+  with bases.writing(), ocp.Checkpointer(handler) as checkpointer:
+    tree = {'target': trainable.unflatten(params)}
+    checkpointer.save(target, args=ocp.args.PyTreeSave(tree))

@@ -8,12 +8,12 @@ from pathlib import Path
 import re
 from typing import Any
 
+from absl import logging
 from etils import epath  # Paths on a disk or in a bucket.
 import jax
 import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy)
 import numpy as np
 import orbax.checkpoint as ocp
-from safetensors import numpy as safetensors_numpy
 
 from moe_peft import errors
 from moe_peft import gin_files
@@ -259,7 +259,7 @@ def save_base(params: Params, folder: Path, t5x: bool = False) -> Path:
       for name, value in sorted(params.items())
   }
   if not t5x:
-    safetensors_numpy.save_file(arrays, folder / BASE_FILE)
+    tensor_files.write(folder / BASE_FILE, arrays)
     return (folder / BASE_FILE).absolute()
   return write_t5x(arrays, folder)
 
@@ -267,9 +267,25 @@ def save_base(params: Params, folder: Path, t5x: bool = False) -> Path:
 def write_t5x(params: Params, folder: Path) -> Path:
   """Writes flat parameters as they are, and returns `checkpoint_0`."""
   state = (folder / T5X_BASE).absolute()
-  with ocp.PyTreeCheckpointer() as checkpointer:
+  with writing(), ocp.PyTreeCheckpointer() as checkpointer:
     checkpointer.save(state, {'target': trainable.unflatten(params)})
   return state.parent
+
+
+@contextlib.contextmanager
+def writing() -> Iterator[None]:
+  """Makes an OSError of what Orbax raises, and logs, where a disk refuses."""
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.FATAL)
+  try:
+    yield
+  except (errors.UserError, OSError):
+    raise
+  except (ValueError, RuntimeError) as error:
+    said = re.search(r'([\w ]+) \[os_error_code', str(error))
+    raise OSError(said[1].strip() if said else str(error)) from error
+  finally:
+    logging.set_verbosity(verbosity)
 
 
 def t5x_checkpoint(path: str) -> Path | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy)
 import numpy as np
 import safetensors
+from safetensors import numpy as safetensors_numpy
 
 from moe_peft import errors
 
@@ -131,3 +132,15 @@ def misfits(
       more = f' and {len(found) - 3} more' if len(found) > 3 else ''
       parts.append(f'{title}: {", ".join(sorted(found)[:3])}{more}')
   return '; '.join(parts)
+
+
+def write(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+  """Writes arrays as one safetensors file.
+
+  Raises:
+    OSError: The disk refuses; the library's own error is none.
+  """
+  try:
+    safetensors_numpy.save_file(dict(arrays), file)
+  except safetensors.SafetensorError as error:
+    raise OSError(f'{file.name}: {error}') from error

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of what all command lines share: help, flags, errors, Ctrl-C."""
 
+import errno
+import io
 import signal
 import subprocess
 import sys
@@ -45,6 +47,29 @@ def test_a_wrong_value_of_a_flag_is_named(command, flag, values):
   for value in values:
     with refusals.refused(flag, value):
       main.dispatch([*command.split(), f'{flag}={value}'])
+
+
+def test_an_output_without_room_is_one_line(monkeypatch, capsys):
+  class Full(io.StringIO):
+    def flush(self):
+      raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr('sys.stdout', Full())
+  monkeypatch.setattr('sys.argv', ['moe-peft'])
+  with pytest.raises(SystemExit) as ended:
+    flags.run(lambda argv: print('answer'))
+  said = capsys.readouterr().err
+  assert ended.value.code == 2 and 'Traceback' not in said
+  assert 'error: output: No space left on device.' in said
+
+
+def test_streams_that_the_shell_has_closed_are_empty(monkeypatch):
+  monkeypatch.setattr('sys.argv', ['moe-peft'])
+  for name in ('stdin', 'stdout'):
+    monkeypatch.setattr(f'sys.{name}', None)
+  with pytest.raises(SystemExit) as ended:
+    flags.run(lambda argv: print(sys.stdin.read()))
+  assert ended.value.code == 0
 
 
 def test_what_is_missing_or_unknown_is_named():

@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 import tensorflow as tf
 
+from moe_peft import atomic
 from moe_peft import errors
 from moe_peft import gin_files
 from moe_peft.core import partitioning
@@ -213,6 +214,26 @@ def test_data_that_have_moved_are_named(tmp_path):
       checkpointer.restore(1, state, rows())
 
 
+@contextlib.contextmanager
+def full_disk():
+  """Files may not grow past 4 kB: writes fail as they do on a full disk."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize('t5x', [False, True])
+def test_a_full_disk_leaves_no_part_of_a_base(t5x, tmp_path):
+  params = {'a/kernel': np.random.default_rng(0).normal(size=(99, 99))}
+  with refusals.refused(tmp_path / 'base', 'File too large'):
+    with full_disk(), atomic.new_folder(tmp_path / 'base', '--out') as folder:
+      bases.save_base(params, folder, t5x)
+  assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_a_full_disk_loses_nothing_that_was_saved(tmp_path):
   experiment = tiny.experiment(tmp_path, TRAIN_STEPS=2)
@@ -222,15 +243,9 @@ def test_a_full_disk_loses_nothing_that_was_saved(tmp_path):
 
   longer = tiny.experiment(tmp_path, TRAIN_STEPS=4)
   setup = experiment_lib.prepare(longer)
-  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
   with contextlib.closing(loop.open_checkpoints(setup)) as checkpointer:
-    # Files may not grow past 4 kB: writes fail as they do on a full disk.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    try:
-      with pytest.raises(errors.UserError, match='cannot be saved'):
-        loop.train(setup, checkpointer, lambda *_: None)
-    finally:
-      resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with full_disk(), pytest.raises(errors.UserError, match='cannot be saved'):
+      loop.train(setup, checkpointer, lambda *_: None)
 
   setup = experiment_lib.prepare(longer)
   with contextlib.closing(loop.open_checkpoints(setup)) as checkpointer:
