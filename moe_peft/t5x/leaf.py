@@ -7,6 +7,7 @@ both engines have the same. Only what holds them together is T5X's.
 """
 
 from collections.abc import Iterator, Mapping
+import math
 from pathlib import Path
 import re
 
@@ -183,6 +184,7 @@ def _engine_macros(
 ) -> Mapping[str, str]:
   """What both engines take from macros, as gin source."""
   model = experiment.model
+  eval_period, checkpoint_period = _periods(experiment)
   values = {
       'INITIAL_CHECKPOINT_PATH': base,
       'MIXTURE_OR_TASK_NAME': experiment.mixture_or_task_name,
@@ -193,9 +195,9 @@ def _engine_macros(
       'BATCH_SIZE': experiment.batch_size,
       'SEED': experiment.seed,
       'BASE_DTYPE': quantized.name_of(experiment.base_dtype),
-      'EVAL_PERIOD': experiment.eval_period or experiment.train_steps,
+      'EVAL_PERIOD': eval_period,
       'EVALUATOR_NUM_EXAMPLES': experiment.eval_examples,
-      'CHECKPOINT_PERIOD': experiment.checkpoint_period,
+      'CHECKPOINT_PERIOD': checkpoint_period,
       'NUM_MODEL_PARTITIONS': experiment.num_model_partitions,
       'LOSS_FACTORS': dict(model.loss_factors),
       'Z_LOSS': model.z_loss,
@@ -206,6 +208,21 @@ def _engine_macros(
   if experiment.num_expert_partitions > 1:
     values['NUM_EXPERT_PARTITIONS'] = experiment.num_expert_partitions
   return {name: repr(value) for name, value in values.items()}
+
+
+def _periods(experiment: experiment_lib.Experiment) -> tuple[int, int]:
+  """Steps between evaluations and between checkpoints.
+
+  T5X asks that one of them is a multiple of the other, and does both at the end
+  of a run too.
+  """
+  evaluation = experiment.eval_period or experiment.train_steps
+  checkpoint = experiment.checkpoint_period
+  least = min(evaluation, checkpoint)
+  return (
+      math.ceil(evaluation / least) * least,
+      math.ceil(checkpoint / least) * least,
+  )
 
 
 def _used(values: list[str], macros: Mapping[str, str]) -> Iterator[str]:

@@ -69,6 +69,7 @@ def test_the_file_says_what_the_experiment_says(base, tmp_path):
   file = _write(
       tmp_path, INITIAL_CHECKPOINT_PATH=str(base), PACKING=True,
       NUM_EXPERT_PARTITIONS=2, AUX_LOSS_FACTOR=0.5, EVAL_EXAMPLES=8,
+      TRAIN_STEPS=30, CHECKPOINT_PERIOD=20, EVAL_PERIOD=0,
   )
   text = file.read_text()
   bound = config_file.bindings(text, file)
@@ -76,6 +77,8 @@ def test_the_file_says_what_the_experiment_says(base, tmp_path):
   macros = config_file.macros(bound)
   assert (macros['NUM_EXPERTS'], macros['RANK']) == ('4', '2')
   assert macros['NUM_EXPERT_PARTITIONS'] == '2'
+  # T5X asks for multiples; both are done at the end of a run too.
+  assert (macros['EVAL_PERIOD'], macros['CHECKPOINT_PERIOD']) == ('40', '20')
   assert "'auxiliary_loss': 0.5" in macros['LOSS_FACTORS']
   assert macros['INITIAL_CHECKPOINT_PATH'] == repr(str(base))
   assert 't5x_expert_partitions.gin' in text
