@@ -102,7 +102,7 @@ def experts(
     path = f'{site.path.rpartition("/")[0]}/{name}'
     spec = sites_lib.low_rank(
         rank=site.spec['rank'], alpha=site.spec['alpha'],
-        in_features=in_features, out_features=out_features,
+        in_features=in_features, out_features=out_features, **layer.part,
     )
     yield sites_lib.AdaptedSite(path, 'LoRA', spec, pair, layer)
 

@@ -39,6 +39,11 @@ class Layer:
   source: str = ''
   scales: 'Layer | None' = None
 
+  @property
+  def part(self) -> dict[str, list[int]]:
+    """What a spec says of the rows: nothing where they are all."""
+    return {} if self.rows is None else {'rows': list(self.rows)}
+
 
 @dataclasses.dataclass(frozen=True)
 class Network:

@@ -230,8 +230,7 @@ def _block_layers(spec, path, layers) -> dict[str, networks.Layer]:
 def _add_sizes(spec, tensors, layer, block_layers) -> None:
   """Adds what the arrays tell to a spec."""
   causal = spec.pop('causal')
-  if layer.rows is not None:
-    spec['rows'] = list(layer.rows)
+  spec.update(layer.part)
   kind = spec['kind']
   if kind in ('low_rank', 'block'):
     prefix = 'wo_' if kind == 'block' else ''

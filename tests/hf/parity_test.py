@@ -39,6 +39,7 @@ SLOW = [
         for method in adapted.METHODS
     ),
     *(('all_kinds', family, 'full') for family in adapted.FAMILIES),
+    ('one_block', 'phi3', 'peft'),  # LoRAs on rows of joined layers.
 ]
 
 
