@@ -155,6 +155,20 @@ def their_tokens(loaded, model: trained_lib.Trained, count: int) -> np.ndarray:
   return np.pad(found, ((0, 0), (0, count - found.shape[1])))
 
 
+def of_last_bits(method: str, family: str) -> float:
+  """How far changes of every parameter's last bit move JAX's own logits."""
+  model = trained(method, family)
+  inputs = fixture.inputs(model)
+  want = _LOGITS(model, model.params, inputs)
+  rng = np.random.default_rng(0)
+  params = {
+      name: np.nextafter(x, x + rng.choice([-1, 1], x.shape).astype(x.dtype))
+      for name, x in model.params.items()
+  }
+  moved = np.abs(_LOGITS(model, params, inputs) - want)
+  return moved.max() / np.abs(want).max()
+
+
 def row(family: str, method: str) -> str:
   """One line of the table."""
   found = []
@@ -166,7 +180,9 @@ def row(family: str, method: str) -> str:
         found.append('refused')
       else:
         tokens = {True: 'same', False: 'OTHER'}[cell.same_tokens]
-        above = '' if cell.equal else ' ABOVE'
+        above = '' if cell.equal else (
+            f' ABOVE (last bits {of_last_bits(method, family):.1e})'
+        )
         found.append(f'{cell.difference:.1e}{above}, {tokens}')
   return f'| {family} | {method} | ' + ' | '.join(found) + ' |\n'
 
@@ -178,7 +194,9 @@ Written by `python -m tests.hf.parity`, which measures the rows that are not
 here yet: the largest difference of logits, torch against JAX, over the largest
 logit, in float32, and whether {TOKENS} tokens of cached greedy generation are
 the same. `merged` is refused where experts are no matrices. Models are tiny,
-with random weights and adapters. Here are {{}} of {{}} rows.
+with random weights and adapters. Beside differences ABOVE the bound stands how
+far the last bits of the parameters move the logits, in JAX alone. Here are {{}}
+of {{}} rows.
 
 """
 _COLUMNS = f"""\
