@@ -79,7 +79,7 @@ def of_sharegpt(row: Mapping[str, Any], place: str) -> Conversation:
         renamed.append(turn)
         continue
       role = turn.get('from')
-      if role not in _SHAREGPT_ROLES:
+      if not isinstance(role, str) or role not in _SHAREGPT_ROLES:
         raise errors.UserError(
             f"'from' is {role!r:.40}, which is none of "
             f'{", ".join(_SHAREGPT_ROLES)}.', place,

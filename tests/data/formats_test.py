@@ -118,6 +118,7 @@ def test_sharegpt_may_have_a_system_message_beside():
     'row, names',
     [
         ({'messages': 'hello'}, ["'hello'"]),
+        ({'conversations': [{'from': ['gpt'], 'value': 'x'}]}, ["['gpt']"]),
         ({'messages': []}, ['assistant']),
         ({'messages': [_USER]}, ["'assistant'", "['user']"]),
         ({'messages': [_USER, {**_ANSWER, 'content': ' '}]}, ['message 2']),
