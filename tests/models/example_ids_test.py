@@ -131,9 +131,9 @@ def test_packed_examples_are_told_their_own_ids(kind):
 @pytest.mark.parametrize('num_beams', [1, 2])
 def test_generation_is_told_ids(kind, num_beams):
   ours, rows = model(kind), batch(kind)
+  made = params(kind)
   generate = jax.jit(lambda ids: ours.generate(
-      params(kind), ours.prompts(rows)[:, :8], 4, num_beams=num_beams,
-      example_ids=ids,
+      made, ours.prompts(rows)[:, :8], 4, num_beams=num_beams, example_ids=ids,
   ))
   ids = rows['example_ids']
   both, first, second = (
