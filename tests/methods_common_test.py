@@ -209,7 +209,7 @@ def names(slow, long):
   ]
 
 
-OTHERS = set(TABLE) - set(FAST)
+NAMES = names(set(TABLE) - set(FAST), CONSTANTS)
 variants = pytest.mark.parametrize(
     'case',
     names(set(DISTINCT) - {'molora'}, set(TABLE) - set(DISTINCT)),
@@ -259,7 +259,7 @@ class Case(NamedTuple):
     return adapted(self.row.layers, **options)
 
 
-@pytest.fixture(scope='module', params=names(OTHERS, CONSTANTS))
+@pytest.fixture(scope='module', params=NAMES)
 def case(request):
   row = TABLE[request.param]
   load(row)
