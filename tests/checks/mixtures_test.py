@@ -140,6 +140,7 @@ def test_flipping_moves_the_experts_and_nothing_else():
   np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.slow
 def test_executions_are_equal():
   mixtures.executions(tiny.adapted(molora.MoLoRA, **OPTIONS))
 

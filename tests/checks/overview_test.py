@@ -5,12 +5,15 @@
 import json
 import re
 
+import pytest
+
 from moe_peft.checks import overview
 from moe_peft.cli import methods
 
 MODEL = '--gin_file=gin/models/tiny_llama.gin'
 
 
+@pytest.mark.slow
 def test_a_row_says_what_a_method_is_on_a_model(capsys):
   methods.main([
       MODEL, '--gin.NAME=SCAN_LAYERS=True', '--budget=30000', '--json', 'lora',
@@ -43,6 +46,7 @@ def test_the_table_has_a_line_for_each_and_a_reason_for_others(capsys):
   assert {'lora', 'goat', 'full'} <= set(overview.names())
 
 
+@pytest.mark.slow
 def test_a_share_is_one_of_the_base_and_llama_cpp_has_no_dora(capsys):
   scan = '--gin.NAME=SCAN_LAYERS=True'
   methods.main([MODEL, scan, '--json', 'full'])

@@ -5,6 +5,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from moe_peft.core import expert_losses
 from moe_peft.core import routing
@@ -41,6 +42,7 @@ def sown(cls, lora_b):
   return value, np.asarray(weights), params, grads
 
 
+@pytest.mark.slow
 def test_orthogonality_is_that_of_the_outputs():
   lora_b = jax.random.normal(jax.random.key(2), (3, 2, 4))
   for cls in (molora.MoLoRA, hydralora.HydraLoRA):

@@ -199,6 +199,7 @@ def router_inputs(folder):
   return [x.shape[1] for path, x in params.items() if path.endswith('lora_a')]
 
 
+@pytest.mark.slow
 def test_experts_that_do_not_train_must_come_with_the_base(tmp_path):
   base = make_base(tmp_path / 'base', 0)
   load(tmp_path / 'x', 'bank', INITIAL_CHECKPOINT_PATH=base)

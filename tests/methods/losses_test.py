@@ -7,6 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from moe_peft.core import inject
 from moe_peft.core import losses
@@ -92,6 +93,7 @@ def consistency_of(path, adapter, noise=0.0):
   return losses.collect(state['intermediates'])['consistency_loss']
 
 
+@pytest.mark.slow
 def test_consistency_is_zero_without_randomness():
   adapter = functools.partial(molora.MoLoRA, num_experts=3, rank=2)
   np.testing.assert_allclose(consistency_of('.*/wo', adapter), 0, atol=1e-6)

@@ -50,6 +50,7 @@ def _encoder_decoder(dtype):
   return run, {'params': variables['params']}, lambda x: (_tokens(3), x, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'make', [_decoder, pytest.param(_encoder_decoder, marks=pytest.mark.long)]
 )

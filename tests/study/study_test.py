@@ -310,6 +310,7 @@ def test_rows_of_several_machines_are_merged(tmp_path, monkeypatch, capsys):
     study.main([*command, both[1]])
 
 
+@pytest.mark.slow
 def test_a_claim_says_its_power_and_ends_what_the_look_decides(
     tmp_path, monkeypatch, capsys
 ):

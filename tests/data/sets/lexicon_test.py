@@ -23,6 +23,7 @@ def _rows(task):
   return registration.RECORDS[task].rows_fn()
 
 
+@pytest.mark.slow
 def test_no_dictionary_word_is_in_two_splits_of_any_tasks():
   # Read from the texts, not from what the builders say about them.
   known = lexicon.load().split
