@@ -199,8 +199,14 @@ def test_what_is_computed_otherwise_than_in_floats_is_named(value, tmp_path):
     import_base.import_base(folder, tmp_path / 'base')
 
 
-def test_floats_that_would_be_quantized_at_load_are_floats(tmp_path, caplog):
-  quantization = {'quant_method': 'bitsandbytes', 'load_in_4bit': True}
+@pytest.mark.parametrize(
+    'quantization',
+    [{'quant_method': 'bitsandbytes', 'load_in_4bit': True},
+     {'load_in_8bit': True}],
+)
+def test_floats_that_would_be_quantized_at_load_are_floats(
+    quantization, tmp_path, caplog
+):
   folder = llama(tmp_path / 'hf', quantization_config=quantization)
   import_base.import_base(folder, tmp_path / 'base', file_format='safetensors')
   assert str(folder / 'config.json') in caplog.text
@@ -239,28 +245,36 @@ def test_fields_of_a_tokenizer_are_typed(field, value, tmp_path):
     import_base.import_base(folder, tmp_path / 'base')
 
 
-@pytest.mark.parametrize('wrong', ['twice', 'elsewhere', 'nowhere'])
+@pytest.mark.parametrize('wrong', ['', 'twice', 'elsewhere', 'nowhere'])
 def test_shards_hold_what_their_index_says(wrong, tmp_path):
   folder = llama(tmp_path / 'hf')
   whole = folder / 'model.safetensors'
   tensors = safetensors_numpy.load_file(whole)
   whole.unlink()
-  first, *others = tensors
-  places = {first: 'a.safetensors', **dict.fromkeys(others, 'b.safetensors')}
-  parts = {'a': [first], 'b': list(tensors) if wrong == 'twice' else others}
-  for name, held in parts.items():
-    safetensors_numpy.save_file(
-        {k: tensors[k] for k in held}, folder / f'{name}.safetensors'
-    )
+  norm = 'model.norm.weight'
+  first, *others = (name for name in tensors if name != norm)
+  held = {'a.safetensors': [norm, first], 'b.safetensors': others}
+  places = {name: file for file, names in held.items() for name in names}
+  # Converters leave a tensor that shares its memory out of the shards alone.
+  places['model.shared.weight'] = 'b.safetensors'
+  if wrong == 'twice':
+    others.append(norm)
+  elif wrong == 'elsewhere':
+    places[norm] = 'b.safetensors'
+  elif wrong == 'nowhere':
+    held['a.safetensors'].remove(norm)
+  for file, names in held.items():
+    safetensors_numpy.save_file({k: tensors[k] for k in names}, folder / file)
   index = folder / 'model.safetensors.index.json'
   index.write_text(json.dumps({'weight_map': places}))
-  if wrong != 'twice':
-    import_base.import_base(folder, tmp_path / 'a', file_format='safetensors')
-    places[first if wrong == 'elsewhere' else 'x'] = 'b.safetensors'
-    index.write_text(json.dumps({'weight_map': places}))
-  where = folder / 'b.safetensors' if wrong == 'twice' else index
-  with refusals.refused(where, first if wrong != 'nowhere' else 'x'):
-    import_base.import_base(folder, tmp_path / 'base')
+  where = {'twice': folder / 'b.safetensors', 'elsewhere': index}
+  with (
+      refusals.refused(where.get(wrong, 'config.json'), norm)
+      if wrong else contextlib.nullcontext()
+  ):
+    import_base.import_base(
+        folder, tmp_path / 'base', file_format='safetensors'
+    )
 
 
 def test_a_llama_begins_and_ends_with_its_own_tokens(tmp_path):

@@ -129,9 +129,13 @@ class Renamed:
 def _sharded(index: Path) -> tensor_files.TensorFiles:
   """Opens the shards of an index, all of which lie beside it.
 
+  Names that no shard holds are passed over: converters leave a tensor out that
+  shares its memory with another, but not of the index (flan-T5 XL, issue 9028
+  of llama.cpp). What a model lacks then, `check_shapes` says.
+
   Raises:
-    errors.UserError: A shard is damaged, lies elsewhere, or does not hold what
-      the index says.
+    errors.UserError: A shard is damaged, lies elsewhere, or holds what another
+      one should by the index.
   """
   weights = read_json(index).get('weight_map')
   named = weights if isinstance(weights, dict) else {'': None}
@@ -145,10 +149,11 @@ def _sharded(index: Path) -> tensor_files.TensorFiles:
   shards = [index.parent / name for name in sorted(set(named.values()))]
   found = tensor_files.TensorFiles(shards)
   for name, file in named.items():
-    if found.files.get(name) != index.parent / file:
+    holds = found.files.get(name)
+    if holds not in (None, index.parent / file):
       raise errors.UserError(
-          f'{file} does not hold {name}, as {index} says.', where=index,
-          remedy='Fetch the folder again.',
+          f'{holds.name} holds {name}, and not {file}, as {index} says.',
+          where=index, remedy='Fetch the folder again.',
       )
   return found
 

@@ -195,6 +195,8 @@ def _unquantized(file: Path, config: Mapping[str, Any]) -> dict[str, Any]:
   kind = quantization
   if isinstance(quantization, dict):
     kind = quantization.get('quant_method')
+    if True in map(quantization.get, ('load_in_4bit', 'load_in_8bit')):
+      kind = 'bitsandbytes'  # As transformers has it: old files say no more.
   if kind != 'bitsandbytes':
     raise base_config.unsupported(
         name, kind, 'none, such as the float32 or bfloat16 files of the model'

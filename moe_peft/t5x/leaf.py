@@ -159,6 +159,11 @@ def _check(experiment: experiment_lib.Experiment) -> None:
         where='experiment.Experiment.objective',
         remedy='Train it with python -m moe_peft train.',
     )
+  if not experiment.train_steps:
+    raise errors.UserError(
+        'A run of T5X without a step scores nothing.', where='TRAIN_STEPS',
+        remedy='Score the model with python -m moe_peft train.',
+    )
   if experiment.base_dtype in quantized.KINDS:
     raise errors.UserError(
         'T5X restores a base as floats.',

@@ -102,11 +102,16 @@ def test_a_base_that_t5x_cannot_restore_is_written_beside(base, tmp_path):
     _write(tmp_path, INITIAL_CHECKPOINT_PATH=str(tmp_path / 'flat'))
 
 
-def test_parts_of_a_step_mean_something_else_there(base, tmp_path):
-  with refusals.refused('NUM_MICROBATCHES', 'T5X'):
-    experiment = tiny.experiment(tmp_path, NUM_MICROBATCHES=2)
+@pytest.mark.parametrize(
+    ('macro', 'value'), [('NUM_MICROBATCHES', 2), ('TRAIN_STEPS', 0)]
+)
+def test_what_means_something_else_there_is_refused(
+    macro, value, base, tmp_path
+):
+  experiment = tiny.experiment(tmp_path, **{macro: value})
+  with refusals.refused(macro, 'T5X'):
     leaf.make(experiment, gin.config_str(), str(base), tmp_path / 'leaf.gin')
-  with refusals.refused('NUM_MICROBATCHES', 'T5X'):
+  with refusals.refused(macro, 'T5X'):
     leaf.base_of(experiment, tmp_path / 'leaf.base')
   assert not (tmp_path / 'leaf.base').exists()
 
