@@ -197,7 +197,7 @@ def _logits(run_dir, batch, masks):
         ),
         pytest.param('adamix', {'NUM_EXPERTS': 4}, marks=pytest.mark.long),
         pytest.param('mode', {'NUM_EXPERTS': 4}, marks=pytest.mark.long),
-        pytest.param('mixlora', {'NUM_EXPERTS': 4}, marks=pytest.mark.long),
+        ('mixlora', {'NUM_EXPERTS': 4}),
     ],
 )
 def test_a_pruned_run_is_the_masked_one(tmp_path, method, bindings, capsys):
@@ -229,7 +229,7 @@ def test_a_pruned_run_is_the_masked_one(tmp_path, method, bindings, capsys):
   assert 'This run was pruned' in text and 'past_tense' in text
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_scores_of_another_step_are_measured_anew(
     tmp_path, monkeypatch, capsys
 ):
