@@ -17,7 +17,7 @@ from moe_peft.core import tokens
 # Indices of the examples, and model features with rows of filling behind them.
 IndexedBatch = tuple[list[int], dict[str, np.ndarray]]
 # Lengths of short batches are multiples of it.
-_LENGTH_STEP = 32
+LENGTH_STEP = 32
 
 
 def whole(dataset: tf.data.Dataset, size: int) -> Iterator[IndexedBatch]:
@@ -67,4 +67,4 @@ def _kept(batch: Mapping[str, np.ndarray], stack: str) -> int:
   """
   used = np.flatnonzero(tokens.in_batch(batch, stack).any(axis=0))
   last = used[-1] + 1 if used.size else 1
-  return -(-last // _LENGTH_STEP) * _LENGTH_STEP
+  return -(-last // LENGTH_STEP) * LENGTH_STEP

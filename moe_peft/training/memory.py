@@ -6,7 +6,7 @@ A host that lacks memory ends a process without a word, long after the start.
 Only what every compiler must keep is counted, so what passes may fail as well.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 import contextlib
 import math
 import os
@@ -30,10 +30,12 @@ def limit(device: jax.Device) -> int | None:
   return (device.memory_stats() or {}).get('bytes_limit')
 
 
-def of_devices(devices: Iterable[jax.Device]) -> int:
-  """Bytes of all devices, those of the host once."""
-  known = [limit(device) for device in devices]
-  return sum(x or 0 for x in known) + (of_host() if None in known else 0)
+def of_devices(devices: Iterable[jax.Device]) -> float:
+  """Bytes of all devices, of CPUs the host's; without end if one is silent."""
+  devices = list(devices)
+  if devices[0].platform == 'cpu':
+    return of_host()
+  return sum(limit(device) or math.inf for device in devices)
 
 
 def of_host(groups: Path = Path('/sys/fs/cgroup')) -> int:
@@ -47,10 +49,8 @@ def of_host(groups: Path = Path('/sys/fs/cgroup')) -> int:
 
 def num_bytes(tree: Any) -> int:
   """Bytes of all arrays of a tree, or of their shapes."""
-  return sum(
-      math.prod(x.shape) * jax.numpy.dtype(x.dtype).itemsize
-      for x in jax.tree.leaves(tree)
-  )
+  leaves = jax.tree.leaves(tree)
+  return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
 
 
 def check_state(
@@ -87,44 +87,49 @@ def check_state(
 def check_products(
     jaxpr: core.Jaxpr,
     rows: int,
-    at_once: Mapping[str, int],
+    macro: str,
     devices: Iterable[jax.Device],
+    parts: int = 1,
 ) -> None:
   """Checks that the largest product of matrices fits.
 
   Args:
     jaxpr: The program of a batch.
     rows: The rows of that batch.
-    at_once: How many rows are computed together, by the macro that says so.
-    devices: Where.
+    macro: What says how many there are.
+    devices: Where it is computed.
+    parts: In how many parts, one after the other.
 
   Raises:
     errors.UserError: If the devices have less memory.
   """
   of_rows = (x for x in _products(jaxpr) if x.shape[:1] == (rows,))
   largest = max(of_rows, key=num_bytes, default=None)
-  there = of_devices(devices)
-  for macro, count in at_once.items():
-    needed = 0 if largest is None else num_bytes(largest) * count // rows
-    if needed <= there:
-      continue
-    values = ' or '.join(
-        f'{x} = {gin_files.macro(x)}'
-        for x in (macro, 'TASK_FEATURE_LENGTHS', *_SIZES)
-        if x in gin_files.macros()
-    )
-    raise errors.UserError(
-        f'One array alone, {[count, *largest.shape[1:]]}, takes '
-        f'{_gib(needed)}, and there are {_gib(there)} of memory.',
-        where=macro, remedy=f'Lower {values}.',
-    )
+  if largest is None:
+    return
+  needed, there = num_bytes(largest) // parts, of_devices(devices)
+  if needed <= there:
+    return
+  values = ' or '.join(
+      f'{x} = {gin_files.macro(x)}'
+      for x in (macro, 'TASK_FEATURE_LENGTHS', *_SIZES)
+      if x in gin_files.macros()
+  )
+  raise errors.UserError(
+      f'One array alone, {[rows // parts, *largest.shape[1:]]}, takes '
+      f'{_gib(needed)}, and there are {_gib(there)} of memory.',
+      where=macro, remedy=f'Lower {values}.',
+  )
 
 
 def _products(jaxpr: core.Jaxpr) -> Iterable[Any]:
-  """Shapes of what matrix products make; no compiler leaves them out."""
+  """Shapes of what sums of products make; no compiler leaves them out."""
   for eqn in jaxpr.eqns:
     if eqn.primitive.name == 'dot_general':
-      yield eqn.outvars[0].aval
+      (summed, _), _ = eqn.params['dimension_numbers']
+      # Outer products are made where they are read.
+      if math.prod(eqn.invars[0].aval.shape[axis] for axis in summed) > 1:
+        yield eqn.outvars[0].aval
     for inner in core.jaxprs_in_params(eqn.params):
       yield from _products(inner)
 

@@ -42,7 +42,7 @@ def evaluate_run(split: str | None = None) -> None:
   if split is None and 'test' in catalog.splits_of(experiment.eval_name):
     experiment = dataclasses.replace(experiment, eval_split='test')
   split = experiment.eval_split
-  setup, params = restore(experiment)
+  setup, params = restore(experiment, check=scoring.check)
   evaluator = scoring.make_evaluator(setup)
   # `params` would not do: full fine-tuning has changed their base.
   base = scoring.base_params({**setup.trainable, **setup.frozen})
@@ -169,14 +169,17 @@ def save_base(out: Path, force: bool = False, t5x: bool = False) -> None:
 
 
 def restore(
-    experiment: experiment_lib.Experiment,
+    experiment: experiment_lib.Experiment, **options: Any
 ) -> tuple[experiment_lib.Setup, Mapping[str, Any]]:
   """The experiment on its devices and its newest flat parameters.
 
+  Args:
+    experiment: The experiment.
+    **options: Of `experiment.prepare`.
+
   Raises:
-    errors.UserError: If there is no checkpoint, or a batch of scores is larger
-      than the memory.
+    errors.UserError: If there is no checkpoint.
   """
-  setup = experiment_lib.prepare(experiment, check=scoring.check)
+  setup = experiment_lib.prepare(experiment, **options)
   with contextlib.closing(loop.open_checkpoints(setup)) as checkpointer:
     return setup, loop.restore_params(setup, checkpointer)

@@ -14,6 +14,7 @@ from moe_peft.core import trainable
 from moe_peft.data import catalog
 from moe_peft.data import converters
 from moe_peft.data import example_ids
+from moe_peft.evaluation import batches
 from moe_peft.evaluation import evaluator as evaluator_lib
 from moe_peft.models import language_model
 from moe_peft.runs import results_file
@@ -56,6 +57,9 @@ def make_evaluator(setup: experiment_lib.Setup) -> evaluator_lib.Evaluator:
 def check(setup: experiment_lib.Setup) -> None:
   """Checks that the scores of a batch fit into memory; computes nothing.
 
+  The batch is as short as `batches.short` makes any: how long rows are is not
+  known before they are read.
+
   Raises:
     errors.UserError: If they cannot.
   """
@@ -67,7 +71,9 @@ def check(setup: experiment_lib.Setup) -> None:
   if experiment.example_ids is not None:
     lengths = converters.with_ids(lengths, pack=False)
   batch = {
-      name: jax.ShapeDtypeStruct((rows, length), jnp.int32)
+      name: jax.ShapeDtypeStruct(
+          (rows, min(length, batches.LENGTH_STEP)), jnp.int32
+      )
       for name, length in lengths.items()
   }
   with setup.context():
@@ -75,7 +81,7 @@ def check(setup: experiment_lib.Setup) -> None:
         lambda params, batch: model.score(trainable.unflatten(params), batch)
     )({**setup.trainable, **setup.frozen}, batch)
   memory.check_products(
-      program.jaxpr, rows, {'EVAL_BATCH_SIZE': rows}, setup.mesh.devices.flat
+      program.jaxpr, rows, 'EVAL_BATCH_SIZE', setup.mesh.devices.flat
   )
 
 

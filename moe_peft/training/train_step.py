@@ -142,11 +142,9 @@ def check(setup: experiment_lib.Setup) -> None:
   devices = list(setup.mesh.devices.flat)
   memory.check_state(setup.trainable, setup.frozen, opt_state, devices)
   rows = experiment.batch_size * math.prod(experiment.objective.row_shape)
-  at_once = {
-      'BATCH_SIZE': rows // experiment.num_microbatches,
-      'EVAL_BATCH_SIZE': experiment.eval_batch_size,
-  }
-  memory.check_products(program.jaxpr, rows, at_once, devices)
+  memory.check_products(
+      program.jaxpr, rows, 'BATCH_SIZE', devices, experiment.num_microbatches
+  )
 
 
 def make_train_step(setup: experiment_lib.Setup) -> TrainStep:

@@ -2,6 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What surely does not fit into memory is said before anything is made."""
 
+import types
+
+import jax
+import jax.numpy as jnp
 import pytest
 
 from moe_peft.training import memory
@@ -41,7 +45,18 @@ def test_batches_of_evaluations_alone(tmp_path):
   """They are refused before the base or a checkpoint is read."""
   tiny.load(tmp_path, EVAL_BATCH_SIZE=FAR)
   with refused('EVAL_BATCH_SIZE', f'[{FAR}, '):
+    restored.evaluate_run('validation')
+  with refused(str(tmp_path)):  # Nothing is scored; there is no checkpoint.
     restored.restore(run.build())
+
+
+def test_batches_of_evaluations_are_as_short_as_their_rows(tmp_path):
+  """Of full length the MLP alone would take two GiB."""
+  lengths = {'inputs': 4096, 'targets': 16}
+  tiny.load(
+      tmp_path, BATCH_SIZE=1, EVAL_BATCH_SIZE=4096, TASK_FEATURE_LENGTHS=lengths
+  )
+  run.experiment_lib.prepare(run.build(), check=run._check)
 
 
 def test_parts_of_a_batch_need_less(tmp_path, monkeypatch):
@@ -54,6 +69,39 @@ def test_parts_of_a_batch_need_less(tmp_path, monkeypatch):
         run.experiment_lib.prepare(run.build(), check=run.train_step.check)
     else:
       run.train_step.check(run.experiment_lib.lay_out(run.build()))
+
+
+@pytest.mark.parametrize(
+    ('spec', 'y', 'is_kept'), [('b,d->bd', (9,), False),
+                               ('bc,cd->bd', (2, 9), True)],
+)  # fmt: skip
+def test_outer_products_are_not_kept(spec, y, is_kept):
+  x = jax.ShapeDtypeStruct((2**28, 2)[: len(y)], jnp.float32)
+  product = jax.make_jaxpr(lambda x, y: jnp.einsum(spec, x, y))(
+      x, jax.ShapeDtypeStruct(y, jnp.float32)
+  )
+  check = lambda: memory.check_products(
+      product.jaxpr, 2**28, 'BATCH_SIZE', jax.devices()
+  )
+  if is_kept:
+    with refused('BATCH_SIZE', f'[{2**28}, 9]'):
+      check()
+  else:
+    check()
+
+
+def test_devices_that_say_nothing_are_not_the_host():
+  card = lambda stats: types.SimpleNamespace(
+      platform='gpu', memory_stats=lambda: stats
+  )
+  assert memory.of_devices([card({'bytes_limit': 5})] * 2) == 10
+  assert memory.of_devices([card(None)]) == memory.of_devices([card({})])
+  assert memory.of_devices([card(None)]) > 2**60
+  assert memory.of_devices(jax.devices()) == 2**30
+
+
+def test_keys_have_sizes():
+  assert memory.num_bytes([jax.random.key(0), jnp.zeros(2, jnp.int8)]) == 10
 
 
 def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):
