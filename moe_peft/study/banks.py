@@ -54,9 +54,8 @@ def stages(runs: Sequence[StudyRun]) -> list[list[StudyRun]]:
   """The runs, those first that others need: seed by seed, if any needs some."""
   if not any(run.configuration.depth for run in runs):
     return [list(runs)]
-  key = lambda run: (
-      run.configuration.seeds.index(run.seed), run.configuration.depth
-  )
+  seeds = list(dict.fromkeys(run.seed for run in runs))
+  key = lambda run: (seeds.index(run.seed), run.configuration.depth)
   grouped = itertools.groupby(sorted(runs, key=key), key)
   return [list(group) for _, group in grouped]
 

@@ -123,6 +123,12 @@ def _read(file: Path, options: StudyOptions, folder: Path) -> Configuration:
         f'{file} sets BANK_OF, and {min(grid)} is tuned.', 'TUNE',
         'Tune the files that the bank is made of.',
     )
+  base = macros.get('INITIAL_CHECKPOINT_PATH')
+  if bank_of and base is None:
+    raise errors.UserError(
+        f'{file} sets BANK_OF, and trains on no base.',
+        'INITIAL_CHECKPOINT_PATH', 'Name that of the files of the bank.',
+    )
   _check_split(macros, options.split)
   declared = _seeds(file, macros.get('SEEDS', _DEFAULT_SEEDS))
   seeds = options.seeds or declared
@@ -144,7 +150,7 @@ def _read(file: Path, options: StudyOptions, folder: Path) -> Configuration:
       tuning.read(file, macros, seeds, len(trials)),
       declared,
       bank_of,
-      macros.get('INITIAL_CHECKPOINT_PATH'),
+      base,
   )
 
 

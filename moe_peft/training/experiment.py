@@ -251,14 +251,14 @@ def lay_out(
 def prepare(
     experiment: Experiment,
     devices: Sequence[jax.Device] | None = None,
-    check: Callable[[Setup], None] = lambda setup: None,
+    checks: Sequence[Callable[[Setup], None]] = (),
 ) -> Setup:
   """Builds the model on its devices and restores its base.
 
   Args:
     experiment: The experiment.
     devices: The devices, all of `jax.devices()` by default.
-    check: What more to check of the shapes, before arrays are made.
+    checks: What more to check of the shapes, before arrays are made.
 
   Raises:
     errors.UserError: As `lay_out`, and for a base of another shape, an
@@ -273,7 +273,8 @@ def prepare(
   partitioning.check_batch_size(
       experiment.eval_batch_size, setup.mesh, 'EVAL_BATCH_SIZE'
   )
-  check(setup)
+  for check in checks:
+    check(setup)
   structs = {**setup.trainable, **setup.frozen}
   path = experiment.initial_checkpoint_path
   # It may hold adapters too: experts that were trained elsewhere.

@@ -42,7 +42,7 @@ def evaluate_run(split: str | None = None) -> None:
   if split is None and 'test' in catalog.splits_of(experiment.eval_name):
     experiment = dataclasses.replace(experiment, eval_split='test')
   split = experiment.eval_split
-  setup, params = restore(experiment, check=scoring.check)
+  setup, params = restore(experiment, checks=(scoring.check,))
   evaluator = scoring.make_evaluator(setup)
   # `params` would not do: full fine-tuning has changed their base.
   base = scoring.base_params({**setup.trainable, **setup.frozen})

@@ -139,15 +139,6 @@ def configured() -> experiment_lib.Experiment:
     return gin.get_configurable(experiment_lib.Experiment)()
 
 
-def _check(setup: experiment_lib.Setup) -> None:
-  train_step.check(setup)
-  experiment = setup.experiment
-  trained = experiment.batch_size if experiment.train_steps else 0
-  # Fewer rows than a step trains, and no longer ones, need no more than it.
-  if experiment.eval_batch_size * experiment.num_microbatches > trained:
-    scoring.check(setup)
-
-
 def _shapes(macro: str, size: int) -> Mapping[str, Any]:
   """Shapes of the parameters if a macro of the configuration is `size`."""
   gin_files.load_again(f'{macro}={size}')
@@ -162,7 +153,9 @@ class _Session:
   def __init__(self, experiment: experiment_lib.Experiment):
     self._experiment, self._dir = experiment, experiment.run_dir
     self._start = time.monotonic()
-    self._setup = experiment_lib.prepare(experiment, check=_check)
+    self._setup = experiment_lib.prepare(
+        experiment, checks=(train_step.check, scoring.check)
+    )
     self._lock = run_lock.take(self._dir)
     self._checkpointer = loop.open_checkpoints(self._setup)
     self._evaluator = scoring.make_evaluator(self._setup)

@@ -41,6 +41,9 @@ def ran(monkeypatch):
   return commands
 
 
+BASE = 'bases/any'
+
+
 def write_files(folder):
   """Two experts, two gates, and two arms over the bank."""
   for name, bank_of in {
@@ -48,7 +51,9 @@ def write_files(folder):
       'b_gates': ('z_gate',), 'c_router': ('two', 'one'),
   }.items():
     more = {'BANK_OF': bank_of} if bank_of else {}
-    study_test.write_study(folder, name, SEEDS=(3, 4), **more)
+    study_test.write_study(
+        folder, name, SEEDS=(3, 4), INITIAL_CHECKPOINT_PATH=BASE, **more
+    )
 
 
 def test_arms_wait_for_their_experts_seed_by_seed(tmp_path, ran):
@@ -67,7 +72,7 @@ def test_arms_wait_for_their_experts_seed_by_seed(tmp_path, ran):
   ]
   module, folder, arguments = ran[2]
   assert module == 'moe_peft' and arguments == [
-      'bank', 'build', '--base=None', f'--out={folder}/bank', '--force',
+      'bank', 'build', f'--base={BASE}', f'--out={folder}/bank', '--force',
       '--trust_gin',
       *(f'--from={name}={out}/{name}/seed3' for name in ('two', 'one')),
   ]
@@ -115,13 +120,31 @@ def test_banks_that_cannot_be_are_named_before_anything_runs(tmp_path, ran):
       ((), ['empty']),
       ('one', ['one']),
   ):
-    study_test.write_study(folder, 'two', BANK_OF=bank_of)
+    study_test.write_study(
+        folder, 'two', BANK_OF=bank_of, INITIAL_CHECKPOINT_PATH=BASE
+    )
     with refusals.refused('BANK_OF', *names):
       study.main(command)
   study_test.write_study(folder, 'two', BANK_OF=('one',))
   with refusals.refused('TUNE', 'two.gin', 'ALPHA'):
     study.main([*command, '--tune', 'ALPHA=1.0,2.0'])
+  with refusals.refused('INITIAL_CHECKPOINT_PATH', 'two.gin', 'BANK_OF'):
+    study.main(command)
   assert not ran
+
+
+def test_seeds_may_be_in_another_order_in_each_file(tmp_path):
+  def runs(name, seeds, depth):
+    c = configurations.Configuration(
+        tmp_path / f'{name}.gin', tmp_path / name, seeds, [{}], {}, False,
+        depth=depth,
+    )
+    return [c.run(seed, {}, 'test') for seed in seeds]
+
+  stages = banks.stages([*runs('over', (0, 1), 1), *runs('expert', (1, 0), 0)])
+  assert [[(r.configuration.name, r.seed) for r in x] for x in stages] == [
+      [('expert', 0)], [('over', 0)], [('expert', 1)], [('over', 1)]
+  ]
 
 
 def test_a_bank_of_many_names_has_a_short_one(tmp_path):

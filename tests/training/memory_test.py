@@ -56,7 +56,9 @@ def test_batches_of_evaluations_are_as_short_as_their_rows(tmp_path):
   tiny.load(
       tmp_path, BATCH_SIZE=1, EVAL_BATCH_SIZE=4096, TASK_FEATURE_LENGTHS=lengths
   )
-  run.experiment_lib.prepare(run.build(), check=run._check)
+  run.experiment_lib.prepare(
+      run.build(), checks=(run.train_step.check, run.scoring.check)
+  )
 
 
 def test_parts_of_a_batch_need_less(tmp_path, monkeypatch):
@@ -66,7 +68,9 @@ def test_parts_of_a_batch_need_less(tmp_path, monkeypatch):
     tiny.load(tmp_path, BATCH_SIZE=2048, NUM_MICROBATCHES=parts)
     if parts == 1:
       with refused('BATCH_SIZE'):
-        run.experiment_lib.prepare(run.build(), check=run.train_step.check)
+        run.experiment_lib.prepare(
+            run.build(), checks=[run.train_step.check]
+        )
     else:
       run.train_step.check(run.experiment_lib.lay_out(run.build()))
 
