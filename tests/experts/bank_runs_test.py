@@ -148,7 +148,6 @@ def test_gates_are_trained_apart_and_compete(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_commands_lead_from_a_decoder_to_a_router_over_its_loras(tmp_path):
   """Runs, PEFT folders, a bank of these, a router, scores and an export."""
   words = small_tokenizers.byte_level()
