@@ -115,12 +115,8 @@ def measure(
   cases = executions(layer, num_experts, rank)
   if methods:
     cases |= of_gin_files(layer, progress)
-  sizes = {
-      'features': features,
-      'tokens': tokens,
-      'num_experts': num_experts,
-      'rank': rank,
-  }
+  sizes = {'features': features, 'tokens': tokens, 'num_experts': num_experts,
+           'rank': rank}
   with contextlib.ExitStack() as stack:
     torch_cases = peers.start(
         options,
@@ -235,10 +231,12 @@ class Layer:
       )
       return adapter.clone(site=site)
 
-    def function(params, kernel, inputs, key):
+    def function(params, frozen, inputs, key):
+      kernel, others = frozen
+      whole = traverse_util.unflatten_dict({**params, **others}, sep='/')
       call = functools.partial(
           at(kernel).apply,
-          {'params': params},
+          {'params': whole},
           tokens=tokens,
           rngs={'dropout': key},
           mutable=['intermediates'],
@@ -247,28 +245,19 @@ class Layer:
         return call(inputs, inputs)[0] @ kernel
       return call(inputs, inputs @ kernel)[0]
 
+    keys = {'params': self._key, 'dropout': self._key}
     shapes = jax.eval_shape(
-        at(self.kernel).init,
-        {'params': self._key, 'dropout': self._key},
-        self.inputs,
-        self.inputs,
-        tokens,
+        at(self.kernel).init, keys, self.inputs, self.inputs, tokens
     )['params']
     # Not the initial values: zeros could be simplified away.
     rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda x: 0.02 * rng.standard_normal(x.shape, np.float32), shapes
-    )
-    flat = traverse_util.flatten_dict(params, sep='/')
-    some = {k: v for k, v in flat.items() if k.startswith(trained)}
-    frozen = self.kernel, {k: v for k, v in flat.items() if k not in some}
-
-    def of_some(params, frozen, inputs, key):
-      kernel, others = frozen
-      whole = traverse_util.unflatten_dict({**params, **others}, sep='/')
-      return function(whole, kernel, inputs, key)
-
-    return self.case(of_some, some, frozen)
+    params = {
+        path: 0.02 * rng.standard_normal(x.shape, np.float32)
+        for path, x in traverse_util.flatten_dict(shapes, sep='/').items()
+    }
+    some = {k: v for k, v in params.items() if k.startswith(trained)}
+    frozen = self.kernel, {k: v for k, v in params.items() if k not in some}
+    return self.case(function, some, frozen)
 
 
 class _Case(timing.Compiled):
