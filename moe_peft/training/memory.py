@@ -11,6 +11,7 @@ import contextlib
 import math
 import os
 from pathlib import Path
+import re
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from moe_peft import gin_files
 
 # Of a container, in the two versions of control groups.
 _LIMITS = ('memory.max', 'memory/memory.limit_in_bytes')
+_SWAP = re.compile(r'^SwapTotal:\s+(\d+) kB', re.MULTILINE)
 # Sizes of a method; any of them may be the one that is far too large.
 _SIZES = ('NUM_EXPERTS', 'RANK')
 
@@ -38,13 +40,18 @@ def of_devices(devices: Iterable[jax.Device]) -> float:
   return sum(limit(device) or math.inf for device in devices)
 
 
-def of_host(groups: Path = Path('/sys/fs/cgroup')) -> int:
-  """Bytes of the host's memory, or those that its container may use."""
+def of_host(
+    groups: Path = Path('/sys/fs/cgroup'), meminfo: Path = Path('/proc/meminfo')
+) -> int:
+  """Bytes of the host's memory, or those of its container, and of all swap."""
   found = [os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')]
   for name in _LIMITS:
     with contextlib.suppress(OSError, ValueError):  # No limit is `max`.
       found.append(int((groups / name).read_text()))
-  return min(found)
+  swap = 0
+  with contextlib.suppress(OSError):  # Linux alone has it.
+    swap = sum(1024 * int(x) for x in _SWAP.findall(meminfo.read_text()))
+  return min(found) + swap
 
 
 def num_bytes(tree: Any) -> int:

@@ -110,8 +110,12 @@ def test_keys_have_sizes():
 
 def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):
   monkeypatch.undo()
-  everything = memory.of_host(tmp_path)
+  meminfo = tmp_path / 'meminfo'
+  of_host = lambda: memory.of_host(tmp_path, meminfo)
+  everything = of_host()
   (tmp_path / 'memory.max').write_text('max\n')
-  assert memory.of_host(tmp_path) == everything > 2**20
+  assert of_host() == everything > 2**20
   (tmp_path / 'memory.max').write_text('1048576\n')
-  assert memory.of_host(tmp_path) == 2**20
+  assert of_host() == 2**20
+  meminfo.write_text('MemTotal:  99 kB\nSwapTotal:      1024 kB\n')
+  assert of_host() == 2**21
