@@ -52,10 +52,8 @@ def test_batches_of_evaluations_alone(tmp_path):
 
 def test_batches_of_evaluations_are_as_short_as_their_rows(tmp_path):
   """Of full length the MLP alone would take two GiB."""
-  lengths = {'inputs': 4096, 'targets': 16}
-  tiny.load(
-      tmp_path, BATCH_SIZE=1, EVAL_BATCH_SIZE=4096, TASK_FEATURE_LENGTHS=lengths
-  )
+  lengths = {'inputs': 2048, 'targets': 16}
+  tiny.load(tmp_path, EVAL_BATCH_SIZE=8192, TASK_FEATURE_LENGTHS=lengths)
   run.experiment_lib.prepare(
       run.build(), checks=(run.train_step.check, run.scoring.check)
   )
