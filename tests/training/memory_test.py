@@ -46,7 +46,7 @@ def test_batches_of_evaluations_alone(tmp_path):
   tiny.load(tmp_path, EVAL_BATCH_SIZE=FAR)
   with refused('EVAL_BATCH_SIZE', f'[{FAR}, '):
     restored.evaluate_run('validation')
-  with refused(str(tmp_path)):  # Nothing is scored; there is no checkpoint.
+  with refused(tmp_path / 'checkpoints'):  # Here nothing is scored.
     restored.restore(run.build())
 
 
