@@ -104,7 +104,7 @@ def test_evaluate_scores_another_split(run_dir, capsys):
 
 
 def test_evaluate_takes_a_split_that_there_is(run_dir, monkeypatch):
-  def stop(experiment):
+  def stop(experiment, **unused_options):
     raise KeyError(experiment.eval_split)
 
   monkeypatch.setattr(restored, 'restore', stop)
