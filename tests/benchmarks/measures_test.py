@@ -166,7 +166,7 @@ def test_remat_rows_are_over_full_fine_tuning_with_remat():
     assert ('gflop' in mixture) == (of_kind == '')
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_remat_makes_room():
   sizes = FEW | {
       't5.T5Config.vocab_size': 64,
@@ -326,7 +326,7 @@ def test_decoding_runs_the_adapters(num_beams):
   assert adapted - bare > 0.9 * of_encoder / 1e9
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_input():
   pytest.importorskip('lemminflect')
   rows = by_case(input_table.measure(8, 2, 1, OPTIONS, silent, FEW))

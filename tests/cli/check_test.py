@@ -95,7 +95,7 @@ def test_what_cannot_be_checked_is_refused(refusals, words, names):
   refusals.expect(['check', *words.split()], *names)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_quickstart_as_a_user_checks_it(monkeypatch):
   monkeypatch.delenv('XLA_FLAGS', raising=False)
   result = subprocess.run(

@@ -37,7 +37,6 @@ _FIRST_DAY, _DAYS = datetime.date(1926, 1, 1), 36_525
 Splits = dict[str, tuple[rows.Row, ...]]
 
 
-@functools.cache  # Dates and numbers are the same in all languages.
 def split_of(unit: str) -> str:
   """The split of a lemma, a date or a number: 80, 10 and 10 %."""
   bucket = rows.stable_hash(f'language/{unit}') % 10
