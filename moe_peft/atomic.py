@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import contextlib
 import os
 import pathlib
+import secrets
 import shutil
 
 from moe_peft import errors
@@ -14,9 +15,9 @@ from moe_peft import errors
 def write(path: str | os.PathLike, data: str | bytes) -> None:
   """Writes a file beside its place, then renames it into place.
 
-  A reader, or a process that is killed in between, sees either the file of
-  before or all of the new one. Processes that write the same file at once do
-  not mix their texts; the last one wins.
+  A reader, a process that is killed in between, or a machine that loses power
+  then, sees either the file of before or all of the new one. Processes that
+  write the same file at once do not mix their texts; the last one wins.
 
   Args:
     path: The file; its folder must exist.
@@ -26,9 +27,12 @@ def write(path: str | os.PathLike, data: str | bytes) -> None:
     OSError: The file cannot be written; nothing partial is left.
   """
   path = pathlib.Path(path)
-  partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
+  partial = path.with_name(f'{path.name}.{_unique()}.partial')
   try:
-    partial.write_bytes(data.encode() if isinstance(data, str) else data)
+    with partial.open('wb') as file:
+      file.write(data.encode() if isinstance(data, str) else data)
+      file.flush()
+      os.fsync(file.fileno())  # Else the name may be on the disk before it.
     os.replace(partial, path)
   except BaseException:
     partial.unlink(missing_ok=True)
@@ -53,7 +57,7 @@ def new_folder(
   """
   path = path.expanduser().absolute()
   taken = check_new(path, where, force)
-  aside = path.with_name(f'.{path.name}.{os.getpid()}.part')
+  aside = path.with_name(f'.{path.name}.{_unique()}.part')
   try:
     aside.mkdir(parents=True)
     yield aside
@@ -92,3 +96,8 @@ def _move_away(path: pathlib.Path) -> None:
   if old.is_dir():
     shutil.rmtree(old)
   path.rename(old)
+
+
+def _unique() -> str:
+  """What no other process has: in containers all have the same few ids."""
+  return f'{os.getpid()}.{secrets.token_hex(4)}'

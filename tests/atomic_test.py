@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of files that are there whole or not at all."""
 
+import os
+import shutil
+
 import pytest
 
 from moe_peft import atomic
@@ -39,6 +42,29 @@ def test_a_folder_appears_when_it_is_whole(tmp_path):
     with atomic.new_folder(tmp_path / 'other', '--out'):
       raise ZeroDivisionError
   assert [path.name for path in tmp_path.iterdir()] == ['out']
+
+
+def test_processes_of_containers_have_the_same_id(tmp_path, monkeypatch):
+  """Pods share a disk, and in each of them the process has the number 1."""
+  monkeypatch.setattr(os, 'getpid', lambda: 1)
+  replace, target = os.replace, tmp_path / 'file'
+
+  def meanwhile(partial, path):
+    monkeypatch.setattr(os, 'replace', replace)
+    atomic.write(target, 'of the other one')
+    replace(partial, path)
+
+  monkeypatch.setattr(os, 'replace', meanwhile)
+  atomic.write(target, 'of the last one')
+  assert target.read_text() == 'of the last one'
+  with monkeypatch.context() as killed, pytest.raises(ZeroDivisionError):
+    killed.setattr(shutil, 'rmtree', lambda *args, **options: None)
+    with atomic.new_folder(tmp_path / 'out', '--out'):
+      raise ZeroDivisionError
+  assert list(tmp_path.glob('.out.1.*'))
+  with atomic.new_folder(tmp_path / 'out', '--out'):
+    pass
+  assert (tmp_path / 'out').is_dir()
 
 
 def test_a_folder_is_replaced_by_force_only_and_kept(tmp_path):

@@ -220,7 +220,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
       sys.exit(1)
     said = error
     if not isinstance(error, errors.UserError):
-      said = _too_large(error) or _no_room(error)
+      said = _too_large(error) or _of_disk(error)
     if said is None:
       raise
     if debug:
@@ -256,17 +256,23 @@ def _too_large(error: BaseException) -> errors.UserError | None:
   )
 
 
-# What a disk says that takes no more.
+# What a disk says that takes no more, and one that does not give what it has.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+_CLOSED = {
+    errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ELOOP,
+    errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE,
+}
 
 
-def _no_room(error: BaseException) -> errors.UserError | None:
-  """What to say of a file, or the output, that cannot be written further."""
-  if not isinstance(error, OSError) or error.errno not in _FULL:
+def _of_disk(error: BaseException) -> errors.UserError | None:
+  """What to say of a file, or the output, that the system does not open."""
+  if not isinstance(error, OSError) or error.errno not in _FULL | _CLOSED:
     return None
+  full = error.errno in _FULL
   return errors.UserError(
-      f'{error.strerror}.', error.filename or 'output',
-      'Make room, or write elsewhere.',
+      f'{error.strerror}.',
+      error.filename or ('output' if full else 'a file'),
+      'Make room, or write elsewhere.' if full else '',
   )
 
 

@@ -32,17 +32,21 @@ class JsonLines:
     steps: The steps of the rows.
   """
 
-  def __init__(self, path: Path, first_step: int):
+  def __init__(self, path: Path, first_step: int, together: int = 1):
     """Opens a file.
 
     Args:
       path: The file.
       first_step: Rows of later steps are removed: this run writes them anew.
+      together: How many rows a step has. If `first_step` has fewer, a kill or
+        a full disk has cut them, and they are removed too.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     self.steps: set[int] = set()
     if path.exists():
       rows = [r for r in read_lines(path)[0] if r['step'] <= first_step]
+      whole = sum(r['step'] == first_step for r in rows) >= together
+      rows = [r for r in rows if whole or r['step'] < first_step]
       self.steps = {int(row['step']) for row in rows}
       kept = ''.join(json_file.dumps(row) + '\n' for row in rows)
       if kept != path.read_text(encoding='utf-8', errors='replace'):
@@ -53,7 +57,7 @@ class JsonLines:
     return self._file.tell() == 0  # It is open for appending.
 
   def write(self, *rows: Mapping[str, Any]) -> None:
-    """Appends rows that belong together: a kill leaves all of them or none."""
+    """Appends rows that belong together."""
     self.steps.update(int(row['step']) for row in rows)
     self._file.write(''.join(json_file.dumps(row) + '\n' for row in rows))
     self._file.flush()

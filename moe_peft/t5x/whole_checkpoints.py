@@ -45,7 +45,8 @@ def newest(
   )
   if whole is None or not resumes:
     raise errors.UserError(
-        'The checkpoint is damaged: the file has changed.', where=damaged,
+        'The checkpoint is damaged: the file has changed or cannot be read.',
+        where=damaged,
         remedy=f'Put it back from a copy, or take {whole}.' if whole else
         'Put it back from a copy; to train anew, choose another MODEL_DIR.',
     )

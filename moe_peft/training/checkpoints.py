@@ -85,7 +85,10 @@ class Checkpointer:
     damaged: The file that tells, by step, for those that are newer.
   """
 
-  def __init__(self, run_dir: Path, keep: int, identity: Mapping[str, Any]):
+  def __init__(
+      self, run_dir: Path, keep: int, identity: Mapping[str, Any],
+      alone: bool = False,
+  ):
     """Opens the checkpoints of a run.
 
     Args:
@@ -93,6 +96,8 @@ class Checkpointer:
       keep: Number of newest checkpoints kept.
       identity: What must be equal for a run to be continued, as JSON; of
         'base' all but the path.
+      alone: Whether no other process can be saving: then what killed ones
+        have left half written is removed.
 
     Raises:
       errors.UserError: If the folder cannot be written, or holds checkpoints
@@ -110,7 +115,9 @@ class Checkpointer:
       ) from error
     self._manager = ocp.CheckpointManager(
         self._folder,
-        options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, cleanup_tmp_directories=alone
+        ),
         item_handlers={
             'state': ocp.StandardCheckpointHandler(),
             'data': _IteratorHandler(),
@@ -131,7 +138,8 @@ class Checkpointer:
         return damaged
       damaged[step] = file
     if damaged:
-      raise self._damage(next(iter(damaged.values())), 'The file has changed.')
+      file = next(iter(damaged.values()))
+      raise self._damage(file, 'The file has changed or cannot be read.')
     return damaged
 
   def _damage(self, where: Path, what: str) -> errors.UserError:
@@ -233,7 +241,8 @@ class Checkpointer:
     except errors.UserError:
       raise
     except Exception as error:  # Orbax and tensorstore raise many kinds.
-      first_line = str(error).strip().splitlines()[0]
+      said = str(error).strip() or type(error).__name__
+      first_line = said.partition('\n')[0]
       raise self._damage(self._folder / str(step), first_line) from error
 
   def restore_notes(self, step: int) -> dict[str, Any]:

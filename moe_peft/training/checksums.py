@@ -55,8 +55,9 @@ def damaged_file(checkpoint: Path) -> Path | None:
     checkpoint: Its folder, on a disk or in a bucket.
 
   Returns:
-    A file that has changed, has come or is gone; None where all are whole, and
-    for checkpoints of versions that wrote no checksums.
+    A file that has changed, has come, is gone or cannot be read; the folder
+    where that has no name. None where all are whole, and for checkpoints of
+    versions that wrote no checksums.
   """
   item = checkpoint / ITEM
   if not item.exists():
@@ -66,7 +67,10 @@ def damaged_file(checkpoint: Path) -> Path | None:
     then = dict(json.loads((item / file).read_text()))
   except (OSError, ValueError, TypeError, RecursionError):
     return item / file
-  now = _sums(checkpoint, _HASHES[file])
+  try:
+    now = _sums(checkpoint, _HASHES[file])
+  except OSError as error:  # Of reading, as of a bad sector, it has no name.
+    return checkpoint / (error.filename or '')
   changed = [x for x in then.keys() | now.keys() if then.get(x) != now.get(x)]
   return checkpoint / min(changed) if changed else None
 

@@ -73,11 +73,14 @@ def identity(setup: experiment_lib.Setup) -> dict[str, Any]:
   }
 
 
-def open_checkpoints(setup: experiment_lib.Setup) -> checkpoints.Checkpointer:
-  """The checkpoints of a run; a UserError if they are of another one."""
+def open_checkpoints(
+    setup: experiment_lib.Setup, alone: bool = False
+) -> checkpoints.Checkpointer:
+  """The checkpoints of a run; arguments and errors of `Checkpointer`."""
   experiment = setup.experiment
   checkpointer = checkpoints.Checkpointer(
-      experiment.run_dir, experiment.checkpoints_to_keep, identity(setup)
+      experiment.run_dir, experiment.checkpoints_to_keep, identity(setup),
+      alone,
   )
   for file in checkpointer.damaged.values():
     print(
@@ -168,9 +171,9 @@ def _run_steps(setup, state, first_step, data, notes, checkpointer, evaluate,
 
   if first_step:  # It may have been stopped while it evaluated.
     evaluate_if_due(first_step)
+  if stopped:
+    return state
   for step in range(first_step + 1, experiment.train_steps + 1):
-    if stopped:
-      break
     if step == first_step + 1:
       with stopped.interrupting(lost=False):  # Both may take minutes.
         rows = next(data)
@@ -199,8 +202,10 @@ def _run_steps(setup, state, first_step, data, notes, checkpointer, evaluate,
     )
     if not last and not stopped:
       evaluate_if_due(step)
-    if stopped and not saved:
-      save(step, metrics)
+    if stopped:
+      if not saved:
+        save(step, metrics)
+      break
   return state
 
 

@@ -157,13 +157,14 @@ class _Session:
         experiment, checks=(train_step.check, scoring.check)
     )
     self._lock = run_lock.take(self._dir)
-    self._checkpointer = loop.open_checkpoints(self._setup)
+    self._checkpointer = loop.open_checkpoints(self._setup, alone=True)
     self._evaluator = scoring.make_evaluator(self._setup)
     step = self._checkpointer.latest_step() or 0
     # The last evaluation is made again whenever the run is.
     self._evals = metrics_files.JsonLines(
         self._dir / metrics_files.EVALUATION,
         min(step, experiment.train_steps - 1),
+        together=len(self._evaluator.num_examples),
     )
     # It tells what each process that worked on this run has cost.
     self._processes = metrics_files.JsonLines(

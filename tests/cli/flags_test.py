@@ -63,6 +63,20 @@ def test_an_output_without_room_is_one_line(monkeypatch, capsys):
   assert 'error: output: No space left on device.' in said
 
 
+def test_a_file_that_the_system_does_not_open_is_one_line(
+    monkeypatch, capsys, tmp_path
+):
+  monkeypatch.setattr('sys.argv', ['moe-peft'])
+  file = tmp_path / ('x' * 300)
+  with pytest.raises(SystemExit) as ended:
+    flags.run(lambda argv: print(file.read_text()))
+  said = capsys.readouterr().err
+  assert ended.value.code == 2 and said.count('\n') == 1
+  assert said.startswith(f'error: {file}: ')
+  with pytest.raises(FileNotFoundError):  # Nobody looked: a fault of ours.
+    flags.run(lambda argv: print((tmp_path / 'x').read_text()))
+
+
 def test_streams_that_the_shell_has_closed_are_empty(monkeypatch):
   monkeypatch.setattr('sys.argv', ['moe-peft'])
   for name in ('stdin', 'stdout'):

@@ -176,6 +176,27 @@ def test_lines_of_later_steps_and_half_lines_go_when_a_run_resumes(tmp_path):
   )
 
 
+@pytest.mark.parametrize('cut', [5, 25, 30])
+def test_rows_that_belong_together_are_all_there_or_made_again(cut, tmp_path):
+  """A full disk takes a part of what is written at once, whole lines too."""
+  path = tmp_path / metrics_files.EVALUATION
+  opened = lambda step: metrics_files.JsonLines(path, step, together=2)
+  lines = opened(0)
+  for step in (0, 4, 8):
+    lines.write(*({'step': step, 'task': x} for x in 'ab'))
+  lines.close()
+  whole = path.read_bytes()
+  path.write_bytes(whole[:-cut])
+  lines = opened(8)
+  assert lines.steps == {0, 4}
+  lines.write(*({'step': 8, 'task': x} for x in 'ab'))
+  lines.close()
+  assert path.read_bytes() == whole
+  lines = opened(8)
+  assert lines.steps == {0, 4, 8}
+  lines.close()
+
+
 def test_processes(tmp_path):
   assert metrics_files.processes(tmp_path) == []
   lines = metrics_files.JsonLines(tmp_path / metrics_files.PROCESSES, 0)

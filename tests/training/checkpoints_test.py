@@ -214,6 +214,22 @@ def test_data_that_have_moved_are_named(tmp_path):
       checkpointer.restore(1, state, rows())
 
 
+def test_what_a_kill_left_half_written_goes_with_the_next_save(tmp_path):
+  """Not while others look: the one that saves may be alive."""
+  half = tmp_path / 'checkpoints' / '3.orbax-checkpoint-tmp'
+  half.mkdir(parents=True)
+  data = dataset_iterator.TfDatasetIterator(
+      tf.data.Dataset.from_tensors({'row': 1}), checkpoint=True
+  )
+  for alone in (False, True):
+    with contextlib.closing(
+        checkpoints.Checkpointer(tmp_path, 1, {}, alone)
+    ) as checkpointer:
+      checkpointer.save(1 + alone, {'x': jnp.zeros(3)}, data)
+      checkpointer.wait()
+    assert half.exists() != alone
+
+
 @contextlib.contextmanager
 def full_disk():
   """Files may not grow past 4 kB: writes fail as they do on a full disk."""

@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checksums of the files of a checkpoint."""
 
+import errno
 import hashlib
 import json
+import os
 
 import pytest
 
@@ -52,6 +54,18 @@ def test_every_change_is_found(change, checkpoint):
     file = file.with_name('1')
     file.touch()
   assert checksums.damaged_file(checkpoint) == file
+
+
+def test_what_the_disk_does_not_give_back_is_damage(checkpoint, monkeypatch):
+  def broken(file, digest):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+  monkeypatch.setattr(checksums, '_hash', broken)
+  assert checksums.damaged_file(checkpoint) == checkpoint
+  monkeypatch.undo()
+  link = checkpoint / 'state' / 'd' / '1'
+  link.symlink_to('nowhere')
+  assert checksums.damaged_file(checkpoint) == link
 
 
 def test_checksums_that_cannot_be_read_are_damage(checkpoint):
