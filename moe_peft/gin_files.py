@@ -5,11 +5,9 @@
 import ast
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
-import difflib
 import functools
 import importlib
 import importlib.util  # noqa: F401  (gin relies on somebody's import)
-import inspect
 import io
 import logging
 import os
@@ -21,6 +19,7 @@ from typing import Any
 from moe_peft import errors
 from moe_peft import gin_names
 from moe_peft import gin_places
+from moe_peft import gin_suggestions
 from moe_peft import gin_trust
 from moe_peft import gin_values
 
@@ -47,7 +46,7 @@ def resource(name: str) -> Path:
   raise errors.UserError(
       f'{name} does not ship with moe_peft.',
       where=name,
-      remedy=_nearest(name, _shipped_gin()),
+      remedy=gin_suggestions.nearest(name, _shipped_gin()),
   )
 
 
@@ -129,7 +128,8 @@ def _parse_flag(binding: str, known: Sequence[str]) -> str:
     raise errors.UserError(
         f'No gin file uses the macro {name}.',
         where=f'--gin.{name}',
-        remedy=f'It is called {now}.' if now else _nearest(name.upper(), known),
+        remedy=f'It is called {now}.' if now
+        else gin_suggestions.nearest(name.upper(), known),
     )
   source = f'{name} = {_quoted(value)}'
   with _gin_errors(f'--gin.{binding}'):
@@ -200,7 +200,7 @@ def check_macros() -> None:
   for reference in gin.config.iterate_references(gin.config._CONFIG):
     name, _, kind = reference.scoped_selector.rpartition('/')
     if kind == 'gin.macro' and name not in known:
-      near = _nearest(name, known)
+      near = gin_suggestions.nearest(name, known)
       raise errors.UserError(
           f'The macro {name} is used but never set.',
           where=name,
@@ -236,7 +236,9 @@ def _gin_errors(where: str = '') -> Iterator[None]:
     message = re.sub(r'Searched config paths: .*?\]\.', '', message)
     message = message.rstrip(' ^\n')
     raise gin_names.renamed(message) or errors.UserError(
-        message, where=where, remedy=_suggest(message)
+        message,
+        where=where,
+        remedy=gin_suggestions.for_message(message, _shipped_gin()),
     ) from error
   finally:
     logging.disable(logging.NOTSET)
@@ -293,7 +295,7 @@ def _find(name: str, folders: Sequence[str]) -> str:
   raise errors.UserError(
       f'The gin file {name} {what}.',
       where=name,
-      remedy=_nearest(name, _shipped_gin()),
+      remedy=gin_suggestions.nearest(name, _shipped_gin()),
   )
 
 
@@ -305,34 +307,3 @@ def _shipped_gin() -> list[str]:
       if (folder / kind).is_dir()
       for path in (folder / kind).rglob('*.gin')
   )
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-  near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.4)
-  return f'Did you mean {" or ".join(near)}?' if near else ''
-
-
-def _suggest(message: str) -> str:
-  """Nearest names for the mistakes that gin reports."""
-  import gin
-
-  match = re.search(r"<module '([\w.]+)'.*has no attribute (\w+)", message)
-  if match:
-    return _nearest(match[2], dir(sys.modules[match[1]]))
-  match = re.search(
-      r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'",
-      message,
-  )
-  if match:
-    wrapped = gin.config._REGISTRY.get_match(match[1]).wrapped
-    return _nearest(match[2], inspect.signature(wrapped).parameters)
-  match = re.search(r'Unable to open file: (\S+)\.', message)
-  if match:
-    return _nearest(match[1], _shipped_gin())
-  match = re.search(r"'(\w+)' was not provided by an import", message)
-  if match:
-    return f'Import {match[1]} in the same file.'
-  match = re.search(r"No configurable matching '([\w./]+)'", message)
-  if match:
-    return _nearest(match[1], gin.config._REGISTRY._selector_map)
-  return ''

@@ -19,8 +19,8 @@ PACKAGE = ROOT / 'moe_peft'
 
 FLOORS = {
     'errors': 0, 'atomic': 0, 'gin_names': 0, 'gin_places': 0,
-    'gin_trust': 0, 'gin_types': 0, 'gin_rules': 0, 'gin_values': 0,
-    'gin_files': 0, 'gin_methods': 0, 'signals': 0,
+    'gin_suggestions': 0, 'gin_trust': 0, 'gin_types': 0, 'gin_rules': 0,
+    'gin_values': 0, 'gin_files': 0, 'gin_methods': 0, 'signals': 0,
     'core': 1,
     'methods': 2, 'models': 2,
     'data': 3,

@@ -8,7 +8,6 @@ The flags are those of T5X: `--gin_file` (repeated), `--gin.NAME=VALUE`,
 
 import argparse
 from collections.abc import Callable, Sequence
-import errno
 import logging
 import os
 from pathlib import Path
@@ -21,6 +20,7 @@ from moe_peft import errors
 from moe_peft import gin_files
 from moe_peft import gin_trust
 from moe_peft import signals
+from moe_peft.cli import machine_errors
 
 _DEBUG = '--debug'
 
@@ -220,7 +220,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
       sys.exit(1)
     said = error
     if not isinstance(error, errors.UserError):
-      said = _too_large(error) or _of_disk(error)
+      said = machine_errors.explain(error)
     if said is None:
       raise
     if debug:
@@ -229,51 +229,6 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     sys.exit(2)
   finally:
     signals.done()
-
-
-# How XLA begins to say that memory is not enough.
-_NO_MEMORY = 'RESOURCE_EXHAUSTED'
-
-
-def _too_large(error: BaseException) -> errors.UserError | None:
-  """What to say of a device whose memory is not enough; None for all else.
-
-  Any computation may end so, and what helps is the same for all of them.
-  """
-  jax = sys.modules.get('jax')  # It is not imported for this.
-  if jax is None or not isinstance(error, jax.errors.JaxRuntimeError):
-    return None
-  _, known, said = str(error).partition(f'{_NO_MEMORY}: ')
-  if not known:
-    return None
-  first = said.partition('\n')[0]
-  return errors.UserError(
-      f'A device has not enough memory: {first[:200]}',
-      remedy='For training set NUM_MICROBATCHES, a smaller BATCH_SIZE or '
-      "REMAT_POLICY = 'auto'; for scores and answers a smaller "
-      "EVAL_BATCH_SIZE; for both BASE_DTYPE = 'bfloat16', 'int8' or 'nf4', or "
-      'more devices with NUM_MODEL_PARTITIONS.',
-  )
-
-
-# What a disk says that takes no more, and one that does not give what it has.
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-_CLOSED = {
-    errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ELOOP,
-    errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE,
-}
-
-
-def _of_disk(error: BaseException) -> errors.UserError | None:
-  """What to say of a file, or the output, that the system does not open."""
-  if not isinstance(error, OSError) or error.errno not in _FULL | _CLOSED:
-    return None
-  full = error.errno in _FULL
-  return errors.UserError(
-      f'{error.strerror}.',
-      error.filename or ('output' if full else 'a file'),
-      'Make room, or write elsewhere.' if full else '',
-  )
 
 
 def show_notes() -> None:

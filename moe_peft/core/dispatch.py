@@ -11,8 +11,8 @@ function elementwise. What `hidden` looks like is the execution's business:
   with num_experts * features numbers per token is never built. Cheapest at the
   sizes of PEFT.
 * `einsum`: <float>[num_experts, num_groups * expert_capacity, rank]. Tokens
-  travel to buffers of their experts and back by masked matmuls (GShard, arXiv
-  2006.16668). For experts that are sharded over devices.
+  travel to buffers of their experts and back (expert_buffers.py). For experts
+  that are sharded over devices.
 * `ragged`: <float>[tokens * num_selected, rank]. Tokens are sorted by expert,
   `jax.lax.ragged_dot` runs each expert on its own rows.
 
@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_peft import errors
+from moe_peft.core import expert_buffers
 from moe_peft.core import low_rank
 from moe_peft.core import routing as routing_lib
 
@@ -38,9 +39,6 @@ EXECUTIONS = ('all_experts', 'einsum', 'ragged')
 # `python -m benchmarks` on a CPU: with 10 experts of rank 4, 2 of them taken,
 # `ragged` adds 66 times what `all_experts` does, so 2 * (4 + 1300) for 40.
 COST_OF_MOVING = 1000
-
-# Features lie as the layer has them; a constraint on them would gather.
-_FREE = jax.sharding.PartitionSpec.UNCONSTRAINED
 
 
 @struct.dataclass
@@ -83,37 +81,6 @@ class AllExperts:
 
 
 @struct.dataclass
-class Einsum:
-  """Tokens travel to expert buffers and back by masked matmuls.
-
-  Attributes:
-    hidden: <float>[num_experts, num_groups * expert_capacity, rank].
-    combine_array: <float>[num_groups, group_size, num_experts,
-      expert_capacity].
-    shape: (batch, length).
-  """
-
-  hidden: jax.Array
-  combine_array: jax.Array
-  shape: tuple[int, int] = struct.field(pytree_node=False)
-
-  def up(
-      self, kernel: jax.Array, bias: jax.Array | None = None
-  ) -> jax.Array:
-    """Returns the mixture's output, <float>[batch, length, out]."""
-    outputs = jnp.einsum('enr,ero->eno', self.hidden, kernel)
-    if bias is not None:
-      outputs += bias[:, None]
-    groups, _, num_experts, slots = self.combine_array.shape
-    outputs = outputs.reshape(num_experts, groups, slots, -1)
-    outputs = constrain_experts(outputs)
-    outputs = constrain_groups(outputs.swapaxes(0, 1))
-    combine_array = self.combine_array.astype(outputs.dtype)
-    outputs = jnp.einsum('geco,gsec->gso', outputs, combine_array)
-    return outputs.reshape(*self.shape, -1)
-
-
-@struct.dataclass
 class Ragged:
   """Rows sorted by expert; each expert multiplies its own rows.
 
@@ -139,14 +106,14 @@ class Ragged:
     """Returns the mixture's output, <float>[batch, length, out]."""
     outputs = jax.lax.ragged_dot(self.hidden, kernel, self.group_sizes)
     if bias is not None:
-      outputs += rows_of(bias, self.expert)
+      outputs += _rows_of(bias, self.expert)
     outputs *= self.combine_weights.astype(outputs.dtype)
     batch, length = self.shape
     result = jnp.zeros((batch * length, kernel.shape[-1]), outputs.dtype)
     return result.at[self.token].add(outputs).reshape(batch, length, -1)
 
 
-def down_all_experts(inputs, kernel, bias, routing, product=None):
+def _down_all_experts(inputs, kernel, bias, routing, product=None):
   """Returns an AllExperts; see `down`."""
   if product is None:
     product = low_rank.project(inputs, beside(kernel))
@@ -156,29 +123,7 @@ def down_all_experts(inputs, kernel, bias, routing, product=None):
   return AllExperts(product, weights)
 
 
-def down_einsum(inputs, kernel, bias, routing):
-  """Returns an Einsum; see `down`."""
-  batch, length, in_features = inputs.shape
-  size = routing.group_size
-  num_experts = routing.combine_weights.shape[-1]
-  weights = routing.combine_weights.reshape(-1, size, num_experts)
-  dispatch_mask, combine_array = dispatch_arrays(
-      weights, routing.expert_capacity
-  )
-  groups = inputs.reshape(-1, size, in_features)
-  dispatch_mask = dispatch_mask.astype(inputs.dtype)
-  buffers = jnp.einsum('gsi,gsec->geci', groups, dispatch_mask)
-  buffers = constrain_groups(buffers)
-  buffers = constrain_experts(buffers.swapaxes(0, 1))
-  buffers = buffers.reshape(num_experts, -1, in_features)
-  kernel = jnp.broadcast_to(kernel, (num_experts, *kernel.shape[1:]))
-  hidden = jnp.einsum('eni,eir->enr', buffers, kernel)
-  if bias is not None:
-    hidden += bias[:, None]
-  return Einsum(hidden, combine_array, (batch, length))
-
-
-def down_ragged(inputs, kernel, bias, routing):
+def _down_ragged(inputs, kernel, bias, routing):
   """Returns a Ragged; see `down`."""
   batch, length, in_features = inputs.shape
   weights = routing.combine_weights
@@ -198,7 +143,7 @@ def down_ragged(inputs, kernel, bias, routing):
   else:
     hidden = jax.lax.ragged_dot(rows, kernel, group_sizes)
   if bias is not None:
-    hidden += rows_of(bias, expert)
+    hidden += _rows_of(bias, expert)
   return Ragged(
       hidden, weights[order], token, expert, group_sizes, (batch, length)
   )
@@ -228,9 +173,10 @@ def down(
     The mixture, with `hidden` and `up`.
   """
   if routing is None or execution == 'all_experts':
-    return down_all_experts(inputs, kernel, bias, routing, product)
-  run = down_einsum if execution == 'einsum' else down_ragged
-  return run(inputs, kernel, bias, routing)
+    return _down_all_experts(inputs, kernel, bias, routing, product)
+  if execution == 'einsum':
+    return expert_buffers.down(inputs, kernel, bias, routing)
+  return _down_ragged(inputs, kernel, bias, routing)
 
 
 def beside(kernel: jax.Array) -> jax.Array:
@@ -244,48 +190,15 @@ def beside(kernel: jax.Array) -> jax.Array:
   return low_rank.rows(columns)
 
 
-def rows_of(bias: jax.Array, expert: jax.Array) -> jax.Array:
+def _rows_of(bias: jax.Array, expert: jax.Array) -> jax.Array:
   """Returns <float>[rows, features], `bias[expert]`; shared if of size 1."""
   return jnp.take(bias, expert, axis=0, mode='clip')
 
 
-def dispatch_arrays(
-    combine_weights: jax.Array, expert_capacity: int
-) -> tuple[jax.Array, jax.Array]:
-  """Returns (dispatch_mask, combine_array).
-
-  Args:
-    combine_weights: <float32>[num_groups, group_size, num_experts], with at
-      most `expert_capacity` nonzero weights of each expert in a group.
-    expert_capacity: Slots of each expert in a group.
-
-  Returns:
-    dispatch_mask <bool> and combine_array <float32>, both [num_groups,
-    group_size, num_experts, expert_capacity].
-  """
-  used = combine_weights > 0
-  slot = jnp.where(used, jnp.cumsum(used, axis=1) - 1, -1)
-  dispatch_mask = slot[..., None] == jnp.arange(expert_capacity)
-  return dispatch_mask, dispatch_mask * combine_weights[..., None]
-
-
-def constrain_groups(x: jax.Array) -> jax.Array:
-  """Buffers at home: [g, e, c, features], groups over all of the batch axes."""
-  return partitioning.with_sharding_constraint(x, ('batch', None, None, _FREE))
-
-
-def constrain_experts(x: jax.Array) -> jax.Array:
-  """Buffers at their experts: [e, g, c, features].
-
-  Between the two constraints lies one all-to-all over the axis `expert`.
-  """
-  names = ('expert', 'expert_replicas', None, _FREE)
-  return partitioning.with_sharding_constraint(x, names)
-
-
 def replicate(kernel: jax.Array) -> jax.Array:
   """Gathers a kernel that is sharded by expert: it is small, tokens are not."""
-  names = (None,) + (_FREE,) * (kernel.ndim - 1)
+  free = jax.sharding.PartitionSpec.UNCONSTRAINED
+  names = (None,) + (free,) * (kernel.ndim - 1)
   return partitioning.with_sharding_constraint(kernel, names)
 
 

@@ -15,10 +15,7 @@ from typing import Any
 from moe_peft import atomic
 from moe_peft import errors
 from moe_peft.runs import json_file
-from moe_peft.runs import metrics_files
-from moe_peft.runs import results_file
 from moe_peft.runs import row_scores
-from moe_peft.runs import run_file
 
 # Values of macros, as text: `{'LEARNING_RATE': '1e-3'}`.
 Values = Mapping[str, str]
@@ -232,49 +229,6 @@ def text(values: Values) -> str:
   return ','.join(f'{name}={value}' for name, value in values.items())
 
 
-def seed(run_dir: Path) -> int | None:
-  """The seed of a finished run; None if there is none."""
-  run = run_file.read(run_dir)
-  return run and run.seed
-
-
-def read_run(run_dir: Path) -> Row:
-  """What a study keeps of a finished run.
-
-  Raises:
-    errors.UserError: A file of the run is missing or damaged.
-  """
-  run, results = run_file.read(run_dir), results_file.read(run_dir)
-  if results is None:
-    raise json_file.damaged(
-        run_dir / results_file.FILE, 'The run has ended without this file.'
-    )
-  metric = results.primary_metric
-  constant = {task: results.constant(task) for task in metric}
-  measured = {k: v for k, v in constant.items() if not math.isnan(v)}
-  lower = [t for t, name in metric.items() if name in results.lower_is_better]
-  costs = {}
-  if run.steps != 0:  # Else nothing was trained, and there is no such file.
-    path = run_dir / metrics_files.TRAIN
-    costs['seconds_per_step'] = _seconds_per_step(path)
-  return {
-      'trainable': run.num_params_trainable,
-      'total': run.num_params_total,
-      'steps': run.steps,
-      'device': run.device,
-      'seconds': run.seconds,
-      **costs,
-      'peak_memory_bytes': run.peak_memory_bytes,
-      'split': results.split,
-      'held_out': list(run.held_out_tasks),
-      **({'constant': measured} if measured else {}),
-      **({'lower_is_better': lower} if lower else {}),
-      **({'rows': dict(results.rows)} if results.rows else {}),
-      'base': {task: results.base[task][metric[task]] for task in metric},
-      'adapted': {task: results.adapted[task][metric[task]] for task in metric},
-  }
-
-
 def score(row: Row) -> float:
   """How good a run is: higher is better.
 
@@ -286,14 +240,6 @@ def score(row: Row) -> float:
       -value if task in lower else value
       for task, value in row['adapted'].items()
       if task not in row['held_out']
-  )
-
-
-def _seconds_per_step(path: Path) -> float:
-  """Median over the logged periods, so that compilation does not count."""
-  return statistics.median(
-      1 / json_file.Fields(path, row).get('steps_per_second', float)
-      for row in metrics_files.read_lines(path)[0]
   )
 
 

@@ -19,6 +19,7 @@ from moe_peft.study import loading
 from moe_peft.study import plots
 from moe_peft.study import processes
 from moe_peft.study import records as records_lib
+from moe_peft.study import run_rows
 from moe_peft.study import tables
 from moe_peft.study import tuning
 from moe_peft.study import verdicts
@@ -236,12 +237,12 @@ class _Study:
     runs = list(itertools.chain.from_iterable(stages))
     ended = [run for run in runs if run_file.is_finished(run.folder)]
     for run in ended:
-      add(run, records_lib.read_run(run.folder))
+      add(run, run_rows.read(run.folder))
     total, count = len(runs) - len(ended), itertools.count(1)
     started = time.monotonic()
 
     def done(run: StudyRun) -> None:
-      add(run, records_lib.read_run(run.folder))
+      add(run, run_rows.read(run.folder))
       number = next(count)
       to_go = (time.monotonic() - started) / number * (total - number)
       print(f'[{number}/{total}, {_hours(to_go)} left] {run.folder}',
@@ -274,7 +275,7 @@ def take_over(trial: StudyRun, run: StudyRun) -> None:
   Scores are left behind: they are of another split. Nothing is done if the
   trial is missing or of another seed, as with other `--seeds` than before.
   """
-  if run.folder.exists() or records_lib.seed(trial.folder) != run.seed:
+  if run.folder.exists() or run_rows.seed(trial.folder) != run.seed:
     return
   partial = run.folder.with_suffix('.partial')
   shutil.rmtree(partial, ignore_errors=True)

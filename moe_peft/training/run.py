@@ -5,9 +5,7 @@
 from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
-import hashlib
 import importlib.metadata
-import json
 from pathlib import Path
 import time
 from typing import Any
@@ -28,12 +26,12 @@ from moe_peft.routers import snapshots
 from moe_peft.routers import usage
 from moe_peft.runs import config_file
 from moe_peft.runs import metrics_files
-from moe_peft.runs import results_file
 from moe_peft.runs import run_file
 from moe_peft.runs import run_lock
 from moe_peft.runs import similarity_file
 from moe_peft.runs import snapshot_files
 from moe_peft.runs import usage_file
+from moe_peft.training import base_results
 from moe_peft.training import budget
 from moe_peft.training import compilation
 from moe_peft.training import experiment as experiment_lib
@@ -186,7 +184,7 @@ class _Session:
   def run(self) -> bool:
     """Evaluates the base, trains, evaluates; False if a signal ended it."""
     self._describe()
-    base = self._base_results()
+    base = base_results.of(self._setup, self._evaluator)
     if self._evals.is_empty() and self._experiment.train_steps:
       # The rows come last: without them both are made again.
       self._snapshot(0, {**self._setup.frozen, **self._setup.trainable})
@@ -217,39 +215,6 @@ class _Session:
     step = self._checkpointer.latest_step()
     if step:
       console.print(f'Continuing from step {step}.')
-
-  def _base_results(self) -> evaluator_lib.Results:
-    """Results of the bare base, kept for all runs that have the same."""
-    experiment, of = self._experiment, self._base_digest()
-    path = self._dir / 'base_results.json'
-    if experiment.base_results_dir is not None:
-      path = Path(experiment.base_results_dir).expanduser() / f'{of}.json'
-    if (known := results_file.read_base(path, of)) is not None:
-      return known
-    results = scoring.evaluate(
-        self._evaluator,
-        'base',
-        experiment.model.without_adapters(),
-        scoring.base_params({**self._setup.trainable, **self._setup.frozen}),
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    results_file.write_base(path, of, results)
-    return results
-
-  def _base_digest(self) -> str:
-    """A hash of all that the results of the base depend on."""
-    experiment = self._experiment
-    what = {
-        'base': self._setup.base or experiment.seed,
-        'network': repr(experiment.model.without_adapters().module),
-        'dtype': str(experiment.base_dtype),
-        'task': experiment.eval_name,
-        'split': experiment.eval_split,
-        'lengths': dict(experiment.task_feature_lengths),
-        'scored': self._evaluator.fingerprint,
-    }
-    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
-    return digest.hexdigest()[:16]
 
   def _evaluate(
       self, step: int, params: Mapping[str, Any]

@@ -16,6 +16,7 @@ from moe_peft.data import converters
 from moe_peft.data import example_ids
 from moe_peft.evaluation import batches
 from moe_peft.evaluation import evaluator as evaluator_lib
+from moe_peft.evaluation import shown_values
 from moe_peft.models import language_model
 from moe_peft.runs import results_file
 from moe_peft.runs import row_scores
@@ -112,7 +113,7 @@ def results(
     adapted: evaluator_lib.Results,
 ) -> results_file.Results:
   """What `results.json` holds of an evaluation of a run and of its base."""
-  primary = evaluator_lib.primary_metrics(adapted)
+  primary = shown_values.primary_metrics(adapted)
   rows = {
       task: row_scores.pack(getattr(adapted[task][metric], 'rows', ()))
       for task, metric in primary.items()
@@ -125,7 +126,7 @@ def results(
       primary_metric=primary,
       constant_answer=evaluator.constant_answer,
       questions_cut=evaluator.questions_cut,
-      lower_is_better=evaluator_lib.lower_is_better(adapted),
+      lower_is_better=shown_values.lower_is_better(adapted),
       rows={task: packed for task, packed in rows.items() if packed},
   )
 

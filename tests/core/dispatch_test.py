@@ -14,6 +14,7 @@ import pytest
 
 from moe_peft.core import capacity
 from moe_peft.core import dispatch
+from moe_peft.core import expert_buffers
 from moe_peft.core import partitioning
 from moe_peft.core import routing
 from moe_peft.core import selection
@@ -182,6 +183,17 @@ def sharded(execution, router, tokens, mesh):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('shape', MESHES)
+def test_tokens_take_the_slots_of_an_expert_in_their_order():
+  """One group of three tokens, two experts with two slots each."""
+  weights = jnp.array([[[0.5, 0.0], [0.0, 0.7], [0.3, 0.2]]])
+  mask, combine = expert_buffers.dispatch_arrays(weights, 2)
+  slots = np.zeros((1, 3, 2, 2))
+  slots[0, 0, 0, 0] = slots[0, 2, 0, 1] = 1  # Expert 0: tokens 0 and 2.
+  slots[0, 1, 1, 0] = slots[0, 2, 1, 1] = 1  # Expert 1: tokens 1 and 2.
+  np.testing.assert_array_equal(mask, slots)
+  np.testing.assert_allclose(combine, slots * weights[..., None])
+
+
 @pytest.mark.parametrize('execution', dispatch.EXECUTIONS)
 def test_sharded_equals_unsharded(shape, execution):
   # Drops, padding, packing and expert dropout, all at once.

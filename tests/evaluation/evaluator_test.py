@@ -12,6 +12,7 @@ from moe_peft.core import partitioning
 from moe_peft.data import metrics
 from moe_peft.data import vocabularies
 from moe_peft.evaluation import evaluator as evaluator_lib
+from moe_peft.evaluation import shown_values
 from tests import refusals
 
 
@@ -108,11 +109,11 @@ def test_a_metric_that_names_its_value_otherwise(evaluator):
 
   evaluator(['a'], distance)
   results = {'evaluator_test': {'mean_distance': 2.0, 'largest': 3.0}}
-  assert evaluator_lib.primary_metrics(results) == {
+  assert shown_values.primary_metrics(results) == {
       'evaluator_test': 'mean_distance'
   }
   named = {'evaluator_test': {'largest': 3.0, 'distance': 2.0}}
-  assert evaluator_lib.primary_metrics(named) == {'evaluator_test': 'distance'}
+  assert shown_values.primary_metrics(named) == {'evaluator_test': 'distance'}
 
 
 def test_less_is_better_of_the_loss_and_of_what_a_metric_says(evaluator):
@@ -124,6 +125,6 @@ def test_less_is_better_of_the_loss_and_of_what_a_metric_says(evaluator):
 
   evaluator(['a'], answer_accuracy)
   results = {'evaluator_test': {'answer_accuracy': 50.0, 'errors': 3.0}}
-  assert evaluator_lib.lower_is_better(results) == ('loss',)
+  assert shown_values.lower_is_better(results) == ('loss',)
   answer_accuracy.lower_is_better = ('errors',)
-  assert evaluator_lib.lower_is_better(results) == ('loss', 'errors')
+  assert shown_values.lower_is_better(results) == ('loss', 'errors')

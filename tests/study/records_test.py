@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from moe_peft.study import records
+from moe_peft.study import run_rows
 from tests import refusals
 from tests import run_folder
 
@@ -110,7 +111,7 @@ def test_machines_that_differ_in_a_trial_or_a_row_are_named(tmp_path):
 def test_a_run_that_trained_nothing_has_a_row_without_its_speed(tmp_path):
   run = run_folder.write_run(tmp_path / 'run', steps=0)
   (run / 'metrics' / 'train.jsonl').unlink()
-  row = records.read_run(run)
+  row = run_rows.read(run)
   assert row['steps'] == 0 and 'seconds_per_step' not in row
   records.Records(tmp_path).add_row({'name': 'one', 'seed': 0, **row})
   assert records.Records(tmp_path).rows[0]['adapted'] == row['adapted']

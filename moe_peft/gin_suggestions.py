@@ -1,0 +1,49 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The names that were meant where a gin file or a flag misspells one."""
+
+from collections.abc import Iterable
+import difflib
+import inspect
+import re
+import sys
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+  """Asks whether one of the names was meant; empty if none is near."""
+  near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.4)
+  return f'Did you mean {" or ".join(near)}?' if near else ''
+
+
+def for_message(message: str, files: Iterable[str]) -> str:
+  """What may have been meant, by an error message of gin.
+
+  Args:
+    message: What gin says.
+    files: Names of the gin files that ship with the package.
+
+  Returns:
+    A remedy; empty where gin says something else.
+  """
+  import gin
+
+  match = re.search(r"<module '([\w.]+)'.*has no attribute (\w+)", message)
+  if match:
+    return nearest(match[2], dir(sys.modules[match[1]]))
+  match = re.search(
+      r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'",
+      message,
+  )
+  if match:
+    wrapped = gin.config._REGISTRY.get_match(match[1]).wrapped
+    return nearest(match[2], inspect.signature(wrapped).parameters)
+  match = re.search(r'Unable to open file: (\S+)\.', message)
+  if match:
+    return nearest(match[1], files)
+  match = re.search(r"'(\w+)' was not provided by an import", message)
+  if match:
+    return f'Import {match[1]} in the same file.'
+  match = re.search(r"No configurable matching '([\w./]+)'", message)
+  if match:
+    return nearest(match[1], gin.config._REGISTRY._selector_map)
+  return ''

@@ -1,0 +1,48 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The bare base is evaluated once for all runs that have the same one."""
+
+import types
+
+from moe_peft.training import base_results
+from moe_peft.training import scoring
+
+RESULTS = {'task': {'loss': 1.5}}
+
+
+def setup(run_dir, folder=None, seed=0, base=None):
+  bare = types.SimpleNamespace(module='network')
+  model = types.SimpleNamespace(without_adapters=lambda: bare)
+  experiment = types.SimpleNamespace(
+      run_dir=run_dir, base_results_dir=folder, model=model, seed=seed,
+      base_dtype='float32', eval_name='task', eval_split='validation',
+      task_feature_lengths={'inputs': 8, 'targets': 4},
+  )
+  return types.SimpleNamespace(
+      experiment=experiment, base=base or {}, trainable={}, frozen={}
+  )
+
+
+def test_runs_of_one_base_evaluate_it_once(tmp_path, monkeypatch):
+  evaluated = []
+
+  def evaluate(evaluator, title, model, params):
+    evaluated.append(title)
+    return RESULTS
+
+  monkeypatch.setattr(scoring, 'evaluate', evaluate)
+  evaluator = types.SimpleNamespace(fingerprint='rows')
+  shared = tmp_path / 'shared'
+  for name in ('first', 'second'):
+    found = base_results.of(setup(tmp_path / name, shared), evaluator)
+    assert found == RESULTS
+  assert evaluated == ['base']
+  # Another base, other rows, and a run that names no folder have their own.
+  base = {'path': '/base'}
+  base_results.of(setup(tmp_path / 'first', shared, base=base), evaluator)
+  others = types.SimpleNamespace(fingerprint='other rows')
+  base_results.of(setup(tmp_path / 'first', shared), others)
+  assert len(evaluated) == len(list(shared.iterdir())) == 3
+  base_results.of(setup(tmp_path / 'alone'), evaluator)
+  assert len(evaluated) == 4
+  assert (tmp_path / 'alone/base_results.json').is_file()
