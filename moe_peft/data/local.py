@@ -19,6 +19,10 @@ Lines, JSON, Parquet, CSV, TFRecord, or folders that the library `datasets` has
 saved. They are read into memory and checked when the task is registered. Data
 that does not fit there is better a TFDS data set (tfds_tasks.py) or a SeqIO
 task of your own.
+
+The features of a task are `inputs` and `targets`. Those of pairs of answers are
+`prompt`, `chosen` and `rejected`, tokens with their ends; TASK_FEATURE_LENGTHS
+has the length of prompts as `inputs` and that of answers as `targets`.
 """
 
 from collections.abc import Sequence
@@ -66,68 +70,52 @@ def register_task(
     template: str | None = None,
     chat_date: str = chat_template.DATE,
 ) -> str:
-  """Registers local files as a SeqIO task; returns its name.
-
-  Calling it again with the same arguments changes nothing. The features are
-  `inputs` and `targets`; those of pairs of answers are `prompt`, `chosen` and
-  `rejected`, all of them tokens with their ends, whose lengths are those of
-  `inputs` (prompt) and `targets` (the answers) in TASK_FEATURE_LENGTHS.
+  """Registers local files as a SeqIO task, once; returns its name.
 
   Args:
-    name: name of the task; letters, digits, `_`, `.` and `:`.
-    train: file, glob pattern, or list of them.
-    validation: the same for the validation split.
-    test: the same for the test split.
-    data: instead of the three: files that are split here, by a stable hash of
-      the inputs, so that equal inputs are in one split.
-    split_fractions: shares of train, validation and test of `data`; sum 1.
-    row_format: one of `formats.FORMATS` or 'inputs_targets', where the columns
-      fit several.
-    inputs_key: key (JSON) or feature (TFRecord) of the inputs.
-    targets_key: key of the targets.
-    choices: answers to choose from, the same for all rows: the task is
-      evaluated by rank classification.
-    choices_key: instead of `choices`: key of each row's own list of choices.
-    id_key: key of each row's id, a name or a number: its language, its client;
-      see EXAMPLE_IDS. Without it a row has the id of the task's name.
-    length_normalized: compare the choices by log-likelihood per token.
-    vocabulary: of inputs and targets; ours of bytes if not given. Gin files of
-      models give that of the base.
-    metrics: metrics of tasks without choices, see `generation_metrics`.
-    too_long: what becomes of examples that TASK_FEATURE_LENGTHS does not fit:
-      'drop' (by default) leaves them out, 'cut' cuts their inputs at the left,
-      'error' refuses them (always with choices).
-    turns: which answers of a conversation are learned: 'each' as an example of
-      its own (by default; without a template 'last'), only the 'last', or all
-      'together' in one row.
-    loss: whether conversations are learned in their 'answers' or 'all'.
-    template: chat template, 'chatml' or a path; by default that of the model.
-    chat_date: the day that chat templates see as today.
+    name: Name of the task; letters, digits, `_`, `.` and `:`.
+    train: A file, a glob pattern, or a list of them.
+    validation: The same for the validation split.
+    test: The same for the test split.
+    data: Instead of the three: files that a stable hash of the inputs splits.
+    split_fractions: Shares of train, validation and test of `data`; sum 1.
+    row_format: See `formats.recognize`; needed where several fit.
+    inputs_key: Key (JSON) or feature (TFRecord) of the inputs.
+    targets_key: Key of the targets.
+    choices: The same answers for all rows, which are ranked by their scores.
+    choices_key: Instead of `choices`: the key of each row's list of them.
+    id_key: Key of each row's id, a name or a number, see EXAMPLE_IDS. Without
+      it a row has the id of the task's name.
+    length_normalized: Whether choices are compared by nats per token.
+    vocabulary: Of inputs and targets; ours of bytes where no gin file binds it.
+    metrics: Metrics of a task without choices, see `generation_metrics`.
+    too_long: Where TASK_FEATURE_LENGTHS is too short, 'drop' (the default)
+      leaves an example out, 'cut' cuts its inputs at the left, and 'error'
+      refuses it (always with choices).
+    turns: Which answers of a conversation are learned: 'each' in an example of
+      its own (the default with a template), only the 'last' (the default
+      without one), or all 'together' in one row.
+    loss: Whether conversations are learned in their 'answers' or 'all'.
+    template: Chat template, 'chatml' or a path; by default the model's.
+    chat_date: The day that chat templates see as today.
 
   Raises:
-    errors.UserError: bad arguments; a file that is missing, empty or broken
-      (the message has the line).
+    errors.UserError: For a bad argument, file or line of a file.
   """
   vocabulary = vocabulary or vocabularies.byte_vocabulary()
   if not registration.is_new([name], dict(locals())):
     return name
-  keys = row_parsers.Keys(
-      inputs_key, targets_key, choices_key, _checked(choices, choices_key)
-  )
-  ranked = bool(choices) or choices_key is not None
-  metric_fns = _metric_fns(ranked, length_normalized, metrics)
+  keys = _keys(inputs_key, targets_key, choices_key, choices)
+  metric_fns = _metric_fns(keys.ranked, length_normalized, metrics)
   options = example_rows.Options(turns, loss, template, chat_date)
   options.check()
   files = splits_lib.Files(train, validation, test, data, split_fractions)
-  reader = row_reader.RowReader(
-      keys, row_format,
-      functools.partial(metrics_lib.check_target, metric_fns), id_key,
-  )
+  check = functools.partial(metrics_lib.check_target, metric_fns)
+  reader = row_reader.RowReader(keys, row_format, check, id_key)
   parsed = files.read(name, reader)
   example_rows.register(
-      name, parsed, reader.format, options, metric_fns, ranked,
-      vocabulary=vocabulary, files=files.all(),
-      too_long=_policy(too_long, ranked),
+      name, parsed, reader.format, options, metric_fns, keys.ranked,
+      vocabulary, files=files.all(), too_long=_policy(too_long, keys.ranked),
   )
   return name
 
@@ -234,10 +222,13 @@ def _argument(name: str) -> str:
   return f'local.register_task.{name}'
 
 
-def _checked(
-    choices: Sequence[str], choices_key: str | None
-) -> tuple[str, ...]:
-  """Returns the choices of all rows."""
+def _keys(
+    inputs: str,
+    targets: str,
+    choices_key: str | None,
+    choices: Sequence[str],
+) -> row_parsers.Keys:
+  """The columns that are read, and the choices of all rows."""
   if choices and choices_key is not None:
     raise errors.UserError(
         f'Both choices = {choices!r} and choices_key = {choices_key!r} are '
@@ -248,4 +239,4 @@ def _checked(
         'Choices must be two or more different strings, not '
         f'{choices!r}.', _argument('choices'),
     )
-  return tuple(choices)
+  return row_parsers.Keys(inputs, targets, choices_key, tuple(choices))

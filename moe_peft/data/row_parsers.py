@@ -45,6 +45,11 @@ class Keys:
   choices: str | None = None
   fixed_choices: tuple[str, ...] = ()
 
+  @property
+  def ranked(self) -> bool:
+    """Whether rows have choices, which are ranked."""
+    return bool(self.fixed_choices) or self.choices is not None
+
 
 def _get(row: Mapping[str, Any], key: str, place: str) -> Any:
   """The value of a column; raises errors.UserError if the row lacks it."""

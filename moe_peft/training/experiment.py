@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one run is: everything that gin decides, in one place."""
 
-import collections
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from pathlib import Path
@@ -16,8 +15,6 @@ import optax
 from moe_peft import errors
 from moe_peft import gin_types
 from moe_peft import gin_values
-from moe_peft.core import adapted_sites
-from moe_peft.core import initial_values
 from moe_peft.core import partitioning
 from moe_peft.core import quantized
 from moe_peft.core import trainable
@@ -25,6 +22,7 @@ from moe_peft.models import language_model
 from moe_peft.training import base_identity
 from moe_peft.training import bases
 from moe_peft.training import hosts
+from moe_peft.training import initial_params
 from moe_peft.training import memory
 from moe_peft.training import objectives
 
@@ -275,8 +273,8 @@ def prepare(
   )
   for check in checks:
     check(setup)
-  structs = {**setup.trainable, **setup.frozen}
   path = experiment.initial_checkpoint_path
+  structs = {**setup.trainable, **setup.frozen}
   # It may hold adapters too: experts that were trained elsewhere.
   base = {} if path is None else bases.load_base(path, structs)
   experiment.objective.check(setup.trainable, base)
@@ -284,44 +282,37 @@ def prepare(
   bases.check_given(
       path, missing, setup.trainable if experiment.train_steps else ()
   )
-
-  def init_missing(rng):
-    params = trainable.flatten(experiment.init(rng)['params'])
-    return {name: params[name] for name in missing}
-
   with setup.context():
-    # What the checkpoint holds is not initialized; XLA drops the rest.
-    fresh = jax.jit(
-        init_missing,
-        out_shardings={
+    values = initial_params.complete(
+        base,
+        experiment.init,
+        jax.random.key(experiment.seed),
+        # Quantized on the host; there is no sharding of the floats.
+        {
             name: partitioning.replicated(setup.mesh)
             if isinstance(structs[name], quantized.QuantizedArray)
             else setup.shardings[name]
             for name in missing
         },
-    )(jax.random.key(experiment.seed))
-  # Arrays of the base are read one by one.
-  known = collections.ChainMap({}, fresh, base)
-  if initial_values.wanted(missing):
-    _, adapters = adapted_sites.trace(
-        lambda: experiment.init(jax.random.key(0))
     )
-    known.update(initial_values.from_base(adapters, known))
-
-  def place(name):
-    value, struct = known[name], structs[name]
-    if isinstance(struct, quantized.QuantizedArray):
-      value = quantized.quantize(
-          np.asarray(value), struct.kind, setup.axis_names[name]
-      )
-    else:
-      value = value.astype(struct.dtype)
-    return jax.device_put(value, setup.shardings[name])
-
+  place = lambda names: {
+      name: _place(setup, name, values[name]) for name in names
+  }
   return dataclasses.replace(
       setup,
-      trainable={name: place(name) for name in setup.trainable},
-      frozen={name: place(name) for name in setup.frozen},
+      trainable=place(setup.trainable),
+      frozen=place(setup.frozen),
       base=base_identity.of(path, base),
   )
 
+
+def _place(setup: Setup, name: str, value: Any) -> Any:
+  """A parameter as it is stored, on its devices."""
+  struct = setup.trainable.get(name, setup.frozen.get(name))
+  if isinstance(struct, quantized.QuantizedArray):
+    value = quantized.quantize(
+        np.asarray(value), struct.kind, setup.axis_names[name]
+    )
+  else:
+    value = value.astype(struct.dtype)
+  return jax.device_put(value, setup.shardings[name])
