@@ -158,7 +158,7 @@ class MoeAdapter(nn.Module):
     all_experts = self.execution in ('auto', 'all_experts')
     float32 = inputs.dtype == kernel.dtype == jnp.float32
     if rows is not None and all_experts and float32:
-      ours = dispatch.beside(kernel)
+      ours = dispatch.down_rows(kernel)
       both = low_rank.project(inputs, jnp.concatenate([ours, rows]))
       product, logits = jnp.split(both, [len(ours)], axis=-1)
     elif rows is not None:
@@ -201,7 +201,7 @@ class MoeAdapter(nn.Module):
     for metric, value in routing.metrics.items():
       # T5X's models and Flaxformer's scans expect three axes.
       self.sow('intermediates', metric, value.reshape(1, 1, 1))
-    if not self.is_initializing():  # It is no part of a model's state.
+    if not self.is_initializing():  # What is sown is no state of a model.
       weights = routing.combine_weights
       shape = (*features.shape[:2], -1, weights.shape[-1])
       self.sow('routing', 'combine_weights', weights.reshape(shape).mean(2))
@@ -212,7 +212,7 @@ class MoeAdapter(nn.Module):
     """Returns <bool>[num_experts], or None if this layer has all of them."""
     if self.experts_by_depth is None:
       return None
-    # Numbered by inject.AdaptedModule once the stack is initialized.
+    # inject.AdaptedModule numbers the layers once the stack is initialized.
     index = self.param_with_axes(
         'layer_index', nn.initializers.zeros, (1,), ('unmodeled',)
     )
@@ -220,6 +220,12 @@ class MoeAdapter(nn.Module):
     parts = len(self.experts_by_depth)
     part = index * parts // self.site.num_layers
     return jnp.arange(self.num_experts) < jnp.array(self.experts_by_depth)[part]
+
+  @nn.nowrap
+  def drop(self, x: jax.Array, rate: float) -> jax.Array:
+    """Drops numbers while training, and scales the others by 1 / (1 - rate)."""
+    training = self.has_rng('dropout')
+    return nn.Dropout(rate, deterministic=not training)(x)
 
   @nn.nowrap
   def require_all_experts(self, why: str) -> None:

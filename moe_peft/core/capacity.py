@@ -72,7 +72,7 @@ class Capacity:
   at_evaluation: bool = False
 
   def check(self, causal: bool) -> None:
-    """Raises errors.UserError for options that cannot be.
+    """Raises errors.UserError for options that contradict each other.
 
     Args:
       causal: Whether the routed tokens must not see later ones.

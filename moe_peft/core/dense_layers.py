@@ -72,7 +72,7 @@ class DenseLayer:
 
   def frozen(self) -> dict[str, jax.Array]:
     """The layer's own parameters, see `sites.Site.frozen`; once it has run."""
-    # Opened, where they are quantized.
+    # A quantized kernel is opened: rules read floats.
     params = meta.unbox(self.module.variables.get('params', {}))
     features = self.flat_inputs().shape[-1]
     shapes = {'kernel': (features, -1), 'bias': (-1,)}

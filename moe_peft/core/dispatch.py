@@ -116,7 +116,7 @@ class Ragged:
 def _down_all_experts(inputs, kernel, bias, routing, product=None):
   """Returns an AllExperts; see `down`."""
   if product is None:
-    product = low_rank.project(inputs, beside(kernel))
+    product = low_rank.project(inputs, down_rows(kernel))
   if bias is not None:
     product += bias.swapaxes(0, 1).reshape(-1)
   weights = None if routing is None else routing.combine_weights
@@ -167,7 +167,7 @@ def down(
     routing: Who uses which expert; None for one expert without a router.
     bias: <float>[num_experts, rank] (or [1, rank] if shared), or None.
     product: <float>[batch, length, rank * num_experts], the inputs' products
-      with `beside(kernel)`, or None if they are still to be made.
+      with `down_rows(kernel)`, or None if they are still to be made.
 
   Returns:
     The mixture, with `hidden` and `up`.
@@ -179,7 +179,7 @@ def down(
   return _down_ragged(inputs, kernel, bias, routing)
 
 
-def beside(kernel: jax.Array) -> jax.Array:
+def down_rows(kernel: jax.Array) -> jax.Array:
   """Returns `down` kernels as rows, <float>[rank * num_experts, in].
 
   Rank-major, as `AllExperts.hidden`. These rows can share a matmul with those

@@ -97,14 +97,18 @@ def dispatch_arrays(
 
 
 def _constrain_groups(x: jax.Array) -> jax.Array:
-  """Buffers at home: [g, e, c, features], groups over all of the batch axes."""
+  """Lays buffers [g, e, c, features] where their tokens are.
+
+  Groups are split over all axes of the batch.
+  """
   return partitioning.with_sharding_constraint(x, ('batch', None, None, _FREE))
 
 
 def _constrain_experts(x: jax.Array) -> jax.Array:
-  """Buffers at their experts: [e, g, c, features].
+  """Lays buffers [e, g, c, features] where their experts are.
 
-  Between the two constraints lies one all-to-all over the axis `expert`.
+  From one of the two layouts to the other XLA needs one all-to-all over the
+  axis `expert`.
   """
   names = ('expert', 'expert_replicas', None, _FREE)
   return partitioning.with_sharding_constraint(x, names)

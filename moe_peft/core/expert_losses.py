@@ -37,8 +37,8 @@ class Computed:
   def products(self) -> jax.Array:
     """Products of outputs, <float32>[batch, length, experts, experts].
 
-    Of the Gram matrix of `lora_b`, which is made once: (experts * rank)^2
-    multiplications a token.
+    They are made of the Gram matrix of `lora_b`, which all tokens share, with
+    (experts * rank)^2 multiplications a token.
     """
     gram = jnp.einsum('ero,fso->erfs', self.lora_b, self.lora_b)
     half = jnp.einsum('bler,erfs->blefs', self.hidden, gram)
@@ -60,7 +60,7 @@ class Orthogonality:
   def __call__(self, computed: Computed) -> jax.Array:
     products = computed.products()
     norms = jnp.einsum('blee->ble', products)[..., None, :]
-    # While lora_b is zero all of it is, and so must be its gradient.
+    # While lora_b is zero the loss is zero, and its gradient must be, too.
     projected = products**2 * norms / (norms**2 + 1e-12)
     used = computed.combine_weights > 0
     different = ~jnp.eye(used.shape[-1], dtype=bool)

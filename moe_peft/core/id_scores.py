@@ -4,7 +4,7 @@
 
 The ids come with the data (data/example_ids.py) and reach a router as
 `Tokens.example_ids`. They say nothing of the tokens, so such a router is causal
-and mixes no rows; of each id, all experts together are one low-rank update.
+and mixes no rows. For one id all experts together are one low-rank update.
 """
 
 from collections.abc import Sequence

@@ -137,7 +137,7 @@ class AdaptedModule(nn.Module):
   Attributes:
     module: The model.
     rules: The first rule that matches a layer decides.
-    describe_tokens: Says of a call which tokens are padding; see `tokens.py`.
+    describe_tokens: Says which tokens of a call are padding; see `tokens.py`.
   """
 
   module: nn.Module

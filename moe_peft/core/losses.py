@@ -194,6 +194,11 @@ def router_z_loss(router_logits: jax.Array, valid: jax.Array) -> jax.Array:
   return mean_over(z**2, valid)
 
 
+def shares(probs: jax.Array) -> jax.Array:
+  """Probabilities divided by their sum (those of sigmoids need not have 1)."""
+  return probs / (probs.sum(axis=-1, keepdims=True) + 1e-9)
+
+
 def entropy(probs: jax.Array) -> jax.Array:
   """Entropy over the last axis in nats, <float32>[...]."""
   return -jnp.sum(jax.scipy.special.xlogy(probs, probs), axis=-1)

@@ -7,7 +7,7 @@ features]`, n small. A dense product whose result has few columns is slow on
 CPUs: the gradient of a kernel [1024, 10] over 2,048 tokens takes 17 times as
 long as that of its transpose [10, 1024]. And XLA's CPU compiler makes better
 products of [tokens, features] than of [batch, length, features]. Kept as rows,
-neither direction is slow; python -m benchmarks shows the whole.
+neither direction is slow; `python -m benchmarks` measures whole layers.
 """
 
 from collections.abc import Callable

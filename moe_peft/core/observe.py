@@ -79,9 +79,10 @@ def row_sums(weights: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
 def batch_sums(
     collection: Mapping[str, Any], batch: Mapping[str, jax.Array]
 ) -> dict[str, dict[str, jax.Array]]:
-  """The sums of `row_sums` over all rows, by site, but for the entropy.
+  """The sums of `row_sums` over all rows, by site, without the entropy.
 
-  Its logarithms are what costs most, and every training step pays for these.
+  Every training step computes them, and the logarithms of an entropy would
+  cost more than all the rest.
   """
   sums = {}
   for site, sown in combine_weights(collection, batch).items():

@@ -151,7 +151,7 @@ class Adapted:
       OSError: It cannot be written; nothing partial is left.
     """
     tensors = {
-        # Of a view or a slice, safetensors would write the whole.
+        # safetensors would write all of the array that a view is a part of.
         path: np.ascontiguousarray(jax.device_get(value))
         for path, value in self._kept(params).items()
     }
@@ -184,12 +184,13 @@ class Adapted:
           f'{here.get(wrong[0], "absent")} here'
           + (f', and {len(wrong) - 1} more.' if wrong[1:] else '.'),
           where=file,
-          remedy='Adapt the same model by the same method, sites, options.',
+          remedy='Adapt the same model with the same method, sites and '
+          'options.',
       )
     return trainable.unflatten({**trainable.flatten(params), **tensors})
 
   def _kept(self, params: Params) -> dict[str, Any]:
-    """What a file holds: frozen routers are of an adapter too."""
+    """What a file holds: what trains, and whole adapters, as frozen routers."""
     return {
         path: value
         for path, value in trainable.flatten(params).items()

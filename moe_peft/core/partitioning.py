@@ -105,7 +105,7 @@ def check_params(
 
   Args:
     shapes: Parameters by path, arrays or their shapes.
-    specs: How each is split; None is not at all.
+    specs: How each is split; None: not at all.
     mesh: The mesh.
 
   Raises:

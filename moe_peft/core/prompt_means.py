@@ -33,7 +33,7 @@ def so_far(
   Raises:
     errors.UserError: If nothing says which tokens are the prompt's.
   """
-  # Sums and counts at once.
+  # The sums of a column of ones count the tokens.
   features = jnp.pad(features, ((0, 0), (0, 0), (0, 1)), constant_values=1.0)
   if tokens.cached:
     sums = _decoded(router, features, tokens)
@@ -69,7 +69,7 @@ def _decoded(
   """Sums that go on from call to call.
 
   The first call makes room, one call may read prompts, and every other call
-  reads one token. The first of those is the last one of the prompt
+  reads one token. The first of those tokens is the last one of the prompt
   (`models/decoder_only.py`, and T5X).
   """
   rows, _, width = features.shape

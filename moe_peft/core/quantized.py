@@ -62,12 +62,12 @@ class QuantizedArray(meta.AxisMetadata):
 
   @property
   def shape(self) -> tuple[int, ...]:
-    """That of the kernel, in a stack with the axis of layers before it."""
+    """Shape of the kernel; in a stack the axis of layers comes first."""
     return self.unboxed.shape
 
   @property
   def dtype(self) -> Any:
-    """That of the values; `nf4` has bytes."""
+    """Type of the stored values; `nf4` has bytes."""
     return self.values.dtype
 
   @property
@@ -129,8 +129,9 @@ def kind_of(
 ) -> str | None:
   """How a frozen parameter is quantized, one of `KINDS`, or None.
 
-  Kernels of layers are. Embeddings, the output layer, norms and biases are
-  small or dear, and stay bfloat16; so does a kernel without blocks.
+  Kernels of layers are quantized. Embeddings, the output layer, norms and
+  biases are small, or cost most accuracy, and stay bfloat16; so does a kernel
+  that cannot be cut into blocks.
 
   Args:
     path: Of the parameter.
@@ -269,10 +270,10 @@ def split(
     names: Sequence[str],
     sharding: NamedSharding,
 ) -> jax.ShapeDtypeStruct | QuantizedArray:
-  """Adds how what `structs` gives lies on devices.
+  """Adds to what `structs` returns how it is split over devices.
 
-  The arrays of a quantized kernel are split as the kernel is, but not where
-  they cannot be: scales have one input, or fewer blocks than there are parts.
+  The arrays of a quantized kernel are split as the kernel is, except where they
+  cannot be: scales have one input, or fewer blocks than there are parts.
 
   Args:
     array: What is split.

@@ -31,7 +31,7 @@ class Variance:
     """Has no options."""
 
   def __call__(self, routed: losses.Routed) -> jax.Array:
-    probs = _shares(routed)
+    probs = losses.shares(routed.probs)
     mean = losses.mean_over(probs, routed.valid)
     return -losses.mean_over((probs - mean) ** 2, routed.valid).mean()
 
@@ -67,7 +67,7 @@ class JensenShannon:
       )
 
   def __call__(self, routed: losses.Routed) -> jax.Array:
-    probs = _shares(routed)
+    probs = losses.shares(routed.probs)
     largest = jnp.log(float(max(probs.shape[-1], 2)))
     mean = losses.mean_over(probs, routed.valid)
     balanced = jnp.minimum(losses.entropy(mean), self.balance * largest)
@@ -102,8 +102,8 @@ class Tsallis:
       )
 
   def __call__(self, routed: losses.Routed) -> jax.Array:
-    return losses.mean_over(tsallis_entropy(_shares(routed), self.q),
-                            routed.valid)
+    entropy = tsallis_entropy(losses.shares(routed.probs), self.q)
+    return losses.mean_over(entropy, routed.valid)
 
 
 def tsallis_entropy(probs: jax.Array, q: float) -> jax.Array:
@@ -115,9 +115,3 @@ def tsallis_entropy(probs: jax.Array, q: float) -> jax.Array:
 def _entropy(probs: jax.Array) -> jax.Array:
   """`losses.entropy` whose gradient is finite at probabilities of 0."""
   return losses.entropy(jnp.maximum(probs, 1e-20))
-
-
-def _shares(routed: losses.Routed) -> jax.Array:
-  """Probabilities that sum to 1 (those of sigmoids and dropout do not)."""
-  probs = routed.probs
-  return probs / (probs.sum(axis=-1, keepdims=True) + 1e-9)

@@ -87,7 +87,7 @@ class Router(nn.Module):
 
   @nn.compact
   def rows(self, features: int) -> jax.Array | None:
-    """Returns what it wants its inputs multiplied with, or None.
+    """Returns the rows that its inputs are to be multiplied with, or None.
 
     Args:
       features: Number of features of the inputs.
@@ -251,20 +251,18 @@ def _metrics(
   else:
     slots = groups.num_groups * groups.expert_capacity * num_experts
     usage = used.sum() / slots
-  shares = routed.probs / (routed.probs.sum(axis=-1, keepdims=True) + 1e-9)
+  shares = losses_lib.shares(routed.probs)
   uniform = jnp.log(float(max(num_experts, 2)))
   weights = jnp.where(used, gates, 0.0)
-  # How many equal weights would be as spread out: gates of k experts may lie on
-  # one of them all the same (arXiv 2603.10160).
+  # The number of equal weights that would be as spread out: of k selected
+  # experts one may still have nearly all of the weight (arXiv 2603.10160).
   effective = jnp.square(weights.sum(axis=-1)) / jnp.maximum(
       jnp.square(weights).sum(axis=-1), 1e-9
   )
   return {
       'fraction_tokens_left_behind': 1.0 - mean(used.any(axis=-1)),
       'expert_usage': usage,
-      'router_confidence': (
-          weights.sum() / jnp.maximum(used.sum(), 1)
-      ),
+      'router_confidence': weights.sum() / jnp.maximum(used.sum(), 1),
       'router_entropy': mean(losses_lib.entropy(shares)) / uniform,
       'effective_experts': mean(effective),
   }

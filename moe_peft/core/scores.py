@@ -138,9 +138,9 @@ class HeadScores(TokenScores):
 class SequenceScores(TokenScores):
   """Logits of each example: the mean logits of its real tokens.
 
-  In a decoder, where a mean over the row would see later tokens, those of the
-  prompt: of the encoder's outputs, or, without an encoder, of the prompt's
-  tokens so far (prompt_means.py).
+  In a decoder a mean over the row would see later tokens, so there it is the
+  mean over the prompt: over the encoder's outputs, or, without an encoder, over
+  the prompt's tokens so far (prompt_means.py).
   """
 
   @property
@@ -168,7 +168,7 @@ class SequenceScores(TokenScores):
   def mean(self, router, features, tokens) -> jax.Array:
     """Means of features of `source`.
 
-    The mean of the logits is the logit of the mean token, and smaller.
+    The mean of the logits is the logit of the mean token, and a smaller array.
 
     Args:
       router: The router.

@@ -21,7 +21,7 @@ from moe_peft.core import tokens as tokens_lib
 
 # The logit of an expert that is not there.
 _MASKED = -1e9
-# Of more experts it is quicker to take the best k times than to compare
+# With more experts it is quicker to take the best one k times than to compare
 # each with each.
 _MOST_COMPARED = 32
 
@@ -224,10 +224,22 @@ def select_top_k(scores: jax.Array, k: Any) -> jax.Array:
   # Never sorted: a sort would gather a batch that is sharded.
   if scores.shape[-1] > _MOST_COMPARED and isinstance(k, int):
     return _best_in_turn(scores, k)
+  return ahead(scores).sum(axis=-1) < k
+
+
+def ahead(scores: jax.Array) -> jax.Array:
+  """Returns which experts are better than an expert, without a sort.
+
+  Args:
+    scores: <float>[..., num_experts]; of equal scores the first is better.
+
+  Returns:
+    <bool>[..., num_experts, num_experts]; `[..., e, f]` says that f is better
+    than e.
+  """
   mine, other = scores[..., :, None], scores[..., None, :]
   expert = jnp.arange(scores.shape[-1])
-  before = (other > mine) | ((other == mine) & (expert < expert[:, None]))
-  return before.sum(axis=-1) < k
+  return (other > mine) | ((other == mine) & (expert < expert[:, None]))
 
 
 def _best_in_turn(scores, k):

@@ -123,6 +123,6 @@ def _solve(gram: jax.Array, right: jax.Array, damping: float) -> jax.Array:
   """Returns `(gram + c I)^-1 right`; 0 where the right side is 0."""
   size = gram.shape[-1]
   mean = jnp.trace(gram, axis1=-2, axis2=-1)[..., None, None] / size
-  # A `lora_b` of zeros has a gradient of zeros beside it: any c does.
+  # Where `lora_b` is zero, so is the gradient on the right: any c will do.
   shift = jnp.where(mean > 0, damping * mean, 1.0) * jnp.eye(size)
   return jnp.linalg.solve(gram + shift, right)

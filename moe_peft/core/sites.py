@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from moe_peft import errors
 
 ADAPTER_SCOPE = 'adapter'
-# An MLP has one input projection or two; rules name those of both.
+# An MLP has one input projection or two, and rules name those of both kinds.
 _OTHER_NAMES = {'wi': {'wi_0', 'wi_1'}, 'wi_0': {'wi'}, 'wi_1': {'wi'}}
 
 

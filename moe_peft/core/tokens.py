@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from moe_peft import errors
 
-# The feature of batches that gives them; see `with_example_ids`.
+# The feature of batches that holds the ids of examples, see `with_example_ids`.
 EXAMPLE_IDS = 'example_ids'
 
 
@@ -86,7 +86,7 @@ class Tokens:
     """
     if self.example_ids is None:
       raise errors.UserError(
-          f'{what} is told an id of each example, and none is given.',
+          f'{what} needs an id of each example, and none is given.',
           where='EXAMPLE_IDS',
           remedy='Set it to the names of tasks, or of values of id_key in '
           'local.register_task; moe_peft.infer takes --example_id.',
@@ -111,8 +111,8 @@ def real(ids: jax.Array) -> jax.Array:
   """Which tokens are real, <bool>[batch, length]: T5X's convention.
 
   Args:
-    ids: <int32>[batch, length]. T5's own ids, of which 0 is padding; of a
-      decoder alone, whose id 0 may be any token, a mask.
+    ids: <int32>[batch, length]. Ids of T5, of which 0 is padding; for a decoder
+      alone, whose id 0 may be any token, a mask.
   """
   return ids > 0
 
@@ -134,9 +134,9 @@ def t5x_tokens(call: Call) -> Tokens:
   """Describes the tokens of models with T5X's signature.
 
   Those are models that are called with `encoder_input_tokens`,
-  `decoder_target_tokens` and their `..._segment_ids`: see `real`. Of a decoder
-  alone `in_prompt` says which tokens are the prompt's, or, as in a prefix LM,
-  `decoder_causal_attention`; without either all are.
+  `decoder_target_tokens` and their `..._segment_ids`: see `real`. For a
+  decoder alone `in_prompt` says which tokens are the prompt's, or, as in a
+  prefix LM, `decoder_causal_attention`; without either, all of them are.
 
   Args:
     call: The call.

@@ -21,7 +21,7 @@ Params = Mapping[str, Any]
 
 ADAPTER_REGEX = r'.*/adapter/.*'
 CONSTANT_REGEX = r'.*/adapter/(layer_index|frozen_[ab])'
-# What begins at zero, and is of no use while it stays there.
+# What begins at zero and does nothing until it is trained or read.
 GIVEN_REGEX = r'.*/adapter/(lora_b|router/gates)'
 
 
@@ -77,9 +77,9 @@ def by_layer(path: str, array: Any, axis: int) -> dict[str, Any]:
   """Takes the layers of a scanned stack apart.
 
   Args:
-    path: Of a parameter, a layer or anything else in a model.
-    array: What lies there.
-    axis: On which the scan has stacked its layers.
+    path: Path of a parameter, a layer or anything else in a model.
+    array: The array at that path.
+    axis: The axis on which the scan has stacked its layers.
 
   Returns:
     The array of each layer, by the path without a scan, as in

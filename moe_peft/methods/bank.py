@@ -33,6 +33,7 @@ from moe_peft.core import scores
 from moe_peft.core import selection
 from moe_peft.methods import adamix
 from moe_peft.methods import molora
+from moe_peft.methods import smear
 from moe_peft.methods import smoe_dropout
 
 _EPSILON = 1e-5  # Of torch's layer norm.
@@ -63,7 +64,7 @@ class ArrowScores(scores.TokenScores):
     return None
 
   def of_experts(self, inputs, kernel):
-    # What an expert is like is known: nothing is learned from it here.
+    # Nothing is learned here: the experts themselves are the router.
     kernel = jax.lax.stop_gradient(kernel.astype(jnp.float32))
     sizes, there = self.sizes(inputs.astype(jnp.float32), kernel)
     return selection.mask(sizes / self.temperature, there)
@@ -97,7 +98,7 @@ class SpectRScores(ArrowScores):
 
   def sizes(self, inputs, kernel):
     num_experts, _, rank = kernel.shape
-    hidden = low_rank.project(inputs, dispatch.beside(kernel))
+    hidden = low_rank.project(inputs, dispatch.down_rows(kernel))
     hidden = hidden.reshape(*inputs.shape[:2], rank, num_experts)
     # A root of zero has no gradient.
     sizes = jnp.sqrt(jnp.maximum(jnp.square(hidden).sum(axis=2), 1e-30))
@@ -122,17 +123,11 @@ class GateScores(scores.TokenScores):
     )
     # Normed gates have the sum 0, so the mean of the inputs drops out.
     inputs = inputs.astype(jnp.float32)
-    logits = low_rank.project(inputs, _normed(low_rank.rows(gates)))
+    columns = smear.layer_norm(low_rank.rows(gates), -1, _EPSILON)
+    logits = low_rank.project(inputs, columns)
     variance = inputs.var(axis=-1, keepdims=True) + _EPSILON
     logits *= jax.lax.rsqrt(variance * inputs.shape[-1])
     return selection.mask(logits, jnp.any(gates != 0, axis=0))
-
-
-def _normed(x: jax.Array) -> jax.Array:
-  """`x` with mean 0 and variance 1 along the last axis."""
-  x -= x.mean(axis=-1, keepdims=True)
-  variance = jnp.square(x).mean(axis=-1, keepdims=True)
-  return x * jax.lax.rsqrt(variance + _EPSILON)
 
 
 class NoScores(adamix.NoScores):

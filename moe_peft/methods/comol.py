@@ -49,8 +49,9 @@ class CoMoL(molora.MoLoRA):
         ('expert', 'rank', 'unmodeled'),
     )
     dtype = self.dtype or outputs.dtype
-    rows = dispatch.beside(lora_a.astype(dtype))
-    hidden = low_rank.project(self._drop(inputs.astype(dtype)), rows)
+    rows = dispatch.down_rows(lora_a.astype(dtype))
+    dropped = self.drop(inputs.astype(dtype), self.dropout)
+    hidden = low_rank.project(dropped, rows)
     if self.reads_inputs:
       decision = self.route(inputs, tokens)
     else:
@@ -59,11 +60,6 @@ class CoMoL(molora.MoLoRA):
       )
     weights = None if decision is None else decision.combine_weights
     mixture = dispatch.AllExperts(hidden, weights)
-    mixed = self._drop(mixture.up(core.astype(dtype)))
+    mixed = self.drop(mixture.up(core.astype(dtype)), self.dropout)
     update = low_rank.expand(mixed, (lora_b[0] * self.scale).astype(dtype))
     return outputs + update.astype(outputs.dtype)
-
-  @nn.nowrap
-  def _drop(self, x):
-    training = self.has_rng('dropout')
-    return nn.Dropout(self.dropout, deterministic=not training)(x)

@@ -1,17 +1,17 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""DynMoLE (arXiv 2504.00661): sure tokens use few experts, unsure ones all.
+"""DynMoLE (arXiv 2504.00661): certain tokens use few experts, unsure ones all.
 
   entropy = (1 - sum_e p_e^q) / (q - 1),   p = softmax(logits)
   all experts where entropy > entropy_threshold, else the fewest of the highest
   p whose sum reaches `mass`, but at least k; weights are divided by their sum
 
 trained with the mean of that entropy (`tsallis_loss`) and Switch's balance.
-Defaults are those that another's code calls the paper's: q 1.1, threshold 0.9,
-mass 0.75, at least 2, factors 0.01 and 0.001. The largest entropy grows with
-the number of experts (1.29, 1.88, 2.42 for 4, 8, 16), so the threshold means
-another share of it for each. Ours: 8 experts of rank 8, and that p, as the
-released code was not read, is taken before any noise.
+Code of a third party calls these defaults the paper's: q 1.1, threshold 0.9,
+mass 0.75, k 2, factors 0.01 and 0.001. The largest entropy grows with the
+number of experts (1.29, 1.88, 2.42 for 4, 8, 16), so the threshold is another
+share of it for each number. Ours: 8 experts of rank 8, and that p is taken
+before any noise (the released code was not read).
 """
 
 from collections.abc import Callable, Sequence
@@ -46,7 +46,7 @@ class Mass(selection.TopK):
   q: float = 1.1
 
   def check(self, router):
-    # One expert at least, and normalized, is no reason to warn here.
+    # `TopK` warns of one normalized expert; here k is only the least number.
     selection.TopK(k=self.k, dropout=self.dropout).check(router)
 
   def most_selected(self, num_experts):
@@ -55,11 +55,9 @@ class Mass(selection.TopK):
   def __call__(self, router, logits, context):
     probs = self.drop(router, self.probs(router, logits, context), context)
     fixed = jax.lax.stop_gradient(probs)
-    mine, other = fixed[..., :, None], fixed[..., None, :]
-    expert = jnp.arange(fixed.shape[-1])
-    before = (other > mine) | ((other == mine) & (expert < expert[:, None]))
-    ahead = jnp.where(before, other, 0.0).sum(axis=-1)
-    selected = (ahead < self.mass) | (before.sum(axis=-1) < self.k)
+    ahead = selection.ahead(fixed)
+    taken = jnp.where(ahead, fixed[..., None, :], 0.0).sum(axis=-1)
+    selected = (taken < self.mass) | (ahead.sum(axis=-1) < self.k)
     unsure = router_losses.tsallis_entropy(fixed, self.q)
     selected |= (unsure > self.entropy_threshold)[..., None]
     return self.decide(probs, probs, selected)

@@ -101,7 +101,7 @@ class FlyLoRA(molora.MoLoRA):
     )
     dtype = self.dtype or outputs.dtype
     hidden = low_rank.project(inputs.astype(jnp.float32),
-                              dispatch.beside(sparse_a))
+                              dispatch.down_rows(sparse_a))
     decision = self.route(hidden, tokens, in_axis='unmodeled')
     weights = None if decision is None else decision.combine_weights
     mixture = dispatch.AllExperts(hidden.astype(dtype), weights)

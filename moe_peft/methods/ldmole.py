@@ -105,12 +105,10 @@ def sparsegen(logits: jax.Array, value: jax.Array) -> jax.Array:
   """
   room = 1.0 - value
   fixed = jax.lax.stop_gradient(logits)
-  # Counted and not sorted, as in selection.select_top_k.
-  mine, other = fixed[..., :, None], fixed[..., None, :]
-  expert = jnp.arange(fixed.shape[-1])
-  upto = (other > mine) | ((other == mine) & (expert <= expert[:, None]))
+  # The experts that are better, and the expert itself.
+  upto = selection.ahead(fixed) | jnp.eye(fixed.shape[-1], dtype=bool)
   number = upto.sum(axis=-1)
-  total = jnp.where(upto, other, 0.0).sum(axis=-1)
+  total = jnp.where(upto, fixed[..., None, :], 0.0).sum(axis=-1)
   used = jax.lax.stop_gradient(room) + number * fixed > total
   count = used.sum(axis=-1, keepdims=True)
   sum_used = jnp.where(used, logits, 0.0).sum(axis=-1, keepdims=True)

@@ -39,6 +39,5 @@ class MLAE(lora.LoRA):
         'coefficient', nn.initializers.constant(self.alpha), (self.rank,),
         ('rank',),
     )
-    training = self.has_rng('dropout')
-    drop = nn.Dropout(self.expert_dropout, deterministic=not training)
-    return lora_a, lora_b * drop(coefficient)[:, None]
+    coefficient = self.drop(coefficient, self.expert_dropout)
+    return lora_a, lora_b * coefficient[:, None]

@@ -63,7 +63,7 @@ class MoDE(hydralora.HydraLoRA):
     self.require_all_experts('each rank of a token has its own experts.')
     lora_a, lora_b = self.kernels(inputs.shape[-1], outputs.shape[-1])
     dtype = self.dtype or outputs.dtype
-    rows = dispatch.beside(lora_a.astype(dtype))
+    rows = dispatch.down_rows(lora_a.astype(dtype))
     hidden = low_rank.project(inputs.astype(dtype), rows)
     decision = self.route(inputs, tokens, scores=RankScores(rank=self.rank))
     if decision is not None:

@@ -7,7 +7,7 @@
             * sum_e weight_e * (drop(inputs) @ lora_a[e]) @ lora_b[e]
 
 It shares its name with the MOELoRA of 2402.12851 (moelora.py), and nothing
-else. Every layer has a table and a kernel of its own. Of each id all experts
+else. Every layer has a table and a kernel of its own. For one id all experts
 together are one LoRA. From the released code: the rank of the paper is that of
 all experts together, and so is the one in the scale; the table has one row
 more than there are ids, here for tokens without one; `lora_a` is normal with a
@@ -70,8 +70,7 @@ class MOELoRAOfIds(molora.MoLoRA):
   @nn.compact
   def __call__(self, inputs, outputs, tokens=None):
     """Returns the adapted outputs, <float>[batch, length, out_features]."""
-    training = self.has_rng('dropout')
-    dropped = nn.Dropout(self.dropout, deterministic=not training)(inputs)
+    dropped = self.drop(inputs, self.dropout)
     return super().__call__(dropped, outputs, tokens)
 
   @nn.nowrap

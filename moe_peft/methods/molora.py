@@ -62,7 +62,7 @@ class MoLoRA(adapter.MoeAdapter):
     if not self.losses or routing is None or not watched:
       return
     inputs = inputs.astype(jnp.float32)
-    hidden = low_rank.project(inputs, dispatch.beside(lora_a))
+    hidden = low_rank.project(inputs, dispatch.down_rows(lora_a))
     hidden = hidden.reshape(*inputs.shape[:2], self.rank, len(lora_a))
     valid = jnp.ones(inputs.shape[:2], bool)
     if tokens is not None:

@@ -43,6 +43,4 @@ class MoSLD(hydralora.HydraLoRA):
   def kernels(self, in_features, out_features):
     """Returns the dropped `lora_a` [1, in, rank], and `lora_b`."""
     lora_a, lora_b = super().kernels(in_features, out_features)
-    training = self.has_rng('dropout')
-    drop = nn.Dropout(self.weight_dropout, deterministic=not training)
-    return drop(lora_a), lora_b
+    return self.drop(lora_a, self.weight_dropout), lora_b

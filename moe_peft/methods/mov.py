@@ -30,7 +30,7 @@ class MoV(adapter.MoeAdapter):
   Attributes:
     residual: Computes `outputs * (1 + sum_e weight_e * (scaling[e] - 1))`. It
       is the paper's formula where weights sum to 1; where they do not (top-k
-      without renormalisation, dropped tokens) what is missing counts as the
+      without normalization, dropped tokens) what is missing counts as the
       identity (ours). With False the missing weight shrinks the outputs, also
       before any training, as in the released code.
   """

@@ -75,7 +75,7 @@ class MTLLoRA(hydralora.HydraLoRA):
     )
     dtype = self.dtype or outputs.dtype
     hidden = low_rank.project(
-        inputs.astype(dtype), dispatch.beside(lora_a.astype(dtype))
+        inputs.astype(dtype), dispatch.down_rows(lora_a.astype(dtype))
     )
     mine = jnp.einsum(
         'blt,trs->blrs', id_scores.one_hot(self, tokens, num_ids), core

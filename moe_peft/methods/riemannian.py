@@ -9,9 +9,9 @@ The value is MoLoRA's; an expert's gradient has the weight sqrt(g_e) and not
 g_e, the router's is exact. Gradients of each factor are divided by the Gram
 matrix of the other (`site_updates.riemannian`, which the gin file binds). From
 the paper's code: 20 experts of rank 4, alpha 16, top-10 normalized, and Adam's
-moments of the new gradients. It takes 1e-5 for experts and 3e-8 for routers,
-which leaves those almost as they begin; here both are rates of the run, and its
-gradient clipping and dropout are left out.
+moments of the new gradients. The paper trains experts at a rate of 1e-5 and
+routers at 3e-8, which leaves routers almost as they begin; here both have the
+rate of the run, and the paper's gradient clipping and dropout are left out.
 """
 
 from collections.abc import Callable

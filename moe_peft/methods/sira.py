@@ -8,10 +8,10 @@
 with at most `capacity` tokens per expert; a token whose experts are all full
 keeps the frozen layer's output. There is no public code, and the paper's exact
 equations were not at hand. From the paper: expert dropout, the capacity limit,
-the auxiliary loss; as we remember it: 16 experts, 4 selected, rank 4, capacity
-4 read as a factor, the order softmax, dropout, top-k, no renormalisation, the
-form of the loss. Ours: the dropout rate, its scaling of what is left, alpha =
-rank (no scale).
+the auxiliary loss. Taken to be the paper's, and not checked: 16 experts, 4
+selected, rank 4, capacity 4 read as a factor, the order softmax, dropout,
+top-k, no normalization, the form of the loss. Ours: the dropout rate, its
+scaling of what is left, alpha = rank (no scale).
 """
 
 from collections.abc import Callable, Sequence

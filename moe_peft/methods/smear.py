@@ -35,7 +35,7 @@ class NormedScores(scores.SequenceScores):
     return None
 
   def logits(self, router, inputs, tokens, product):
-    """As of `SequenceScores`."""
+    """Returns the logits, see `SequenceScores`."""
     source, axis = self.source(router, inputs, tokens)
     features, num_experts = source.shape[-1], router.num_experts
     kernel = self.kernel(router, features, axis)
@@ -101,7 +101,8 @@ class SMEAR(bottleneck.Bottleneck):
     return alone or tokens.segment_ids is not None
 
 
-def layer_norm(x: jax.Array, axis: int) -> jax.Array:
+def layer_norm(x: jax.Array, axis: int, epsilon: float = 1e-6) -> jax.Array:
   """Returns `x` with mean 0 and variance 1 along `axis`."""
   x = x - x.mean(axis=axis, keepdims=True)
-  return x * jax.lax.rsqrt(jnp.mean(x**2, axis=axis, keepdims=True) + 1e-6)
+  variance = jnp.mean(x**2, axis=axis, keepdims=True)
+  return x * jax.lax.rsqrt(variance + epsilon)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 
 def offset(vocabulary: Any) -> int:
-  """What the ids of data sets have more than the model's."""
+  """How much larger the ids of data sets are than the model's."""
   return getattr(vocabulary, 'id_offset', 0)
 
 
@@ -54,7 +54,7 @@ class InDatasetIds:
       decoder_target_tokens: Any,
       **options: Any,
   ) -> Any:
-    """As of the network, with `mutable` collections.
+    """Applies the network, with `mutable` collections among the options.
 
     Returns:
       Logits `<float>[batch, length, offset + vocab]`, and the collections.

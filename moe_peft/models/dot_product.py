@@ -33,7 +33,7 @@ _FUSED = 'cudnn'
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What does not depend on tokens.
+  """How attention is computed, whatever the tokens are.
 
   Attributes:
     dtype: Type of the result.
@@ -51,12 +51,12 @@ class Options:
 
 
 def soft_cap(logits: jax.Array, cap: float) -> jax.Array:
-  """Bounds logits by tanh (arXiv 2408.00118, section 2); 0: not."""
+  """Bounds logits by tanh (arXiv 2408.00118, section 2); 0: no bound."""
   return cap * jnp.tanh(logits / cap) if cap else logits
 
 
 def choose(implementation: str, probabilities: int) -> str:
-  """What 'auto' takes.
+  """The implementation that runs; 'auto' depends on the size.
 
   Args:
     implementation: One of `IMPLEMENTATIONS`.
@@ -86,7 +86,7 @@ def attend(
     bias: Added to the logits, `[1, heads, q, k]`, or None.
     keep: Multiplies probabilities, `<float32>[batch, heads, 1, k]`: dropout,
       of which all queries have the same; or None.
-    options: How.
+    options: How attention is computed.
 
   Returns:
     `[batch, q, heads, head_dim]`.
@@ -120,7 +120,7 @@ def attend(
 
 
 def _plain(query, key, value, mask, bias, keep, options):
-  """With all probabilities of the queries at once."""
+  """Attends with the probabilities of all queries at once."""
   dtype = jnp.float32 if options.float32_logits else query.dtype
   batch, length, heads, head_dim = query.shape
   # n: heads of keys and values; g: queries that share one.
@@ -147,7 +147,7 @@ def _plain(query, key, value, mask, bias, keep, options):
 
 
 def _fused(query, key, value, mask, bias, keep, options):
-  """By the kernel of the backend."""
+  """Attends by the kernel of the backend."""
   refusal = {
       'It runs on GPUs.': _FUSED == 'cudnn' and jax.default_backend() != 'gpu',
       'It has no bound of logits.': options.softcap,

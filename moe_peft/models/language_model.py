@@ -146,10 +146,10 @@ class LanguageModel(abc.ABC):
 
     Args:
       params: Nested parameters.
-      prompts: As of `generate`.
+      prompts: As in `generate`.
       num_beams: Rows of each prompt.
       length: Number of tokens to generate at most.
-      example_ids: As of `generate`.
+      example_ids: As in `generate`.
 
     Returns:
       One step of the model (see `decoding`) in ids of data sets, the cache, and
@@ -178,7 +178,7 @@ class LanguageModel(abc.ABC):
       num_beams: More than one searches; the best sequence is returned.
       temperature: Above zero samples, with `rng`; zero is greedy.
       rng: Key of the samples.
-      watch: As of `decoding.sample`; not for beams.
+      watch: As in `decoding.sample`; not for beams.
       example_ids: `<int32>[batch, 1]`, 1 + the id of each prompt, for methods
         that are told one; None: none is given.
 

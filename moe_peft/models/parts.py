@@ -21,10 +21,9 @@ _num_devices = contextvars.ContextVar('num_devices', default=1)
 
 @contextlib.contextmanager
 def split_over(num_devices: int) -> Iterator[None]:
-  """Within it arrays lie on so many devices, also where JAX does not say so.
+  """Tells `on_a_device` over how many devices arrays are split.
 
-  T5X enters its mesh by `with mesh:`, of which `get_abstract_mesh` tells
-  nothing.
+  T5X enters its mesh by `with mesh:`, which `get_abstract_mesh` does not see.
   """
   token = _num_devices.set(num_devices)
   try:
@@ -34,7 +33,7 @@ def split_over(num_devices: int) -> Iterator[None]:
 
 
 def on_a_device(size: int) -> int:
-  """Numbers of a device, of an array that is split along all mesh axes."""
+  """How many of `size` numbers a device holds, if all mesh axes split them."""
   mesh = jax.sharding.get_abstract_mesh().shape
   return size // max(math.prod(mesh.values()), _num_devices.get())
 
@@ -48,9 +47,9 @@ def run(
   """Maps parts of arrays to parts of results, which are joined on axis 1.
 
   Args:
-    function: Of as many arrays.
-    length: Of the axis that is cut.
-    num_parts: Number of parts, about; the last one is filled up with zeros.
+    function: Takes parts of the arrays, in their order.
+    length: Size of the axis that is cut.
+    num_parts: About how many parts; the last one is filled up with zeros.
     *arrays: Pairs of an array and its axis that is cut, of size `length`.
   """
   part = -(-length // min(length, num_parts))

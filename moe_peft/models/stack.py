@@ -205,7 +205,7 @@ def output(
     embedder: The embedding.
     x: `[batch, length, embed]`.
     targets: `<int32>[batch, length]`, whose scores are wanted and not logits.
-    divisor: Of the logits.
+    divisor: Divides the logits.
     softcap: Bound of the logits, which approach it as tanh does; 0: none.
 
   Returns:
@@ -229,7 +229,7 @@ def output(
   if targets is None:
     return finish(dense(x) if dense else embedder.attend(x))
   params = (dense or embedder).variables['params']
-  if 'adapter' in params:  # Adapters are where their layer is called.
+  if 'adapter' in params:  # An adapter runs only where its layer is called.
     return token_scores.of_logits(finish(dense(x)), targets)
   kernel = params['kernel'] if dense else params['embedding'].T
   return token_scores.of_features(

@@ -26,7 +26,7 @@ Head = Callable[[jax.Array], jax.Array]
 
 @struct.dataclass
 class TokenScores:
-  """Of each token, `<float32>[batch, n]`.
+  """Scores of each token, `<float32>[batch, n]`.
 
   Attributes:
     target: Logit of the target.
@@ -71,7 +71,7 @@ def of_features(
   """The scores of features, in parts where the logits are large.
 
   Args:
-    head: Maps `[batch, m, embed]` to `<float>[batch, m, vocab]`; no module.
+    head: A function of `[batch, m, embed]` to `<float>[batch, m, vocab]`.
     features: `[batch, n, embed]`.
     targets: `<int32>[batch, n]`.
     vocab_size: Number of logits of a token.

@@ -149,7 +149,7 @@ def write_gguf(file, config, tensors, architecture='llama'):
     count = {'q_proj': heads, 'k_proj': config['num_key_value_heads']}.get(
         name.split('.')[-2]
     )
-    if count:  # Neighbours are turned together.
+    if count:  # Neighbors are turned together.
       array = np.concatenate([
           np.stack(np.split(head, 2), axis=1).reshape(head.shape)
           for head in np.split(array, count)

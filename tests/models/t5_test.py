@@ -1,6 +1,6 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Behaviour of the T5 network: masks, packing, dropout, types, the cache."""
+"""Behavior of the T5 network: masks, packing, dropout, types, the cache."""
 
 import functools
 
