@@ -49,10 +49,10 @@ class Leaf:
   """The choices of a gin file.
 
   Attributes:
-    model: gin file of the model.
-    method: gin file of the method.
-    macros: values of macros, with a comment each.
-    task: arguments of `local.register_task`.
+    model: Gin file of the model.
+    method: Gin file of the method.
+    macros: Values of macros, with a comment each.
+    task: Arguments of `local.register_task`.
   """
 
   model: str
@@ -87,18 +87,18 @@ def write(base: Path, data: str, method: str, out: Path, force: bool) -> str:
   """Measures rows and machine, and writes the gin file.
 
   Args:
-    base: folder of a base, as `hf import` writes it, or one that comes with
+    base: Folder of a base, as `hf import` writes it, or one that comes with
       the package.
-    data: file of rows, or a pattern.
-    method: name of a file of gin/methods/.
-    out: the gin file to write.
-    force: whether an existing file is replaced.
+    data: File of rows, or a pattern.
+    method: Name of a file of gin/methods/.
+    out: The gin file to write.
+    force: Whether an existing file is replaced.
 
   Returns:
     The command that trains.
 
   Raises:
-    errors.UserError: anything that does not exist or does not fit.
+    errors.UserError: Anything that does not exist or does not fit.
   """
   if out.suffix != '.gin' or (out.exists() and not force):
     raise errors.UserError(
@@ -277,7 +277,7 @@ def _write_checked(text: str, out: Path) -> None:
   """Writes a gin file, if the run that it describes can be built.
 
   Raises:
-    errors.UserError: it cannot.
+    errors.UserError: It cannot.
   """
   out.parent.mkdir(parents=True, exist_ok=True)
   trial = out.with_name(f'.{out.name}')

@@ -26,7 +26,7 @@ def rows(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields (place, row), the place for messages.
 
   Args:
-    file: a .parquet file, or an .arrow file in the streaming format.
+    file: A .parquet file, or an .arrow file in the streaming format.
 
   Raises:
     errors.UserError: pyarrow is not installed, or the file is broken.
@@ -63,10 +63,10 @@ def in_folder(folder: str) -> list[str]:
   """The .arrow files of a folder that the library `datasets` has saved.
 
   Args:
-    folder: what `Dataset.save_to_disk` has written.
+    folder: What `Dataset.save_to_disk` has written.
 
   Raises:
-    errors.UserError: it is no such folder, or one of several splits.
+    errors.UserError: It is no such folder, or one of several splits.
   """
   at = lambda name: os.path.join(folder, name)
   if tf.io.gfile.exists(at(_SPLITS)):

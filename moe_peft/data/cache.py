@@ -62,11 +62,11 @@ def reuse(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
   """Returns `prepared.json` of a cache that is finished, else None.
 
   Args:
-    folder: the cache.
-    recipe: from what it is to be made.
+    folder: The cache.
+    recipe: From what it is to be made.
 
   Raises:
-    errors.UserError: it was made from something else.
+    errors.UserError: It was made from something else.
   """
   record = read_record(folder)
   if record is not None and record['recipe'] != recipe:
@@ -97,14 +97,14 @@ def write(
   """Writes the cache of a task; it appears when it is whole.
 
   Args:
-    task: the task; its steps up to `CacheDatasetPlaceholder` are applied.
-    folder: where the cache will be.
-    splits: functions that return the rows of each split.
-    recipe: from what it is made, for `prepared.json`.
-    num_shards: files of a split.
-    scored: the task expands answer choices (ranking.rank_classification).
-    training: splits of a scored task that have the right choices only.
-    notes: more for `prepared.json`, which does not decide what is made.
+    task: The task; its steps up to `CacheDatasetPlaceholder` are applied.
+    folder: Where the cache will be.
+    splits: Functions that return the rows of each split.
+    recipe: From what it is made, for `prepared.json`.
+    num_shards: Files of a split.
+    scored: The task expands answer choices (ranking.rank_classification).
+    training: Splits of a scored task that have the right choices only.
+    notes: More for `prepared.json`, which does not decide what is made.
 
   Returns:
     The content of `prepared.json`.

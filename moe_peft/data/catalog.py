@@ -23,7 +23,7 @@ def get_task_or_mixture(name: str) -> seqio.Task | seqio.Mixture:
   """Returns a registered task or mixture.
 
   Raises:
-    errors.UserError: there is none of that name; the message has the nearest.
+    errors.UserError: There is none of that name; the message has the nearest.
   """
   names = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
   if name not in names:
@@ -45,7 +45,7 @@ def task_names(name: str) -> list[str]:
   """Returns the names of the tasks of a mixture, or of the task itself.
 
   Raises:
-    errors.UserError: unknown name.
+    errors.UserError: Unknown name.
   """
   return [t.name for t in seqio.get_subtasks(get_task_or_mixture(name))]
 
@@ -54,7 +54,7 @@ def reads_cache(name: str) -> bool:
   """Whether the tasks are read from SeqIO caches, as those of P3 are.
 
   Raises:
-    errors.UserError: unknown name, no cache of a task that needs one, or a
+    errors.UserError: Unknown name, no cache of a task that needs one, or a
       mixture of tasks that need one and tasks that have none.
   """
   tasks = seqio.get_subtasks(get_task_or_mixture(name))
@@ -81,7 +81,7 @@ def inputs_end(name: str) -> bool:
   """Whether the inputs of a task or mixture end with the end of a sequence.
 
   Raises:
-    errors.UserError: unknown name.
+    errors.UserError: Unknown name.
   """
   feature = get_task_or_mixture(name).output_features.get('inputs')
   return feature is not None and feature.add_eos
@@ -95,7 +95,7 @@ def longest(name: str) -> dict[str, tuple[int, str]]:
   running their whole pipeline.
 
   Raises:
-    errors.UserError: unknown name, or the task's data is not installed.
+    errors.UserError: Unknown name, or the task's data is not installed.
   """
   most = {'inputs': (0, ''), 'targets': (0, '')}
   for task in task_names(name):
@@ -110,11 +110,11 @@ def check_feature_lengths(name: str, lengths: Mapping[str, int]) -> None:
   """Checks that no example of a task or mixture has to be cut.
 
   Args:
-    name: task or mixture.
+    name: Task or mixture.
     lengths: TASK_FEATURE_LENGTHS, tokens of `inputs` and `targets`.
 
   Raises:
-    errors.UserError: unknown name, missing data package or cache, a feature
+    errors.UserError: Unknown name, missing data package or cache, a feature
       without a length, or a length that is too short; the message has the
       one needed.
   """
@@ -181,12 +181,12 @@ def check_vocabularies(
   """Checks that a task or mixture and a model mean the same by an id.
 
   Args:
-    name: task or mixture.
-    vocabularies: those of the model for `inputs` and `targets`.
-    num_rows: rows of the model's embedding.
+    name: Task or mixture.
+    vocabularies: Those of the model for `inputs` and `targets`.
+    num_rows: Rows of the model's embedding.
 
   Raises:
-    errors.UserError: they read a text as different ids, or texts may have ids
+    errors.UserError: They read a text as different ids, or texts may have ids
       that the embedding lacks; the message has both numbers.
   """
   features = get_task_or_mixture(name).output_features
@@ -232,12 +232,12 @@ def check_split(name: str, split: str, where: str) -> None:
   """Checks that a task, or at least one of a mixture, has a split.
 
   Args:
-    name: task or mixture.
-    split: the split.
-    where: what names it, a macro or a flag.
+    name: Task or mixture.
+    split: The split.
+    where: What names it, a macro or a flag.
 
   Raises:
-    errors.UserError: unknown name, or no task has such a split.
+    errors.UserError: Unknown name, or no task has such a split.
   """
   splits = splits_of(name)
   if split not in splits:
@@ -251,7 +251,7 @@ def splits_of(name: str) -> set[str]:
   """The splits of a task, or of any task of a mixture.
 
   Raises:
-    errors.UserError: unknown name.
+    errors.UserError: Unknown name.
   """
   tasks = seqio.get_subtasks(get_task_or_mixture(name))
   return {known for task in tasks for known in task.splits}
@@ -261,7 +261,7 @@ def primary_metric(task_name: str) -> str:
   """Returns the name of the metric value that results tables show.
 
   Raises:
-    errors.UserError: unknown name, or the task has no metric.
+    errors.UserError: Unknown name, or the task has no metric.
   """
   task = get_task_or_mixture(task_name)
   if isinstance(task, seqio.Mixture) or not task.metric_fns:
@@ -276,7 +276,7 @@ def lower_is_better(task_name: str) -> list[str]:
   """Returns the metric values of a task of which less is better.
 
   Raises:
-    errors.UserError: unknown name.
+    errors.UserError: Unknown name.
   """
   (task,) = seqio.get_subtasks(get_task_or_mixture(task_name))
   values = map(metrics.lower_is_better, task.metric_fns)

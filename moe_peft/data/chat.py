@@ -29,10 +29,10 @@ class Chat:
   """How conversations become examples.
 
   Attributes:
-    tokens: what writes and reads the tokens of the template.
-    turns: which answers are learned in which examples: 'each', 'last' or
+    tokens: What writes and reads the tokens of the template.
+    turns: Which answers are learned in which examples: 'each', 'last' or
       'together'.
-    learn_all: whether the loss counts all tokens of a conversation.
+    learn_all: Whether the loss counts all tokens of a conversation.
   """
 
   tokens: template_tokens.TemplateTokens
@@ -60,7 +60,7 @@ class Chat:
     """The examples of a conversation.
 
     Raises:
-      errors.UserError: the template refuses the messages, or writes them so
+      errors.UserError: The template refuses the messages, or writes them so
         that an answer cannot be told from what stands before it.
     """
     if self.learn_all:
@@ -77,7 +77,7 @@ class Chat:
     """The example of two answers to one prompt, all of them messages.
 
     Raises:
-      errors.UserError: as `rows`, or an answer is none of the assistant's, or
+      errors.UserError: As `rows`, or an answer is none of the assistant's, or
         more than the last message differs.
     """
     chosen, rejected = (

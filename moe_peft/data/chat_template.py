@@ -71,13 +71,13 @@ class ChatTemplate:
     """Compiles it.
 
     Args:
-      source: the template.
-      special_tokens: texts of `bos_token`, `eos_token` and so on.
-      date: the day that templates see as today, as 2026-01-31.
-      where: its file, for messages.
+      source: The template.
+      special_tokens: Texts of `bos_token`, `eos_token` and so on.
+      date: The day that templates see as today, as 2026-01-31.
+      where: Its file, for messages.
 
     Raises:
-      errors.UserError: it is no template, or the date is none.
+      errors.UserError: It is no template, or the date is none.
     """
     self.where, self.special_tokens = where, dict(special_tokens)
     try:
@@ -110,18 +110,18 @@ class ChatTemplate:
     """The text of messages.
 
     Args:
-      messages: with `role` and `content`.
-      tools: descriptions of tools.
-      variables: further variables.
-      place: where the messages are from, for errors.
-      add_generation_prompt: whether the text ends where an answer begins.
+      messages: With `role` and `content`.
+      tools: Descriptions of tools.
+      variables: Further variables.
+      place: Where the messages are from, for errors.
+      add_generation_prompt: Whether the text ends where an answer begins.
 
     Returns:
       The text, and begin and end of each of its parts that the template marks
       as the assistant's.
 
     Raises:
-      errors.UserError: the template refuses the messages, or fails.
+      errors.UserError: The template refuses the messages, or fails.
     """
     with errors.refused(
         f'The chat template {self.where} refuses the messages.', place
@@ -152,15 +152,15 @@ def find(
   """The template of a model.
 
   Args:
-    folder: where its `tokenizer.json` is.
-    given: instead of the template that lies there: 'chatml', or a path.
-    is_token: whether a text is a token of the model.
+    folder: Where its `tokenizer.json` is.
+    given: Instead of the template that lies there: 'chatml', or a path.
+    is_token: Whether a text is a token of the model.
 
   Returns:
     Its source, and where it is from.
 
   Raises:
-    errors.UserError: there is none, or it cannot be read.
+    errors.UserError: There is none, or it cannot be read.
   """
   where = 'local.register_task.template'
   if given not in (None, 'chatml'):

@@ -74,17 +74,17 @@ def register(
   """Registers a task of what was read.
 
   Args:
-    name: of the task.
-    parsed: examples of each split.
-    row_format: what they are.
-    options: how conversations are learned.
+    name: Of the task.
+    parsed: Examples of each split.
+    row_format: What they are.
+    options: How conversations are learned.
     metric_fns: SeqIO metric functions.
-    ranked: whether the examples have choices.
-    vocabulary: of the model.
-    **settings: of the record.
+    ranked: Whether the examples have choices.
+    vocabulary: Of the model.
+    **settings: Of the record.
 
   Raises:
-    errors.UserError: an example cannot be one.
+    errors.UserError: An example cannot be one.
   """
   decoder = isinstance(vocabulary, vocabularies.TokenizerVocabulary)
   chats = options.chat(vocabulary) if _are_messages(parsed) else None
@@ -125,13 +125,13 @@ def _rows(
   """Rows of examples, all of one kind.
 
   Args:
-    parsed: the examples.
-    vocabulary: of the model.
-    conversations: how conversations become tokens; None for plain texts.
+    parsed: The examples.
+    vocabulary: Of the model.
+    conversations: How conversations become tokens; None for plain texts.
     turns: 'each' for every answer, where conversations are plain texts.
 
   Raises:
-    errors.UserError: an example cannot be one.
+    errors.UserError: An example cannot be one.
   """
   made: list[Any] = []
   for example in parsed:

@@ -18,10 +18,10 @@ class TokenIds:
   """A row that was tokenized elsewhere, as ids of the model.
 
   Attributes:
-    ids: the tokens.
-    learned: whether the loss counts each of them.
-    place: file and row, for messages.
-    example_id: as of `rows.Row`.
+    ids: The tokens.
+    learned: Whether the loss counts each of them.
+    place: File and row, for messages.
+    example_id: As of `rows.Row`.
   """
 
   ids: tuple[int, ...]
@@ -39,12 +39,12 @@ class Preference:
   """Two answers to one prompt, the better and the worse.
 
   Attributes:
-    prompt: a text, or messages.
-    chosen: the better answer, of the kind of the prompt.
-    rejected: the worse one.
-    tools: as of `messages.Conversation`.
-    place: file and row, for messages.
-    example_id: as of `rows.Row`.
+    prompt: A text, or messages.
+    chosen: The better answer, of the kind of the prompt.
+    rejected: The worse one.
+    tools: As of `messages.Conversation`.
+    place: File and row, for messages.
+    example_id: As of `rows.Row`.
   """
 
   prompt: str | messages_lib.Messages

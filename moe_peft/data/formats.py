@@ -24,11 +24,11 @@ class Format:
   """A format.
 
   Attributes:
-    columns: those that every row has.
-    parse: makes an example of a row and its place; errors.UserError if it is
+    columns: Those that every row has.
+    parse: Makes an example of a row and its place; errors.UserError if it is
       none.
-    says: what is read from where, the end of a sentence.
-    inputs_end: whether inputs end with the end of a sequence, as T5's do, also
+    says: What is read from where, the end of a sentence.
+    inputs_end: Whether inputs end with the end of a sequence, as T5's do, also
       where the model is a decoder.
   """
 
@@ -55,13 +55,13 @@ def recognize(
   """The format of rows with such columns.
 
   Args:
-    columns: of the first row.
-    name: what the user calls it, one of `FORMATS`, or None.
-    keys: columns of inputs and targets, which the user may have named.
-    place: of the first row, for messages.
+    columns: Of the first row.
+    name: What the user calls it, one of `FORMATS`, or None.
+    keys: Columns of inputs and targets, which the user may have named.
+    place: Of the first row, for messages.
 
   Raises:
-    errors.UserError: none fits, several do, or there is none of this name.
+    errors.UserError: None fits, several do, or there is none of this name.
   """
   formats = {'inputs_targets': inputs_and_targets(keys), **FORMATS}
   if name is not None:

@@ -76,7 +76,7 @@ def too_long(
   """How many examples `Fit` cuts and how many it leaves out.
 
   Args:
-    sizes: tokens of the features of every example, ends included.
+    sizes: Tokens of the features of every example, ends included.
     policy: 'drop' or 'cut'.
     limits: TASK_FEATURE_LENGTHS.
 

@@ -129,13 +129,13 @@ def register_mixture(
   `tasks = [@first/local.register_task(), 'past_tense']`.
 
   Args:
-    name: name of the mixture.
-    tasks: names of tasks.
-    rates: mixing rates; if not given, the number of training rows, at most
+    name: Name of the mixture.
+    tasks: Names of tasks.
+    rates: Mixing rates; if not given, the number of training rows, at most
       65,536 (examples-proportional mixing, arXiv 1910.10683, 3.5.2).
 
   Raises:
-    errors.UserError: unknown task, or rates that do not fit.
+    errors.UserError: Unknown task, or rates that do not fit.
   """
   settings = {'tasks': list(tasks), 'rates': rates and list(rates)}
   if not registration.is_new([name], settings):
@@ -181,7 +181,7 @@ def generation_metrics(
       the first.
 
   Raises:
-    errors.UserError: an unknown metric, or its library is not installed.
+    errors.UserError: An unknown metric, or its library is not installed.
   """
   if isinstance(names, str):
     names = [names]

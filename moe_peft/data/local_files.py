@@ -32,7 +32,7 @@ def find(paths: str | Sequence[str]) -> list[str]:
   A folder is one that the library `datasets` has saved; its files are found.
 
   Raises:
-    errors.UserError: nothing is there, or a file is of another format.
+    errors.UserError: Nothing is there, or a file is of another format.
   """
   found = []
   for pattern in [paths] if isinstance(paths, str) else paths:
@@ -61,10 +61,10 @@ def examples(file: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
   """Yields (place, row) of one file.
 
   Args:
-    file: its path, as `find` returns it.
+    file: Its path, as `find` returns it.
 
   Raises:
-    errors.UserError: anything wrong; the message names file and line (text),
+    errors.UserError: Anything wrong; the message names file and line (text),
       row (tables) or record (TFRecord), counted from 1.
   """
   if os.path.exists(file) and not os.path.isfile(file) and (
@@ -104,7 +104,7 @@ def json_lines(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields (place, object) of a JSON Lines file, .gz or not.
 
   Raises:
-    errors.UserError: as `text_files.json_lines`, or the .gz file is broken.
+    errors.UserError: As `text_files.json_lines`, or the .gz file is broken.
   """
   yield from text_files.json_lines(_content(file), file)
 

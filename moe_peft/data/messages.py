@@ -29,13 +29,13 @@ class Conversation:
   """Messages, and what else a chat template may be given.
 
   Attributes:
-    messages: objects with `role` and `content`, a text; more for tool calls.
-    tools: descriptions of tools, or None.
-    variables: further variables of the template.
-    given: number of messages at the beginning that are not learned, whoever
+    messages: Objects with `role` and `content`, a text; more for tool calls.
+    tools: Descriptions of tools, or None.
+    variables: Further variables of the template.
+    given: Number of messages at the beginning that are not learned, whoever
       speaks.
-    place: file and row, for messages to users.
-    example_id: as of `rows.Row`.
+    place: File and row, for messages to users.
+    example_id: As of `rows.Row`.
   """
 
   messages: Messages
@@ -103,13 +103,13 @@ def conversation(
   """A conversation with what else its row says.
 
   Args:
-    found: its messages, checked.
-    row: all columns.
-    place: of the row.
-    given: as of `Conversation`.
+    found: Its messages, checked.
+    row: All columns.
+    place: Of the row.
+    given: As of `Conversation`.
 
   Raises:
-    errors.UserError: no message is to be learned, or another column is wrong.
+    errors.UserError: No message is to be learned, or another column is wrong.
   """
   variables = row.get('chat_template_kwargs') or {}
   if not isinstance(variables, dict):
@@ -132,12 +132,12 @@ def messages(value: Any, key: str, place: str) -> Messages:
   """Messages, checked; contents in parts become texts.
 
   Args:
-    value: what the file holds, a list of objects.
-    key: of which column, for messages to users.
-    place: of which row.
+    value: What the file holds, a list of objects.
+    key: Of which column, for messages to users.
+    place: Of which row.
 
   Raises:
-    errors.UserError: it is no such list.
+    errors.UserError: It is no such list.
   """
   if isinstance(value, dict) and value and all(
       isinstance(x, list) for x in value.values()
@@ -187,7 +187,7 @@ def tools(row: Mapping[str, Any], place: str) -> tuple[Any, ...] | None:
   """The tools that a row describes: a list, or a text of JSON that holds one.
 
   Raises:
-    errors.UserError: it is neither.
+    errors.UserError: It is neither.
   """
   value = row.get('tools')
   if isinstance(value, str) and value.strip():

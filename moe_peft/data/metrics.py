@@ -64,7 +64,7 @@ def _mean(score: Callable[[Sequence[str], str], float]) -> MetricFn:
   """Makes a metric: the mean over examples of a score from 0 to 1.
 
   Args:
-    score: takes the accepted answers of an example and the prediction.
+    score: Takes the accepted answers of an example and the prediction.
   """
 
   @functools.wraps(score)
@@ -117,7 +117,7 @@ def _answers(metric: str, target: Target) -> list[Any]:
   """What a target's texts say, those that say nothing left out.
 
   Raises:
-    errors.UserError: none says anything, so that no prediction is right.
+    errors.UserError: None says anything, so that no prediction is right.
   """
   what, read = _READERS[metric]
   references = _references(target)
@@ -134,11 +134,11 @@ def check_target(functions: Sequence[MetricFn], target: Target) -> None:
   """Checks that metrics can judge predictions of a target.
 
   Args:
-    functions: the metrics.
-    target: the target.
+    functions: The metrics.
+    target: The target.
 
   Raises:
-    errors.UserError: they cannot.
+    errors.UserError: They cannot.
   """
   for function in functions:
     if function.__name__ in _READERS:
@@ -243,7 +243,7 @@ def by_name(name: str) -> MetricFn:
   """Returns a metric of generated text.
 
   Raises:
-    errors.UserError: the name is unknown, or its library is not installed.
+    errors.UserError: The name is unknown, or its library is not installed.
   """
   if name not in _GENERATION:
     near = difflib.get_close_matches(name, _GENERATION, n=3, cutoff=0.0)

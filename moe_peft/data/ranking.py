@@ -22,12 +22,12 @@ class RankTarget(NamedTuple):
   """What `rank_accuracy` knows about one scored answer choice.
 
   Attributes:
-    question: number of the question.
-    choice: number of the choice.
-    is_correct: whether this choice is the answer.
-    num_choices: how many choices the question has; 0 if the data do not say
+    question: Number of the question.
+    choice: Number of the choice.
+    is_correct: Whether this choice is the answer.
+    num_choices: How many choices the question has; 0 if the data do not say
       (the released P3).
-    num_tokens: length of the choice in tokens, EOS included.
+    num_tokens: Length of the choice in tokens, EOS included.
   """
 
   question: int
@@ -77,8 +77,8 @@ def first_questions(
   """Keeps the first questions of an evaluation; training keeps all.
 
   Args:
-    dataset: examples as `rank_classification` expects them.
-    limit: how many, or None for all.
+    dataset: Examples as `rank_classification` expects them.
+    limit: How many, or None for all.
   """
   if limit is None:
     return dataset
@@ -97,9 +97,9 @@ def leave_out_long_choices(
   Cut choices may be equal, and which one is right may stand at their ends.
 
   Args:
-    dataset: examples as `rank_classification` expects them.
+    dataset: Examples as `rank_classification` expects them.
     output_features: SeqIO features.
-    sequence_length: lengths of the features, None for no limit.
+    sequence_length: Lengths of the features, None for no limit.
   """
   if not sequence_length or sequence_length.get('targets') is None:
     return dataset
@@ -132,10 +132,10 @@ def rank_target(
   """SeqIO postprocessor of tasks with answer choices.
 
   Args:
-    text: the decoded text.
-    example: the example, with the features that
+    text: The decoded text.
+    example: The example, with the features that
       `rank_classification` adds.
-    is_target: whether `text` is the target, not a prediction.
+    is_target: Whether `text` is the target, not a prediction.
 
   Returns:
     A `RankTarget` for a target; a prediction is returned as it is.
@@ -164,13 +164,13 @@ def rank_accuracy(
   `num_examples`) does not count. Of equal scores the first choice wins.
 
   Args:
-    targets: one entry per choice.
+    targets: One entry per choice.
     scores: <float>[len(targets)], the summed log-likelihood of each choice;
       also a tuple of which this is the first element (T5X's intermediates).
-    length_normalized: divide the scores by the number of tokens.
+    length_normalized: Divide the scores by the number of tokens.
 
   Raises:
-    ValueError: the lengths differ, a score is not a number, or no question is
+    ValueError: The lengths differ, a score is not a number, or no question is
       complete.
   """
   if isinstance(scores, tuple):

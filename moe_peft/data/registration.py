@@ -28,14 +28,14 @@ class TaskRecord:
   """A task of rows in memory, as the tables and the checks know it.
 
   Attributes:
-    name: name in SeqIO's registry.
-    rows_fn: returns split -> rows; reads nothing before it is called.
-    vocabulary: of inputs and targets.
+    name: Name in SeqIO's registry.
+    rows_fn: Returns split -> rows; reads nothing before it is called.
+    vocabulary: Of inputs and targets.
     span_corruption: None for tasks that ask and answer.
-    files: from which the rows were read, if they are the user's.
-    inputs_eos: whether inputs end with the end of a sequence.
-    too_long: one of `lengths.POLICIES`, for long examples.
-    chat: how conversations become tokens, a `chat.Chat`, if rows are some.
+    files: From which the rows were read, if they are the user's.
+    inputs_eos: Whether inputs end with the end of a sequence.
+    too_long: One of `lengths.POLICIES`, for long examples.
+    chat: How conversations become tokens, a `chat.Chat`, if rows are some.
   """
 
   name: str
@@ -143,11 +143,11 @@ def is_new(names: Sequence[str], settings: Mapping[str, Any]) -> bool:
   The settings are remembered: a later call with the same ones says no.
 
   Args:
-    names: all that one call registers.
-    settings: what decides how they are made.
+    names: All that one call registers.
+    settings: What decides how they are made.
 
   Raises:
-    errors.UserError: a name cannot be used: it is no name, something else has
+    errors.UserError: A name cannot be used: it is no name, something else has
       it, or it was registered with other settings.
   """
   taken = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
@@ -200,15 +200,15 @@ def add_task(
   """Registers a SeqIO task with the text features `inputs` and `targets`.
 
   Args:
-    name: name of the task.
-    source: where its rows are from.
-    vocabulary: of inputs and targets.
+    name: Name of the task.
+    source: Where its rows are from.
+    vocabulary: Of inputs and targets.
     metric_fns: SeqIO metric functions.
-    before: preprocessors of the texts.
-    after: preprocessors of the tokens.
-    ranked: rank classification: all rows have answer choices.
-    inputs_eos: inputs end with the end of a sequence.
-    targets_eos: targets do.
+    before: Preprocessors of the texts.
+    after: Preprocessors of the tokens.
+    ranked: Rank classification: all rows have answer choices.
+    inputs_eos: Inputs end with the end of a sequence.
+    targets_eos: Targets do.
   """
   expand = [ranking.rank_classification] if ranked else []
   seqio.TaskRegistry.add(
@@ -230,9 +230,9 @@ def add_rows(record: TaskRecord, splits: Sequence[str], **options: Any) -> None:
   """Registers a task of rows in memory.
 
   Args:
-    record: the task; its rows are read when a dataset is asked for.
-    splits: names of the splits that `record.rows_fn` returns.
-    **options: of `add_task`.
+    record: The task; its rows are read when a dataset is asked for.
+    splits: Names of the splits that `record.rows_fn` returns.
+    **options: Of `add_task`.
   """
   corruption = record.span_corruption
   steps = [corruption.corrupt] if corruption else []
@@ -257,8 +257,8 @@ def cached_source(splits: Sequence[str], register: str) -> seqio.DataSource:
   """The source of tasks that are read from a cache only.
 
   Args:
-    splits: names of the splits.
-    register: the function that registers them, as gin writes it.
+    splits: Names of the splits.
+    register: The function that registers them, as gin writes it.
   """
 
   def no_rows(split: str, shuffle_files: bool, seed: int | None = None):

@@ -34,10 +34,10 @@ class Keys:
   """Columns of rows of inputs and targets.
 
   Attributes:
-    inputs: column of the inputs.
-    targets: column of the targets.
-    choices: column of the list of choices, or None.
-    fixed_choices: the choices of all rows, empty where they have their own.
+    inputs: Column of the inputs.
+    targets: Column of the targets.
+    choices: Column of the list of choices, or None.
+    fixed_choices: The choices of all rows, empty where they have their own.
   """
 
   inputs: str = 'inputs'

@@ -18,7 +18,7 @@ class RowReader:
   """Reads files of one format, which the first row shows.
 
   Attributes:
-    format: the format; None before the first row.
+    format: The format; None before the first row.
   """
 
   def __init__(
@@ -31,11 +31,11 @@ class RowReader:
     """Says what is known before anything is read.
 
     Args:
-      keys: columns of inputs and targets.
-      row_format: name of the format, if the user gives it.
-      check_target: raises errors.UserError for answers that metrics cannot
+      keys: Columns of inputs and targets.
+      row_format: Name of the format, if the user gives it.
+      check_target: Raises errors.UserError for answers that metrics cannot
         judge.
-      id_key: column of the ids of rows, if they have some.
+      id_key: Column of the ids of rows, if they have some.
     """
     self.format: formats.Format | None = None
     self._keys, self._name, self._check = keys, row_format, check_target
@@ -45,10 +45,10 @@ class RowReader:
     """Reads all rows of the files into memory.
 
     Args:
-      paths: path, glob pattern, or list of them.
+      paths: Path, glob pattern, or list of them.
 
     Raises:
-      errors.UserError: anything wrong; the message names file and row.
+      errors.UserError: Anything wrong; the message names file and row.
     """
     result = []
     for file in local_files.find(paths):

@@ -18,13 +18,13 @@ class Row:
   """One question with its answer.
 
   Attributes:
-    inputs: what the model reads, instruction prefix included.
-    targets: the right answer.
-    words: dictionary words that occur in the row; all are of one split (word
+    inputs: What the model reads, instruction prefix included.
+    targets: The right answer.
+    words: Dictionary words that occur in the row; all are of one split (word
       tasks only).
-    choices: the possible answers (rank classification), empty otherwise.
-    place: file and line, for messages; of local files only.
-    example_id: the id that the row gives itself, see example_ids.py.
+    choices: The possible answers (rank classification), empty otherwise.
+    place: File and line, for messages; of local files only.
+    example_id: The id that the row gives itself, see example_ids.py.
   """
 
   inputs: str
@@ -45,11 +45,11 @@ class TokenRow:
   """One example as ids, of data whose tokens a chat template decides.
 
   Attributes:
-    features: ids by feature, as data sets of SeqIO have them.
-    weights: of each token of `targets`, 1 where the loss counts it; None for
+    features: Ids by feature, as data sets of SeqIO have them.
+    weights: Of each token of `targets`, 1 where the loss counts it; None for
       all of them.
-    place: file and row, for messages; of local files only.
-    example_id: as of `Row`.
+    place: File and row, for messages; of local files only.
+    example_id: As of `Row`.
   """
 
   features: Mapping[str, tuple[int, ...]]
@@ -79,8 +79,8 @@ def balance(ordered: Sequence[Row], limit: int) -> list[Row]:
   """Keeps equally many rows of each choice, `limit` in all; order is kept.
 
   Args:
-    ordered: at least one row; all have the same choices.
-    limit: most rows.
+    ordered: At least one row; all have the same choices.
+    limit: Most rows.
   """
   choices = ordered[0].choices
   counts = collections.Counter(row.targets for row in ordered)

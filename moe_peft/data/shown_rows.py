@@ -24,10 +24,10 @@ class Piece:
   """A token of a row.
 
   Attributes:
-    text: what it adds to the text; of special tokens their name.
-    special: whether it stands for no text.
-    learned: whether the loss counts it.
-    segment: number of its example in the row, from 1.
+    text: What it adds to the text; of special tokens their name.
+    special: Whether it stands for no text.
+    learned: Whether the loss counts it.
+    segment: Number of its example in the row, from 1.
   """
 
   text: str
@@ -46,11 +46,11 @@ def rows(
   """Yields rows of a split, in order; tokens by stack, padding left out.
 
   Args:
-    name: task or mixture.
-    model: a `LanguageModel`.
-    converter: makes its batches; an example may be several rows.
-    lengths: those of the task's features.
-    split: its name.
+    name: Task or mixture.
+    model: A `LanguageModel`.
+    converter: Makes its batches; an example may be several rows.
+    lengths: Those of the task's features.
+    split: Its name.
   """
   dataset = seqio.get_dataset(
       name, lengths, converter, dataset_split=split, shuffle=False,
@@ -110,9 +110,9 @@ def lengths_of(
   """How long the examples of a task are, and what becomes of long ones.
 
   Args:
-    task: its name.
+    task: Its name.
     lengths: TASK_FEATURE_LENGTHS.
-    split: its name.
+    split: Its name.
 
   Returns:
     Tokens of each example by feature, and the numbers of examples that are cut

@@ -37,8 +37,8 @@ class Source:
   """The files of one split of a data set.
 
   Attributes:
-    files: in order.
-    renamed: old -> new name of columns.
+    files: In order.
+    renamed: Old -> new name of columns.
   """
 
   files: tuple[Path, ...]
@@ -56,7 +56,7 @@ class Source:
     """Yields (place, row), the place for messages.
 
     Raises:
-      errors.UserError: a file is broken.
+      errors.UserError: A file is broken.
     """
     renamed = dict(self.renamed)
     for file in self.files:
@@ -82,11 +82,11 @@ def find(
   depth.
 
   Args:
-    folders: where to look; the first that has it wins.
-    name: data set, as `super_glue`.
-    subset: its subset, or None.
+    folders: Where to look; the first that has it wins.
+    name: Data set, as `super_glue`.
+    subset: Its subset, or None.
     split: `train` or `validation`.
-    part: part of the split, for ANLI: its files are named `train_r1`.
+    part: Part of the split, for ANLI: its files are named `train_r1`.
 
   Returns:
     The source, or None.

@@ -49,8 +49,8 @@ class SpanCorruption:
   """How much is dropped, and the preprocessor that does it.
 
   Attributes:
-    noise_density: wanted share of the tokens that are dropped.
-    mean_noise_span_length: wanted mean length of a dropped span, in tokens.
+    noise_density: Wanted share of the tokens that are dropped.
+    mean_noise_span_length: Wanted mean length of a dropped span, in tokens.
   """
 
   noise_density: float
@@ -93,7 +93,7 @@ class SpanCorruption:
     They are the same for every seed.
 
     Args:
-      length: tokens of the string, at least 2.
+      length: Tokens of the string, at least 2.
     """
     # float32 and rounding to even, as TensorFlow does it.
     noise = int(np.round(np.float32(length) * np.float32(self.noise_density)))

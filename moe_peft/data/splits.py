@@ -20,11 +20,11 @@ class Files:
   """Where the rows of a task are.
 
   Attributes:
-    train: path, glob pattern, or list of them, or None.
-    validation: the same for the validation split.
-    test: the same for the test split.
-    data: instead of the three: files that are split here.
-    fractions: shares of train, validation and test of `data`.
+    train: Path, glob pattern, or list of them, or None.
+    validation: The same for the validation split.
+    test: The same for the test split.
+    data: Instead of the three: files that are split here.
+    fractions: Shares of train, validation and test of `data`.
   """
 
   train: Paths | None
@@ -49,11 +49,11 @@ class Files:
     """Reads the rows of each split, from its own files or from common ones.
 
     Args:
-      task: its name, for messages.
-      read: reads files.
+      task: Its name, for messages.
+      read: Reads files.
 
     Raises:
-      errors.UserError: files are missing, or rows are too few to be split.
+      errors.UserError: Files are missing, or rows are too few to be split.
     """
     files = self.of_splits
     if bool(files) == bool(self.data):

@@ -29,8 +29,8 @@ class TemplateTokens:
   """A template and the tokenizer that reads its texts.
 
   Attributes:
-    vocabulary: the tokenizer.
-    template: the template.
+    vocabulary: The tokenizer.
+    template: The template.
   """
 
   vocabulary: vocabularies.TokenizerVocabulary
@@ -162,14 +162,14 @@ def row(
   """An example of ids of the model.
 
   Args:
-    vocabulary: of the model.
-    inputs: what is given; may be empty.
-    targets: what is learned.
-    weights: as of `rows.TokenRow`.
-    place: as of `rows.TokenRow`.
+    vocabulary: Of the model.
+    inputs: What is given; may be empty.
+    targets: What is learned.
+    weights: As of `rows.TokenRow`.
+    place: As of `rows.TokenRow`.
 
   Raises:
-    errors.UserError: the embedding of the model lacks an id.
+    errors.UserError: The embedding of the model lacks an id.
   """
   return rows.TokenRow(
       {
@@ -189,12 +189,12 @@ def make(
   """The template of a model with its tokenizer.
 
   Args:
-    vocabulary: of the model; the template lies beside its `tokenizer.json`.
-    template: instead of that: 'chatml', or the path of another template.
-    date: the day that templates see as today.
+    vocabulary: Of the model; the template lies beside its `tokenizer.json`.
+    template: Instead of that: 'chatml', or the path of another template.
+    date: The day that templates see as today.
 
   Raises:
-    errors.UserError: there is no template, or it is broken.
+    errors.UserError: There is no template, or it is broken.
   """
   folder = Path(vocabulary.tokenizer_file).expanduser().parent
   is_token = lambda x: vocabulary.tokenizer.token_to_id(x) is not None

@@ -29,7 +29,7 @@ def unzip(content: bytes, file: str | os.PathLike) -> bytes:
   """Returns the content of a gzip file.
 
   Raises:
-    errors.UserError: the file is broken or cut short, or holds so much more
+    errors.UserError: The file is broken or cut short, or holds so much more
       than it has that it is made to fill the memory.
   """
   most = max(_MIN_UNZIPPED, _MAX_RATIO * len(content))
@@ -54,11 +54,11 @@ def lines(
   """Yields (place, line) of UTF-8 text, the lines without their ends.
 
   Args:
-    content: the bytes of the file.
-    file: its name, for messages.
+    content: The bytes of the file.
+    file: Its name, for messages.
 
   Raises:
-    errors.UserError: a line is no UTF-8; the message has its number.
+    errors.UserError: A line is no UTF-8; the message has its number.
   """
   parts = content.removeprefix(_BYTE_ORDER_MARK).split(b'\n')
   if not parts[-1]:
@@ -79,11 +79,11 @@ def json_lines(
   """Yields (place, object) of JSON Lines; lines without text are skipped.
 
   Args:
-    content: the bytes of the file.
-    file: its name, for messages.
+    content: The bytes of the file.
+    file: Its name, for messages.
 
   Raises:
-    errors.UserError: a line is not one JSON object, is longer than 10 million
+    errors.UserError: A line is not one JSON object, is longer than 10 million
       characters, has a key twice, NaN or infinity, or half of a surrogate
       pair, which no text can hold; the message has the number of the line.
   """
@@ -105,11 +105,11 @@ def json_rows(
   """Yields (place, object) of a JSON file: one array of objects, or lines.
 
   Args:
-    content: the bytes of the file.
-    file: its name, for messages.
+    content: The bytes of the file.
+    file: Its name, for messages.
 
   Raises:
-    errors.UserError: as `json_lines`; the place in an array is the number of
+    errors.UserError: As `json_lines`; the place in an array is the number of
       its row.
   """
   if not content.removeprefix(_BYTE_ORDER_MARK).lstrip().startswith(b'['):
@@ -126,12 +126,12 @@ def parse(text: str, place: str, remedy: str) -> Any:
   """The value of a JSON text that users have written.
 
   Args:
-    text: the text.
-    place: where it stands, for messages.
-    remedy: what to write instead.
+    text: The text.
+    place: Where it stands, for messages.
+    remedy: What to write instead.
 
   Raises:
-    errors.UserError: it is no JSON, or has a key twice, NaN or infinity, or
+    errors.UserError: It is no JSON, or has a key twice, NaN or infinity, or
       half of a surrogate pair, which no text can hold.
   """
   try:

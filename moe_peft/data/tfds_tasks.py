@@ -43,19 +43,19 @@ def register_task(
   needed.
 
   Args:
-    name: name of the task; letters, digits, `_`, `.` and `:`.
-    tfds_name: name of the data set, `set:version` or `set/config:version`.
-    data_dir: folder of prepared data sets; TFDS's own if not given.
-    splits: split of the task -> split of the data set, or slices of them as
+    name: Name of the task; letters, digits, `_`, `.` and `:`.
+    tfds_name: Name of the data set, `set:version` or `set/config:version`.
+    data_dir: Folder of prepared data sets; TFDS's own if not given.
+    splits: Split of the task -> split of the data set, or slices of them as
       'train[:90%]+test'; all of the data set by its own names if not given.
-    inputs_key: text feature of the inputs.
-    targets_key: text feature of the targets.
-    vocabulary: of inputs and targets; ours of bytes if not given. Gin files of
+    inputs_key: Text feature of the inputs.
+    targets_key: Text feature of the targets.
+    vocabulary: Of inputs and targets; ours of bytes if not given. Gin files of
       models give that of the base.
-    metrics: as in `local.generation_metrics`.
+    metrics: As in `local.generation_metrics`.
 
   Raises:
-    errors.UserError: bad arguments; a data set that was not prepared, or has no
+    errors.UserError: Bad arguments; a data set that was not prepared, or has no
       such split or text feature.
   """
   vocabulary = vocabulary or vocabularies.byte_vocabulary()

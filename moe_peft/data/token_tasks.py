@@ -69,8 +69,8 @@ def add(
   """Registers a task of tokens.
 
   Args:
-    record: the task.
-    splits: names of the splits that `record.rows_fn` returns.
+    record: The task.
+    splits: Names of the splits that `record.rows_fn` returns.
     metric_fns: SeqIO metric functions.
   """
   (first, *_), *_ = record.rows_fn().values()

@@ -22,7 +22,7 @@ class TextStream:
     """Begins an answer.
 
     Args:
-      vocabulary: of the ids that `add` gets, as data sets have them.
+      vocabulary: Of the ids that `add` gets, as data sets have them.
     """
     self._vocabulary = vocabulary
     self._ids: list[int] = []
@@ -52,8 +52,8 @@ def texts(vocabulary: seqio.Vocabulary, ids: Iterable[int]) -> list[str]:
   """The text that each token adds to those before it; special ones by name.
 
   Args:
-    vocabulary: of the ids.
-    ids: tokens, as data sets have them.
+    vocabulary: Of the ids.
+    ids: Tokens, as data sets have them.
   """
   special, found, stream = special_texts(vocabulary), [], None
   for token in map(int, ids):

@@ -70,7 +70,9 @@ class PiSSA(molora.MoLoRA):
     dtype = self.dtype or outputs.dtype
     frozen_a = jax.lax.stop_gradient(frozen_a).astype(dtype)
     frozen_b = jax.lax.stop_gradient(frozen_b) * (self.residual * self.scale)
-    hidden = low_rank.project(inputs.astype(dtype), dispatch.down_rows(frozen_a))
+    hidden = low_rank.project(
+        inputs.astype(dtype), dispatch.down_rows(frozen_a)
+    )
     rows = dispatch.replicate(frozen_b.astype(dtype)).swapaxes(0, 1)
     taken = low_rank.expand(hidden, rows.reshape(-1, outputs.shape[-1]))
     return outputs + (update - taken.astype(outputs.dtype))

@@ -60,7 +60,7 @@ def choose(implementation: str, probabilities: int) -> str:
 
   Args:
     implementation: One of `IMPLEMENTATIONS`.
-    probabilities: batch * heads * queries * keys, on all devices.
+    probabilities: Batch * heads * queries * keys, on all devices.
   """
   if implementation != 'auto':
     return implementation

@@ -168,7 +168,7 @@ def dead_experts(
 
   Args:
     load: `<float>[num_tasks, num_experts]`.
-    share: an expert is dead when for every task it gets less than this
+    share: An expert is dead when for every task it gets less than this
       share of the uniform load 1 / num_experts.
 
   Returns:

@@ -32,7 +32,7 @@ class Chatter:
   """The newest checkpoint of the configured run, which answers.
 
   Attributes:
-    messages: what was said so far.
+    messages: What was said so far.
   """
 
   def __init__(
@@ -46,15 +46,15 @@ class Chatter:
     """Restores the run.
 
     Args:
-      max_tokens: tokens of an answer at most; by default the length of
+      max_tokens: Tokens of an answer at most; by default the length of
         targets in TASK_FEATURE_LENGTHS.
-      temperature: as of `LanguageModel.generate`.
-      seed: of the samples.
-      system: the first message, of the role `system`; empty for none.
-      example_id: for runs with EXAMPLE_IDS.
+      temperature: As of `LanguageModel.generate`.
+      seed: Of the samples.
+      system: The first message, of the role `system`; empty for none.
+      example_id: For runs with EXAMPLE_IDS.
 
     Raises:
-      errors.UserError: there is no checkpoint, the model has no chat template,
+      errors.UserError: There is no checkpoint, the model has no chat template,
         or the id is missing or unknown.
     """
     experiment = run.build()
@@ -90,10 +90,10 @@ class Chatter:
     leaves in the middle.
 
     Args:
-      text: what the user says.
+      text: What the user says.
 
     Raises:
-      errors.UserError: the message is longer than TASK_FEATURE_LENGTHS, or the
+      errors.UserError: The message is longer than TASK_FEATURE_LENGTHS, or the
         chat template refuses the conversation; it is then as before.
     """
     asked = [*self.messages, {'role': 'user', 'content': text}]

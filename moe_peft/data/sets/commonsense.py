@@ -44,11 +44,11 @@ class Dataset:
   """One data set.
 
   Attributes:
-    title: its name in papers.
-    arxiv: number of its paper.
-    licence: of its rows, by memory of its card: to be checked there.
-    train_rows: official number of training rows; 0 if there are none.
-    sources: official split -> where it lies.
+    title: Its name in papers.
+    arxiv: Number of its paper.
+    licence: Of its rows, by memory of its card: to be checked there.
+    train_rows: Official number of training rows; 0 if there are none.
+    sources: Official split -> where it lies.
   """
 
   title: str
@@ -163,22 +163,22 @@ def register(
   passage of BoolQ), and questions with a longer choice are left out.
 
   Args:
-    mixture: the mixture or task to return: 'commonsense' (trains on seven
+    mixture: The mixture or task to return: 'commonsense' (trains on seven
       sets), 'heldout' (sets that T0 never trains on, evaluated only),
       'commonsense_heldout' (trains on the former, evaluates both),
       'commonsense_8' (the eight sets of arXiv 2304.01933), or a task.
-    vocabulary: of inputs and targets; ours of bytes if not given.
-    cache_dir: folder of caches to read from, beside those given elsewhere.
-    add_eos: targets end with the end of a sequence. A decoder-only base that
+    vocabulary: Of inputs and targets; ours of bytes if not given.
+    cache_dir: Folder of caches to read from, beside those given elsewhere.
+    add_eos: Targets end with the end of a sequence. A decoder-only base that
       is compared without training has no reason to expect one there.
-    length_normalized: tables show the accuracy by log-likelihood per token;
+    length_normalized: Tables show the accuracy by log-likelihood per token;
       both are measured.
-    max_eval_rows: questions of a task in evaluations, at most.
-    rate_limit: rates of the mixtures are the numbers of training rows, at most
+    max_eval_rows: Questions of a task in evaluations, at most.
+    rate_limit: Rates of the mixtures are the numbers of training rows, at most
       this (examples-proportional mixing, arXiv 1910.10683, 3.5.2).
 
   Raises:
-    errors.UserError: unknown name, or other arguments than in an earlier call.
+    errors.UserError: Unknown name, or other arguments than in an earlier call.
   """
   _check(mixture, max_eval_rows, rate_limit)
   vocabulary = vocabulary or vocabularies.byte_vocabulary()

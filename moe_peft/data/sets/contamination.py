@@ -56,8 +56,8 @@ class Index:
     """Returns the evaluation that has a near copy of a text, or None.
 
     Args:
-      text: a training row.
-      threshold: least Jaccard index of a near copy, above 0.
+      text: A training row.
+      threshold: Least Jaccard index of a near copy, above 0.
     """
     grams = ngrams(text)
     shared = collections.Counter()

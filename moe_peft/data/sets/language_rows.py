@@ -105,10 +105,10 @@ def split_rows(task: str, language: str) -> Splits:
 
   Args:
     task: 'lemma', 'date' or 'plural'.
-    language: code of the package that the task reads.
+    language: Code of the package that the task reads.
 
   Raises:
-    errors.UserError: the package is not installed.
+    errors.UserError: The package is not installed.
   """
   by_split = {split: [] for split in rows.SPLITS}
   for row in _BUILDERS[task](language):
@@ -137,9 +137,9 @@ def unseen_rows(task: str, language: str, seen: tuple[str, ...]) -> Splits:
   """Rows of a language that nothing trains on: evaluation alone.
 
   Args:
-    task: as for `split_rows`.
-    language: the unseen one.
-    seen: languages whose training rows must not say the same: rows of which
+    task: As for `split_rows`.
+    language: The unseen one.
+    seen: Languages whose training rows must not say the same: rows of which
       both the question without its prefix and the answer occur there.
   """
   pair = lambda row: (row.inputs.partition(': ')[2], row.targets)

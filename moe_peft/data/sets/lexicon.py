@@ -52,7 +52,7 @@ class LexiconEntry:
   """One lemma with one part of speech.
 
   Attributes:
-    lemma: dictionary form, lower case letters only.
+    lemma: Dictionary form, lower case letters only.
     pos: 'noun', 'verb', 'adj' or 'adv'.
     forms: Penn Treebank tag -> inflected form (the first one listed).
   """
@@ -67,10 +67,10 @@ class Lexicon:
   """Everything the word tasks are made of.
 
   Attributes:
-    entries: all usable lemmas, in the order of the inflection table.
-    pronunciations: word -> ARPAbet phones with stress digits, only for words
+    entries: All usable lemmas, in the order of the inflection table.
+    pronunciations: Word -> ARPAbet phones with stress digits, only for words
       that occur in `entries`.
-    split: surface string -> 'train', 'validation' or 'test'.
+    split: Surface string -> 'train', 'validation' or 'test'.
   """
 
   entries: tuple[LexiconEntry, ...]
@@ -82,7 +82,7 @@ def package_file(package: str, relative: str) -> pathlib.Path:
   """Finds a data file of an installed package without importing the package.
 
   Raises:
-    errors.UserError: the package or the file is absent.
+    errors.UserError: The package or the file is absent.
   """
   version = _PACKAGES[package]
   remedy = (
@@ -223,7 +223,7 @@ def load() -> Lexicon:
   """Reads both packages (about a second, once per process).
 
   Raises:
-    errors.UserError: a package is not installed.
+    errors.UserError: A package is not installed.
   """
   entries, surfaces = _read_inflections()
   gradable = {e.lemma for e in entries if 'JJR' in e.forms}

@@ -71,15 +71,15 @@ def register(
   No row is read before a dataset is asked for.
 
   Args:
-    mixture: the mixture or task to return.
-    vocabulary: of inputs and targets; ours of bytes if not given.
+    mixture: The mixture or task to return.
+    vocabulary: Of inputs and targets; ours of bytes if not given.
     data_dir: `dataset` of a clone of LLM-Adapters.
-    num_rows: rows to make; 5,595 of 20,000 stay, see `KEPT_TEMPLATES`.
-    seed: what the rows are made from.
-    rationale: train on the steps, then the answer; else on the answer alone.
+    num_rows: Rows to make; 5,595 of 20,000 stay, see `KEPT_TEMPLATES`.
+    seed: What the rows are made from.
+    rationale: Train on the steps, then the answer; else on the answer alone.
 
   Raises:
-    errors.UserError: unknown name, or other arguments than in an earlier call.
+    errors.UserError: Unknown name, or other arguments than in an earlier call.
   """
   names = [TRAINED, *TEST_SETS, MIXTURE]
   if mixture not in names:
@@ -134,10 +134,10 @@ def test_rows(folder: Path, name: str) -> Iterator[rows_lib.Row]:
 
   Args:
     folder: `dataset` of a clone of LLM-Adapters.
-    name: one of `TEST_SETS`.
+    name: One of `TEST_SETS`.
 
   Raises:
-    errors.UserError: the file is absent, broken, or lacks a column.
+    errors.UserError: The file is absent, broken, or lacks a column.
   """
   stem = TEST_SETS[name]
   candidates = (folder / stem / 'test.json', folder / f'{stem}.json')
@@ -178,12 +178,12 @@ def clean_templates(
   20,000 rows show, however many are trained on.
 
   Args:
-    folder: the test sets, see `test_rows`.
-    num_rows: rows to make.
-    seed: what they are made from.
+    folder: The test sets, see `test_rows`.
+    num_rows: Rows to make.
+    seed: What they are made from.
 
   Raises:
-    errors.UserError: as `training_rows`, or a test set is absent.
+    errors.UserError: As `training_rows`, or a test set is absent.
   """
   index = contamination.Index(
       (name, row.inputs)
@@ -207,15 +207,15 @@ def training_rows(
   `KEPT_TEMPLATES` stay, whose wording is another one.
 
   Args:
-    num_rows: rows to make.
-    seed: what they are made from.
-    rationale: see `register`.
+    num_rows: Rows to make.
+    seed: What they are made from.
+    rationale: See `register`.
 
   Returns:
     train and validation.
 
   Raises:
-    errors.UserError: the package is absent or of another version, which makes
+    errors.UserError: The package is absent or of another version, which makes
       other rows; or too few rows stay for a validation split.
   """
   kept = {}

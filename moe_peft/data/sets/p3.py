@@ -62,17 +62,17 @@ def register(
         suffix = '_bytes'
 
   Args:
-    mixture: name of a mixture or task, without suffix.
-    vocabulary: of inputs and targets, by default T5's 32,000 pieces.
-    suffix: added to the name of every task and mixture, so that caches of two
+    mixture: Name of a mixture or task, without suffix.
+    vocabulary: Of inputs and targets, by default T5's 32,000 pieces.
+    suffix: Added to the name of every task and mixture, so that caches of two
       vocabularies do not meet.
-    cache_dir: a folder of caches to read from, beside those given elsewhere.
+    cache_dir: A folder of caches to read from, beside those given elsewhere.
 
   Returns:
     The name of the mixture or task, suffix included.
 
   Raises:
-    errors.UserError: another vocabulary without a suffix.
+    errors.UserError: Another vocabulary without a suffix.
   """
   if vocabulary is not None and not suffix:
     raise errors.UserError(
@@ -128,14 +128,14 @@ def held_out_table(
   not say how they pool them).
 
   Args:
-    accuracies: accuracy in percent by task of `t0_eval_score`.
-    suffix: as in `register`.
+    accuracies: Accuracy in percent by task of `t0_eval_score`.
+    suffix: As in `register`.
 
   Returns:
     Percent by data set, and `mean`, the mean over the data sets.
 
   Raises:
-    errors.UserError: tasks are missing.
+    errors.UserError: Tasks are missing.
   """
   held_out = p3_catalog.held_out()
   missing = [

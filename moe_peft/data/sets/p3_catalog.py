@@ -34,18 +34,18 @@ class TaskInfo:
   """One task: a prompt of a data set.
 
   Attributes:
-    name: name of the SeqIO task, that of the released P3.
-    dataset: name of the data set.
-    subset: its subset, or None.
-    round: the round, for ANLI, or None.
-    prompt: name of the prompt in promptsource.
-    original_task: the prompt asks what the data set was made for.
-    has_choices: the prompt has answer choices.
+    name: Name of the SeqIO task, that of the released P3.
+    dataset: Name of the data set.
+    subset: Its subset, or None.
+    round: The round, for ANLI, or None.
+    prompt: Name of the prompt in promptsource.
+    original_task: The prompt asks what the data set was made for.
+    has_choices: The prompt has answer choices.
     metrics: promptsource's names of metrics.
     trained_from: 't0', 't0_plus' or 't0_plus_plus', the smallest mixture that
       trains on it; None for data that none trains on.
-    held_out: it belongs to the data sets T0 was evaluated on.
-    rate: its rate in training mixtures, in rows.
+    held_out: It belongs to the data sets T0 was evaluated on.
+    rate: Its rate in training mixtures, in rows.
   """
 
   name: str
@@ -124,8 +124,8 @@ def update_prompts(promptsource: Path, path: Path = PATH) -> int:
   """Writes the prompts of every data set into `p3_tasks.json`.
 
   Args:
-    promptsource: unpacked promptsource.
-    path: the file.
+    promptsource: Unpacked promptsource.
+    path: The file.
 
   Returns:
     The number of prompts.

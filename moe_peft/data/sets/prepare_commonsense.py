@@ -41,15 +41,15 @@ def prepare(
   """Writes the caches of the commonsense tasks; skips finished ones.
 
   Args:
-    folder: where the packages lie, downloaded or unpacked.
-    out: folder of the caches.
-    tasks: names of tasks or mixtures; all if none is given.
+    folder: Where the packages lie, downloaded or unpacked.
+    out: Folder of the caches.
+    tasks: Names of tasks or mixtures; all if none is given.
 
   Returns:
     By task what `prepared.json` says.
 
   Raises:
-    errors.UserError: a package is absent, of another version or broken, a
+    errors.UserError: A package is absent, of another version or broken, a
       column is missing, or an earlier cache was made from something else.
   """
   chosen = _chosen(tasks)

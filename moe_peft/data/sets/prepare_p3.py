@@ -43,11 +43,11 @@ class Job:
   """One task to prepare.
 
   Attributes:
-    info: the prompt.
-    scored: by rank classification.
-    sources: split -> files.
-    prompt: the template.
-    max_rows: rows of a split at most, before the template applies.
+    info: The prompt.
+    scored: By rank classification.
+    sources: Split -> files.
+    prompt: The template.
+    max_rows: Rows of a split at most, before the template applies.
   """
 
   info: p3_catalog.TaskInfo
@@ -108,23 +108,23 @@ def prepare(
 
   Args:
     promptsource: promptsource, its sdist or unpacked.
-    data_dirs: folders with rows, see `source_rows.find`, or wheels that hold
+    data_dirs: Folders with rows, see `source_rows.find`, or wheels that hold
       some.
-    out: folder of the caches, for --seqio_additional_cache_dirs.
-    tasks: mixtures, or regular expressions of whole task names.
-    splits: splits to write; by default train and validation, and validation
+    out: Folder of the caches, for --seqio_additional_cache_dirs.
+    tasks: Mixtures, or regular expressions of whole task names.
+    splits: Splits to write; by default train and validation, and validation
       only for tasks by rank classification.
     vocabulary: SentencePiece model, or 'bytes'; by default T5's, in its
       public bucket.
-    suffix: as in `p3.register`.
-    max_rows: rows of a split at most, before templates apply.
-    num_shards: files of a split.
+    suffix: As in `p3.register`.
+    max_rows: Rows of a split at most, before templates apply.
+    num_shards: Files of a split.
 
   Returns:
     By task what `prepared.json` says.
 
   Raises:
-    errors.UserError: nothing to do; a template that does not render, with the
+    errors.UserError: Nothing to do; a template that does not render, with the
       row; an earlier cache that was made from something else.
   """
   p3.register(vocabulary=_vocabulary(vocabulary), suffix=suffix)

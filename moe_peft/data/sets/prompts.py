@@ -33,10 +33,10 @@ class Prompt:
   """One template of a data set.
 
   Attributes:
-    name: its name in promptsource.
+    name: Its name in promptsource.
     source: Jinja source of inputs and targets, with `|||` between them.
     choices_source: Jinja source of the answer choices, or None.
-    original_task: it asks what the data set was made for.
+    original_task: It asks what the data set was made for.
     metrics: promptsource's names of its metrics.
   """
 
@@ -56,15 +56,15 @@ class Prompt:
     """Applies the template to a row.
 
     Args:
-      row: the row, by column.
-      seed: what the template's random choices are drawn from.
+      row: The row, by column.
+      seed: What the template's random choices are drawn from.
 
     Returns:
       The row, with the choices in the order of the template; None if the
       template does not apply to the row (no inputs or no targets come out).
 
     Raises:
-      errors.UserError: a column is missing, or the template fails.
+      errors.UserError: A column is missing, or the template fails.
     """
     # promptsource's templates write `_` where a column has `-`.
     values = {
@@ -130,7 +130,7 @@ def find_templates(folder: Path) -> Path:
   """Returns the folder of templates in an unpacked promptsource.
 
   Raises:
-    errors.UserError: there is none.
+    errors.UserError: There is none.
   """
   candidates = [folder, *sorted(folder.glob('**/templates'))]
   for candidate in candidates:
@@ -146,12 +146,12 @@ def read(templates: Path, name: str, subset: str | None) -> dict[str, Prompt]:
   """Returns the prompts of a data set by name, sorted by name.
 
   Args:
-    templates: what `find_templates` returns.
-    name: data set, as `super_glue`.
-    subset: its subset, as `cb`, or None.
+    templates: What `find_templates` returns.
+    name: Data set, as `super_glue`.
+    subset: Its subset, as `cb`, or None.
 
   Raises:
-    errors.UserError: there are none, or the file is broken.
+    errors.UserError: There are none, or the file is broken.
   """
   path = templates / name / (subset or '') / 'templates.yaml'
   if not path.is_file():

@@ -219,7 +219,7 @@ def split_rows(builder: Builder) -> dict[str, tuple[rows.Row, ...]]:
   used at all. Classification rows are balanced, so chance is 1 / choices.
 
   Raises:
-    errors.UserError: a data package is missing.
+    errors.UserError: A data package is missing.
   """
   words = lexicon.load()
   by_split = {split: {} for split in rows.SPLITS}
