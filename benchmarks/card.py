@@ -87,7 +87,7 @@ class Row:
     shape: Key of `SHAPES`.
     name: What card_case.py calls it, or for a peer a name.
     peer: Key of `torch_peers.CASES`; None: ours.
-    bindings: Of gin; what else a peer is given.
+    bindings: Bindings of gin; what else a peer is given.
   """
 
   shape: str
@@ -242,7 +242,7 @@ def measure(
 
   Args:
     row: The row.
-    options: Of the command line.
+    options: Options of the command line.
     seconds: Time that is left.
     platform: As JAX names it.
 

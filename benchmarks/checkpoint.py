@@ -58,7 +58,7 @@ def measure(
   Args:
     model: File of gin/models/.
     rounds: Times that each case saves and restores.
-    options: Of the command line.
+    options: Options of the command line.
     progress: Told what is being done.
     bindings: Further gin bindings.
   """

@@ -66,12 +66,12 @@ def measure(
     model: File of gin/models/.
     lengths: Tokens of inputs and of what is generated.
     batch_size: Rows.
-    methods: Of `METHODS`.
+    methods: Methods of `METHODS`.
     rounds: Timed calls of each case.
-    options: Of the command line.
+    options: Options of the command line.
     progress: Told what is being done.
     bindings: Further gin bindings.
-    searches: Of `SEARCHES`.
+    searches: Searches of `SEARCHES`.
   """
   rows = []
   cases: dict[str, timing.Compiled] = {}

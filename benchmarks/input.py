@@ -61,7 +61,7 @@ def measure(
     batch_size: Rows of a step.
     steps: Steps, and batches, that are timed together.
     rounds: Times that this is done.
-    options: Of the command line.
+    options: Options of the command line.
     progress: Told what is being done.
     bindings: Further gin bindings.
   """
@@ -104,7 +104,7 @@ def rates(
   Args:
     experiment: The one that gin has just built.
     data: Endless batches of it.
-    steps: Of each measurement.
+    steps: Steps of each measurement.
     rounds: Measurements of each.
     progress: Told what is being done.
 

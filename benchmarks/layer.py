@@ -105,7 +105,7 @@ def measure(
     num_experts: E.
     rank: r.
     rounds: Timed calls of each case.
-    options: Of the command line.
+    options: Options of the command line.
     progress: Told what is being done.
     methods: Whether every file of gin/methods/ has a case.
   """

@@ -42,7 +42,7 @@ class Peer(processes.Process):
       python: Interpreter of the peers' environment.
       case: Key of `torch_peers.CASES`.
       sizes: What the case needs, `threads` and `device` included.
-      **kwargs: As of `processes.Process`.
+      **kwargs: As in `processes.Process`.
 
     Raises:
       errors.UserError: If the interpreter does not run it.
@@ -65,7 +65,7 @@ def start(
   """Starts peers that end with the stack; none without an interpreter.
 
   Args:
-    options: Of the command line.
+    options: Options of the command line.
     cases: By name in the table: (key of `torch_peers.CASES`, sizes).
     stack: Closes them.
   """
@@ -94,7 +94,7 @@ def notes(options: tables.Options) -> tuple[str, ...]:
   """Notes of a table with peers.
 
   Args:
-    options: Of the command line.
+    options: Options of the command line.
 
   Returns:
     How to install them, or which of them cannot take part, if any.

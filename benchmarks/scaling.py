@@ -71,7 +71,7 @@ def measure(
     base: Sizes that a sweep leaves as they are.
     sweeps: By name: sizes, growing.
     rounds: Timed calls of each case.
-    options: Of the command line.
+    options: Options of the command line.
     progress: Told what is being done.
   """
   rows = []

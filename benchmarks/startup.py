@@ -68,7 +68,7 @@ def measure(
 
   Args:
     rounds: Processes of each case; for the first step a third of that.
-    options: Of the command line.
+    options: Options of the command line.
     progress: Told what is being done.
     first_step: Source of a program that ends with its first step, or None.
   """
@@ -111,7 +111,7 @@ def process(
   """A case: a Python process from its start to its end.
 
   Args:
-    *arguments: Of the interpreter.
+    *arguments: Arguments of the interpreter.
     environment: Variables to add.
   """
 

@@ -160,7 +160,7 @@ def measure_t5(
     lengths: Tokens of inputs and targets.
     batch_size: Rows.
     rounds: Timed steps of each case.
-    options: Of the command line.
+    options: Options of the command line.
     progress: Told what is being done.
     bindings: Further gin bindings.
     methods: Keys of `METHODS`, perhaps with `REMAT` behind them; MoLoRA before
@@ -211,7 +211,7 @@ def measure_decoder(
     batch_size: Rows.
     length: Tokens of a row.
     rounds: Timed steps of each case.
-    options: Of the command line.
+    options: Options of the command line.
     progress: Told what is being done.
   """
   experiment = decoder.build(sizes, batch_size, length)

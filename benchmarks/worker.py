@@ -26,8 +26,8 @@ def run(name: str, args: Mapping[str, Any], threads: int) -> None:
   """Runs, prints and writes the tables of one module.
 
   Args:
-    name: Of the module.
-    args: Of the command line.
+    name: Name of the module.
+    args: Arguments of the command line.
     threads: Number of CPUs.
   """
   import absl.logging

@@ -60,8 +60,8 @@ def refused(what: str, where: object, remedy: str = '') -> Iterator[None]:
 
   Args:
     what: What cannot be done, a sentence; what the code said is added.
-    where: As of `UserError`.
-    remedy: As of `UserError`.
+    where: As in `UserError`.
+    remedy: As in `UserError`.
 
   Raises:
     UserError: The code raised something.

@@ -30,10 +30,10 @@ class Collective:
 
   Attributes:
     kind: 'all-reduce' and so on.
-    shape: Of the whole array: what an all-gather returns, what a
+    shape: Shape of the whole array: what an all-gather returns, what a
       reduce-scatter takes.
     dtype: 'bf16' and so on.
-    bytes: Of that array, times its runs in a step.
+    bytes: Bytes of that array, times its runs in a step.
     times: Runs in a step.
     traffic: Bytes that a device sends in a step if the group is a ring.
     group_size: Devices that exchange it with one another.

@@ -50,7 +50,7 @@ def write(file: Path, reports: Sequence[Mapping[str, Any]]) -> None:
 
   Args:
     file: The gin file.
-    reports: Of steps of it.
+    reports: Reports of steps of it.
 
   Raises:
     errors.UserError: If there is no such file.

@@ -16,7 +16,7 @@ class Product:
   """Multiplications of one instruction, a dot or a convolution.
 
   Attributes:
-    flops: Of all its runs in a step.
+    flops: FLOP of all its runs in a step.
     op_name: Where the network asked for it, `jit(step)/.../query/dot_general`.
   """
 

@@ -272,7 +272,7 @@ class _Injection:
     sends the sum once; with those of adapters in between it sends each alone.
 
     Args:
-      inputs: Of the layer.
+      inputs: Inputs of the layer.
       parent: Path of the module around it. Within one module all is traced
         together, so what is remembered cannot come from another trace.
     """

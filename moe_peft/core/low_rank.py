@@ -61,7 +61,7 @@ def lora_kernels(
     axes: Logical names of both.
     num_a: Experts of `lora_a`; 1 if all share it. By default all.
     num_b: Experts of `lora_b`.
-    prefix: Of the names of the parameters.
+    prefix: Prefix of the names of the parameters.
     init_a: Initial values of `lora_a`.
 
   Returns:

@@ -134,7 +134,7 @@ def kind_of(
   that cannot be cut into blocks.
 
   Args:
-    path: Of the parameter.
+    path: Path of the parameter.
     shape: Its shape.
     names: Logical names of its axes.
     base_dtype: The type of the base, perhaps one of `KINDS`.

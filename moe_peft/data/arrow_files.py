@@ -88,6 +88,6 @@ def in_folder(folder: str) -> list[str]:
       tf.errors.OpError, ValueError, LookupError, TypeError, RecursionError
   ) as error:
     raise errors.UserError(
-        'This folder is none that Dataset.save_to_disk has written.', folder,
+        'Dataset.save_to_disk has not written this folder.', folder,
         "Name its files, as in 'folder/*.parquet'.",
     ) from error

@@ -63,7 +63,7 @@ def reuse(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
 
   Args:
     folder: The cache.
-    recipe: From what it is to be made.
+    recipe: What it is to be made from.
 
   Raises:
     errors.UserError: It was made from something else.
@@ -100,7 +100,7 @@ def write(
     task: The task; its steps up to `CacheDatasetPlaceholder` are applied.
     folder: Where the cache will be.
     splits: Functions that return the rows of each split.
-    recipe: From what it is made, for `prepared.json`.
+    recipe: What it is made from, for `prepared.json`.
     num_shards: Files of a split.
     scored: The task expands answer choices (ranking.rank_classification).
     training: Splits of a scored task that have the right choices only.

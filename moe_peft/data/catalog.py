@@ -15,7 +15,7 @@ from moe_peft.data import registration
 from moe_peft.data import vocabularies as vocabularies_lib
 
 _logger = logging.getLogger(__name__)
-# Vocabularies that read it as the same ids are the same.
+# Vocabularies that encode this text as the same ids are taken for equal.
 _PROBE = 'In 1984, 37 quick brown foxes jumped over lazy dogs; Größe? naïve!'
 
 
@@ -222,7 +222,7 @@ def _check_size(vocabulary: seqio.Vocabulary, num_rows: int) -> None:
 
 
 def _same_ids(one: seqio.Vocabulary, other: seqio.Vocabulary) -> bool:
-  # Copies of one file are equal to nobody but here.
+  # Two copies of one file are not equal objects.
   return one == other or (
       (one.encode(_PROBE), one.eos_id) == (other.encode(_PROBE), other.eos_id)
   )

@@ -9,6 +9,7 @@ targets are what the template writes behind it, up to the end of the turn.
 """
 
 import dataclasses
+import os
 
 from moe_peft import errors
 from moe_peft.data import examples
@@ -125,9 +126,9 @@ class Chat:
     # answer is what the template writes from where the two part.
     before, _ = self._render(conversation, number)
     if prompt.startswith(before) and whole.startswith(before):
-      same = len(_common(prompt, whole))
+      same = len(os.path.commonprefix([prompt, whole]))
       return prompt, whole[max(same, len(before)) :]
-    same = len(_common(prompt, whole))
+    same = len(os.path.commonprefix([prompt, whole]))
     raise errors.UserError(
         'The chat template writes what stands before an answer differently '
         f'once the answer is there: {prompt[same:]!r:.60} becomes '
@@ -191,11 +192,3 @@ class Chat:
     return template_tokens.row(
         self.tokens.vocabulary, inputs, targets, weights, conversation.place
     )
-
-
-def _common(one: str, other: str) -> str:
-  """What two texts begin with."""
-  same = 0
-  while same < min(len(one), len(other)) and one[same] == other[same]:
-    same += 1
-  return one[:same]

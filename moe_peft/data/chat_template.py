@@ -110,7 +110,7 @@ class ChatTemplate:
     """The text of messages.
 
     Args:
-      messages: With `role` and `content`.
+      messages: Objects with `role` and `content`.
       tools: Descriptions of tools.
       variables: Further variables.
       place: Where the messages are from, for errors.

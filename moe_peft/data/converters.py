@@ -52,7 +52,7 @@ def with_ids(lengths: Mapping[str, int], pack: bool) -> dict[str, int]:
   """Lengths of model features, with that of the ids of examples.
 
   Args:
-    lengths: Of the features without it.
+    lengths: Lengths of the features without it.
     pack: Whether several examples share a row: as many as it has targets.
   """
   room = lengths['decoder_target_tokens'] if pack else 1

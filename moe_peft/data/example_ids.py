@@ -76,7 +76,7 @@ def of_prompts(
   if None in values:
     known = f'0 to {ids - 1}' if isinstance(ids, int) else ', '.join(ids)
     raise errors.UserError(
-        'The run is told an id of each example, and there is none for line '
+        'The run needs an id of each example, and there is none for line '
         f'{1 + list(values).index(None)}.', where,
         f'Give one of {known}, or with --rows an "example_id" in every line.',
     )
@@ -144,7 +144,7 @@ def _with_ids(task: seqio.Task, ids: Ids) -> seqio.Task:
   if record := registration.RECORDS.get(task.name):
     rows = itertools.chain(*record.rows_fn().values())
     for value, place in {row.example_id: row.place for row in rows}.items():
-      if value is None:  # Of all rows or of none.
+      if value is None:  # Either all rows have an id or none has.
         number(task.name, ids, 'EXAMPLE_IDS')
       else:
         number(value, ids, place)

@@ -74,17 +74,17 @@ def register(
   """Registers a task of what was read.
 
   Args:
-    name: Of the task.
+    name: Name of the task.
     parsed: Examples of each split.
     row_format: What they are.
     options: How conversations are learned.
     metric_fns: SeqIO metric functions.
     ranked: Whether the examples have choices.
-    vocabulary: Of the model.
-    **settings: Of the record.
+    vocabulary: Vocabulary of the model.
+    **settings: Settings of the record.
 
   Raises:
-    errors.UserError: An example cannot be one.
+    errors.UserError: A row cannot be an example.
   """
   decoder = isinstance(vocabulary, vocabularies.TokenizerVocabulary)
   chats = options.chat(vocabulary) if _are_messages(parsed) else None
@@ -126,12 +126,12 @@ def _rows(
 
   Args:
     parsed: The examples.
-    vocabulary: Of the model.
+    vocabulary: Vocabulary of the model.
     conversations: How conversations become tokens; None for plain texts.
     turns: 'each' for every answer, where conversations are plain texts.
 
   Raises:
-    errors.UserError: An example cannot be one.
+    errors.UserError: A row cannot be an example.
   """
   made: list[Any] = []
   for example in parsed:
@@ -182,7 +182,7 @@ def _preference(
       return conversations.preference(example)
     texts = [messages.dialogue(x) for x in texts]
   prompt, *answers = (vocabulary.encode(text) for text in texts)
-  # T5 has always read texts that end.
+  # Inputs of T5 end with the end of a sequence.
   ends = not isinstance(vocabulary, vocabularies.TokenizerVocabulary)
   prompt = [*prompt, vocabulary.eos_id] if ends else prompt
   chosen, rejected = ([*x, vocabulary.eos_id] for x in answers)

@@ -21,7 +21,7 @@ class TokenIds:
     ids: The tokens.
     learned: Whether the loss counts each of them.
     place: File and row, for messages.
-    example_id: As of `rows.Row`.
+    example_id: As in `rows.Row`.
   """
 
   ids: tuple[int, ...]
@@ -42,9 +42,9 @@ class Preference:
     prompt: A text, or messages.
     chosen: The better answer, of the kind of the prompt.
     rejected: The worse one.
-    tools: As of `messages.Conversation`.
+    tools: As in `messages.Conversation`.
     place: File and row, for messages.
-    example_id: As of `rows.Row`.
+    example_id: As in `rows.Row`.
   """
 
   prompt: str | messages_lib.Messages

@@ -55,10 +55,10 @@ def recognize(
   """The format of rows with such columns.
 
   Args:
-    columns: Of the first row.
+    columns: Columns of the first row.
     name: What the user calls it, one of `FORMATS`, or None.
     keys: Columns of inputs and targets, which the user may have named.
-    place: Of the first row, for messages.
+    place: Place of the first row, for messages.
 
   Raises:
     errors.UserError: None fits, several do, or there is none of this name.
@@ -72,7 +72,7 @@ def recognize(
       )
     return formats[name]
   if keys != row_parsers.Keys():
-    return formats['inputs_targets']  # Whoever names columns has chosen it.
+    return formats['inputs_targets']  # Who names its columns means this one.
   fits = {
       name: x for name, x in formats.items() if {*x.columns} <= {*columns}
   }

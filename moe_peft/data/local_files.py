@@ -128,8 +128,8 @@ def _table_rows(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
       place = f'{file}, row {number}'
       if None in row or None in row.values():
         raise errors.UserError(
-            f'It has not as many cells as there are columns, '
-            f'{len(reader.fieldnames)}.', place,
+            f'It does not have {len(reader.fieldnames)} cells, one for each '
+            'column.', place,
             'Quote cells that hold commas or line breaks.',
         )
       yield place, row

@@ -35,7 +35,7 @@ class Conversation:
     given: Number of messages at the beginning that are not learned, whoever
       speaks.
     place: File and row, for messages to users.
-    example_id: As of `rows.Row`.
+    example_id: As in `rows.Row`.
   """
 
   messages: Messages
@@ -105,8 +105,8 @@ def conversation(
   Args:
     found: Its messages, checked.
     row: All columns.
-    place: Of the row.
-    given: As of `Conversation`.
+    place: Place of the row.
+    given: As in `Conversation`.
 
   Raises:
     errors.UserError: No message is to be learned, or another column is wrong.
@@ -133,8 +133,8 @@ def messages(value: Any, key: str, place: str) -> Messages:
 
   Args:
     value: What the file holds, a list of objects.
-    key: Of which column, for messages to users.
-    place: Of which row.
+    key: Name of the column, for messages to users.
+    place: Place of the row.
 
   Raises:
     errors.UserError: It is no such list.

@@ -206,7 +206,7 @@ def rouge(
 def bleu(
     targets: Sequence[Target], predictions: Sequence[str]
 ) -> dict[str, float]:
-  """Corpus BLEU by `sacrebleu`, its default tokeniser."""
+  """Corpus BLEU by `sacrebleu`, with its default tokenizer."""
   check_lengths(targets, predictions)
   references = [_references(target) for target in targets]
   # sacrebleu wants one list per reference number; None where there is none.

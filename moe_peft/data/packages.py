@@ -144,7 +144,7 @@ def unpacked(path: Path, part: str = '') -> Iterator[Path]:
 
   Args:
     path: A wheel, a `.tar.gz`, or a folder.
-    part: Of a wheel only members whose path has this in it.
+    part: From a wheel only members are taken whose path contains it.
 
   Raises:
     errors.UserError: It is a file of one of our packages with another content,

@@ -21,7 +21,7 @@ class Prompts:
   """How a model is asked.
 
   Attributes:
-    vocabulary: Of its inputs.
+    vocabulary: Vocabulary of its inputs.
     chats: Its conversations, or None where they are plain texts.
     ends: Whether inputs end with the end of a sequence.
   """
@@ -53,7 +53,6 @@ class Prompts:
     )
     return list(self.chats.prompt(conversation))
 
-
   def of_line(self, line: str, place: str) -> list[int]:
     """The ids of what a user says in a line, or of messages as JSON.
 
@@ -74,8 +73,8 @@ def of_task(name: str, vocabulary: seqio.Vocabulary, talks: bool) -> Prompts:
   """The prompts of a model that was trained on a task or mixture.
 
   Args:
-    name: Of the task or mixture; conversations are those of its tasks.
-    vocabulary: Of the inputs of the model.
+    name: Name of the task or mixture; conversations are those of its tasks.
+    vocabulary: Vocabulary of the inputs of the model.
     talks: Whether conversations are asked for.
 
   Raises:

@@ -30,9 +30,9 @@ class TaskRecord:
   Attributes:
     name: Name in SeqIO's registry.
     rows_fn: Returns split -> rows; reads nothing before it is called.
-    vocabulary: Of inputs and targets.
+    vocabulary: Vocabulary of inputs and targets.
     span_corruption: None for tasks that ask and answer.
-    files: From which the rows were read, if they are the user's.
+    files: The user's files from which the rows were read, if there are any.
     inputs_eos: Whether inputs end with the end of a sequence.
     too_long: One of `lengths.POLICIES`, for long examples.
     chat: How conversations become tokens, a `chat.Chat`, if rows are some.
@@ -202,7 +202,7 @@ def add_task(
   Args:
     name: Name of the task.
     source: Where its rows are from.
-    vocabulary: Of inputs and targets.
+    vocabulary: Vocabulary of inputs and targets.
     metric_fns: SeqIO metric functions.
     before: Preprocessors of the texts.
     after: Preprocessors of the tokens.
@@ -232,7 +232,7 @@ def add_rows(record: TaskRecord, splits: Sequence[str], **options: Any) -> None:
   Args:
     record: The task; its rows are read when a dataset is asked for.
     splits: Names of the splits that `record.rows_fn` returns.
-    **options: Of `add_task`.
+    **options: Options of `add_task`.
   """
   corruption = record.span_corruption
   steps = [corruption.corrupt] if corruption else []

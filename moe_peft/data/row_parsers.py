@@ -5,6 +5,8 @@
 from collections.abc import Mapping
 import dataclasses
 import difflib
+import itertools
+import os
 from typing import Any
 
 from moe_peft import errors
@@ -165,11 +167,7 @@ def preference(row: Mapping[str, Any], place: str) -> examples.Preference:
 
 def _common_text(chosen: str, rejected: str) -> tuple[str, str, str]:
   """Prompt and answers of two texts, which begin with the prompt."""
-  same = 0
-  while same < min(len(chosen), len(rejected)) and (
-      chosen[same] == rejected[same]
-  ):
-    same += 1
+  same = len(os.path.commonprefix([chosen, rejected]))
   # A word that both answers begin with in part belongs to them.
   same = max(chosen.rfind(' ', 0, same), chosen.rfind('\n', 0, same) + 1, 0)
   return chosen[:same], chosen[same:], rejected[same:]
@@ -178,11 +176,8 @@ def _common_text(chosen: str, rejected: str) -> tuple[str, str, str]:
 def _common_messages(prompt, chosen, rejected):
   """The same of messages, whether or not the answers repeat the prompt."""
   if not prompt:
-    same = 0
-    while same < min(len(chosen), len(rejected)) and (
-        chosen[same] == rejected[same]
-    ):
-      same += 1
+    pairs = zip(chosen, rejected, strict=False)
+    same = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
     return chosen[:same], chosen[same:], rejected[same:]
   if chosen[: len(prompt)] == prompt == rejected[: len(prompt)]:
     return prompt, chosen[len(prompt) :], rejected[len(prompt) :]

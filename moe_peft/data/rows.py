@@ -46,10 +46,10 @@ class TokenRow:
 
   Attributes:
     features: Ids by feature, as data sets of SeqIO have them.
-    weights: Of each token of `targets`, 1 where the loss counts it; None for
-      all of them.
+    weights: 1 for each token of `targets` that the loss counts, else 0; None:
+      it counts all of them.
     place: File and row, for messages; of local files only.
-    example_id: As of `Row`.
+    example_id: As in `Row`.
   """
 
   features: Mapping[str, tuple[int, ...]]

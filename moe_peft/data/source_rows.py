@@ -37,7 +37,7 @@ class Source:
   """The files of one split of a data set.
 
   Attributes:
-    files: In order.
+    files: The files, in their order.
     renamed: Old -> new name of columns.
   """
 

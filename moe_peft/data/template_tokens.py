@@ -162,11 +162,11 @@ def row(
   """An example of ids of the model.
 
   Args:
-    vocabulary: Of the model.
+    vocabulary: Vocabulary of the model.
     inputs: What is given; may be empty.
     targets: What is learned.
-    weights: As of `rows.TokenRow`.
-    place: As of `rows.TokenRow`.
+    weights: As in `rows.TokenRow`.
+    place: As in `rows.TokenRow`.
 
   Raises:
     errors.UserError: The embedding of the model lacks an id.

@@ -50,8 +50,8 @@ def register_task(
       'train[:90%]+test'; all of the data set by its own names if not given.
     inputs_key: Text feature of the inputs.
     targets_key: Text feature of the targets.
-    vocabulary: Of inputs and targets; ours of bytes if not given. Gin files of
-      models give that of the base.
+    vocabulary: Vocabulary of inputs and targets, by default ours of bytes. Gin
+      files of models give that of the base.
     metrics: As in `local.generation_metrics`.
 
   Raises:

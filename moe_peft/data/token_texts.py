@@ -22,7 +22,7 @@ class TextStream:
     """Begins an answer.
 
     Args:
-      vocabulary: Of the ids that `add` gets, as data sets have them.
+      vocabulary: Vocabulary of the ids that `add` gets, as data sets have them.
     """
     self._vocabulary = vocabulary
     self._ids: list[int] = []
@@ -52,7 +52,7 @@ def texts(vocabulary: seqio.Vocabulary, ids: Iterable[int]) -> list[str]:
   """The text that each token adds to those before it; special ones by name.
 
   Args:
-    vocabulary: Of the ids.
+    vocabulary: Vocabulary of the ids.
     ids: Tokens, as data sets have them.
   """
   special, found, stream = special_texts(vocabulary), [], None

@@ -53,7 +53,7 @@ class Evaluator:
 
     Args:
       mixture_or_task_name: What is evaluated.
-      feature_converter: Of the model, without packing.
+      feature_converter: Converter of the model, without packing.
       task_feature_lengths: Padded lengths.
       split: `validation` or `test`.
       batch_size: Rows of a batch; the last one is filled up.

@@ -40,7 +40,7 @@ def apply_masked(
   Args:
     function: Applies an adapted model.
     masks: <bool>[num_experts] by site, False for an expert that is missing.
-    *args: Of the function.
+    *args: Arguments of the function.
   """
 
   def intercept(next_fun, args, kwargs, context):

@@ -54,7 +54,7 @@ def build(
     out: Folder to write; appears when it is whole.
     unchecked: Whether PEFT folders may name another base.
     trust: Whether the `config.gin` of a run is code like any other.
-    force: As of `atomic.new_folder`.
+    force: As in `atomic.new_folder`.
 
   Raises:
     errors.UserError: For a source that is no LoRA, or not of this base, and

@@ -26,7 +26,7 @@ class Base:
     path: As INITIAL_CHECKPOINT_PATH names it.
     config: The configuration of its network.
     hf_config: Its `config.json`.
-    layout: Of its parameters.
+    layout: Layout of its parameters.
     name: Its name on the Hub; '' if it has none.
     identity: What tells it from others, see `base_identity.of`.
   """

@@ -67,7 +67,7 @@ def of_run(name: str, folder: Path, trust: bool) -> tuple[Expert, Any, Any]:
   Args:
     name: The expert's name.
     folder: MODEL_DIR.
-    trust: As of `gin_files.load_gin`.
+    trust: As in `gin_files.load_gin`.
 
   Returns:
     The expert; the configuration of its network; the identity of its base.

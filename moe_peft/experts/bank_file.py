@@ -54,8 +54,8 @@ class Bank:
     base: The identity of the base, see `base_identity.of`.
     base_model: Name of the base on the Hub; '' if it has none.
     config: The base's `config.json`.
-    layout: Of its parameters.
-    rank: Of the experts, those of a lower one filled with zeros.
+    layout: Layout of its parameters.
+    rank: Rank of the experts, those of a lower one filled with zeros.
     gated: Whether all experts have gates.
   """
 

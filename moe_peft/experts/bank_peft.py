@@ -77,7 +77,7 @@ def write_xlora(
   Args:
     folder: The bank.
     bank_dir: Where it will lie.
-    names: Of the experts.
+    names: Names of the experts.
     base: The base.
   """
   target = folder / 'xlora'

@@ -53,7 +53,7 @@ def prune(
     out: Its folder; appears when it is whole.
     split: Split of the rows on which losses are measured.
     rows: Rows of each task.
-    force: As of `atomic.new_folder`.
+    force: As in `atomic.new_folder`.
 
   Raises:
     errors.UserError: If the run cannot be pruned, or the folder is taken.

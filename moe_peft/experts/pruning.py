@@ -58,8 +58,8 @@ def slice_params(
   distributions beside each other (methods/mode.py) are cut one by one.
 
   Args:
-    params: Of the whole model.
-    shapes: Of the smaller model: anything with a `shape`, by path.
+    params: Parameters of the whole model.
+    shapes: Shapes of the smaller model: anything with a `shape`, by path.
     kept: Indices by site.
 
   Raises:
@@ -187,7 +187,7 @@ def write(
     params: Its flat parameters.
     step: Their step.
     scores: Worth of each expert by site, `Ablation.scores()`.
-    batches: On which losses are measured, model features by task.
+    batches: Batches on which losses are measured, model features by task.
     keep: Experts that stay at each site.
     out: MODEL_DIR of the new run.
 

@@ -149,7 +149,7 @@ def read(
   Args:
     layer: Path of its layer.
     site: The adapter with its router.
-    rules: Of the adapted model; the first that matches the layer made it.
+    rules: Rules of the adapted model; the first that matches the layer made it.
 
   Returns:
     The options of `torch_experts.Experts` but for those that its arrays tell,

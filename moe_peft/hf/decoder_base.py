@@ -261,7 +261,7 @@ def plan(
   Args:
     tensors: The tensors of the folder.
     config: What `from_hf` returned.
-    layout: As of `from_hf`.
+    layout: As in `from_hf`.
     hf_config: Contents of `config.json`.
 
   Raises:
@@ -306,7 +306,7 @@ def joined(
 
   Args:
     shapes: Shapes of the separate tensors by name.
-    family: Of the model.
+    family: Family of the model.
 
   Returns:
     Shapes by name of what is in the files, and for each tensor that is a part

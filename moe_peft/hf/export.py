@@ -25,8 +25,8 @@ def export(
     trained: The model.
     out: Folder to write; appears when it is whole.
     file_format: A key of `formats.FORMATS`.
-    force: As of `atomic.new_folder`.
-    dtype: Of weights with the adapters in them, a key of `formats.DTYPES`.
+    force: As in `atomic.new_folder`.
+    dtype: Type of weights with the adapters in them, a key of `formats.DTYPES`.
 
   Raises:
     errors.UserError: If the format cannot hold the method, or not all that
@@ -59,8 +59,8 @@ def export_collapsed(
     file_format: A key of `formats.FORMATS`.
     rank: Rank to cut to.
     per_task: Whether gates are averaged task by task.
-    force: As of `atomic.new_folder`.
-    dtype: As of `export`.
+    force: As in `atomic.new_folder`.
+    dtype: As in `export`.
 
   Returns:
     What was made of the experts, with the measured losses.

@@ -28,8 +28,9 @@ class Family:
   """What tells a family from the others.
 
   Attributes:
-    name: Of the class in transformers, without `ForCausalLM`.
-    options: From fields to what differs from the defaults of `DecoderConfig`.
+    name: Name of the class in transformers, without `ForCausalLM`.
+    options: Makes of the fields of a file those of `DecoderConfig` that differ
+      from its defaults.
     defaults: Fields that transformers' class has if a file leaves them out.
     joined: Modules that hold the rows of several, one after the other.
     norm_offset: What the norms of its files lack: Gemma multiplies by 1 + w.

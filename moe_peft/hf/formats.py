@@ -57,7 +57,7 @@ class Job:
     sites: The adapters to write, its own or what they were collapsed to.
     params: Flat parameters of which the exported model computes the logits.
     notes: Paragraphs that the card begins with.
-    dtype: Of the weights of `merged`, a key of `DTYPES`.
+    dtype: Type of the weights of `merged`, a key of `DTYPES`.
   """
 
   folder: Path

@@ -34,7 +34,7 @@ class Tensor:
   Attributes:
     shape: The outermost axis first; GGUF itself counts from the innermost.
     kind: Number of its type, as `gguf.GGMLQuantizationType`.
-    offset: Of its first byte in the file.
+    offset: Offset of its first byte in the file.
   """
 
   shape: tuple[int, ...]

@@ -145,7 +145,7 @@ def config_of(hf_config: Mapping[str, Any], layout: str) -> Any:
 
   Args:
     hf_config: Its `config.json`, as `read_hf_config` returns it.
-    layout: Of its parameters, as `read_source` has it.
+    layout: Layout of its parameters, as `read_source` has it.
 
   Raises:
     errors.UserError: For a `config.json` of another kind of model.

@@ -54,7 +54,7 @@ class MoePeftConfig(PeftConfig):
     target_modules: Regular expression of all adapted modules.
     groups: Modules with equal experts: 'modules', a regular expression, and
       the options of `Experts`.
-    format_version: Of this configuration.
+    format_version: Version of this configuration.
     exclude_modules: Of PEFT, unused.
     modules_to_save: Of PEFT, unused.
     layers_to_transform: Of PEFT, unused.

@@ -42,7 +42,7 @@ def options(fields: base_config.Fields) -> dict[str, Any]:
   """Reads the fields of `DecoderConfig` that are about rotary positions.
 
   Args:
-    fields: Of `config.json`, with the defaults of its family.
+    fields: Fields of `config.json`, with the defaults of its family.
 
   Raises:
     errors.UserError: For kinds and fields that rotary.py does not compute.
@@ -105,7 +105,7 @@ def both_spellings(fields: base_config.Fields) -> dict[str, Any]:
   """Returns the fields of `config.json` that both versions read alike.
 
   Args:
-    fields: As of `options`.
+    fields: As in `options`.
   """
   full, local = parameters(fields)
   plain = ('rope_theta', 'partial_rotary_factor')

@@ -33,8 +33,8 @@ class TokenIds:
 
   Attributes:
     begin: What every row begins with; None for nothing.
-    ends: At which an answer ends. The first ends sequences that are trained;
-      empty if no file names one.
+    ends: Ids at which an answer ends. The first ends sequences that are
+      trained; empty if no file names one.
     num_ids: Rows of the model's embedding.
   """
 
@@ -49,7 +49,7 @@ def read(
   """Reads the special ids of a model.
 
   Args:
-    folder: With the files of its tokenizer.
+    folder: The folder with the files of its tokenizer.
     hf_config: Contents of `config.json`.
     num_ids: Rows of the model's embedding.
 

@@ -31,12 +31,12 @@ class Verdict:
   """Largest differences of logits, torch against JAX.
 
   Attributes:
-    model: Of the model.
-    base: Of the base without the adapter; None if the folder holds no adapter,
-      or one with parts of the base.
+    model: The difference of the model.
+    base: The difference of the base without the adapter; None if the folder
+      holds no adapter, or one with parts of the base.
     effect: How far the adapter moves a logit.
     size: The largest logit.
-    tolerance: Of a difference, in units of `size`.
+    tolerance: Tolerance of a difference, in units of `size`.
   """
 
   model: float

@@ -36,7 +36,7 @@ class MoELoRA(molora.MoLoRA):
   Attributes:
     num_contrasted: Tokens per layer that the loss looks at, evenly spread over
       the batch.
-    temperature: Of the contrastive loss.
+    temperature: Temperature of the contrastive loss.
   """
 
   num_experts: int = 8

@@ -84,7 +84,7 @@ class MultiHeadDotProductAttention(nn.Module):
     biases: Which projections have a bias, letters of 'qkvo'.
     qk_norm: RMSNorm of queries and keys before they are rotated: 'none', 'head'
       (each head by itself) or 'joined' (all heads together).
-    norm_epsilon: Of these norms.
+    norm_epsilon: Epsilon of these norms.
     implementation: One of `dot_product.IMPLEMENTATIONS`.
     dtype: Type of the arithmetic.
     deterministic: Switches dropout off.

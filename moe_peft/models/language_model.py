@@ -220,7 +220,7 @@ class LanguageModel(abc.ABC):
     Args:
       params: Nested parameters.
       batch: Model features.
-      **options: Of `apply`.
+      **options: Options of `apply`.
 
     Returns:
       The scores of n targets, their weights `<float32>[batch, n]`, and the
@@ -313,7 +313,7 @@ class LanguageModel(abc.ABC):
     Args:
       params: Nested parameters.
       batch: Model features.
-      **options: Of `apply`.
+      **options: Options of `apply`.
 
     Returns:
       `<float32>[batch]`, sums over the targets in nats, and the mutable

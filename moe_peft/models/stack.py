@@ -148,7 +148,7 @@ def attend(
 
   Args:
     layer: Has the attributes `config` and `deterministic`.
-    name: Of the block.
+    name: Name of the block.
     decode: Whether it keeps a cache.
     **options: Further attributes of the block.
   """

@@ -44,7 +44,7 @@ def expert_load(
 
   Args:
     tasks: Names, [num_tasks].
-    sites: Of one stack; `load` <float64>[num_tasks, num_experts].
+    sites: Sites of one stack; `load` <float64>[num_tasks, num_experts].
     limits: Ends of the color scale (see `load_range`).
     description: For screen readers.
   """

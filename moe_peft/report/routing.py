@@ -28,7 +28,7 @@ class UsageSummary:
     mean_information: Mean over sites.
     dead: Dead experts by site, where there are any.
     num_dead: How many.
-    num_experts: Of all sites together.
+    num_experts: Number of experts of all sites together.
     limit: The largest mutual information that there can be, nats.
     most: Indices of the sites with the most information, highest first.
   """
@@ -144,9 +144,9 @@ class Drift:
   """How far tokens have moved to other experts, from snapshot to snapshot.
 
   Attributes:
-    steps: Of the snapshots, <int64>[snapshots].
-    moved: From the first snapshot, by site, <float64>[snapshots].
-    stepped: From the snapshot before, by site, <float64>[snapshots].
+    steps: Steps of the snapshots, <int64>[snapshots].
+    moved: Distance from the first snapshot, by site, <float64>[snapshots].
+    stepped: Distance from the snapshot before, by site, <float64>[snapshots].
     last: The last weights by site, <float16>[rows, length, num_experts].
   """
 

@@ -45,9 +45,9 @@ def sites(
   """The sites of each stack whose experts differ most from token to token.
 
   Args:
-    snapshots: Of a run.
+    snapshots: Snapshots of a run.
     last: Its last weights by site, <float16>[rows, length, num_experts].
-    num_runs: With several runs on the page, each shows fewer sites.
+    num_runs: Runs on the page; with several, each shows fewer sites.
 
   Returns:
     Site, mutual information of token and expert in nats, and for each row its

@@ -143,7 +143,7 @@ def permuted_information(
     loads: Summed weights of each row, `<float>[rows, num_experts]`.
     tasks: Index of the task of each row, `<int>[rows]`.
     permutations: How many.
-    seed: Of the permutations.
+    seed: Seed of the permutations.
 
   Returns:
     Nats, `<float64>[permutations]`.

@@ -20,10 +20,10 @@ class Ablation:
 
   Attributes:
     tasks: Names, [num_tasks].
-    loss: With all experts, <float64>[num_tasks].
+    loss: Loss with all experts, <float64>[num_tasks].
     without: <float64>[num_experts, num_tasks] by site.
-    step: Of the parameters; None in files of before it was kept.
-    split: Of the rows.
+    step: Step of the parameters; None in older files.
+    split: Split of the rows.
     rows: Number of rows by task.
   """
 

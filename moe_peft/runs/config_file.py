@@ -34,7 +34,7 @@ def bindings(text: str, path: Path) -> dict[str, str]:
   """What a configuration binds.
 
   Args:
-    text: Of a gin file without includes, as `gin.config_str()` makes it.
+    text: Text of a gin file without includes, as `gin.config_str()` makes it.
     path: The file, for messages.
 
   Returns:

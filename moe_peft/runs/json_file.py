@@ -139,7 +139,7 @@ class Fields:
     """A field.
 
     Args:
-      name: Of the field.
+      name: Name of the field.
       kind: One of `_NAMES`.
       default: What a field is that is absent or null.
 

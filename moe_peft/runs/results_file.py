@@ -41,7 +41,7 @@ class Results:
     questions_cut: Percent of the questions that are longer than the model
       reads, by task: those that are left out, and those that are cut.
     lower_is_better: Metrics of which a lower value is the better one.
-    rows: Of the primary metric, with adapters, which rows were right, see
+    rows: Which rows were right by the primary metric, with adapters, see
       row_scores.py; only where each was right or wrong, none in older files.
   """
 

@@ -40,7 +40,7 @@ def read(
   """The field `rows` of a file: what `pack` has returned, by task.
 
   Args:
-    fields: Of the file; it may lack the field.
+    fields: Fields of the file; it may lack the field.
     scores: The mean of the rows of each task, in percent.
 
   Raises:

@@ -19,8 +19,8 @@ class Pruning:
   Attributes:
     source: The run whose experts were pruned.
     kept: Indices of the experts that stay, by site.
-    loss_before: With all experts, nats per target token, by task.
-    loss_after: With those that stay.
+    loss_before: Loss with all experts, nats per target token, by task.
+    loss_after: Loss with those that stay.
   """
 
   source: str
@@ -37,18 +37,18 @@ class RunInfo:
     method: Names of the adapters' classes.
     mixture_or_task_name: What it was trained on.
     held_out_tasks: Tasks that were evaluated and not trained on.
-    num_params_total: Of the whole model.
-    num_params_trainable: Of what trains.
+    num_params_total: Number of parameters of the whole model.
+    num_params_trainable: Number of parameters that train.
     base: The identity of the base, or its path.
     steps: Training steps.
     batch_size: Rows of a step.
-    seed: Of everything random.
+    seed: Seed of everything random.
     device: Number and kind of the devices, of each process that took part.
     seconds: Time of all processes together.
-    peak_memory_bytes: Of the process that used most.
-    versions: Of the libraries.
+    peak_memory_bytes: Memory of the process that used most.
+    versions: Versions of the libraries.
     pruned: What `prune` did to the run; None for a run that was trained.
-    version: Of the file's form.
+    version: Version of the file's form.
   """
 
   method: tuple[str, ...] = ()

@@ -131,7 +131,7 @@ def write(
 
   Args:
     run_dir: Folder of the run.
-    step: Of the parameters.
+    step: Step of the parameters.
     weights: Combine weights by site, <float>[rows, length, num_experts].
     rows: The rows.
   """

@@ -23,7 +23,6 @@ from moe_peft.study import significance
 
 FILE = 'claim.gin'
 _KINDS = ('better', 'as good')
-OUTCOMES = ('reproduced', 'contradicted', 'undecided')
 # Macros of the file, by attribute of `Claim`; beside these it has CONTRASTS.
 _FIELDS = {
     'text': 'CLAIM', 'source': 'SOURCE', 'left_out': 'LEFT_OUT',
@@ -89,7 +88,7 @@ class Outcome:
 
   Attributes:
     contrast: The contrast.
-    outcome: One of `OUTCOMES`.
+    outcome: 'reproduced', 'contradicted' or 'undecided'.
     seeds: Seeds of both arms.
     wanted: Seeds that both arms have when they are complete.
     difference: First minus second, with its interval, or None with too few.

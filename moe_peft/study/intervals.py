@@ -58,8 +58,8 @@ def difference(
   """The interval of the difference of two means over tasks, in points.
 
   Args:
-    first: Of two or more seeds.
-    second: Of another arm, on the same rows.
+    first: Scores of two or more seeds.
+    second: Scores of another arm, on the same rows.
     level: One minus the confidence.
 
   Returns:
@@ -91,15 +91,16 @@ def difference(
 
 
 def rows_variance(x: np.ndarray, y: np.ndarray) -> float:
-  """The variance over rows of the difference of two arms, of endless seeds.
+  """The variance over rows of the difference of two arms with endless seeds.
 
-  Unbiased, so it may be negative: from the variance of the differences of
-  means goes what single answers add to it, the mean square of the interaction
-  of seeds and rows. What a seed adds to all of its rows adds nothing to it.
+  The estimate is unbiased, so it may be negative. It is the variance of the
+  differences of means without what single answers add to it, the mean square
+  of the interaction of seeds and rows. What a seed adds to all of its rows does
+  not count.
 
   Args:
     x: Scores, <float>[num_seeds, num_rows], of two or more each.
-    y: Of the other arm, on the same rows.
+    y: Scores of the other arm, on the same rows.
   """
   of_answers = 0.0
   for z in (x, y):

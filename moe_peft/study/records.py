@@ -92,7 +92,7 @@ class Records:
     """A finished trial of a file, if there is one.
 
     Args:
-      name: Of the file.
+      name: Name of the file.
       values: What was tried.
       steps: Training steps, if tuning chooses them.
       seed: If tuning has seeds of its own.

@@ -110,7 +110,7 @@ def detectable(
   Args:
     seeds: Two or more, of each of both arms.
     deviation: Standard deviation over seeds, in points.
-    level: Of the two-sided t-test.
+    level: Level of the two-sided t-test.
   """
   power = packages.import_optional('statsmodels.stats.power', 'study')
   return deviation * float(power.TTestIndPower().solve_power(

@@ -73,7 +73,7 @@ def read(
 
   Args:
     file: For messages.
-    macros: Of the file: TUNING_SEEDS, RUNGS and TRAIN_STEPS.
+    macros: Macros of the file: TUNING_SEEDS, RUNGS and TRAIN_STEPS.
     seeds: What the table counts.
     trials: How many values there are to choose from.
 

@@ -21,9 +21,9 @@ class Verdict:
   """A claim and how it stands.
 
   Attributes:
-    name: Of its folder.
+    name: Name of its folder.
     claim: The claim.
-    outcomes: Of its contrasts.
+    outcomes: Outcomes of its contrasts.
     seeds: That each arm has when it is complete.
   """
 
@@ -57,7 +57,7 @@ def write(verdicts: Sequence[Verdict | None], folder: Path) -> None:
   A single study without a claim has none; its own `table.md` stays.
 
   Args:
-    verdicts: Of the folders; None for those that make no claim.
+    verdicts: Verdicts of the folders; None for those that make no claim.
     folder: Where the table goes: beside the folders' own, or, for a study of
       one folder, `claim.md` beside its rows.
   """

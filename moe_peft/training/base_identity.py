@@ -1,6 +1,6 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What tells a base from another one, whatever type it is stored in."""
+"""The identity of a base: what tells it from another one, in any type."""
 
 from collections.abc import Mapping
 import contextlib

@@ -24,7 +24,7 @@ from moe_peft.core import trainable
 
 # They are tried in this order.
 SIZE_MACROS = ('RANK', 'NUM_EXPERTS')
-# A budget of which more is left is no equal one.
+# Where less of a budget is used, a comparison is not at equal size.
 _FILLED = 0.97
 
 

@@ -48,8 +48,8 @@ class Chatter:
     Args:
       max_tokens: Tokens of an answer at most; by default the length of
         targets in TASK_FEATURE_LENGTHS.
-      temperature: As of `LanguageModel.generate`.
-      seed: Of the samples.
+      temperature: As in `LanguageModel.generate`.
+      seed: Seed of the samples.
       system: The first message, of the role `system`; empty for none.
       example_id: For runs with EXAMPLE_IDS.
 
@@ -86,8 +86,8 @@ class Chatter:
   def answer(self, text: str) -> Iterator[str]:
     """Says something to the model; yields its answer in pieces.
 
-    The answer becomes a part of the conversation, also where whoever iterates
-    leaves in the middle.
+    The answer becomes a part of the conversation, also if the iteration is left
+    in the middle.
 
     Args:
       text: What the user says.

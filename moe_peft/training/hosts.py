@@ -1,6 +1,6 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The embedded engine is for one process: several are those of T5X."""
+"""The embedded engine is for one process; T5X is for several."""
 
 from collections.abc import Mapping
 import os

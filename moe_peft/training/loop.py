@@ -109,8 +109,8 @@ def train(
 
   Raises:
     errors.UserError: If the data are not those of the checkpoint, or if
-      MAX_SKIPPED_STEPS steps in a row, or the last ones,
-      were not finite; no checkpoint of them is saved.
+      MAX_SKIPPED_STEPS steps in a row, or the last ones, were not finite; no
+      checkpoint of them is saved.
   """
   experiment = setup.experiment
   data = train_data(experiment)
@@ -130,7 +130,7 @@ def train(
   else:
     state = train_step.init_state(setup)
     if not experiment.train_steps:
-      if checkpointer.latest_step() is None:  # What reads runs reads one.
+      if checkpointer.latest_step() is None:  # Commands on runs need one.
         checkpointer.save(0, state, data, notes)
         checkpointer.wait()
       return state
@@ -155,7 +155,7 @@ def _run_steps(setup, state, first_step, data, notes, checkpointer, evaluate,
   """Runs the steps that are left."""
   experiment = setup.experiment
   sharding = partitioning.batch_sharding(setup.mesh)
-  batches = {}  # Of the last steps with a row.
+  batches = {}  # Those of the last steps that have a row in the log.
 
   def evaluate_if_due(step):
     if experiment.eval_period and step % experiment.eval_period == 0:

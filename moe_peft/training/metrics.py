@@ -80,8 +80,8 @@ class _RowWriter(metric_writers.MultiWriter):
 class _BoardWriter(metric_writers.SummaryWriter):
   """Writes scalars for TensorBoard.
 
-  TensorFlow keeps the tensor of every Python number that it has met, for ever;
-  those of arrays it lets go.
+  TensorFlow keeps a tensor for every Python number that it has met, forever; it
+  frees those of arrays.
   """
 
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
@@ -216,7 +216,7 @@ class TrainLog:
     metrics = jax.device_get(metrics)
     now = time.monotonic()
     seconds, self._time = now - self._time, now
-    with np.errstate(invalid='ignore'):  # Of a period without any tokens.
+    with np.errstate(invalid='ignore'):  # A period may have no tokens.
       means = jax.tree.map(
           lambda metric: metric.compute(), metrics, is_leaf=_is_metric
       )

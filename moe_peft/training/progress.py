@@ -52,7 +52,7 @@ class Progress:
     self.update(self._done + 1, text)
 
   def start_clock(self) -> None:
-    """The time that is left is reckoned from what is done from now on."""
+    """Estimates the time that is left from what is done from now on."""
     self._first, self._start = self._done, time.monotonic()
 
   def note(self, text: str) -> None:

@@ -73,7 +73,7 @@ def infer(
     talks: Whether lines are what users say, or conversations as JSON.
     example_ids: A name or number for each line, or None, for runs with
       EXAMPLE_IDS.
-    **decoding_options: Of `LanguageModel.generate`.
+    **decoding_options: Options of `LanguageModel.generate`.
 
   Yields:
     One answer for each line.
@@ -151,15 +151,15 @@ def save_base(out: Path, force: bool = False, t5x: bool = False) -> None:
 
   Args:
     out: Folder to write; appears when it is whole.
-    force: As of `atomic.new_folder`.
-    t5x: As of `bases.save_base`.
+    force: As in `atomic.new_folder`.
+    t5x: As in `bases.save_base`.
 
   Raises:
     errors.UserError: If the folder is taken, or there is no checkpoint.
   """
   with atomic.new_folder(out, 'OUT', force) as folder:
     experiment = run.build()
-    # What is quantized is read again as it was.
+    # A base that was quantized is read again as floats.
     dtype = quantized.float_dtype(experiment.base_dtype)
     _, params = restore(dataclasses.replace(experiment, base_dtype=dtype))
     values = jax.device_get(scoring.base_params(params))
@@ -175,7 +175,7 @@ def restore(
 
   Args:
     experiment: The experiment.
-    **options: Of `experiment.prepare`.
+    **options: Options of `experiment.prepare`.
 
   Raises:
     errors.UserError: If there is no checkpoint.

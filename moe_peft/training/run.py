@@ -164,7 +164,7 @@ class _Session:
         min(step, experiment.train_steps - 1),
         together=len(self._evaluator.num_examples),
     )
-    # It tells what each process that worked on this run has cost.
+    # This file says what each process of this run has cost.
     self._processes = metrics_files.JsonLines(
         self._dir / metrics_files.PROCESSES, step
     )

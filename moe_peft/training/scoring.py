@@ -134,8 +134,8 @@ def results(
 def table(of: results_file.Results) -> rich.table.Table:
   """The primary metric of each task, and its loss: constant answer, base, run.
 
-  A loss, in nats a token, tells of answers that are never exactly those of the
-  data.
+  The loss, in nats a token, tells models apart whose answers are never exactly
+  those of the data.
   """
   columns = {
       'constant': of.constant_answer, 'base': of.base, 'adapted': of.adapted

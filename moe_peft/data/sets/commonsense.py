@@ -34,7 +34,6 @@ from moe_peft.data import registration
 from moe_peft.data import vocabularies
 from moe_peft.data.sets import commonsense_rows
 
-SPLITS = ('train', 'validation', 'test')
 # Rows set aside for tuning, where there are no official ones.
 TUNING_ROWS = 500
 
@@ -46,7 +45,7 @@ class Dataset:
   Attributes:
     title: Its name in papers.
     arxiv: Number of its paper.
-    licence: Of its rows, by memory of its card: to be checked there.
+    licence: Licence of its rows, by memory of its card: to be checked there.
     train_rows: Official number of training rows; 0 if there are none.
     sources: Official split -> where it lies.
   """
@@ -167,7 +166,7 @@ def register(
       sets), 'heldout' (sets that T0 never trains on, evaluated only),
       'commonsense_heldout' (trains on the former, evaluates both),
       'commonsense_8' (the eight sets of arXiv 2304.01933), or a task.
-    vocabulary: Of inputs and targets; ours of bytes if not given.
+    vocabulary: Vocabulary of inputs and targets; ours of bytes if not given.
     cache_dir: Folder of caches to read from, beside those given elsewhere.
     add_eos: Targets end with the end of a sequence. A decoder-only base that
       is compared without training has no reason to expect one there.

@@ -72,7 +72,7 @@ def register(
 
   Args:
     mixture: The mixture or task to return.
-    vocabulary: Of inputs and targets; ours of bytes if not given.
+    vocabulary: Vocabulary of inputs and targets; ours of bytes if not given.
     data_dir: `dataset` of a clone of LLM-Adapters.
     num_rows: Rows to make; 5,595 of 20,000 stay, see `KEPT_TEMPLATES`.
     seed: What the rows are made from.

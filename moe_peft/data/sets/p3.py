@@ -63,7 +63,7 @@ def register(
 
   Args:
     mixture: Name of a mixture or task, without suffix.
-    vocabulary: Of inputs and targets, by default T5's 32,000 pieces.
+    vocabulary: Vocabulary of inputs and targets, by default T5's 32,000 pieces.
     suffix: Added to the name of every task and mixture, so that caches of two
       vocabularies do not meet.
     cache_dir: A folder of caches to read from, beside those given elsewhere.
