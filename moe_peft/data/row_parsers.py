@@ -176,8 +176,10 @@ def _common_text(chosen: str, rejected: str) -> tuple[str, str, str]:
 def _common_messages(prompt, chosen, rejected):
   """The same of messages, whether or not the answers repeat the prompt."""
   if not prompt:
-    pairs = zip(chosen, rejected, strict=False)
-    same = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    equal = itertools.takewhile(
+        lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)
+    )
+    same = len(list(equal))
     return chosen[:same], chosen[same:], rejected[same:]
   if chosen[: len(prompt)] == prompt == rejected[: len(prompt)]:
     return prompt, chosen[len(prompt) :], rejected[len(prompt) :]
