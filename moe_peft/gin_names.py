@@ -92,6 +92,29 @@ _ROOMS = {
 
 def renamed(message: str) -> errors.UserError | None:
   """Returns the error for an old name in one of gin's messages, or None."""
+  if (moved := _moved(message)) is not None:
+    return moved
+  if 'has no attribute AdapterRule' in message:
+    return errors.UserError(
+        'There are three kinds of rules now.',
+        where='inject.AdapterRule',
+        remedy='Write inject.OutputRule; inject.InputRule for site_input = '
+        'True; inject.BlockRule for siblings.',
+    )
+  gone = re.search(
+      r"'([\w.]+)' doesn't have a parameter named '(\w+)'", message
+  )
+  if gone and gone[2] in PARAMETERS:
+    return errors.UserError(
+        f'{gone[1]} has no {gone[2]} any more.',
+        where=f'{gone[1]}.{gone[2]}',
+        remedy=f'Bind {PARAMETERS[gone[2]]}.',
+    )
+  return None
+
+
+def _moved(message: str) -> errors.UserError | None:
+  """The error for a module that has moved."""
   moved = re.search(
       r"cannot import name '(\w+)' from 'moe_peft'|"
       r"No module named 'moe_peft\.([\w.]+)'",
@@ -111,22 +134,6 @@ def renamed(message: str) -> errors.UserError | None:
         remedy='Import the base again, or write decoder_config.DecoderConfig '
         'for llama.LlamaConfig and include '
         'gin/models/decoder_architecture.gin.',
-    )
-  if 'has no attribute AdapterRule' in message:
-    return errors.UserError(
-        'There are three kinds of rules now.',
-        where='inject.AdapterRule',
-        remedy='Write inject.OutputRule; inject.InputRule for site_input = '
-        'True; inject.BlockRule for siblings.',
-    )
-  gone = re.search(
-      r"'([\w.]+)' doesn't have a parameter named '(\w+)'", message
-  )
-  if gone and gone[2] in PARAMETERS:
-    return errors.UserError(
-        f'{gone[1]} has no {gone[2]} any more.',
-        where=f'{gone[1]}.{gone[2]}',
-        remedy=f'Bind {PARAMETERS[gone[2]]}.',
     )
   return None
 

@@ -18,8 +18,8 @@ import seqio
 from moe_peft import errors
 from moe_peft import gin_files
 from moe_peft.cli import hf
-from moe_peft.data import catalog
 from moe_peft.data import vocabularies
+from moe_peft.data import vocabulary_checks
 from moe_peft.data.sets import words  # noqa: F401  (registers tasks)
 from moe_peft.hf import export
 from moe_peft.hf import import_base
@@ -400,9 +400,9 @@ def test_a_run_whose_ids_mean_nothing_does_not_begin(
 
 def test_copies_of_a_vocabulary_are_the_same():
   ours = {'inputs': seqio.ByteVocabulary(extra_ids=7)}
-  catalog.check_vocabularies('past_tense', ours, 384)
+  vocabulary_checks.check('past_tense', ours, 384)
   with refusals.refused('VOCABULARY', '266', '265'):
-    catalog.check_vocabularies('past_tense', ours, 265)
+    vocabulary_checks.check('past_tense', ours, 265)
 
 
 def write_lora(folder, **changes):

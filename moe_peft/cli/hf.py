@@ -165,7 +165,8 @@ def _import(args: argparse.Namespace) -> None:
   )
 
 
-def _export(args: argparse.Namespace) -> int:
+def _check_export(args: argparse.Namespace) -> None:
+  """Refuses flags that do not go together, before the run is read."""
   if not args.collapse and (args.rank is not None or args.per_task):
     raise errors.UserError(
         '--rank and --per_task belong to --collapse.', where='--collapse'
@@ -175,6 +176,10 @@ def _export(args: argparse.Namespace) -> int:
         f'{args.out} is the run itself.', '--out', 'Name another folder.'
     )
   atomic.check_new(args.out, '--out', args.force)
+
+
+def _export(args: argparse.Namespace) -> int:
+  _check_export(args)
   flags.load_run(args)
   from moe_peft.hf import collapse
   from moe_peft.hf import export

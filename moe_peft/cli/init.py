@@ -15,6 +15,21 @@ writes one gin file with comments, and the command that trains it."""
 
 def main(argv: Sequence[str]) -> int | None:
   """Parses the command line, writes the file, prints the command."""
+  args = _parser().parse_args(argv)
+  flags.show_notes()
+  gin_files.import_tensorflow()
+  from moe_peft.compile import first_run
+
+  command = first_run.write(
+      args.base, args.data, args.method, args.out, args.force
+  )
+  print(f'{args.out}: written. Look at the rows, then train:')
+  print(f'  {command.replace(" train ", " data show ")}')
+  print(f'  {command}')
+  return None
+
+
+def _parser() -> flags.Parser:
   parser = flags.make_parser(
       'moe_peft init', _DESCRIPTION,
       '--base bases/tiny_t5 --data my.jsonl --method molora --out my_run.gin',
@@ -39,15 +54,4 @@ def main(argv: Sequence[str]) -> int | None:
   parser.add_argument(
       '--force', action='store_true', help='replace the file if it exists'
   )
-  args = parser.parse_args(argv)
-  flags.show_notes()
-  gin_files.import_tensorflow()
-  from moe_peft.compile import first_run
-
-  command = first_run.write(
-      args.base, args.data, args.method, args.out, args.force
-  )
-  print(f'{args.out}: written. Look at the rows, then train:')
-  print(f'  {command.replace(" train ", " data show ")}')
-  print(f'  {command}')
-  return None
+  return parser

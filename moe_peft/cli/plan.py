@@ -19,6 +19,25 @@ takes, drops at uniform routing, and the mesh. No parameter is made, and without
 
 def main(argv: Sequence[str]) -> int | None:
   """Parses the command line and prints the plan."""
+  parser = _parser()
+  args = parser.parse_args(argv)
+  flags.require_gin_file(args)
+  from moe_peft.compile import planning
+  from moe_peft.compile import tables
+
+  if args.memory and args.t5x:
+    parser.error('--memory is for the files of moe_peft.train')
+  plan = planning.make_plan(_load(args), args.devices)
+  if args.memory:
+    plan['memory'] = _memory()
+  if args.json:
+    print(json.dumps(plan, indent=2))
+  else:
+    tables.show_plan(plan)
+  return None
+
+
+def _parser() -> flags.Parser:
   parser = flags.make_parser(
       'moe_peft plan',
       _DESCRIPTION,
@@ -39,21 +58,7 @@ def main(argv: Sequence[str]) -> int | None:
   )
   parser.add_argument('--json', action='store_true', help='print JSON instead')
   flags.add_gin_flags(parser)
-  args = parser.parse_args(argv)
-  flags.require_gin_file(args)
-  from moe_peft.compile import planning
-  from moe_peft.compile import tables
-
-  if args.memory and args.t5x:
-    parser.error('--memory is for the files of moe_peft.train')
-  plan = planning.make_plan(_load(args), args.devices)
-  if args.memory:
-    plan['memory'] = _memory()
-  if args.json:
-    print(json.dumps(plan, indent=2))
-  else:
-    tables.show_plan(plan)
-  return None
+  return parser
 
 
 def _memory() -> str:

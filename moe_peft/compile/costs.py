@@ -105,16 +105,10 @@ def _roofline(
 def _collectives(collectives: Sequence[Collective]) -> dict[str, Any]:
   """Sums by kind, of adapters, and the largest ones."""
   by_kind = collections.defaultdict(list)
-  by_array = collections.defaultdict(list)
   for x in collectives:
     by_kind[x.kind].append(x)
-    key = (x.kind, x.dtype, x.shape, x.group_size, _is_adapter(x))
-    by_array[key].append(x)
   num_bytes = hlo.total(collectives, 'bytes')
   of_adapters = hlo.total(filter(_is_adapter, collectives), 'bytes')
-  largest = sorted(
-      by_array.items(), key=lambda item: -hlo.total(item[1], 'bytes')
-  )
   return {
       'bytes': num_bytes,
       'traffic': hlo.total(collectives, 'traffic'),
@@ -128,18 +122,30 @@ def _collectives(collectives: Sequence[Collective]) -> dict[str, Any]:
           }
           for kind, xs in sorted(by_kind.items())
       },
-      'largest': [
-          {
-              'kind': kind,
-              'array': f'{dtype}[{",".join(map(str, shape))}]',
-              'group_size': group,
-              'of': 'adapters' if adapter else 'network',
-              'count': hlo.total(xs, 'times'),
-              'bytes': hlo.total(xs, 'bytes'),
-          }
-          for (kind, dtype, shape, group, adapter), xs in largest[:_LARGEST]
-      ],
+      'largest': _largest(collectives),
   }
+
+
+def _largest(collectives: Sequence[Collective]) -> list[dict[str, Any]]:
+  """The collectives that send most, those of equal arrays together."""
+  by_array = collections.defaultdict(list)
+  for x in collectives:
+    key = (x.kind, x.dtype, x.shape, x.group_size, _is_adapter(x))
+    by_array[key].append(x)
+  largest = sorted(
+      by_array.items(), key=lambda item: -hlo.total(item[1], 'bytes')
+  )
+  return [
+      {
+          'kind': kind,
+          'array': f'{dtype}[{",".join(map(str, shape))}]',
+          'group_size': group,
+          'of': 'adapters' if adapter else 'network',
+          'count': hlo.total(xs, 'times'),
+          'bytes': hlo.total(xs, 'bytes'),
+      }
+      for (kind, dtype, shape, group, adapter), xs in largest[:_LARGEST]
+  ]
 
 
 def _kernel_sized(

@@ -104,15 +104,15 @@ def riemannian(damping: float = 1e-6) -> optax.GradientTransformation:
     a, b = params['lora_a'], params['lora_b']
     if len(a) != len(b):
       raise errors.UserError(
-          'Riemannian gradients are those of pairs, and these experts share '
-          'one factor.', where='trainable.by_path.gradients',
-          remedy='Use a method whose experts have both factors.',
+          'Riemannian gradients are those of pairs; these experts share one '
+          'factor.', 'trainable.by_path.gradients',
+          'Use a method whose experts have both factors.',
       )
     gram_a = jnp.einsum('...ir,...is->...rs', a, a)
     gram_b = jnp.einsum('...ro,...so->...rs', b, b)
-    grad_a = updates['lora_a'].swapaxes(-1, -2)
+    turned = updates['lora_a'].mT
     return {
-        'lora_a': _solve(gram_b, grad_a, damping).swapaxes(-1, -2),
+        'lora_a': _solve(gram_b, turned, damping).mT,
         'lora_b': _solve(gram_a, updates['lora_b'], damping),
     }
 

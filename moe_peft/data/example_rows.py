@@ -135,17 +135,7 @@ def _rows(
   """
   made: list[Any] = []
   for example in parsed:
-    if isinstance(example, messages.Conversation):
-      of_example = (
-          conversations.rows(example) if conversations
-          else _dialogues(example, turns)
-      )
-    elif isinstance(example, examples.Preference):
-      of_example = [_preference(example, vocabulary, conversations)]
-    elif isinstance(example, examples.TokenIds):
-      of_example = [_tokens(example, vocabulary)]
-    else:
-      of_example = [example]
+    of_example = _rows_of(example, vocabulary, conversations, turns)
     if example.example_id is not None:
       of_example = [
           dataclasses.replace(row, example_id=example.example_id)
@@ -153,6 +143,24 @@ def _rows(
       ]
     made += of_example
   return made
+
+
+def _rows_of(
+    example: examples.Parsed,
+    vocabulary: seqio.Vocabulary,
+    conversations: chat.Chat | None,
+    turns: str | None,
+) -> Sequence[Any]:
+  """The rows of one example; a conversation may have several."""
+  if isinstance(example, messages.Conversation):
+    if conversations:
+      return conversations.rows(example)
+    return _dialogues(example, turns)
+  if isinstance(example, examples.Preference):
+    return [_preference(example, vocabulary, conversations)]
+  if isinstance(example, examples.TokenIds):
+    return [_tokens(example, vocabulary)]
+  return [example]
 
 
 def _dialogues(

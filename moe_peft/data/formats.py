@@ -64,18 +64,16 @@ def recognize(
     errors.UserError: None fits, several do, or there is none of this name.
   """
   formats = {'inputs_targets': inputs_and_targets(keys), **FORMATS}
-  if name is not None:
-    if name not in formats:
-      raise errors.UserError(
-          f'There is no format {name!r}.', 'local.register_task.row_format',
-          f'They are {", ".join(formats)}.',
-      )
+  if name in formats:
     return formats[name]
+  if name is not None:
+    raise errors.UserError(
+        f'There is no format {name!r}.', 'local.register_task.row_format',
+        f'They are {", ".join(formats)}.',
+    )
   if keys != row_parsers.Keys():
     return formats['inputs_targets']  # Who names its columns means this one.
-  fits = {
-      name: x for name, x in formats.items() if {*x.columns} <= {*columns}
-  }
+  fits = {k: x for k, x in formats.items() if {*x.columns} <= {*columns}}
   if len(fits) > 1:
     raise errors.UserError(
         f'The columns {sorted(columns)} fit several formats: '

@@ -25,15 +25,11 @@ from moe_peft.data import metrics as metrics_lib
 from moe_peft.evaluation import batches
 from moe_peft.evaluation import constant_answer
 from moe_peft.evaluation import coverage
+from moe_peft.evaluation import task_checks
 from moe_peft.models import language_model
 
 Params = Mapping[str, Any]
 Results = dict[str, dict[str, float]]
-# These are what `evaluate` gives to metrics.
-_OUTPUTS = {
-    seqio.metrics.ModelOutputType.PREDICTION,
-    seqio.metrics.ModelOutputType.SCORE,
-}
 
 
 class Evaluator:
@@ -76,7 +72,10 @@ class Evaluator:
     self._lengths = task_feature_lengths
     self._compiled: dict[int, Any] = {}
     for task in self._seqio.eval_tasks:
-      self._check(task, split)
+      task_checks.check(
+          task, split, self.num_examples[task.name],
+          self._seqio.cached_task_datasets[task.name], task_feature_lengths,
+      )
     self.questions_cut = {
         task.name: cut
         for task in self._seqio.eval_tasks
@@ -87,34 +86,6 @@ class Evaluator:
     ):
       console = rich.console.Console(stderr=True, highlight=False)
       console.print(warning, soft_wrap=True)
-
-  def _check(self, task: seqio.Task, split: str) -> None:
-    if not self.num_examples[task.name]:
-      raise errors.UserError(
-          f'The task has nothing to evaluate in its split {split!r}.',
-          where=task.name,
-          remedy='Choose another split. If every question has a choice that is '
-          'too long, raise the targets of TASK_FEATURE_LENGTHS = '
-          f'{dict(self._lengths)}.',
-      )
-    first = next(self._seqio.cached_task_datasets[task.name]
-                 .as_numpy_iterator())
-    choices = first.get('num_choices', 1)
-    if self.num_examples[task.name] < choices:
-      raise errors.UserError(
-          f'{task.name} has {choices} choices a question, each of them a row, '
-          'so no question would be whole.',
-          where='EVAL_EXAMPLES',
-          remedy=f'Set it to {choices} or more.',
-      )
-    if unknown := _output_types(task) - _OUTPUTS:
-      raise errors.UserError(
-          f'The task has a metric of {unknown.pop().name}, which this '
-          'evaluation does not compute.',
-          where=task.name,
-          remedy='Give it metrics of (targets, predictions) or (targets, '
-          'scores), or evaluate it with T5X.',
-      )
 
   @property
   def num_examples(self) -> dict[str, int]:
@@ -158,7 +129,8 @@ class Evaluator:
     """Number of batches that `evaluate` runs."""
     rows = self.num_examples
     return sum(
-        -(-rows[task.name] // self._batch_size) * len(_output_types(task))
+        -(-rows[task.name] // self._batch_size)
+        * len(task_checks.output_types(task))
         for task in self._seqio.eval_tasks
     )
 
@@ -200,7 +172,8 @@ class Evaluator:
       losses = {
           task.name: self._loss(task.name, functools.partial(score, params))
           for task in self._seqio.eval_tasks
-          if seqio.metrics.ModelOutputType.SCORE not in _output_types(task)
+          if seqio.metrics.ModelOutputType.SCORE
+          not in task_checks.output_types(task)
       }
     return {
         task: values | ({'loss': losses[task]} if task in losses else {})
@@ -299,10 +272,6 @@ def _computed(metrics: Any) -> Results:
       task: {name: _value(value) for name, value in values.items()}
       for task, values in computed.items()
   }
-
-
-def _output_types(task: seqio.Task) -> set[seqio.metrics.ModelOutputType]:
-  return {metric.model_output_type for metric in task.metric_objs}
 
 
 def _value(metric: Any) -> float:

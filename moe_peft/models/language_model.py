@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from moe_peft import errors
 from moe_peft.core import inject
 from moe_peft.core import tokens as tokens_lib
+from moe_peft.models import beam_search
 from moe_peft.models import dataset_ids
 from moe_peft.models import decoding
 from moe_peft.models import sown
@@ -208,7 +209,7 @@ class LanguageModel(abc.ABC):
           step, cache, temperature=temperature, rng=rng, watch=watch, **options
       )
     axis = 1 if self.module.scan_layers else 0
-    return decoding.beam_search(
+    return beam_search.search(
         step, cache, num_beams=num_beams, cache_batch_axis=axis, **options
     ).tokens[:, 0]
 

@@ -54,10 +54,8 @@ def sites(
     task and `_spans`.
   """
   nats = {
-      site: statistics.mutual_information(
-          real_tokens(weights, snapshots, site)
-      )
-      for site, weights in last.items()
+      site: statistics.mutual_information(real_tokens(x, snapshots, site))
+      for site, x in last.items()
   }
   order = sorted(nats, key=lambda s: -np.nan_to_num(nats[s], nan=-1))
   stacks = [

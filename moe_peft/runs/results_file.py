@@ -122,10 +122,8 @@ def read(folder: Path, name: str = FILE) -> Results | None:
       constant_answer=fields.nested('constant_answer', float),
       questions_cut=fields.nested('questions_cut', float),
       # Version 1 does not say it; its only such metric is the loss.
-      lower_is_better=(
-          fields.texts('lower_is_better')
-          if 'lower_is_better' in fields.value else ('loss',)
-      ),
+      lower_is_better=fields.texts('lower_is_better')
+      if 'lower_is_better' in fields.value else ('loss',),
       rows=row_scores.read(fields, scores),
   )
 

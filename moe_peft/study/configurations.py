@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
 from pathlib import Path
+import shutil
 
 from moe_peft.experts import bank
 from moe_peft.study import records
+from moe_peft.study import run_rows
 from moe_peft.study import tuning
 
 # Of the names of a bank's experts, as the name of its folder.
@@ -142,6 +144,24 @@ class StudyRun:
       name = hashlib.sha256(name.encode()).hexdigest()
     out = self.configuration.folder.parent / 'banks'
     return out / name / f'seed{self.seed}' / 'bank'
+
+  def take_over(self, trial: 'StudyRun') -> None:
+    """Begins with what a trial of the same values has trained.
+
+    Scores are left behind: they are of another split. Nothing is done if the
+    trial is missing or of another seed, as with other `--seeds` than before.
+    """
+    if self.folder.exists() or run_rows.seed(trial.folder) != self.seed:
+      return
+    partial = self.folder.with_suffix('.partial')
+    shutil.rmtree(partial, ignore_errors=True)
+    for part in ('checkpoints', 'metrics', 'tensorboard'):
+      shutil.copytree(
+          trial.folder / part,
+          partial / part,
+          ignore=shutil.ignore_patterns('eval.jsonl'),
+      )
+    partial.rename(self.folder)
 
   def arguments(self, options: StudyOptions) -> list[str]:
     """Arguments of `python -m moe_peft.train`."""

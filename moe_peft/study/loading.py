@@ -59,8 +59,7 @@ def load(options: StudyOptions) -> dict[str, list[Configuration]]:
       tuned |= set(configuration.trials[0])
   if unknown := set(options.tune) - tuned:
     raise errors.UserError(
-        f'No gin file of {options.folder} has the macro {min(unknown)}.',
-        '--tune',
+        f'No gin file of {options.folder} has {min(unknown)}.', '--tune'
     )
   return {
       inside: _with_depths(configurations, files)

@@ -5,7 +5,6 @@
 from collections.abc import Callable, Iterable, Sequence
 import itertools
 from pathlib import Path
-import shutil
 import sys
 import time
 
@@ -155,7 +154,7 @@ class _Study:
         if not self.records.row(c.name, seed, best):
           runs.append(c.run(seed, best, self._options.split))
           if seed == c.seeds[0] and not c.plan.seeds:
-            take_over(c.trial(tuning.Trial(best, None, None)), runs[-1])
+            runs[-1].take_over(c.trial(tuning.Trial(best, None, None)))
     banks.check(runs)
     self._run_all(banks.stages(runs), self._add_row)
 
@@ -267,22 +266,3 @@ def _hours(seconds: float) -> str:
   """Hours and minutes, as `2:05`."""
   hours, minutes = divmod(round(seconds / 60), 60)
   return f'{hours}:{minutes:02}'
-
-
-def take_over(trial: StudyRun, run: StudyRun) -> None:
-  """Begins a run with what a trial of the same values has trained.
-
-  Scores are left behind: they are of another split. Nothing is done if the
-  trial is missing or of another seed, as with other `--seeds` than before.
-  """
-  if run.folder.exists() or run_rows.seed(trial.folder) != run.seed:
-    return
-  partial = run.folder.with_suffix('.partial')
-  shutil.rmtree(partial, ignore_errors=True)
-  for part in ('checkpoints', 'metrics', 'tensorboard'):
-    shutil.copytree(
-        trial.folder / part,
-        partial / part,
-        ignore=shutil.ignore_patterns('eval.jsonl'),
-    )
-  partial.rename(run.folder)

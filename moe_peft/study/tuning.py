@@ -91,10 +91,7 @@ def read(
   rungs = macros.get('RUNGS')
   if rungs is None:
     return Plan(tuple(own), (Rung(macros.get('TRAIN_STEPS'), len(own)),))
-  if not (rungs and isinstance(rungs, (tuple, list))) or not all(
-      isinstance(r, (tuple, list)) and len(r) == 3 and _whole(r)
-      and 1 <= r[1] <= len(own) and r[0] and r[2] for r in rungs
-  ):
+  if not _are_rungs(rungs, len(own)):
     raise errors.UserError(
         f'{file} sets RUNGS to {rungs!r}.', 'RUNGS',
         'Give (steps, seeds, trials) of each, as ((100, 1, 10), (300, 1, 5), '
@@ -106,6 +103,14 @@ def read(
         'RUNGS', 'The first round tries all of them.',
     )
   return Plan(tuple(own), tuple(Rung(*rung) for rung in rungs))
+
+
+def _are_rungs(rungs: Any, num_seeds: int) -> bool:
+  """Whether it is a list of (steps, seeds, trials), none of them 0."""
+  return bool(rungs) and isinstance(rungs, (tuple, list)) and all(
+      isinstance(r, (tuple, list)) and len(r) == 3 and _whole(r)
+      and 1 <= r[1] <= num_seeds and r[0] and r[2] for r in rungs
+  )
 
 
 def _whole(values: Any) -> bool:

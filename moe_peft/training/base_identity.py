@@ -20,6 +20,7 @@ Params = Mapping[str, Any]
 
 # Bytes of each array that enter the fingerprint: the first and last of them.
 SAMPLE_BYTES = 4096
+_REMEMBERED = {'parameters', 'sha256', 'content'}
 
 
 def of(
@@ -50,9 +51,7 @@ def of(
   file = _memory(path, params)
   with contextlib.suppress(OSError, ValueError):
     known = json_file.loads(file.read_text())
-    if isinstance(known, dict) and known.keys() == {
-        'parameters', 'sha256', 'content'
-    }:
+    if isinstance(known, dict) and known.keys() == _REMEMBERED:
       return {'path': path, **known}
   found = _hashed(params)
   with contextlib.suppress(OSError):

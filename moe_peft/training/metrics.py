@@ -23,6 +23,7 @@ from moe_peft.routers import router_log
 from moe_peft.runs import metrics_files
 from moe_peft.training import board_files
 from moe_peft.training import progress as progress_lib
+from moe_peft.training import writers
 
 # A nested dictionary of CLU metrics; `routing` and `router_grads` have those of
 # each router.
@@ -53,61 +54,6 @@ class Skipped(clu_metrics.Metric):
 
   def compute(self) -> jax.Array:
     return self.total
-
-
-# Besides the loss and the speed, where a run has them.
-_SHOWN = {
-    'rewards/margins': 'reward margin',
-    'rewards/accuracies': 'accuracy',
-    'router_entropy': 'router entropy',
-}
-
-
-class _RowWriter(metric_writers.MultiWriter):
-  """Writes scalars to a `.jsonl` file; without parts, it ignores the rest."""
-
-  def __init__(self, rows: metrics_files.JsonLines):
-    super().__init__([])
-    self._rows = rows
-
-  def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-    self._rows.write({'step': step, **scalars})
-
-  def close(self) -> None:
-    self._rows.close()
-
-
-class _BoardWriter(metric_writers.SummaryWriter):
-  """Writes scalars for TensorBoard.
-
-  TensorFlow keeps a tensor for every Python number that it has met, forever; it
-  frees those of arrays.
-  """
-
-  def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-    arrays = {name: np.asarray(value) for name, value in scalars.items()}
-    super().write_scalars(np.asarray(step), arrays)
-
-
-class _ProgressWriter(metric_writers.MultiWriter):
-  """Shows a few scalars in the progress line; it ignores the rest."""
-
-  def __init__(self, progress: progress_lib.Progress):
-    super().__init__([])
-    self._progress = progress
-
-  def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-    shown = [f'loss {scalars["loss"]:.3f}']
-    shown += [
-        f'{title} {scalars[name]:.3f}'
-        for name, title in _SHOWN.items()
-        if name in scalars
-    ]
-    shown.append(f'{scalars["tokens_per_second"]:,.0f} tokens/s')
-    self._progress.update(step, '  '.join(shown))
-
-  def close(self) -> None:
-    self._progress.close()
 
 
 class TrainLog:
@@ -148,9 +94,9 @@ class TrainLog:
           for name in (metrics_files.TRAIN, metrics_files.ROUTERS)
       )
       board_files.drop_points(run_dir / board_files.FOLDER, first_step)
-    board = _BoardWriter(str(run_dir / board_files.FOLDER))
+    board = writers.BoardWriter(str(run_dir / board_files.FOLDER))
     self._writer = metric_writers.MultiWriter(
-        [_RowWriter(rows), board, _ProgressWriter(progress)]
+        [writers.RowWriter(rows), board, writers.ProgressWriter(progress)]
     )
     self._router_log = router_log.RouterLog(
         self._routers.write, board, progress.note

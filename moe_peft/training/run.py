@@ -270,10 +270,16 @@ class _Session:
     self._observe_routers(params)
     if cosine := similarity.by_site(params):
       similarity_file.Similarity(cosine).write(self._dir)
-    trained, total = loop.count_params(self._setup)
     self._log_process()
+    self._run_info(adapted).write(self._dir)
+    rich.console.Console().print(scoring.table(results))
+
+  def _run_info(self, adapted: evaluator_lib.Results) -> run_file.RunInfo:
+    """The summary of the run; its costs are those of all its processes."""
+    experiment = self._experiment
+    trained, total = loop.count_params(self._setup)
     processes = metrics_files.processes(self._dir)
-    run_file.RunInfo(
+    return run_file.RunInfo(
         method=_method_names(experiment.model.module.rules),
         mixture_or_task_name=experiment.mixture_or_task_name,
         held_out_tasks=tuple(sorted(
@@ -295,8 +301,7 @@ class _Session:
             name: importlib.metadata.version(name)
             for name in ('jax', 'flax', 'optax', 'orbax-checkpoint', 'seqio')
         },
-    ).write(self._dir)
-    rich.console.Console().print(scoring.table(results))
+    )
 
 
 def _method_names(rules: Sequence[Any]) -> tuple[str, ...]:

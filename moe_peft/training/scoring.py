@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import rich.table
 
 from moe_peft.core import trainable
-from moe_peft.data import catalog
 from moe_peft.data import converters
 from moe_peft.data import example_ids
+from moe_peft.data import vocabulary_checks
 from moe_peft.evaluation import batches
 from moe_peft.evaluation import evaluator as evaluator_lib
 from moe_peft.evaluation import shown_values
@@ -43,7 +43,7 @@ def make_evaluator(setup: experiment_lib.Setup) -> evaluator_lib.Evaluator:
   if _EMBEDDING in params:
     num_rows = params[_EMBEDDING].shape[0]
     for name in {experiment.mixture_or_task_name, experiment.eval_name}:
-      catalog.check_vocabularies(name, vocabularies, num_rows)
+      vocabulary_checks.check(name, vocabularies, num_rows)
   return evaluator_lib.Evaluator(
       example_ids.with_ids(experiment.eval_name, experiment.example_ids),
       converters.of_model(experiment.model),

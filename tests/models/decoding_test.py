@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe_peft.models import beam_search
 from moe_peft.models import decoding
 from tests import refusals
 
@@ -70,7 +71,7 @@ def search(log_probs, num_beams, alpha, axis=0, jit=True):
   tokens_to_logits, cache = model(log_probs, num_beams, axis)
 
   def run(cache):
-    return decoding.beam_search(
+    return beam_search.search(
         tokens_to_logits,
         cache,
         batch_size=len(log_probs),
@@ -199,7 +200,7 @@ def test_one_beam_without_penalty_is_greedy(seed):
     )
 
 
-@pytest.mark.parametrize('function', [decoding.sample, decoding.beam_search])
+@pytest.mark.parametrize('function', [decoding.sample, beam_search.search])
 def test_stops_when_every_sequence_has_ended(function):
   """The second example ends after 3 tokens; 40 are allowed."""
   calls = []
@@ -315,6 +316,6 @@ def test_bad_beam_options(options):
   ((name, value),) = options.items()
   tokens_to_logits, cache = model(table(0))
   with refusals.refused(name, value):
-    decoding.beam_search(
+    beam_search.search(
         tokens_to_logits, cache, batch_size=1, max_decode_length=2, **options
     )

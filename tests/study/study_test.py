@@ -20,7 +20,6 @@ from moe_peft.study import configurations
 from moe_peft.study import loading
 from moe_peft.study import processes
 from moe_peft.study import records
-from moe_peft.study import study as study_lib
 from moe_peft.study import tuning
 from tests import refusals
 from tests.cli.commands_test import FILES
@@ -117,9 +116,9 @@ def test_a_trial_becomes_the_run_of_its_own_seed_alone(tmp_path):
   values = {'ALPHA': '1.0'}
   tried = configuration.trial(tuning.Trial(values, None, None))
   trial = tried.folder
-  take_over = lambda seed: study_lib.take_over(
-      tried, configuration.run(seed, values, 'test')
-  )
+  take_over = lambda seed: configuration.run(
+      seed, values, 'test'
+  ).take_over(tried)
   run = tmp_path / 'seed3'
   for part in ('checkpoints', 'metrics', 'tensorboard'):
     (trial / part).mkdir(parents=True)

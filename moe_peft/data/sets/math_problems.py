@@ -149,13 +149,7 @@ def test_rows(folder: Path, name: str) -> Iterator[rows_lib.Row]:
         'Set it to the folder dataset of a clone of '
         'https://github.com/AGI-Edgerunners/LLM-Adapters.',
     )
-  try:
-    content = json.loads(path.read_bytes())
-  except (ValueError, RecursionError) as error:
-    raise errors.UserError(f'It is no JSON file: {error}', path) from error
-  if not isinstance(content, list):
-    raise errors.UserError('It holds no JSON list.', path)
-  for number, row in enumerate(content):
+  for number, row in enumerate(_json_list(path)):
     try:
       answer = row['answer']
       answer = answer.strip() if name == 'aqua' else _number(answer)
@@ -166,6 +160,16 @@ def test_rows(folder: Path, name: str) -> Iterator[rows_lib.Row]:
           f'({type(error).__name__}: {error}) in {row!r:.200}.',
           f'{path}, row {number}',
       ) from error
+
+
+def _json_list(path: Path) -> list[Any]:
+  try:
+    content = json.loads(path.read_bytes())
+  except (ValueError, RecursionError) as error:
+    raise errors.UserError(f'It is no JSON file: {error}', path) from error
+  if not isinstance(content, list):
+    raise errors.UserError('It holds no JSON list.', path)
+  return content
 
 
 def clean_templates(

@@ -142,6 +142,18 @@ def find_templates(folder: Path) -> Path:
   )
 
 
+def _loader(yaml):
+  """Returns a loader that reads promptsource's own tags as plain mappings."""
+
+  class Loader(yaml.SafeLoader):
+    pass
+
+  Loader.add_multi_constructor(
+      '!', lambda loader, _, node: loader.construct_mapping(node, deep=True)
+  )
+  return Loader
+
+
 def read(templates: Path, name: str, subset: str | None) -> dict[str, Prompt]:
   """Returns the prompts of a data set by name, sorted by name.
 
@@ -157,15 +169,8 @@ def read(templates: Path, name: str, subset: str | None) -> dict[str, Prompt]:
   if not path.is_file():
     raise errors.UserError('promptsource has no such file.', path)
   yaml = packages.import_optional('yaml', 'p3')
-
-  class Loader(yaml.SafeLoader):
-    """Reads promptsource's own tags as plain mappings."""
-
-  Loader.add_multi_constructor(
-      '!', lambda loader, _, node: loader.construct_mapping(node, deep=True)
-  )
   try:
-    loader = Loader(path.read_text(encoding='utf-8'))
+    loader = _loader(yaml)(path.read_text(encoding='utf-8'))
     found = loader.get_single_data()['templates']
     prompts = [
         Prompt(
