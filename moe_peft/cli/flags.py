@@ -218,9 +218,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
       signals.leave(number)
     if isinstance(error, BrokenPipeError):  # For example `... | head`.
       sys.exit(1)
-    said = error
-    if not isinstance(error, errors.UserError):
-      said = machine_errors.explain(error)
+    is_said = isinstance(error, errors.UserError)
+    said = error if is_said else machine_errors.explain(error)
     if said is None:
       raise
     if debug:

@@ -48,7 +48,7 @@ def trace(
     in `encoder/layers_0/mlp/wo`, in the order in which they run.
   """
   adapters: dict[str, TracedSite] = {}
-  routers: dict[str, tuple[nn.Module, routing_lib.Routing]] = {}
+  routers: dict[str, dict[str, Any]] = {}
 
   def look(next_fun, args, kwargs, context):
     result = next_fun(*args, **kwargs)
@@ -59,16 +59,14 @@ def trace(
     if isinstance(module, adapter_lib.MoeAdapter):
       adapters[site] = TracedSite(module)
     elif isinstance(result, routing_lib.Routing):
-      routers[site] = module, jax.tree.map(
+      routers[site] = {'router': module, 'routing': jax.tree.map(
           lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), result
-      )
+      )}
     return result
 
   with nn.intercept_methods(look):
     # A new function: JAX would not run one again that it has traced before.
     result = jax.eval_shape(lambda *args: function(*args), *args)
-  for site, (router, routing) in routers.items():
-    adapters[site] = dataclasses.replace(
-        adapters[site], router=router, routing=routing
-    )
+  for site, found in routers.items():
+    adapters[site] = dataclasses.replace(adapters[site], **found)
   return result, adapters

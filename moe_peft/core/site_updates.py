@@ -110,9 +110,8 @@ def riemannian(damping: float = 1e-6) -> optax.GradientTransformation:
       )
     gram_a = jnp.einsum('...ir,...is->...rs', a, a)
     gram_b = jnp.einsum('...ro,...so->...rs', b, b)
-    turned = updates['lora_a'].mT
     return {
-        'lora_a': _solve(gram_b, turned, damping).mT,
+        'lora_a': _solve(gram_b, updates['lora_a'].mT, damping).mT,
         'lora_b': _solve(gram_a, updates['lora_b'], damping),
     }
 

@@ -88,8 +88,7 @@ class ChatTemplate:
           f"Write it as '{DATE}'.",
       ) from error
     self._environment = environment = template_sandbox.Environment(
-        trim_blocks=True,
-        lstrip_blocks=True,
+        trim_blocks=True, lstrip_blocks=True,
         extensions=[ext.loopcontrols, _Generation],
     )
     environment.filters['tojson'] = _to_json

@@ -150,13 +150,9 @@ def _standard(
   result['rope_theta'] = base_config.number(
       'rope_theta', given.get('rope_theta', theta), minimum=2.0
   )
-  fraction = given.get(
-      'partial_rotary_factor', fields.get('partial_rotary_factor', None)
-  )
-  if fraction is not None:
-    result['partial_rotary_factor'] = base_config.number(
-        'partial_rotary_factor', fraction
-    )
+  part = 'partial_rotary_factor'
+  if (fraction := given.get(part, fields.get(part))) is not None:
+    result[part] = base_config.number(part, fraction)
   result |= {k: given[k] for k in _FIELDS[kind] if k in given}
   if _LENGTH in _FIELDS[kind]:
     # Phi-3 has it outside, where it counts more.

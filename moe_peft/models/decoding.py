@@ -4,8 +4,9 @@
 
 This and beam_search.py take `tokens_to_logits(ids, cache) -> (logits, cache)`,
 with `ids` `<int32>[rows, 1]`, `logits` `<float32>[rows, vocab]` and `cache` a
-tree of arrays, and can be jitted. The id 0 pads a sequence, and starts it unless
-`start_tokens` are given: the last tokens of prompts that the cache holds.
+tree of arrays, and can be jitted. The id 0 pads a sequence, and starts it
+unless `start_tokens` are given: the last tokens of prompts that the cache
+holds.
 """
 
 from collections.abc import Callable, Sequence

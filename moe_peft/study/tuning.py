@@ -80,8 +80,7 @@ def read(
   Raises:
     errors.UserError: For seeds that the table counts too, or wrong rungs.
   """
-  own = macros.get('TUNING_SEEDS') or ()
-  if not own:
+  if not (own := macros.get('TUNING_SEEDS')):
     return Plan()
   if not _whole(own) or set(own) & set(seeds):
     raise errors.UserError(

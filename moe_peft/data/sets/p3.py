@@ -138,10 +138,8 @@ def held_out_table(
     errors.UserError: Tasks are missing.
   """
   held_out = p3_catalog.held_out()
-  missing = [
-      name for info in held_out
-      if (name := info.scored_name + suffix) not in accuracies
-  ]
+  names = [info.scored_name + suffix for info in held_out]
+  missing = [name for name in names if name not in accuracies]
   if missing:
     raise errors.UserError(
         f'{len(missing)} tasks have no accuracy, for example {missing[0]}.',
