@@ -181,8 +181,6 @@ def sharded(execution, router, tokens, mesh):
   return jax.jit(functools.partial(loss_and_grads, adapter)), (params, *args)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('shape', MESHES)
 def test_tokens_take_the_slots_of_an_expert_in_their_order():
   """One group of three tokens, two experts with two slots each."""
   weights = jnp.array([[[0.5, 0.0], [0.0, 0.7], [0.3, 0.2]]])
@@ -194,6 +192,8 @@ def test_tokens_take_the_slots_of_an_expert_in_their_order():
   np.testing.assert_allclose(combine, slots * weights[..., None])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('shape', MESHES)
 @pytest.mark.parametrize('execution', dispatch.EXECUTIONS)
 def test_sharded_equals_unsharded(shape, execution):
   # Drops, padding, packing and expert dropout, all at once.

@@ -13,7 +13,7 @@ from moe_peft.study import configurations
 from moe_peft.study import loading
 from moe_peft.study import plots
 from moe_peft.study import processes
-from moe_peft.study import records
+from moe_peft.study import run_rows
 from tests import refusals
 from tests.study import study_test
 
@@ -37,7 +37,7 @@ def ran(monkeypatch):
 
   monkeypatch.setattr(processes, 'run_all', run_all)
   monkeypatch.setattr(plots, 'save', lambda *_: None)
-  monkeypatch.setattr(records, 'read_run', lambda folder: dict(ROW))
+  monkeypatch.setattr(run_rows, 'read', lambda folder: dict(ROW))
   return commands
 
 

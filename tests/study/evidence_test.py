@@ -114,8 +114,8 @@ def test_what_the_readme_says_of_routing_by_sequence():
   page = (ROOT / 'docs' / 'studies.md').read_text()
   assert f'**{gap("lora", ()):+.1f}**' in page
   for words in (
-      f'it {below("molora"):.1f} points above routing by token',
-      f'is {below("molora_id"):.1f} points below it',
+      f'it is {below("molora"):.1f} points above routing by token',
+      f'is {below("molora_id"):.1f} points below routing by sequence',
       f'is {below("lora_id"):.1f} points below routing by sequence',
       f'and {below("molora") - below("lora_id"):.1f} above routing by token',
   ):

@@ -20,6 +20,8 @@ from moe_peft.study import configurations
 from moe_peft.study import loading
 from moe_peft.study import processes
 from moe_peft.study import records
+from moe_peft.study import run_rows
+from moe_peft.study import study as study_lib
 from moe_peft.study import tuning
 from tests import refusals
 from tests.cli.commands_test import FILES
@@ -107,6 +109,10 @@ def test_a_study_tunes_tabulates_and_never_repeats(tmp_path, started, capsys):
   shutil.rmtree(out)  # The records are enough.
   study.main(command)
   assert len(started) == 3
+
+
+def test_the_time_that_is_left_is_hours_and_minutes():
+  assert study_lib._hours(7500.0) == '2:05'
 
 
 def test_a_trial_becomes_the_run_of_its_own_seed_alone(tmp_path):
@@ -335,7 +341,7 @@ def test_a_claim_says_its_power_and_ends_what_the_look_decides(
             'adapted': {'t': level[run.parent.name] + seed}}
 
   monkeypatch.setattr(processes, 'run_all', run_all)
-  monkeypatch.setattr(records, 'read_run', read_run)
+  monkeypatch.setattr(run_rows, 'read', read_run)
   study.main([str(folder), '--out', str(out)])
   # Four seeds of all, then the fifth of the contrast that is open.
   assert len(ran) == 14 and set(ran[12:]) == {'one/seed4', 'three/seed4'}
