@@ -102,8 +102,9 @@ def _add_export(commands) -> None:
   add('--example_id', metavar='ID',
       help='for runs with EXAMPLE_IDS: what it is for the examples of one id, '
       'an ordinary LoRA, exactly')
-  add('--collapse', type=Path, metavar='FILE.jsonl',
-      help='average the gates over three quarters of these examples into one '
+  add('--collapse', type=Path, metavar='ROWS.jsonl',
+      help='average the gates over three quarters of these examples, of any '
+      'format that tasks have, into one '
       'ordinary LoRA, and measure on the rest what that costs')
   add('--rank', type=flags.whole_number(1),
       help='with --collapse: cut the LoRA to this rank')
@@ -186,7 +187,7 @@ def _export(args: argparse.Namespace) -> int:
   from moe_peft.hf import trained as trained_lib
 
   if args.collapse:  # Judged before the run is loaded.
-    collapse.split(collapse.read_rows(args.collapse))
+    collapse.read_rows(args.collapse, args.per_task)
   number = None if args.example_id is None else _id_number(args.example_id)
   trained = trained_lib.from_run(args.hub_id)
   if number is not None:

@@ -109,6 +109,41 @@ def register(
     )
 
 
+def as_tokens(
+    parsed: Sequence[examples.Parsed],
+    vocabulary: seqio.Vocabulary,
+    conversations: chat.Chat | None,
+    inputs_end: bool,
+) -> list[rows.TokenRow]:
+  """Examples as the tokens that a task of them has.
+
+  Args:
+    parsed: the examples.
+    vocabulary: of the model.
+    conversations: how they become tokens, if a task has said it.
+    inputs_end: whether the inputs of texts end with the end of a sequence.
+
+  Raises:
+    errors.UserError: an example cannot be one, or a model without a chat
+      template has conversations.
+  """
+  if conversations is None and _are_messages({'': parsed}):
+    conversations = Options().chat(vocabulary)
+  found = _rows(parsed, vocabulary, conversations, None)
+  end = (vocabulary.eos_id,)
+  return [
+      row if isinstance(row, rows.TokenRow) else rows.TokenRow(
+          {
+              'inputs': (*vocabulary.encode(row.inputs),
+                         *(end if inputs_end else ())),
+              'targets': (*vocabulary.encode(row.targets), *end),
+          },
+          place=row.place,
+      )
+      for row in found
+  ]
+
+
 def _are_messages(parsed: Mapping[str, Sequence[examples.Parsed]]) -> bool:
   (first, *_), *_ = parsed.values()
   if isinstance(first, examples.Preference):

@@ -77,10 +77,8 @@ class RowReader:
     value = row.get(self._id_key)
     if type(value) not in (str, int) or value == '':
       raise errors.UserError(
-          f'The id of the row, {self._id_key!r}, must be a name or a whole '
-          f'number, not {value!r:.60}.', place,
-          'Every row needs one; id_key of register_task says which column has '
-          'it.',
+          f'Every row needs {self._id_key!r}, a name or a whole number, not '
+          f'{value!r:.60}.', place,
       )
     return str(value)
 

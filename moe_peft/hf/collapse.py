@@ -8,25 +8,31 @@ rows. What is lost is measured on rows that no gate was averaged over.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import tensorflow as tf
+import seqio
 
 from moe_peft import errors
 from moe_peft.core import observe
 from moe_peft.data import converters
-from moe_peft.data import text_files
+from moe_peft.data import example_rows
+from moe_peft.data import examples
+from moe_peft.data import lengths
+from moe_peft.data import row_parsers
+from moe_peft.data import row_reader
+from moe_peft.data import token_tasks
+from moe_peft.evaluation import batches
 from moe_peft.hf import folds
 from moe_peft.hf import merge
 from moe_peft.hf import sites as sites_lib
 from moe_peft.hf import trained as trained_lib
 
 _BATCH_SIZE = 16
-_MAX_LENGTH = 512
-_LENGTH_MULTIPLE = 32
+_logger = logging.getLogger(__name__)
 # One row of so many is held out.
 _HELD_OUT = 4
 # Nats a target token that a collapsed model may lose before the command says
@@ -49,8 +55,9 @@ class Collapsed:
     params: Flat parameters of the base with the LoRA merged in.
     losses: Mean loss of a target token in nats on the rows held out: 'routed',
       'collapsed', 'base'.
-    num_examples: Rows that the gates were averaged over.
-    num_held_out: Rows that the losses were measured on.
+    num_examples: Examples that the gates were averaged over; each answer of a
+      conversation may be one.
+    num_held_out: Examples that the losses were measured on.
   """
 
   sites: list[sites_lib.AdaptedSite]
@@ -71,7 +78,7 @@ class Collapsed:
 
 def collapse(
     trained: trained_lib.Trained,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[examples.Parsed],
     rank: int | None,
     measure: Measure,
 ) -> Collapsed:
@@ -79,14 +86,12 @@ def collapse(
 
   Args:
     trained: A model with low-rank experts.
-    rows: Examples with 'inputs' and 'targets', of which one in four is held
-      out.
+    rows: What `read_rows` has read; one in four is held out.
     rank: Rank of the LoRA; None keeps num_experts * rank.
     measure: The `measure_fn` of the model.
 
   Raises:
-    errors.UserError: If the experts are no LoRAs, there is one row, or there
-      is no vocabulary.
+    errors.UserError: If the experts are no LoRAs, or as `make_batches`.
   """
   for site in trained.sites:
     ranks = (site.spec['router'] or {}).get('units', 1) > 1
@@ -109,7 +114,14 @@ def collapse(
       'collapsed': measure(params, held_out)[0],
       'base': measure(trained.base_params, held_out)[0],
   }
-  return Collapsed(sites, params, losses, *map(len, split(rows)))
+  return Collapsed(
+      sites, params, losses, _num_rows(calibration), _num_rows(held_out)
+  )
+
+
+def _num_rows(batches_of: Sequence[Mapping[str, np.ndarray]]) -> int:
+  """How many are none of filling."""
+  return sum(int(x['decoder_loss_weights'].any(1).sum()) for x in batches_of)
 
 
 def split(rows: Sequence[Any]) -> tuple[list[Any], list[Any]]:
@@ -148,9 +160,9 @@ def measure_fn(trained: trained_lib.Trained) -> Measure:
     sums = observe.batch_sums(state.get(observe.COLLECTION, {}), batch)
     return (scores.loss * weights).sum(), weights.sum(), sums
 
-  def measure(params, batches):
+  def measure(params, made):
     losses, tokens, sums = zip(
-        *(jax.device_get(run(params, batch)) for batch in batches), strict=True
+        *(jax.device_get(run(params, batch)) for batch in made), strict=True
     )
     gates = {
         site: np.sum([x[site]['load'] for x in sums], 0, np.float64)
@@ -162,63 +174,86 @@ def measure_fn(trained: trained_lib.Trained) -> Measure:
   return measure
 
 
-def read_rows(file: Path) -> list[dict[str, Any]]:
-  """Reads JSON Lines with 'inputs' and 'targets'.
+def read_rows(
+    file: Path, per_task: bool = False
+) -> dict[str, list[examples.Parsed]]:
+  """Reads examples of any format that `local.register_task` reads.
+
+  Args:
+    file: Of a kind that it reads.
+    per_task: Whether each row has a "task".
+
+  Returns:
+    The rows by task; without tasks all of them, by ''.
 
   Raises:
-    errors.UserError: For anything wrong, with the line's number.
+    errors.UserError: For anything wrong, with the line's number, and for a
+      task of one row.
   """
-  try:
-    content = file.read_bytes()
-  except OSError as error:
-    raise errors.UserError(
-        f'{file} cannot be read: {error.strerror}.', where=file
-    ) from error
-  rows = []
-  for place, row in text_files.json_lines(content, file):
-    if not all(isinstance(row.get(key), str) for key in ('inputs', 'targets')):
+  column = 'task' if per_task else None
+  reader = row_reader.RowReader(
+      row_parsers.Keys(), None, lambda target: None, column
+  )
+  found: dict[str, list[examples.Parsed]] = {}
+  for row in reader(str(file)):
+    if isinstance(row, examples.Preference):
       raise errors.UserError(
-          'The row lacks inputs or targets.', where=place,
-          remedy='Each line must be an object like {"inputs": "...", '
-          '"targets": "..."}.',
+          'Pairs of answers have no loss of a target.', row.place,
+          'Give rows of prompts and answers.',
       )
-    rows.append(row)
-  if not rows:
-    raise errors.UserError(f'{file} is empty.', where=file)
-  return rows
+    task = row.example_id or ''
+    if '/' in task or task.startswith('.'):
+      raise errors.UserError(
+          f'--per_task makes a folder for each "task", and {task!r} is no name '
+          'of one.', where='--per_task',
+          remedy=f'Give each row of {file} a "task" without / that does not '
+          'begin with a dot.',
+      )
+    row = dataclasses.replace(row, example_id=None)
+    found.setdefault(task, []).append(row)
+  for of_task in found.values():
+    split(of_task)
+  return dict(sorted(found.items()))
 
 
 def make_batches(
-    trained: trained_lib.Trained, rows: Sequence[Mapping[str, Any]]
+    trained: trained_lib.Trained, rows: Sequence[examples.Parsed]
 ) -> list[dict[str, np.ndarray]]:
-  """Model features <int32>[batch, length] of all rows, in equal shapes."""
-  vocabulary = trained.vocabulary
+  """Model features <int32>[batch, length] of rows, as training makes them.
+
+  What is longer than the lengths of the run is cut at the left, or left out if
+  its answer is.
+
+  Raises:
+    errors.UserError: If there is no vocabulary, or nothing fits.
+  """
+  vocabulary, limits = trained.vocabulary, trained.lengths
   if vocabulary is None:
     raise errors.UserError(
         '--collapse needs the vocabulary of the run.', where='VOCABULARY'
     )
-  end = [vocabulary.eos_id]
-  ends = {'inputs': end if trained.inputs_end else [], 'targets': end}
-  ids = {
-      key: [[*vocabulary.encode(row[key]), *last][:_MAX_LENGTH] for row in rows]
-      for key, last in ends.items()
-  }
-  # Few different lengths make few compilations.
-  lengths = {
-      key: -(-max(map(len, x)) // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
-      for key, x in ids.items()
-  }
-  dataset = tf.data.Dataset.from_generator(
-      lambda: (
-          {'inputs': inputs, 'targets': targets}
-          for inputs, targets in zip(ids['inputs'], ids['targets'], strict=True)
-      ),
-      output_signature={key: tf.TensorSpec([None], tf.int32) for key in ids},
+  made = example_rows.as_tokens(
+      rows, vocabulary, trained.chat, trained.inputs_end
   )
-  dataset = converters.of_model(trained.model)(dataset, lengths)
-  batches = []
-  for batch in dataset.batch(_BATCH_SIZE).as_numpy_iterator():
-    fill = _BATCH_SIZE - len(batch['decoder_target_tokens'])
-    padding = ((0, fill), (0, 0))
-    batches.append({k: np.pad(x, padding) for k, x in batch.items()})
-  return batches
+  record = token_tasks.TokenRecord('', lambda: {'': made}, vocabulary)
+  sizes = record.sizes['']
+  _, long = lengths.too_long(sizes, lengths.CUT, limits)
+  if long == len(made):
+    raise errors.UserError(
+        f'All answers are longer than those of the run, {limits["targets"]} '
+        'tokens.', '--collapse', 'Give rows like those of the training.',
+    )
+  if long:
+    _logger.warning(
+        '%d of %d examples are longer than %s and are left out.', long,
+        len(made), dict(limits),
+    )
+  features = dict.fromkeys(limits, seqio.Feature(vocabulary, add_eos=False))
+  dataset = record.dataset('', shuffle_files=False)
+  dataset = lengths.Fit(lengths.CUT)(dataset, features, limits)
+  longest = {
+      name: min(limit, max(1, *(size[name] for size in sizes)))
+      for name, limit in limits.items()
+  }
+  dataset = converters.of_model(trained.model)(dataset, longest).enumerate()
+  return [batch for _, batch in batches.short(dataset, _BATCH_SIZE)]

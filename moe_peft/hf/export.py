@@ -5,7 +5,6 @@
 from pathlib import Path
 
 from moe_peft import atomic
-from moe_peft import errors
 from moe_peft.hf import collapse as collapse_lib
 from moe_peft.hf import formats
 from moe_peft.hf import sites as sites_lib
@@ -54,8 +53,7 @@ def export_collapsed(
   Args:
     trained: A model with routed low-rank experts.
     out: Folder to write.
-    calibration: JSON Lines with 'inputs' and 'targets', and 'task' if
-      `per_task`.
+    calibration: Rows of any format that tasks have, with 'task' if `per_task`.
     file_format: A key of `formats.FORMATS`.
     rank: Rank to cut to.
     per_task: Whether gates are averaged task by task.
@@ -69,23 +67,11 @@ def export_collapsed(
     errors.UserError: If the rows cannot be used, the experts are no LoRAs, or
       the format cannot hold all that was trained.
   """
-  rows = collapse_lib.read_rows(calibration)
-  tasks, made = [''], []
-  if per_task:
-    tasks = sorted({str(row.get('task', '')) for row in rows})
-  for task in tasks if per_task else ():
-    if not task or '/' in task or task.startswith('.'):
-      raise errors.UserError(
-          f'--per_task makes a folder for each "task", and {task!r} is no name '
-          'of one.', where='--per_task',
-          remedy=f'Give each line of {calibration} a "task" without / that '
-          'does not begin with a dot.',
-      )
-  measure = collapse_lib.measure_fn(trained)
+  rows = collapse_lib.read_rows(calibration, per_task)
+  measure, made = collapse_lib.measure_fn(trained), []
   with atomic.new_folder(out, '--out', force) as folder:
-    for task in tasks:
-      part = [row for row in rows if not per_task or row['task'] == task]
-      collapsed = collapse_lib.collapse(trained, part, rank, measure)
+    for task, of_task in rows.items():
+      collapsed = collapse_lib.collapse(trained, of_task, rank, measure)
       target = folder / task
       target.mkdir(exist_ok=True)
       notes = [_collapse_note(trained, collapsed, calibration.name)]

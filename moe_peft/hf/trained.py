@@ -17,7 +17,8 @@ from moe_peft import errors
 from moe_peft import gin_files
 from moe_peft.core import inject
 from moe_peft.core import trainable
-from moe_peft.data import catalog
+from moe_peft.data import chat as chat_lib
+from moe_peft.data import prompts
 from moe_peft.hf import entries
 from moe_peft.hf import folds
 from moe_peft.hf import import_base
@@ -41,6 +42,9 @@ class Trained:
       there; None if nowhere.
     changed: Paths of the parameters of the base that were trained too.
     inputs_end: Whether inputs end with the end of a sequence, as its tasks say.
+    chat: How conversations become tokens, a `chat.Chat`, as its tasks say; None
+      if they have none.
+    lengths: Most tokens of 'inputs' and 'targets'.
     facts: What the card tells, label by label.
   """
 
@@ -51,6 +55,10 @@ class Trained:
   base_folder: Path | None = None
   changed: Sequence[str] = ()
   inputs_end: bool = True
+  chat: chat_lib.Chat | None = None
+  lengths: Mapping[str, int] = dataclasses.field(
+      default_factory=lambda: {'inputs': 512, 'targets': 512}
+  )
   facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   @property
@@ -213,6 +221,9 @@ def from_run(base_model: str = '') -> Trained:
   with contextlib.closing(loop.open_checkpoints(setup)) as checkpointer:
     params = jax.device_get(loop.restore_params(setup, checkpointer))
     step = checkpointer.require_step()
+  asked = prompts.of_task(
+      experiment.mixture_or_task_name, experiment.model.input_vocabulary, False
+  )
   folder = _base_folder(experiment.initial_checkpoint_path)
   source = import_base.read_source(folder) if folder else {}
   return Trained(
@@ -222,7 +233,9 @@ def from_run(base_model: str = '') -> Trained:
       base_model=base_model or source.get('base_model', ''),
       base_folder=folder,
       changed=[k for k in setup.trainable if not trainable.is_adapter(k)],
-      inputs_end=catalog.inputs_end(experiment.mixture_or_task_name),
+      inputs_end=asked.ends,
+      chat=asked.chats,
+      lengths=experiment.task_feature_lengths,
       facts={
           'trained on': f'`{experiment.mixture_or_task_name}`',
           'steps': f'{step}, {experiment.batch_size} examples each',

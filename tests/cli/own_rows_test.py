@@ -16,10 +16,15 @@ from moe_peft.cli import chat
 from moe_peft.cli import data
 from moe_peft.cli import data_show
 from moe_peft.cli import flags
+from moe_peft.cli import hf
 from moe_peft.cli import init
+from moe_peft.data import local
 from moe_peft.data import registration
 from moe_peft.data import token_texts
+from moe_peft.hf import collapse
 from moe_peft.training import chatting
+from moe_peft.training import restored
+from moe_peft.training import run
 from tests import refusals
 from tests.data import small_chat
 from tests.training import decoder_only_test
@@ -38,7 +43,8 @@ vocabularies.TokenizerVocabulary:
 @pytest.fixture(autouse=True)
 def _forget_tasks():
   yield
-  for name in {'my_rows', 'own'} & set(seqio.TaskRegistry.names()):
+  ours = {'my_rows', 'own', 'own_held_out'}
+  for name in ours & set(seqio.TaskRegistry.names()):
     seqio.TaskRegistry.remove(name)
     registration.RECORDS.pop(name, None)
 
@@ -162,6 +168,35 @@ def test_a_run_talks(run_dir, capsys, monkeypatch):
   assert said(infer.main, rows, '--chat', '--json').out == answer
   with refusals.refused('the message', 'TASK_FEATURE_LENGTHS'):
     said(chat.main, 'x' * 200)
+
+
+@pytest.mark.slow
+def test_a_collapsed_run_is_judged_as_evaluations_judge_it(
+    folder, run_dir, tmp_path
+):
+  """On the conversations that no gate was averaged over."""
+  lines = (folder / 'my-rows.jsonl').read_text().splitlines(keepends=True)[:8]
+  rows, held_out = tmp_path / 'rows.jsonl', tmp_path / 'held_out.jsonl'
+  rows.write_text(''.join(lines))
+  held_out.write_text(''.join(collapse.split(lines)[1]))
+  hf.main(flags.rewrite_gin_args(
+      ['export', str(run_dir), f'--out={tmp_path}/out', f'--collapse={rows}']
+  ))
+  card = (tmp_path / 'out' / 'README.md').read_text()
+  assert '6 examples of `rows.jsonl`' in card
+  assert 'on 2 other examples' in card
+  gin_files.load_gin(
+      [str(run_dir / 'config.gin')],
+      ["EVAL_MIXTURE_OR_TASK_NAME='own_held_out'", 'EVAL_EXAMPLES=None'],
+  )
+  local.register_task(
+      'own_held_out', validation=str(held_out),
+      vocabulary=run.configured().model.output_vocabulary,
+  )
+  restored.evaluate_run('validation')
+  found = json.loads((run_dir / 'results_validation.json').read_text())
+  loss = found['tasks']['own_held_out']['loss']['adapted']
+  assert f'\n| {loss:.4f} |' in card
 
 
 @pytest.mark.slow

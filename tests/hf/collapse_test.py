@@ -2,27 +2,40 @@
 # SPDX-License-Identifier: Apache-2.0
 """Collapsing routed experts into one LoRA, and what its card says."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
+from moe_peft.data import chat
+from moe_peft.data import rows as rows_lib
+from moe_peft.data import template_tokens
 from moe_peft.hf import collapse
 from moe_peft.hf import export
 from moe_peft.hf import folders
 from moe_peft.hf import folds
 from moe_peft.hf import merge
 from tests import refusals
+from tests.data import small_chat
 from tests.hf import adapted
 
-ROWS = [
+OBJECTS = [
     {'inputs': f'question {i}', 'targets': 'yes' if i % 2 else 'no', 'task': t}
     for i, t in enumerate(['a', 'b'] * 3)
 ]
+ROWS = [rows_lib.Row(row['inputs'], row['targets']) for row in OBJECTS]
+TURNS = [
+    {'role': role, 'content': text}
+    for role, text in (
+        ('system', 'brief'), ('user', 'say one'), ('assistant', 'one'),
+        ('user', 'say three'), ('assistant', 'three'),
+    )
+]
 
 
-def write_rows(file, rows=ROWS):
+def write_rows(file, rows=OBJECTS):
   """Writes a calibration file."""
   file.write_text(''.join(json.dumps(row) + '\n' for row in rows))
   return file
@@ -76,6 +89,39 @@ def test_the_loss_is_measured_on_rows_that_no_gate_saw():
   assert result.worth_it == (result.cost <= collapse.WORTH_IT)
   with refusals.refused('--collapse', 'held out'):
     collapse.split(ROWS[:1])
+
+
+@pytest.mark.parametrize(
+    ('turns', 'num_rows', 'learned'),
+    [('each', 4, ['one', 'three'] * 2), ('together', 2, ['onethree'] * 2)],
+)
+def test_of_conversations_the_answers_count(turns, num_rows, learned, tmp_path):
+  """As many tokens as training learns, by the chat of the task."""
+  vocabulary = small_chat.vocabulary(tmp_path, small_chat.CHATML)
+  trained = adapted.make('molora', 'llama')
+  model = dataclasses.replace(
+      trained.model, input_vocabulary=vocabulary, output_vocabulary=vocabulary
+  )
+  tokens = template_tokens.make(vocabulary)
+  trained = dataclasses.replace(
+      trained, model=model, chat=chat.Chat(tokens, turns)
+  )
+  file = write_rows(tmp_path / 'rows.jsonl', [{'messages': TURNS}] * 2)
+  (batch,) = collapse.make_batches(trained, collapse.read_rows(file)[''])
+  assert batch['decoder_loss_weights'].any(1).sum() == num_rows
+  end = small_chat.SPECIAL.index(small_chat.END)
+  answers = [
+      vocabulary.tokenizer.decode([i for i in ids[weights > 0] if i != end])
+      for ids, weights in zip(
+          batch['decoder_target_tokens'], batch['decoder_loss_weights'],
+          strict=True,
+      )
+  ]
+  assert sorted(answers[:num_rows]) == sorted(learned)
+  # The lengths are those of the run.
+  short = dataclasses.replace(trained, lengths={'inputs': 9, 'targets': 2})
+  with refusals.refused('--collapse', '2 tokens'):
+    collapse.make_batches(short, collapse.read_rows(file)[''])
 
 
 def test_a_lower_rank_is_the_best_approximation():
@@ -153,6 +199,8 @@ def test_only_low_rank_experts_collapse(tmp_path):
         ('', ''),
         ('{"inputs": "a", "targets": "b"}\n{"inputs": 1}\n', ', line 2'),
         ('{"inputs": "a", "targets": "b"}\nnot json\n', ', line 2'),
+        ('{"messages": [{"role": "user", "content": "a"}]}\n', ', line 1'),
+        ('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', ', line 1'),
     ],
 )
 def test_bad_calibration_files_are_named(tmp_path, content, place):
