@@ -281,18 +281,46 @@ class RelativePositionBiases(nn.Module):
         axes=('heads', 'relpos_buckets'),
         module=self,
     )
-    positions = np.arange(length)
-    buckets = relative_position_bucket(
-        positions[None, :] - positions[:, None],
-        bidirectional,
-        self.num_buckets,
-        self.max_distance,
+    first, last = bucket_ranges(
+        length, bidirectional, self.num_buckets, self.max_distance
     )
+    positions = jnp.arange(length)
+    distances = (positions[None, :] - positions[:, None])[..., None]
     # A product with one-hot rows: the gradient of a lookup would be a scatter,
     # which is slow on TPUs.
-    one_hot = jax.nn.one_hot(buckets, self.num_buckets, dtype=self.dtype)
+    one_hot = (first <= distances) & (distances <= last)
+    one_hot = one_hot.astype(self.dtype)
     rel_embedding = jnp.asarray(rel_embedding, self.dtype)
     return jnp.einsum('hn,qkn->hqk', rel_embedding, one_hot)[None]
+
+
+def bucket_ranges(
+    length: int, bidirectional: bool, num_buckets: int, max_distance: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Which relative positions share each bucket of `relative_position_bucket`.
+
+  So no array of `[length, length]` is made while a program is traced.
+
+  Args:
+    length: Of a row.
+    bidirectional: As there.
+    num_buckets: As there.
+    max_distance: As there.
+
+  Returns:
+    The first and the last relative position of each bucket, `<int32>[buckets]`.
+  """
+  far = min(length, max_distance)  # From there on the bucket stays.
+  positions = np.arange(-far, far + 1)
+  buckets = relative_position_bucket(
+      positions, bidirectional, num_buckets, max_distance
+  )
+  first = np.full(num_buckets, length, np.int32)
+  last = np.full(num_buckets, -length, np.int32)
+  np.minimum.at(first, buckets, positions)
+  np.maximum.at(last, buckets, positions)
+  first[buckets[0]], last[buckets[-1]] = -length, length
+  return first, last
 
 
 def relative_position_bucket(

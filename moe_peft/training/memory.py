@@ -19,6 +19,7 @@ from jax.extend import core
 
 from moe_peft import errors
 from moe_peft import gin_files
+from moe_peft.core import trainable
 
 # Of a container, in the two versions of control groups.
 _LIMITS = ('memory.max', 'memory/memory.limit_in_bytes')
@@ -66,8 +67,8 @@ def check_state(
   """Checks that what lies in memory all the time can lie there.
 
   Args:
-    trained: Shapes of the parameters that train.
-    frozen: Of those that do not.
+    trained: Shapes of the parameters that train, by path.
+    frozen: Of those that do not; of quantized ones, of what they are packed as.
     opt_state: Of the optimizer's state.
     devices: Where they lie.
 
@@ -77,14 +78,13 @@ def check_state(
   needed, there = num_bytes((trained, frozen, opt_state)), of_devices(devices)
   if needed <= there:
     return
-  count = lambda tree: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
   sizes = [x for x in _SIZES if x in gin_files.macros()]
   of_method = num_bytes(frozen) < needed / 2 and bool(sizes)
   values = ' or '.join(f'{x} = {gin_files.macro(x)}' for x in sizes)
   raise errors.UserError(
-      f'{count(trained):,} parameters train and {count(frozen):,} do not: with '
-      f"the optimizer's state they take {_gib(needed)}, and there are "
-      f'{_gib(there)} of memory.',
+      f'{trainable.num_trained(trained):,} parameters train and '
+      f"{trainable.num_params(frozen):,} do not: with the optimizer's state "
+      f'they take {_gib(needed)}, and there are {_gib(there)} of memory.',
       where=sizes[0] if of_method else 'MODEL',
       remedy=f'Lower {values}, or adapt fewer SITES.' if of_method else
       "Take a smaller base, or BASE_DTYPE = 'bfloat16', 'int8' or 'nf4'.",
@@ -110,22 +110,21 @@ def check_products(
   Raises:
     errors.UserError: If the devices have less memory.
   """
-  of_rows = (x for x in _products(jaxpr) if x.shape[:1] == (rows,))
-  largest = max(of_rows, key=num_bytes, default=None)
+  largest = max(_products(jaxpr), key=num_bytes, default=None)
   if largest is None:
     return
   needed, there = num_bytes(largest) // parts, of_devices(devices)
   if needed <= there:
     return
-  values = ' or '.join(
-      f'{x} = {gin_files.macro(x)}'
-      for x in (macro, 'TASK_FEATURE_LENGTHS', *_SIZES)
-      if x in gin_files.macros()
-  )
+  shape, macros = list(largest.shape), ('TASK_FEATURE_LENGTHS', *_SIZES)
+  if shape[0] == rows:  # Not what all rows share, such as T5's biases.
+    shape[0], macros = rows // parts, (macro, *macros)
+  macros = [x for x in macros if x in gin_files.macros()]
+  values = ' or '.join(f'{x} = {gin_files.macro(x)}' for x in macros)
   raise errors.UserError(
-      f'One array alone, {[rows // parts, *largest.shape[1:]]}, takes '
-      f'{_gib(needed)}, and there are {_gib(there)} of memory.',
-      where=macro, remedy=f'Lower {values}.',
+      f'One array alone, {shape}, takes {_gib(needed)}, and there are '
+      f'{_gib(there)} of memory.',
+      where=next(iter(macros), macro), remedy=f'Lower {values}.',
   )
 
 

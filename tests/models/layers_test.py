@@ -131,6 +131,23 @@ def test_relative_position_bucket_closed_form():
   assert got.tolist() == [0, 7, 8, 10, 12, 15, 17, 23, 24, 26, 31]
 
 
+@pytest.mark.parametrize('length', [1, 7, 300])
+@pytest.mark.parametrize('bidirectional', [True, False])
+@pytest.mark.parametrize('sizes', [(32, 128), (8, 5), (4, 1000)])
+def test_the_bias_is_that_of_each_pair(length, bidirectional, sizes):
+  """Bit for bit, though nothing of [length, length] is made while tracing."""
+  module = layers.RelativePositionBiases(2, *sizes)
+  variables = module.init(jax.random.key(0), length, bidirectional)
+  table = np.asarray(variables['params']['rel_embedding'])
+  positions = np.arange(length)
+  buckets = layers.relative_position_bucket(
+      positions[None, :] - positions[:, None], bidirectional, *sizes
+  )
+  np.testing.assert_array_equal(
+      module.apply(variables, length, bidirectional)[0], table[:, buckets]
+  )
+
+
 def test_relative_position_bias_depends_on_distance_only():
   module = layers.RelativePositionBiases(num_heads=2)
   variables = module.init(jax.random.key(0), 6, True)

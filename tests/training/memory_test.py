@@ -102,6 +102,28 @@ def test_devices_that_say_nothing_are_not_the_host():
   assert memory.of_devices(jax.devices()) == 2**30
 
 
+def test_a_quantized_base_takes_its_bytes_and_has_its_parameters(tmp_path):
+  tiny.load(tmp_path, BASE_DTYPE='float32')
+  whole = run.experiment_lib.lay_out(run.build())
+  tiny.load(tmp_path, BASE_DTYPE='nf4')
+  small = run.experiment_lib.lay_out(run.build())
+  assert memory.num_bytes(small.frozen) < memory.num_bytes(whole.frozen)
+  count = memory.trainable.num_params(whole.frozen)
+  with refused('MODEL', f'{count:,} do not'):
+    memory.check_state({}, small.frozen, None, [types.SimpleNamespace(
+        platform='gpu', memory_stats=lambda: {'bytes_limit': 1}
+    )])
+
+
+def test_rows_of_tens_of_thousands_are_refused_in_seconds(tmp_path):
+  """Nothing of [length, length] is made on the way."""
+  lengths = {'inputs': 32_768, 'targets': 32_768}
+  tiny.load(tmp_path / 'run', TASK_FEATURE_LENGTHS=lengths)
+  with refused('TASK_FEATURE_LENGTHS', '[2, 32768, 32768]'):
+    run.run_experiment()
+  assert not (tmp_path / 'run').exists()
+
+
 def test_keys_have_sizes():
   assert memory.num_bytes([jax.random.key(0), jnp.zeros(2, jnp.int8)]) == 10
 
