@@ -50,6 +50,26 @@ def depths(bank_of: Mapping[str, Sequence[str]]) -> dict[str, int]:
   return found
 
 
+def with_experts(
+    asked: Mapping[str, Sequence[int]],
+    known: Sequence[configurations.Configuration],
+) -> set[tuple[str, int]]:
+  """Names and seeds that are asked for, with those of the experts they need.
+
+  Args:
+    asked: Seeds by name of the gin file.
+    known: What the study runs; names and seeds beyond are left out.
+  """
+  by_name, found = {c.name: c for c in known}, set()
+  waiting = [(name, seed) for name, seeds in asked.items() for seed in seeds]
+  while waiting:
+    name, seed = waiting.pop()
+    if name in by_name and seed in by_name[name].seeds:
+      found.add((name, seed))
+      waiting += [(expert, seed) for expert in by_name[name].bank_of]
+  return found
+
+
 def stages(runs: Sequence[StudyRun]) -> list[list[StudyRun]]:
   """The runs, those first that others need: seed by seed, if any needs some."""
   if not any(run.configuration.depth for run in runs):

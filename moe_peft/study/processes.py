@@ -33,6 +33,7 @@ def run_all(
     jobs: int,
     done: Callable[[int], None],
     module: str = 'moe_peft.train',
+    what: str = 'run',
 ) -> None:
   """Trains `jobs` runs at a time, each on its share of the cores.
 
@@ -41,18 +42,18 @@ def run_all(
     jobs: How many run at a time.
     done: Called with the index of each one that has ended well.
     module: What Python runs.
+    what: What messages call one of them.
 
   Raises:
     errors.UserError: If one fails; those that run beside it end first.
     Stopped: After SIGINT, SIGTERM or SIGHUP.
   """
   with signals.kept():  # asyncio has handlers of its own.
-    asyncio.run(_run_all(commands, jobs, done, module))
+    asyncio.run(_run_all(commands, jobs, done, _Children(module, what)))
 
 
-async def _run_all(commands, jobs, done, module) -> None:
+async def _run_all(commands, jobs, done, children) -> None:
   waiting = collections.deque(enumerate(commands))
-  children = _Children(module)
 
   def stop(number: int) -> None:
     waiting.clear()
@@ -83,8 +84,8 @@ async def _run_all(commands, jobs, done, module) -> None:
 class _Children:
   """The processes that are running."""
 
-  def __init__(self, module: str):
-    self._module = module
+  def __init__(self, module: str, what: str):
+    self._module, self._what = module, what
     self._running: set[asyncio.subprocess.Process] = set()
     self.stopped: int | None = None  # The signal.
 
@@ -102,7 +103,7 @@ class _Children:
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / 'log.txt'
     with log.open('a', encoding='utf-8') as stream:
-      _lock(stream, folder)
+      _lock(stream, folder, self._what)
       # In a session of its own, the process gets Ctrl-C from us alone.
       child = await asyncio.create_subprocess_exec(
           sys.executable, '-m', self._module, *arguments,
@@ -121,19 +122,19 @@ class _Children:
     if status:
       last = log.read_text(encoding='utf-8').strip().split('\n')[-2:]
       raise errors.UserError(
-          f'The run ended with status {status}: {" ".join(last)}',
+          f'The {self._what} ended with status {status}: {" ".join(last)}',
           folder,
           f'See {log}, and run the study again to continue.',
       )
 
 
-def _lock(stream: TextIO, folder: Path) -> None:
+def _lock(stream: TextIO, folder: Path, what: str) -> None:
   """Holds a file until its last process ends, or refuses one that is held."""
   try:
     fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError as error:
     raise errors.UserError(
-        'Another process is training this run.', folder,
+        f'Another process is at work on this {what}.', folder,
         'Wait for that process, or end it.',
     ) from error
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tunes, trains and tabulates the configurations of a study."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import itertools
 from pathlib import Path
 import sys
@@ -135,20 +135,21 @@ class _Study:
         for trial in self._tuner(c).missing()
     ]:
       self._run_all([trials], self._add_trial)
-    rounds = list(itertools.zip_longest(
-        *(c.seeds for c in self._configurations)
-    ))
     look = self._claim and self._claim.look
     before = look[0] if look else 0
-    self._run_rounds(rounds[:before], self._configurations)
-    self._run_rounds(rounds[before:], self._still_open())
+    self._run_seeds({  # Those that the look is at.
+        c.name: sorted(c.seeds)[:before] for c in self._configurations
+    })
+    self._run_seeds({c.name: c.seeds for c in self._still_open()})
 
-  def _run_rounds(self, rounds, going) -> None:
-    """Trains the runs of some rounds, those of `going` alone."""
+  def _run_seeds(self, asked: Mapping[str, Sequence[int]]) -> None:
+    """Trains seeds by name, and the experts of their banks."""
+    wanted = banks.with_experts(asked, self._configurations)
+    rounds = itertools.zip_longest(*(c.seeds for c in self._configurations))
     runs = []
     for seeds in rounds:
       for c, seed in zip(self._configurations, seeds, strict=True):
-        if seed is None or c not in going:
+        if (c.name, seed) not in wanted:
           continue
         best = self._tuner(c).best()
         if not self.records.row(c.name, seed, best):
@@ -255,7 +256,9 @@ class _Study:
   ) -> None:
     jobs = self._options.jobs
     if build := banks.commands(runs, self._options.trust_gin):
-      processes.run_all(build, jobs, lambda index: None, 'moe_peft')
+      processes.run_all(
+          build, jobs, lambda index: None, 'moe_peft', 'build of the bank'
+      )
     processes.run_all(
         [(run.folder, run.arguments(self._options)) for run in runs], jobs,
         lambda index: done(runs[index]),

@@ -26,7 +26,8 @@ def ran(monkeypatch):
   """What would run, in this order: [(module, folder, arguments)]."""
   commands = []
 
-  def run_all(some, jobs, done, module='moe_peft.train'):
+  def run_all(some, jobs, done, module='moe_peft.train', what='run'):
+    assert (what == 'run') == (module == 'moe_peft.train')
     for index, (folder, arguments) in enumerate(some):
       commands.append((module, folder, arguments))
       left = folder / 'bank' / 'bank.json' if module == 'moe_peft' else (
@@ -108,6 +109,30 @@ def test_arms_wait_for_their_experts_seed_by_seed(tmp_path, ran):
   with refusals.refused(out / 'z_gate/seed3', 'b_gates with seed 3', '--only'):
     study.main(command)
   assert not ran
+
+
+def test_an_early_look_takes_the_experts_along(tmp_path, ran):
+  """Also where runs list seeds in another order, or experts have more."""
+  folder = tmp_path / 'files'
+  for name, seeds, bank_of in (
+      ('one', (1, 2, 3, 4, 5), None), ('arm', (5, 4, 3), ('one',)),
+      ('other', (3, 4, 5), None),
+  ):
+    more = {'BANK_OF': bank_of} if bank_of else {}
+    study_test.write_study(
+        folder, name, SEEDS=seeds, INITIAL_CHECKPOINT_PATH=BASE, **more
+    )
+  (folder / 'claim.gin').write_text(
+      "EARLY_LOOK = (2, 0.001)\nCONTRASTS = (('better', 'arm', 'other'),)\n"
+  )
+  out = tmp_path / 'out'
+  study.main([str(folder), '--out', str(out)])
+  order = [str(x.relative_to(out)) for _, x, _ in ran]
+  at = lambda name: order.index(name)
+  for seed in (3, 4):  # Before the look.
+    assert at(f'one/seed{seed}') < at(f'arm/seed{seed}') < at('one/seed5')
+  # All scores are equal, which ends both arms at the look.
+  assert len([x for x in order if not x.startswith('banks')]) == 9
 
 
 def test_banks_that_cannot_be_are_named_before_anything_runs(tmp_path, ran):

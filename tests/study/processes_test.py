@@ -39,8 +39,8 @@ def test_a_failure_lets_what_runs_beside_it_end_and_starts_nothing(python):
       python('later', ''),
   ]
   done = []
-  with refusals.refused(commands[0][0], 'status 1', 'why'):
-    processes.run_all(commands, 2, done.append)
+  with refusals.refused(commands[0][0], 'The bank ended', 'status 1', 'why'):
+    processes.run_all(commands, 2, done.append, what='bank')
   assert done == [1] and not commands[2][0].exists()
 
 
@@ -66,6 +66,6 @@ def test_a_run_that_goes_on_is_not_started_twice(tmp_path):
   folder = tmp_path / 'run'
   folder.mkdir()
   with (folder / 'log.txt').open('a') as stream:
-    processes._lock(stream, folder)
+    processes._lock(stream, folder, 'run')
     with refusals.refused(folder, 'Another process'):
       processes.run_all([(folder, [])], 1, lambda index: None)
