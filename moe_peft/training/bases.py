@@ -4,6 +4,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 import contextlib
+import os
 from pathlib import Path
 import re
 from typing import Any
@@ -282,8 +283,11 @@ def writing() -> Iterator[None]:
   except (errors.UserError, OSError):
     raise
   except (ValueError, RuntimeError) as error:
-    said = re.search(r'([\w ]+) \[os_error_code', str(error))
-    raise OSError(said[1].strip() if said else str(error)) from error
+    # So tensorstore tells what the system said; the rest is no disk's fault.
+    code = re.search(r"\[os_error_code='?(\d+)", str(error))
+    if code is None:
+      raise
+    raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
   finally:
     logging.set_verbosity(verbosity)
 

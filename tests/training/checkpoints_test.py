@@ -180,6 +180,16 @@ def test_the_identity_is_the_same_on_devices(shape):
   assert base_identity.of('', placed, mesh) == here
 
 
+def test_only_what_a_disk_refuses_is_its_fault():
+  """As tensorstore says it; a bug shall not look like a full disk."""
+  said = "Error writing \"x\": [os_error_code='28' ENOSPC] [tensorstore=1]"
+  with pytest.raises(OSError, match='No space left') as info, bases.writing():
+    raise ValueError(f'RESOURCE_EXHAUSTED: {said}')
+  assert info.value.errno == 28
+  with pytest.raises(ValueError, match='a bug'), bases.writing():
+    raise ValueError('a bug')
+
+
 def test_of_an_identity_the_first_change_is_named():
   one = {'a': [4, 2], 'b': {'c': 1, 'd': 2}}
   change = lambda other: checkpoints._change('shapes', one, other)
