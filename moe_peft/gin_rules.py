@@ -197,6 +197,7 @@ RULES: Mapping[str, Rule] = {
     'LOG_PERIOD': _COUNT,
     'MAX_SKIPPED_STEPS': _COUNT,
     'ALLOW_CHANGED_DATA': _BOOL,
+    'ALLOW_CHANGED_METHOD': _BOOL,
     'SITE_METRICS': each(text),
     # Devices.
     'COMPILATION_CACHE_DIR': optional(path),

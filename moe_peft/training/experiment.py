@@ -69,6 +69,8 @@ class Experiment:
       after another, that end the run.
     allow_changed_data: Whether a run goes on with other data than those of its
       checkpoint.
+    allow_changed_method: The same of settings of the method that change no
+      shape, see method_settings.py.
     compilation_cache_dir: Where compiled programs are kept between runs; by
       default see compilation.py.
     num_expert_partitions: Size of the mesh axis `expert`.
@@ -105,6 +107,7 @@ class Experiment:
   log_period: int = 20
   max_skipped_steps: int = 10
   allow_changed_data: bool = False
+  allow_changed_method: bool = False
   compilation_cache_dir: str | None = None
   num_expert_partitions: int = 1
   num_model_partitions: int = 1

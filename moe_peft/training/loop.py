@@ -24,6 +24,7 @@ from moe_peft.data import provenance
 from moe_peft.models import dataset_ids
 from moe_peft.training import checkpoints
 from moe_peft.training import experiment as experiment_lib
+from moe_peft.training import method_settings
 from moe_peft.training import metrics as metrics_lib
 from moe_peft.training import progress as progress_lib
 from moe_peft.training import remat
@@ -90,6 +91,28 @@ def open_checkpoints(
   return checkpointer
 
 
+def notes_to_continue(
+    experiment: experiment_lib.Experiment,
+    checkpointer: checkpoints.Checkpointer,
+) -> dict[str, Any]:
+  """What checkpoints note of the data and the method of a run.
+
+  Raises:
+    errors.UserError: If they are not those of its newest checkpoint.
+  """
+  notes = {
+      'data': provenance.identities(experiment.mixture_or_task_name),
+      'method': method_settings.settings(),
+  }
+  if step := checkpointer.latest_step():
+    saved = checkpointer.restore_notes(step)
+    if not experiment.allow_changed_data:
+      provenance.check_identities(step, saved.get('data'), notes['data'])
+    if not experiment.allow_changed_method:
+      method_settings.check(step, saved.get('method'), notes['method'])
+  return notes
+
+
 def train(
     setup: experiment_lib.Setup,
     checkpointer: checkpoints.Checkpointer,
@@ -108,25 +131,22 @@ def train(
     early; then everything is saved.
 
   Raises:
-    errors.UserError: If the data are not those of the checkpoint, or if
+    errors.UserError: If data or method are not those of the checkpoint, or if
       MAX_SKIPPED_STEPS steps in a row, or the last ones, were not finite; no
       checkpoint of them is saved.
   """
   experiment = setup.experiment
   data = train_data(experiment)
-  notes = {'data': provenance.identities(experiment.mixture_or_task_name)}
+  notes = notes_to_continue(experiment, checkpointer)
   begun = {}
   first_step = checkpointer.latest_step() or 0
   if first_step:
-    saved = checkpointer.restore_notes(first_step)
-    if not experiment.allow_changed_data:
-      provenance.check_identities(first_step, saved.get('data'), notes['data'])
     state = checkpointer.restore(
         first_step, train_step.abstract_state(setup), data
     )
     if first_step >= experiment.train_steps:
       return state
-    begun = saved.get('log')
+    begun = checkpointer.restore_notes(first_step).get('log')
   else:
     state = train_step.init_state(setup)
     if not experiment.train_steps:

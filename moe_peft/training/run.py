@@ -156,6 +156,7 @@ class _Session:
     )
     self._lock = run_lock.take(self._dir)
     self._checkpointer = loop.open_checkpoints(self._setup, alone=True)
+    loop.notes_to_continue(experiment, self._checkpointer)  # Or all stays.
     self._evaluator = scoring.make_evaluator(self._setup)
     step = self._checkpointer.latest_step() or 0
     # The last evaluation is made again whenever the run is.
@@ -212,8 +213,7 @@ class _Session:
     console.print(schedules.describe(
         self._experiment.learning_rate, self._experiment.train_steps
     ))
-    step = self._checkpointer.latest_step()
-    if step:
+    if step := self._checkpointer.latest_step():
       console.print(f'Continuing from step {step}.')
 
   def _evaluate(

@@ -9,11 +9,13 @@ import os
 import shutil
 import signal
 
+import gin
 import jax
 import numpy as np
 import pytest
 
 from moe_peft import errors
+from moe_peft import gin_files
 from moe_peft.core import trainable
 from moe_peft.data import local
 from moe_peft.data import provenance
@@ -23,6 +25,7 @@ from moe_peft.training import checksums
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import hosts
 from moe_peft.training import loop
+from moe_peft.training import method_settings
 from moe_peft.training import metrics
 from moe_peft.training import train_step
 from tests import refusals
@@ -344,6 +347,53 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path):
   _, state, _ = train(experiment(3, ALLOW_CHANGED_DATA=True))
   assert int(state.step) == 3
   train(experiment(3))  # Those are its data now.
+
+
+@pytest.mark.slow
+def test_a_run_does_not_go_on_with_another_method(tmp_path):
+  """What changes no shape is compared, and config.gin stays that of the run."""
+
+  def go_on(steps, method='molora_topk', **bindings):
+    experiment = tiny.experiment(
+        tmp_path, method, NUM_EXPERTS=4, SITES='.*/query', TRAIN_STEPS=steps,
+        **bindings,
+    )
+    return train(experiment)
+
+  go_on(2)
+  with refusals.refused('ALPHA', 'step 2', '16.0', '8.0', 'CHANGED_METHOD'):
+    go_on(3, ALPHA=8.0)
+  with refusals.refused('NORMALIZE', 'not set'):
+    go_on(3, 'molora')
+  _, state, _ = go_on(3, ALPHA=16, LEARNING_RATE=1e-4, CHECKPOINT_PERIOD=7)
+  assert int(state.step) == 3
+  go_on(4, ALPHA=8.0, ALLOW_CHANGED_METHOD=True)
+  with refusals.refused('ALPHA', 'step 4', '8.0', '16.0'):
+    go_on(5)  # The other one is its method now.
+
+
+def test_of_a_method_what_differs_is_named():
+  then = {'ALPHA': '16.0', 'routing.Router.select': '@selection.TopK()'}
+  check = lambda now: method_settings.check(7, then, {**then, **now})
+  check({'ALPHA': '16'})
+  method_settings.check(7, None, then)  # Saved by an older version.
+  with refusals.refused('ALPHA', 'step 7', '16.0', '8'):
+    check({'ALPHA': '8', 'routing.Router.select': '@selection.Soft()'})
+  with refusals.refused('routing.Router.select', '@selection.Soft()'):
+    check({'routing.Router.select': '@selection.Soft()'})
+
+
+def test_the_settings_of_a_method_are_what_its_rules_reach(tmp_path):
+  tiny.load(tmp_path, 'sira', WARMUP_STEPS=1)
+  found = method_settings.settings()
+  assert {'ALPHA', 'CAPACITY_FACTOR', 'GATE_DROPOUT', 'AUX_LOSS_FACTOR'} <= {
+      *found
+  }
+  assert not {'TRAIN_STEPS', 'MODEL', 'WARMUP_STEPS', 'EVAL_PERIOD'} & {*found}
+  # Those of the run's own config.gin are the same.
+  (tmp_path / 'config.gin').write_text(gin.config_str())
+  gin_files.load_gin([str(tmp_path / 'config.gin')])
+  assert method_settings.settings() == found
 
 
 @pytest.mark.slow
