@@ -334,6 +334,7 @@ def test_executions_agree(case):
   run(mixtures.executions, case)
 
 
+@pytest.mark.slow
 @variants
 def test_scan_equals_unrolled(case):
   layers.compare(
@@ -341,6 +342,7 @@ def test_scan_equals_unrolled(case):
   )
 
 
+@pytest.mark.slow
 def test_jit_equals_eager(case):
   want, _ = case.subject.evaluate(case.subject.moved, case.subject.batch)
   got, _ = tiny.call(
@@ -369,6 +371,7 @@ def grads_of(case, network):
   return value, flatten(grads)
 
 
+@pytest.mark.slow
 @variants
 def test_remat_equals_none(case):
   want, want_grads = grads_of(case, case.subject.module)
@@ -400,6 +403,7 @@ def test_full_fine_tuning_trains_everything():
   assert trained and not frozen
 
 
+@pytest.mark.slow
 def test_expert_choice_refuses_decoders():
   load(TABLE['expert_choice'], SITES='.*/decoder/.*/wo|decoder/.*/wo')
   base = tiny_network.Network()

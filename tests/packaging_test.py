@@ -96,6 +96,7 @@ def test_the_lock_file_resolves():
   )
 
 
+@pytest.mark.slow
 def test_importing_the_package_loads_no_other_framework():
   code = (
       'import sys, moe_peft\n'

@@ -110,6 +110,7 @@ def test_a_check_finds_what_breaks_it(check, mutant, options, says):
     check(tiny.adapted(mutant, **options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('method', 'options'),
     [(molora.MoLoRA, OPTIONS), (lora.LoRA, {'rank': 2}), (ia3.IA3, {}),

@@ -60,6 +60,7 @@ class BySize(molora.MoLoRA):
     return outputs + (adapted - outputs) / devices
 
 
+@pytest.mark.slow
 def test_a_router_without_a_gradient_is_found():
   subject = tiny.adapted(molora.MoLoRA, router_factory=Deaf, **OPTIONS)
   with pytest.raises(outcome.Failure, match='router/kernel'):

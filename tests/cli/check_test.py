@@ -39,6 +39,7 @@ def run(args, capsys):
   return status, capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_row_for_each_check_and_a_sum(capsys, monkeypatch):
   def fail(subject):
     raise outcome.Failure('They differ by 3 [of 4].')

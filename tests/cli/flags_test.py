@@ -153,6 +153,7 @@ def test_help_is_quick_and_loads_no_jax():
   assert result.stdout.count('example') >= len(ALL)
 
 
+@pytest.mark.slow
 def test_a_user_error_costs_no_trace():
   result = subprocess.run(
       [sys.executable, '-m', 'moe_peft.train', '--gin_file=nowhere.gin'],

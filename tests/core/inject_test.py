@@ -82,6 +82,7 @@ def test_whole_tree_of_new_parameters():
     np.testing.assert_array_equal(params[path], value)
 
 
+@pytest.mark.slow
 def test_logical_axes():
   axes = flat(init(adapted(inject.OutputRule('.*/wo', MOLORA)))['params_axes'])
   path = 'decoder/layers_1/mlp/wo/adapter'
@@ -397,6 +398,7 @@ def test_tokens_inside_a_jitted_model_that_looks_attributes_up():
   assert Probe.seen['wo'][3].valid.shape == (2, 5)
 
 
+@pytest.mark.slow
 def test_stock_flax_layers():
   class Net(nn.Module):
     @nn.compact

@@ -100,6 +100,7 @@ def test_a_batch_lies_on_all_devices():
   assert shards == {(1, 4)}
 
 
+@pytest.mark.slow
 def test_every_parameter_has_a_layout_and_experts_are_split(tmp_path):
   setup = experiment_lib.prepare(
       tiny.experiment(tmp_path, NUM_EXPERT_PARTITIONS=4,

@@ -149,6 +149,7 @@ def test_a_network_reads_the_floats(tmp_path, kind, options):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['float32', 'nf4'])
 def test_one_array_of_a_base_is_in_memory_at_a_time(
     tmp_path, monkeypatch, kind

@@ -98,6 +98,7 @@ def test_the_id_0_is_a_token_like_others():
   assert row['decoder_input_tokens'][:5].tolist() == [0, 3, 0, 0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('bos_id', 'weighted'), [(None, True), (0, False), (5, True)]
 )

@@ -30,6 +30,7 @@ from tests.experts import banks
 from tests.hf import adapted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('family', ['t5', 'llama'])
 @pytest.mark.parametrize('layout', ['t5', 'scan'])
 def test_loras_of_other_ranks_scales_and_sites_become_one_bank(

@@ -46,6 +46,7 @@ def test_a_base_with_the_lora_is_the_merged_model(tmp_path, method):
     )
 
 
+@pytest.mark.slow
 def test_what_is_not_one_lora_is_refused(tmp_path):
   pytest.importorskip('gguf')
   for method in ('molora', 'ia3'):

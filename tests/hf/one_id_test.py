@@ -100,6 +100,7 @@ def test_an_id_without_features_is_the_base():
   assert one_id.of(trained, 1, 'second').params
 
 
+@pytest.mark.slow
 def test_what_is_no_lora_of_one_id_is_refused():
   scanned = network(num_layers=2, scan_layers=True)
   for module, word in (

@@ -99,6 +99,7 @@ def test_consistency_is_zero_without_randomness():
   np.testing.assert_allclose(consistency_of('.*/wo', adapter), 0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_consistency_compares_two_draws():
   router = functools.partial(
       routing.Router, scores=adamix.NoScores(), select=adamix.RandomChoice(k=1)

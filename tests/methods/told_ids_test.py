@@ -8,6 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from moe_peft.core import routing
 from moe_peft.core import tokens as tokens_lib
@@ -66,6 +67,7 @@ def test_counts_are_those_of_the_released_code():
     assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == number
 
 
+@pytest.mark.slow
 def test_moelora_of_liu_weighs_experts_by_an_embedding():
   adapter = moelora(dropout=0.0)
   params = filled(adapter)
@@ -82,6 +84,7 @@ def test_moelora_of_liu_weighs_experts_by_an_embedding():
   assert moelora(rank_stabilized=True).scale == 16 / 4
 
 
+@pytest.mark.slow
 def test_mtl_lora_turns_and_weighs():
   adapter = mtl()
   params = filled(adapter)

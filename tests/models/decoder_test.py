@@ -319,6 +319,7 @@ def test_beams_of_rows_with_prompts_of_different_lengths():
   assert not np.array_equal(together[0], together[1])
 
 
+@pytest.mark.slow
 def test_packed_examples_equal_the_same_examples_alone():
   first, second = tokens(batch=1, length=4), tokens(batch=1, length=5, seed=1)
   packed = jnp.concatenate([first, second, jnp.zeros((1, 3), jnp.int32)], 1)
@@ -346,6 +347,7 @@ def test_packed_rows_cannot_be_decoded():
     )
 
 
+@pytest.mark.slow
 def test_loss_and_score_count_the_targets_only():
   """Features as `converters.RowConverter` makes them."""
   params = variables()['params']

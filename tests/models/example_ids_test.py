@@ -127,6 +127,7 @@ def test_packed_examples_are_told_their_own_ids(kind):
   assert np.abs(alone - changed).min() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['t5', 'decoder'])
 @pytest.mark.parametrize('num_beams', [1, 2])
 def test_generation_is_told_ids(kind, num_beams):

@@ -227,6 +227,7 @@ def test_float32_logits_keep_precision_in_bfloat16():
   assert abs(values[True] - expected) < 0.004
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', [jnp.float16, jnp.bfloat16])
 def test_rows_that_see_nothing_stay_finite(dtype):
   """Padding sees nothing, and -1e10 is no number of float16."""

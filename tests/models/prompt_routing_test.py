@@ -126,6 +126,7 @@ def test_packed_examples_have_their_own_prompts():
   np.testing.assert_allclose(logits[:, 4:9], alone, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('scan', [False, True])
 def test_generation_with_a_cache_equals_full_passes(scan):
   """Prompts of different lengths, one of them empty."""

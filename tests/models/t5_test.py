@@ -276,6 +276,7 @@ def cached_logits(config, inputs, shifted):
   return variables['cache'], jnp.swapaxes(logits, 0, 1)
 
 
+@pytest.mark.slow
 @BOTH
 def test_cached_decoding_equals_teacher_forcing(config):
   """Longer than 16 + 1 tokens, so that shared buckets are used."""

@@ -43,6 +43,7 @@ def objective(features, kernel, weights, targets):
   return jnp.sum(losses * weights), scores
 
 
+@pytest.mark.slow
 def test_scores_and_gradients_are_the_same(parts):
   """Also that of the output layer, with z-loss and smoothing; 13 is prime."""
   features, kernel, weights, targets = case()

@@ -4,6 +4,7 @@
 
 import jax
 import numpy as np
+import pytest
 import seqio
 
 from moe_peft.core import partitioning
@@ -30,6 +31,7 @@ def _evaluator(experiment, num_examples=16):
   )
 
 
+@pytest.mark.slow
 def test_the_same_parameters_do_not_drift_and_others_do(tmp_path):
   setup = experiment_lib.prepare(
       tiny.experiment(tmp_path, SITES='.*/mlp/wo')

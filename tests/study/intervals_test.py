@@ -134,6 +134,7 @@ def test_they_are_of_the_tasks_that_count_or_there_are_none():
   assert intervals.difference(same, same) == (0.0, 0.0)
 
 
+@pytest.mark.slow
 def test_claims_print_them_and_decide_by_seeds():
   rng = np.random.default_rng(3)
   both = [(rng.random((4, 200)) < chance) * 1.0 for chance in (0.3, 0.6)]

@@ -92,6 +92,7 @@ def test_every_method_keeps_to_a_budget_and_uses_it(method):
   assert trained(run.build()) > allowed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'method,macro,value,number',
     # arXiv 2309.05444: T5-Large with MoLoRA 10 x 4 and MoV-30, to the last.
@@ -122,6 +123,7 @@ def test_a_share_is_of_the_base(capsys):
   assert re.search('^RANK = 5$', gin.config_str(), re.M)
 
 
+@pytest.mark.slow
 def test_a_scale_stays_whatever_rank_the_budget_chooses(capsys):
   load('lora', PARAM_BUDGET=0.05, SCALE=0.5)
   run.build()
@@ -138,6 +140,7 @@ def test_a_scale_stays_whatever_rank_the_budget_chooses(capsys):
     run.build()
 
 
+@pytest.mark.slow
 def test_a_budget_that_is_not_filled_is_said_to_be_unequal(capsys):
   # SMoE-Dropout's steps of one rank are large: 78 % of a fifth of the base.
   load('smoe_dropout', PARAM_BUDGET=0.2, NUM_EXPERTS=8, FIRST_K=2,

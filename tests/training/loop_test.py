@@ -74,6 +74,7 @@ def assert_bit_equal(actual, expected):
     )
 
 
+@pytest.mark.slow
 def test_only_adapters_train_and_the_base_keeps_its_bits(trained):
   _, setup, state, rows = trained
   assert all(trainable.is_adapter(name) for name in state.params)

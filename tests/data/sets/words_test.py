@@ -49,12 +49,10 @@ def test_adaptation_tasks_are_not_pretrained():
     assert len(adapted) >= 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('name', 'pack'),
-    [
-        pytest.param('tiny_pretrain', True, marks=pytest.mark.slow),
-        ('word_adaptation', False),
-    ],
+    [('tiny_pretrain', True), ('word_adaptation', False)],
 )
 def test_mixtures_train(name, pack):
   (batch,) = _take(_batches(name, seed=0, pack=pack), 1)
@@ -105,14 +103,8 @@ def test_restored_iterators_continue(name, pack, tmp_path):
   assert not _equal(expected, _take(_batches(name, seed=5, pack=pack), 3))
 
 
-@pytest.mark.parametrize(
-    'name',
-    [
-        pytest.param('span_strings', marks=pytest.mark.slow),
-        'past_tense',
-        'word_form',
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['span_strings', 'past_tense', 'word_form'])
 def test_measured_lengths_hold(name):
   record = registration.RECORDS[name]
   task = catalog.get_task_or_mixture(name)
