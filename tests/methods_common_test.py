@@ -46,7 +46,7 @@ class Row:
     macros: Small sizes, by macro.
     identity: Tolerance of the identity at initialization; None: not an
       identity, as the released code.
-    layers: Of each stack of the network, less to compile.
+    layers: Of each stack of the network: two where a scan, or depth, matters.
     like: A row whose program this one has, with other constants, optimizers or
       values to begin with: what holds of that one holds of it.
   """
@@ -54,7 +54,7 @@ class Row:
   file: str
   macros: dict[str, Any]
   identity: float | None = 0.0
-  layers: int = 2
+  layers: int = 1
   like: str | None = None
 
 
@@ -74,7 +74,7 @@ BANK = {
 }
 TABLE = {
     'lora': Row('lora', {**SITES, 'RANK': 2}),
-    'ia3': Row('ia3', {'SITES': '.*/(key|act)'}),
+    'ia3': Row('ia3', {'SITES': '.*/(key|act)'}, layers=2),
     'mov': Row('mov', VECTORS),
     'mov_wo': Row('mov_wo', {'NUM_EXPERTS': 3}),
     'mov_topk': Row('mov_topk', VECTORS),
@@ -83,7 +83,7 @@ TABLE = {
         {**VECTORS, 'NORMALIZE': False, 'RESIDUAL': False},
         identity=None,
     ),
-    'molora': Row('molora', SMALL),
+    'molora': Row('molora', SMALL, layers=2),
     'molora_topk': Row('molora_topk', SMALL),
     'molora_topk, released': Row(
         'molora_topk', {**SMALL, 'NORMALIZE': False}
@@ -100,40 +100,39 @@ TABLE = {
             'GROWTH_STEPS': None,
         },
     ),
-    'adamix': Row('adamix', SMALL),
-    'moelora': Row('moelora', SMALL),
+    'adamix': Row('adamix', SMALL, layers=2),
+    'moelora': Row('moelora', SMALL, layers=2),
     'adamole': Row('adamole', SMALL),
     'hydralora': Row('hydralora', SMALL),
-    'mosld': Row('mosld', {**DEPTH, 'EXPERTS_BY_DEPTH': (3, 2)}),
+    'mosld': Row('mosld', {**DEPTH, 'EXPERTS_BY_DEPTH': (3, 2)}, layers=2),
     'smora': Row(
-        'smora', {**SITES, 'NUM_EXPERTS': 6, 'NUM_SELECTED_EXPERTS': 2}
+        'smora', {**SITES, 'NUM_EXPERTS': 6, 'NUM_SELECTED_EXPERTS': 2},
+        layers=2,
     ),
     'mode': Row('mode', SMALL),
-    'mola': Row('mola', DEPTH),
-    'mixlora': Row('mixlora', BLOCK),
+    'mola': Row('mola', DEPTH, layers=2),
+    'mixlora': Row('mixlora', BLOCK, layers=2),
     'bottleneck': Row('bottleneck', SMALL),
     'expert_choice': Row('expert_choice', ENCODER),
-    'dora': Row('dora', {**ONE, 'RANK': 2}, layers=1),
-    'pissa': Row('pissa', {**ONE, 'RANK': 2}, layers=1),
+    'dora': Row('dora', {**ONE, 'RANK': 2}),
+    'pissa': Row('pissa', {**ONE, 'RANK': 2}),
     'milora': Row('milora', {**ONE, 'RANK': 2}, like='pissa'),
     'olora': Row('olora', {**ONE, 'RANK': 2}, like='pissa'),
-    'mica': Row('mica', {**ONE, 'RANK': 2}, layers=1),
-    'goat': Row('goat', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2}, layers=1),
+    'mica': Row('mica', {**ONE, 'RANK': 2}),
+    'goat': Row('goat', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2}),
     'rslora': Row('rslora', {**SITES, 'RANK': 2}, like='lora'),
     'lora_fa': Row('lora_fa', {**SITES, 'RANK': 2}, like='lora'),
     'molora_lossfree': Row(
         'molora_lossfree',
         {**ONE, 'NUM_EXPERTS': 4, 'RANK': 2, 'NUM_SELECTED_EXPERTS': 2},
-        layers=1,
     ),
     'loraplus': Row('loraplus', {**SITES, 'RANK': 2}, like='lora'),
-    'mlae': Row('mlae', {**ONE, 'RANK': 3}, layers=1),
-    'ttlora': Row('ttlora', {**ONE, 'RANK': 2}, layers=1),
-    'comol': Row('comol', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2}, layers=1),
-    'modula': Row('modula', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2}, layers=1),
+    'mlae': Row('mlae', {**ONE, 'RANK': 3}),
+    'ttlora': Row('ttlora', {**ONE, 'RANK': 2}),
+    'comol': Row('comol', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2}),
+    'modula': Row('modula', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2}),
     'ldmole': Row(
         'ldmole', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2, 'LAMBDA_UNITS': 3},
-        layers=1,
     ),
     'dynmole': Row(
         'dynmole',
@@ -141,29 +140,24 @@ TABLE = {
             **ONE, 'NUM_EXPERTS': 4, 'RANK': 2, 'NUM_SELECTED_EXPERTS': 1,
             'ENTROPY_THRESHOLD': 1.2,
         },
-        layers=1,
     ),
-    'mor_lora': Row('mor_lora', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2}, layers=1),
+    'mor_lora': Row('mor_lora', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2}),
     'flylora': Row(
         'flylora', {**ONE, 'NUM_EXPERTS': 6, 'NUM_SELECTED_EXPERTS': 2},
-        layers=1,
     ),
     'molora_orthogonal': Row(
         'molora_orthogonal', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2},
-        layers=1,
     ),
     'riemannian': Row(
         'riemannian',
         {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2, 'NUM_SELECTED_EXPERTS': 2},
-        layers=1,
     ),
-    'lora_id': Row('lora_id', TOLD, layers=1),
-    'molora_id': Row('molora_id', TOLD, layers=1),
-    'moelora_id': Row('moelora_id', TOLD, layers=1),
-    'mtl_lora': Row('mtl_lora', TOLD, layers=1),
+    'lora_id': Row('lora_id', TOLD),
+    'molora_id': Row('molora_id', TOLD),
+    'moelora_id': Row('moelora_id', TOLD),
+    'mtl_lora': Row('mtl_lora', TOLD),
     'flix': Row(
         'flix', {**TOLD, 'FEATURES': (('a', 'b'), ('b', 'c'), ('c',))},
-        layers=1,
     ),
     'bank': Row('bank', SMALL, like='molora'),
     'bank_topk': Row('bank_topk', SMALL, like='molora_topk'),
@@ -230,7 +224,7 @@ def flatten(tree):
   return traverse_util.flatten_dict(tree, sep='/')
 
 
-def adapted(layers=2, **options):
+def adapted(layers=1, **options):
   """The network with the adapters that gin describes."""
   base = tiny_network.Network(tiny_network.Config(
       num_encoder_layers=layers, num_decoder_layers=layers, **options
@@ -238,7 +232,7 @@ def adapted(layers=2, **options):
   return gin.get_configurable(inject.AdaptedModule)(module=base)
 
 
-def subject(layers=2):
+def subject(layers=1):
   """What is checked of the method that gin describes."""
   told = 'EXAMPLE_IDS' in gin_files.macros()
   return tiny.subject(
