@@ -39,6 +39,15 @@ def write(path: str | os.PathLike, data: str | bytes) -> None:
     raise
 
 
+def remove_partial(folder: pathlib.Path) -> None:
+  """Removes what killed processes have left of files, wherever they lie within.
+
+  Only for a process that no other one writes beside.
+  """
+  for partial in folder.rglob('*.partial'):
+    partial.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def new_folder(
     path: pathlib.Path, where: str, force: bool = False

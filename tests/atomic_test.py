@@ -3,6 +3,7 @@
 """Tests of files that are there whole or not at all."""
 
 import os
+import pathlib
 import shutil
 
 import pytest
@@ -30,6 +31,18 @@ def test_failure_leaves_the_old_file_and_nothing_partial(tmp_path):
     atomic.write(tmp_path / 'folder', 'a file cannot replace a folder')
   assert target.read_text() == 'old'
   assert {entry.name for entry in tmp_path.iterdir()} == {'a', 'folder'}
+
+
+def test_what_a_kill_has_left_of_a_file_goes(tmp_path, monkeypatch):
+  (tmp_path / 'routing').mkdir()
+  with monkeypatch.context() as killed, pytest.raises(ZeroDivisionError):
+    killed.setattr(os, 'fsync', lambda file: 1 / 0)
+    killed.setattr(pathlib.Path, 'unlink', lambda *args, **options: None)
+    atomic.write(tmp_path / 'routing' / 'a', 'one')
+  assert len(list((tmp_path / 'routing').iterdir())) == 1
+  atomic.write(tmp_path / 'b', 'two')
+  atomic.remove_partial(tmp_path)
+  assert [x.name for x in tmp_path.rglob('*') if x.is_file()] == ['b']
 
 
 def test_a_folder_appears_when_it_is_whole(tmp_path):

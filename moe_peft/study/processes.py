@@ -120,7 +120,8 @@ class _Children:
     if status and self.stopped:
       raise Stopped(self.stopped)
     if status:
-      last = log.read_text(encoding='utf-8').strip().split('\n')[-2:]
+      said = log.read_text(encoding='utf-8', errors='replace')
+      last = said.strip().split('\n')[-2:]
       raise errors.UserError(
           f'The {self._what} ended with status {status}: {" ".join(last)}',
           folder,
@@ -132,11 +133,13 @@ def _lock(stream: TextIO, folder: Path, what: str) -> None:
   """Holds a file until its last process ends, or refuses one that is held."""
   try:
     fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except OSError as error:
+  except BlockingIOError as error:
     raise errors.UserError(
         f'Another process is at work on this {what}.', folder,
         'Wait for that process, or end it.',
     ) from error
+  except OSError:
+    pass  # A file system without locks.
 
 
 def _shares(jobs: int) -> list[set[int]]:
