@@ -39,13 +39,15 @@ def write(path: str | os.PathLike, data: str | bytes) -> None:
     raise
 
 
-def remove_partial(folder: pathlib.Path) -> None:
-  """Removes what killed processes have left of files, wherever they lie within.
+def remove_partial(*folders: pathlib.Path) -> None:
+  """Removes what killed processes have left of files that `write` writes.
 
-  Only for a process that no other one writes beside.
+  Only for a process that no other one writes beside, and not in folders within:
+  they may be those of others.
   """
-  for partial in folder.rglob('*.partial'):
-    partial.unlink(missing_ok=True)
+  for folder in folders:
+    for partial in folder.glob(f'*.*.{"[0-9a-f]" * 8}.partial'):
+      partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -155,7 +155,9 @@ class _Session:
         experiment, checks=(train_step.check, scoring.check)
     )
     self._lock = run_lock.take(self._dir)
-    atomic.remove_partial(self._dir)
+    atomic.remove_partial(
+        self._dir, self._dir / 'metrics', self._dir / snapshot_files.FOLDER
+    )
     self._checkpointer = loop.open_checkpoints(self._setup, alone=True)
     loop.notes_to_continue(experiment, self._checkpointer)  # Or all stays.
     self._evaluator = scoring.make_evaluator(self._setup)
