@@ -110,5 +110,5 @@ def _move_away(path: pathlib.Path) -> None:
 
 
 def _unique() -> str:
-  """What no other process has: in containers all have the same few ids."""
+  """A text that no other process has; in containers process ids repeat."""
   return f'{os.getpid()}.{secrets.token_hex(4)}'

@@ -43,7 +43,7 @@ class MethodFile:
     """Reads a file.
 
     Args:
-      name: Of a file of gin/methods/, as 'molora', or the path of one's own.
+      name: Name of a file of gin/methods/, as 'molora', or the path of another.
 
     Raises:
       errors.UserError: There is no such file, or it cannot be read by itself.

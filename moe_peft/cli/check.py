@@ -34,7 +34,7 @@ _FLAGS = (
     '--xla_backend_optimization_level=0',
     '--xla_llvm_disable_expensive_passes=true',
 )
-# Two axes of a mesh may be of two or three parts, and two are for data.
+# Devices for which an axis of a mesh, or two, may have two or three parts.
 _DEVICES = 18
 
 

@@ -11,7 +11,7 @@ import rich.text
 
 from moe_peft.cli import flags
 
-# Around what is learned, where there are no colors.
+# They stand around what is learned where a terminal has no colors.
 MARKS = ('⟦', '⟧')
 _STYLES = {
     (False, False): 'dim',

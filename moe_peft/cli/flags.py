@@ -40,7 +40,8 @@ class Parser(argparse.ArgumentParser):
       flag, equals, value = arg.partition('=')
       path = value if equals and flag.startswith('-') else arg
       user = path.partition('/')[0]
-      # A text, as of --system, may begin so too; names of users have no space.
+      # A text, as that of --system, may also begin with ~. Names of users have
+      # no space.
       if ' ' not in user and os.path.expanduser(user).startswith('~'):
         raise errors.UserError(
             'There is no such user.', arg, 'Write the path without ~.'
@@ -207,8 +208,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
   try:
     import absl.logging
 
-    # SeqIO and Orbax log much that helps nobody here, and traces of errors
-    # that they raise as well.
+    # SeqIO and Orbax log much that helps nobody here, such as tracebacks of
+    # errors that they also raise.
     absl.logging.set_verbosity(absl.logging.FATAL)
     status = main(rewrite_gin_args(args)) or 0
     sys.stdout.flush()

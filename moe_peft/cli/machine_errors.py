@@ -12,7 +12,7 @@ from moe_peft import errors
 
 # How XLA begins to say that memory is not enough.
 _NO_MEMORY = 'RESOURCE_EXHAUSTED'
-# What a disk says that takes no more, and one that does not give what it has.
+# Errors of a disk that takes no more, and of files that cannot be opened.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 _CLOSED = {
     errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ELOOP,
@@ -21,12 +21,12 @@ _CLOSED = {
 
 
 def explain(error: BaseException) -> errors.UserError | None:
-  """The error for users that says so; None for errors of another kind."""
+  """The user's error for a device or disk that fails; None for others."""
   return _of_device(error) or _of_disk(error)
 
 
 def _of_device(error: BaseException) -> errors.UserError | None:
-  """A device whose memory is not enough."""
+  """The error for a device whose memory is not enough."""
   jax = sys.modules.get('jax')  # It is not imported for this.
   if jax is None or not isinstance(error, jax.errors.JaxRuntimeError):
     return None

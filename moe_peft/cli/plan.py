@@ -71,7 +71,7 @@ def _memory() -> str:
 
 
 def _load(args: argparse.Namespace) -> Any:
-  """What of the run that the gin files describe a plan needs."""
+  """Whatever a plan needs of the run that the gin files describe."""
   if args.t5x:
     from moe_peft.t5x import planning as t5x_planning
 

@@ -99,7 +99,7 @@ def make_report(
 
 
 def _first_lines(message: str) -> str:
-  """What of the compiler's error says how much is needed."""
+  """The lines of the compiler's error that say how much is needed."""
   lines = [line.strip() for line in message.splitlines() if line.strip()]
   return ' '.join(lines[:2])[:400]
 
@@ -132,7 +132,7 @@ def memory(program: step_program.StepProgram, stats: Any) -> dict[str, Any]:
       'total': sum(kinds.values()),
       'state': costs.bytes_on_device(donated),
       'aliased': stats.alias_size_in_bytes,
-      # Without sharding of adapters and optimizer.
+      # What they would take if adapters and optimizer were not sharded.
       'replicated_state': sum(
           math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state)
       ),

@@ -34,7 +34,7 @@ _RUN = 'gin/runs/finetune.gin'
 _BATCH_SIZE = 16
 _EPOCHS = 3
 _MOST_STEPS = 1000
-# Rows of lengths are multiples of it.
+# Lengths of rows are multiples of it.
 _LENGTH_STEP = 16
 _LONGEST = 2048
 # Shares of the base that adapters get at least and at most.
@@ -215,7 +215,7 @@ def _sizes(record, lengths) -> dict[str, tuple[Any, str]]:
 
 
 def _parts(experiment, batch: int) -> tuple[int, int]:
-  """In how many parts a batch fits into memory, and the bytes of that."""
+  """Into how many parts a batch must be cut, and the memory that it takes."""
   base, whole = _bytes(experiment)
   free, per_row = _memory(), max(whole - base, 1) / experiment.batch_size
   rows = int((_SHARE_OF_MEMORY * free - base) / per_row)

@@ -96,8 +96,8 @@ class Program:
     )
     if known:
       return int(known[1])
-    # TPU programs do not say it; the condition compares an element of the
-    # loop's tuple with a constant, and a constant is what it starts from.
+    # TPU programs do not say it. Their condition compares an element of the
+    # loop's tuple with a constant, and the element starts from a constant.
     condition = [
         executed.instruction
         for executed in self._walk(loop.called_computation_ids[1], 1)

@@ -21,7 +21,7 @@ _SUMMARY = (
     'bound s', 'compile s',
 )
 
-# Printed on one line each, as wide as the terminal.
+# Notes under a table; each is printed on one line, as wide as the terminal.
 _NOTES = (
     'Nothing was run or measured: all of this is what the TPU compiler says.',
     'memory: GiB of HBM of one device. other: batch, padding of layouts, '

@@ -206,7 +206,7 @@ def _metric_fns(
 
 
 def _policy(too_long: str | None, ranked: bool) -> str:
-  """What becomes of examples that are too long."""
+  """How examples that are too long are treated."""
   too_long = lengths.check_policy(
       too_long or (lengths.ERROR if ranked else lengths.DROP),
       _argument('too_long'),

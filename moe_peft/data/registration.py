@@ -127,13 +127,13 @@ class TaskRecord:
 
 
 def _sha256(file: str) -> str:
-  """Of a file on a disk or in a bucket."""
+  """The hash of a file on a disk or in a bucket."""
   with tf.io.gfile.GFile(file, 'rb') as opened:
     return hashlib.sha256(opened.read()).hexdigest()
 
 
 RECORDS: dict[str, TaskRecord] = {}
-# With what tasks and mixtures were registered: gin may ask several times.
+# Settings that tasks and mixtures were registered with: gin may ask repeatedly.
 _settings: dict[str, Mapping[str, Any]] = {}
 
 

@@ -46,7 +46,7 @@ class Source:
 
   @functools.cached_property
   def sha256(self) -> str:
-    """Of all files together."""
+    """The hash of all files together."""
     digest = hashlib.sha256()
     for file in self.files:
       digest.update(packages.sha256(file).encode())

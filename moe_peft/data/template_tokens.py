@@ -44,7 +44,7 @@ class TemplateTokens:
       place: str = '',
       add_generation_prompt: bool = False,
   ) -> tuple[str, list[tuple[int, int]]]:
-    """As of `ChatTemplate`; special tokens within messages are marked."""
+    """As `ChatTemplate.render`, with special tokens within messages marked."""
     if not self.vocabulary.special_tokens_in_text:
       messages, tools, variables = map(
           self._mark, (messages, tools, variables)
@@ -189,8 +189,9 @@ def make(
   """The template of a model with its tokenizer.
 
   Args:
-    vocabulary: Of the model; the template lies beside its `tokenizer.json`.
-    template: Instead of that: 'chatml', or the path of another template.
+    vocabulary: Vocabulary of the model, whose template lies beside its
+      `tokenizer.json`.
+    template: 'chatml' or the path of a template, in place of the model's.
     date: The day that templates see as today.
 
   Raises:

@@ -17,9 +17,10 @@ import zlib
 
 from moe_peft import errors
 
-# Of a line of JSON: a file without line feeds is no JSON Lines.
+# Most characters of a line of JSON: a file without line feeds is no JSON Lines.
 _MAX_CHARACTERS = 10_000_000
-# Of a gzip file: texts shrink to a third, or a twentieth where they repeat.
+# Most that a gzip file may grow: texts shrink to a third, or to a twentieth
+# where they repeat.
 _MAX_RATIO = 100
 _MIN_UNZIPPED = 2**26
 _BYTE_ORDER_MARK = b'\xef\xbb\xbf'

@@ -22,8 +22,9 @@ _MAX_BYTES = 2**28  # The largest ones have a tenth of it.
 # How much longer a text may become: spaces become marks, and little more.
 _MAX_GROWTH = 1000
 _MAX_STAGES = 100
-# With letters that no vocabulary has, so that the unknown token is needed, and
-# a run of one letter, which some expressions cut in every way that there is.
+# A text to try a tokenizer with. It has letters that no vocabulary has, so that
+# the unknown token is needed, and a run of one letter, for which some regular
+# expressions need exponential time.
 _TEXT = f'Is it so? 12 a\u0301 ab\n\ue000 \U000f0000 {"a" * 60}!'
 
 

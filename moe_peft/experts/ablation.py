@@ -139,7 +139,7 @@ def leave_one_out(
   }
   most = max(sizes.values())
   compiled = loss_fn(model, mesh)
-  # Every call has the same shapes; masks that are not needed hide nothing.
+  # Every call has masks of the same shapes, so that one program serves all.
   everything = {s: np.ones((most, e), bool) for s, e in sizes.items()}
   evaluate = lambda masks: np.array([
       jax.device_get(compiled(params, dict(batch), masks))

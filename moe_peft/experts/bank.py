@@ -29,7 +29,7 @@ from moe_peft.hf import lazy_arrays
 from moe_peft.training import bases
 
 GIN_FILE = 'bank.gin'
-# What an imported base has besides its parameters.
+# Files of an imported base besides its parameters.
 _BASE_FILES = (
     *folders.TOKENIZER_FILES, folders.GENERATION_CONFIG, 'model.gin',
     import_base.HF_CONFIG_FILE, import_base.SOURCE_FILE,

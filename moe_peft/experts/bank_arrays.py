@@ -33,7 +33,7 @@ def singular(down: np.ndarray, up: np.ndarray, rank: int) -> Pair:
   down_q, down_r = np.linalg.qr(down.astype(np.float64))
   up_q, up_r = np.linalg.qr(up.T.astype(np.float64))
   left, sizes, right = np.linalg.svd(down_r @ up_r.T, full_matrices=False)
-  # What rounding leaves of a lower rank would be a direction of noise.
+  # Where the rank is lower, the rest is rounding: directions of noise.
   kept = sizes > sizes[0] * 1e-7 if sizes[0] > 0 else sizes > 0
   sizes, right = sizes * kept, right * kept[:, None]
   missing = rank - len(sizes)
@@ -90,7 +90,7 @@ def params(
 def flat(
     experts: Sequence[bank_experts.Expert], pairs: Sequence[Mapping[str, Pair]]
 ) -> dict[str, np.ndarray]:
-  """The same by paths without a scan."""
+  """The parameters of a bank, by the paths of layers that are not scanned."""
   found: dict[str, np.ndarray] = {}
   gated = all(expert.gates for expert in experts)
   for path, (down, _) in pairs[0].items():

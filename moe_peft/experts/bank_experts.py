@@ -36,8 +36,8 @@ GATES_FILE = 'gates.safetensors'
 _CARD = 'README.md'
 _LICENCE = re.compile(r'^license:\s*["\']?([\w.+-]{1,64})["\']?\s*$', re.M)
 _SCOPE = f'/{core_sites.ADAPTER_SCOPE}/'
-# Exactly these are `scale * lora_a @ lora_b`: DoRA or PiSSA, which are derived
-# from them, compute something else.
+# Adapters whose update is `scale * lora_a @ lora_b`. Subclasses are not among
+# them: DoRA and PiSSA compute something else.
 _PLAIN = (lora.LoRA, molora.MoLoRA, bank_method.GatedExpert)
 
 
@@ -120,7 +120,7 @@ def is_run(folder: Path) -> bool:
 
 
 def _scales(folder: Path, traced: Mapping[str, Any]) -> dict[str, float]:
-  """The factor of the update by path of the layer, of what is one LoRA."""
+  """The factor of each layer's update, by path, of a run that is one LoRA."""
   for path, site in traced.items():
     adapter = site.adapter
     if type(adapter) not in _PLAIN or site.router is not None:

@@ -123,7 +123,7 @@ def _open(split: str, rows: int) -> _Opened:
   with contextlib.closing(loop.open_checkpoints(setup)) as checkpointer:
     step = checkpointer.require_step()
     params = loop.restore_params(setup, checkpointer)
-  # Answer choices count as rows, and the right ones must be among them.
+  # Answer choices count as rows. The right ones must be among the rows.
   batches = scoring.make_evaluator(setup).first_rows(rows)
   return _Opened(setup, params, step, split, batches)
 

@@ -31,7 +31,8 @@ from moe_peft.training import train_step
 
 Params = Mapping[str, Any]
 
-# In nats: a pruned model differs from the masked one by rounding only.
+# Nats by which the losses of the pruned and the masked model may differ, which
+# is rounding only.
 _TOLERANCE = 1e-3
 
 

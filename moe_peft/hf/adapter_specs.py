@@ -47,7 +47,8 @@ from moe_peft.methods import smora
 from moe_peft.methods import spectral
 from moe_peft.methods import ttlora
 
-# Those of a kind differ in training, in routing and in what experts share.
+# What each adapter computes. Adapters of a kind differ in training, in routing
+# and in what experts share.
 _KINDS = {
     molora.MoLoRA: 'low_rank',
     lora.LoRA: 'low_rank',
@@ -90,7 +91,7 @@ _RULES = {
     inject.InputRule: ('vector',),
     inject.BlockRule: ('block',),
 }
-# What each kind has besides a router, by the names of the adapter's fields.
+# Options of each kind besides the router: fields of the adapter.
 _FIELDS = {
     'low_rank': ('rank', 'alpha'),
     'vector': ('residual',),

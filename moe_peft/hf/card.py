@@ -25,7 +25,7 @@ _ADAPTER = """\
 base = {auto}.from_pretrained({base})
 model = PeftModel.from_pretrained(base, folder)
 """
-# How each kind is loaded; those that are not here are not for transformers.
+# How each kind is loaded. Kinds that are not here are not for transformers.
 _LOAD = {
     'LORA': _ADAPTER,
     'IA3': _ADAPTER,
@@ -59,8 +59,8 @@ def write(
     notes: Paragraphs on what must be known, parity first.
   """
   library = 'transformers' if kind in ('merged', 'full') else 'peft'
-  # The name may come from a file of somebody else: it stands in one line here,
-  # and quoted where YAML or Python reads it.
+  # The name may come from somebody else's file: it is put on one line here, and
+  # quoted where YAML or Python reads it.
   base = ' '.join(trained.base_model.split())
   title = sites_lib.methods(sites) if sites else 'Fine-tuned'
   text = _front_matter(trained, base, sites, kind, library)

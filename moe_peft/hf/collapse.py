@@ -33,7 +33,7 @@ from moe_peft.hf import trained as trained_lib
 
 _BATCH_SIZE = 16
 _logger = logging.getLogger(__name__)
-# One row of so many is held out.
+# One of so many rows is held out.
 _HELD_OUT = 4
 # Nats a target token that a collapsed model may lose before the command says
 # that it is not worth it: 2 % of perplexity.

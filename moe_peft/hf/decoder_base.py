@@ -101,8 +101,8 @@ def to_hf(
 
   Args:
     config: The model.
-    hf_config: That of the imported base, of either version; empty if it has
-      none.
+    hf_config: The `config.json` of the imported base, of either version; empty
+      if it has none.
 
   Raises:
     errors.UserError: If no family has such a model.

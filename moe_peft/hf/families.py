@@ -57,7 +57,7 @@ def _attention_bias(fields: base_config.Fields) -> dict[str, Any]:
 def _layers(
     fields: base_config.Fields, default: Sequence[str]
 ) -> dict[str, Any]:
-  """What layers see: by `layer_types`, else `default` over and over."""
+  """How far each layer sees: by `layer_types`, or else `default` repeated."""
   pattern, types = tuple(default), fields.get('layer_types')
   if types is not None:
     num_layers = _num_layers(fields)
@@ -77,7 +77,8 @@ def _layers(
 
 
 def _num_layers(fields: base_config.Fields) -> int:
-  # Ten times those of the deepest models: what is said layer by layer is read.
+  # The limit is ten times the layers of the deepest models, since some fields
+  # have an entry for each layer.
   return fields.integer('num_hidden_layers', maximum=2**10)
 
 
@@ -197,7 +198,7 @@ _GEMMA = {
 _GEMMA_WINDOWS = {
     **_GEMMA, 'sliding_window': 4096, 'query_pre_attn_scalar': 256
 }
-# Their joined matrices hold the rows of these, one after the other.
+# Phi-3 joins matrices: the rows of these stand one after the other.
 _PHI_JOINED = {
     'qkv_proj': ('q_proj', 'k_proj', 'v_proj'),
     'gate_up_proj': ('gate_proj', 'up_proj'),
@@ -249,16 +250,6 @@ FAMILIES: Mapping[str, Family] = {
         {'tie_word_embeddings': True, 'rope_theta': 2e6},
     ),
 }
-# Of a model that reads images too, as transformers 4 and 5 write it.
-_TEXT_PREFIXES = {
-    'language_model.lm_head.': 'lm_head.',
-    'language_model.model.': 'model.',
-    'model.language_model.': 'model.',
-    **dict.fromkeys((
-        'vision_tower.', 'multi_modal_projector.', 'model.vision_tower.',
-        'model.multi_modal_projector.',
-    )),
-}
 _EVERYWHERE = {
     'hidden_act': 'silu', 'rms_norm_eps': 1e-6, 'tie_word_embeddings': False
 }
@@ -275,38 +266,10 @@ def activation(fields: base_config.Fields) -> str:
   name = fields.get('hidden_act')
   if fields.config['model_type'].startswith('gemma'):
     name = fields.get('hidden_activation', name)
-    # The first files of Gemma say so and mean the approximation.
+    # The first files of Gemma say gelu and mean its approximation.
     name = 'gelu_pytorch_tanh' if name == 'gelu' else name
   if not isinstance(name, str) or name not in _ACTIVATIONS:
     raise base_config.unsupported(
         'hidden_act', name, f'one of {", ".join(_ACTIVATIONS)}'
     )
   return _ACTIVATIONS[name]
-
-
-def text_config(config: base_config.HfConfig) -> base_config.HfConfig:
-  """The decoder of a model that reads images too, else the same file.
-
-  Raises:
-    errors.UserError: If there is none.
-  """
-  if config.get('model_type') != 'gemma3':
-    return config
-  text = config.get('text_config')
-  if not isinstance(text, dict):
-    raise base_config.unsupported('text_config', text, 'an object there')
-  outer = ('eos_token_id', 'bos_token_id', 'pad_token_id', '_name_or_path')
-  return {
-      **{name: config[name] for name in outer if name in config},
-      **text,
-      'model_type': 'gemma3_text',
-      'architectures': ['Gemma3ForCausalLM'],
-  }
-
-
-def text_name(name: str) -> str | None:
-  """A tensor's name in the decoder alone; None for what reads images."""
-  for prefix, plain in _TEXT_PREFIXES.items():
-    if name.startswith(prefix):
-      return plain and plain + name.removeprefix(prefix)
-  return name

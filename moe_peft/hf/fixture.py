@@ -81,7 +81,7 @@ def logits(
 
 
 def real(arrays: Mapping[str, np.ndarray], values: np.ndarray) -> np.ndarray:
-  """What belongs to tokens, of <float>[batch, length, ...] of the logits."""
+  """Logits, or values like them; of a decoder without those at padding."""
   if 'decoder_input_ids' in arrays:
     return values
   return values[arrays['attention_mask'] > 0]

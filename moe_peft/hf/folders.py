@@ -28,7 +28,7 @@ TOKENIZER_FILES = (
     'added_tokens.json',
     'chat_template.jinja',
 )
-# Indexes of the largest models have a tenth of it.
+# Indexes of the largest models have a tenth of this size.
 _MAX_JSON_BYTES = 2**26
 _EXTRAS = {'torch': 'hf', 'transformers': 'hf', 'peft': 'hf', 'gguf': 'gguf'}
 

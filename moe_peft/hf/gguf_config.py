@@ -20,7 +20,7 @@ FAMILIES = {
     'gemma3': 'gemma3_text',
 }
 _LENGTH = 'rope.scaling.original_context_length'
-# All that is known of positions and attention; any other field is refused.
+# The fields of positions and attention that are read; any other is refused.
 _KNOWN = {
     'rope.freq_base', 'rope.freq_base_swa', 'rope.dimension_count',
     'rope.scaling.type', 'rope.scaling.factor', _LENGTH,
@@ -31,8 +31,8 @@ _KNOWN = {
     'attention.key_length', 'attention.value_length',
     'attention.sliding_window', 'attention.scale',
 }  # fmt: skip
-# Of Phi-3 for 4,096 tokens, which the first files do not say: llama.cpp has it
-# by the sizes (its pull request 8931).
+# The window of Phi-3 for 4,096 tokens. The first files do not say it, and
+# llama.cpp goes by the sizes (its pull request 8931).
 _OLD_PHI_WINDOW = 2047
 _LARGEST_GEMMAS = {'gemma2': 46, 'gemma3': 62}  # Layers of the 27B.
 
@@ -43,7 +43,7 @@ def special_id(fields: Mapping[str, Any], name: str) -> Any:
 
 
 def adds_bos(fields: Mapping[str, Any]) -> bool:
-  """Whether rows begin with it; llama.cpp's default is SentencePiece's."""
+  """Whether rows begin with bos; by default those of SentencePiece do."""
   is_pieces = fields.get('tokenizer.ggml.model') == 'llama'
   return fields.get('tokenizer.ggml.add_bos_token', is_pieces) is True
 
@@ -134,12 +134,12 @@ class Metadata:
     for name in self._fields:
       if name.startswith(('rope.', 'attention.')) and name not in _KNOWN:
         raise self._refusal(name)
-    # Of Gemma and Phi it is known which layers have it.
+    # Which layers have a window is known of Gemma and Phi alone.
     name = 'attention.sliding_window'
     windowed = (*_LARGEST_GEMMAS, 'phi3')
     if self._fields.get(name) and self.architecture not in windowed:
       raise self._refusal(name)
-    # Of Granite it says that nothing is rotated, of others nothing.
+    # False says that Granite rotates nothing; others ignore it.
     name = 'rope.scaling.finetuned'
     granite = self.architecture == 'granite'
     if granite and self._fields.get(name, True) is not True:

@@ -79,7 +79,10 @@ def _unique(items) -> dict[str, Any]:
 def _placed(
     tensors: Mapping[str, Tensor], fields: Mapping[str, Any], end: int
 ) -> dict[str, Tensor]:
-  """Offsets count from the first aligned byte after the header."""
+  """Tensors with offsets from the beginning of the file.
+
+  The file's own count from the first aligned byte after the header.
+  """
   alignment = fields.get('general.alignment', 32)
   if type(alignment) is not int or not 1 <= alignment <= 2**16:
     raise ValueError(f'general.alignment is {alignment!r:.50}')

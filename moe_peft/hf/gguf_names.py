@@ -4,9 +4,9 @@
 
 import re
 
-# Those that llama.cpp converts as LLaMA: rotary pairs are neighbors.
+# Families that llama.cpp converts as LLaMA: rotary pairs are neighbors.
 NEIGHBORS = ('llama', 'granite', 'smollm3')
-# Those of all families.
+# Names that all families share.
 _TENSORS = {
     'token_embd': 'model.embed_tokens',
     'output_norm': 'model.norm',
@@ -35,8 +35,8 @@ _JOINED = {'attn_qkv': 'self_attn.qkv_proj', 'ffn_up': 'mlp.gate_up_proj'}
 _LAYER_TENSORS_OF = {
     **dict.fromkeys(('gemma2', 'gemma3', 'olmo2'), _SANDWICH), 'phi3': _JOINED
 }
-# What divides frequencies, one number a pair: of LLaMA 3, and of Phi for short
-# rows and for long ones.
+# Tensors that divide the frequencies of RoPE, one number a pair. LLaMA 3 has
+# one of them, Phi has two: for short rows and for long ones.
 ROPE_FACTORS = tuple(
     f'{x}.weight'
     for x in ('rope_freqs', 'rope_factors_short', 'rope_factors_long')

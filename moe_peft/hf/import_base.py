@@ -17,6 +17,7 @@ from moe_peft.hf import decoder_base
 from moe_peft.hf import families
 from moe_peft.hf import folders
 from moe_peft.hf import gguf_file
+from moe_peft.hf import image_models
 from moe_peft.hf import import_experts
 from moe_peft.hf import lazy_arrays
 from moe_peft.hf import t5_base
@@ -27,10 +28,10 @@ from moe_peft.models import t5
 _logger = logging.getLogger(__name__)
 
 FORMATS = ('orbax', 'safetensors')
-# What an import keeps of its source, for the exports to come.
+# Files in which an import keeps what exports need to know of its source.
 SOURCE_FILE = 'source.json'
 HF_CONFIG_FILE = 'hf_config.json'
-# What reads a model, by its `model_type`.
+# The module that reads a model, by the model's `model_type`.
 _NETWORKS = {
     **dict.fromkeys(('t5', 'mt5', 'umt5'), t5_base),
     **dict.fromkeys(families.FAMILIES, decoder_base),
@@ -77,7 +78,8 @@ def import_base(
   if mixture:  # Adapters stay float32, whatever the type of the base.
     params |= {k: lazy_arrays.of(v) for k, v in mixture.params.items()}
   with atomic.new_folder(out, '--out') as folder:
-    # First what may be refused, then the weights, which take longest.
+    # Whatever may be refused is read first, and the weights, which take
+    # longest, last.
     read = source  # What is wrong is named where the user has it.
     if isinstance(tensors, gguf_file.GgufFile):
       tensors.write_tokenizer(folder)
@@ -170,7 +172,7 @@ def _open(source: Path) -> tuple[Any, dict[str, Any]]:
         remedy='Give a folder with config.json, or a GGUF file of a decoder.',
     )
   read = folders.read_json(file)
-  hf_config = families.text_config(_unquantized(file, read))
+  hf_config = image_models.text_config(_unquantized(file, read))
   kind = hf_config.get('model_type')
   if not isinstance(kind, str) or kind not in _NETWORKS:
     raise base_config.unsupported(
@@ -210,7 +212,7 @@ def _unquantized(file: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _text_tensors(tensors: folders.Tensors) -> folders.Tensors:
   """Those of the decoder, of a model that reads images too."""
-  names = {families.text_name(name): name for name in tensors.shapes}
+  names = {image_models.text_name(name): name for name in tensors.shapes}
   if None not in names and all(k == v for k, v in names.items()):
     return tensors
   names.pop(None, None)

@@ -166,7 +166,7 @@ def read_folder(
 def stack_layers(
     params: Mapping[str, np.ndarray], config: Any
 ) -> dict[str, np.ndarray]:
-  """Moves layers to axis 1 of a scanned stack; those without one are zero."""
+  """Moves layers to axis 1 of a scanned stack; missing ones become zeros."""
   stacked: dict[str, dict[int, np.ndarray]] = {}
   for path, array in params.items():
     stack, layer, rest = path.split('/', 2)

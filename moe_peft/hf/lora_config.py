@@ -20,7 +20,8 @@ from moe_peft import errors
 from moe_peft import gin_files
 from moe_peft.hf import folders
 
-# They leave the base as it is, so a trained adapter is a plain LoRA.
+# Initializations that leave the base as it is: the trained adapter is a plain
+# LoRA.
 _PLAIN_INITS = (True, False, 'gaussian', 'eva', 'orthogonal')
 _CONVERT = (
     'Convert it to a plain LoRA first; save_pretrained of PEFT does so, given '
@@ -31,7 +32,8 @@ _READ = {
     'alpha_pattern', 'bias', 'init_lora_weights', 'target_modules',
     'exclude_modules',
 }
-# Of training, of the runtime, or which layers are adapted: the tensors tell.
+# Fields about training or the runtime, and fields that name the adapted layers,
+# which the tensors name too.
 _NO_MATTER = {
     'auto_mapping', 'base_model_name_or_path', 'revision', 'task_type',
     'inference_mode', 'peft_version', 'lora_dropout', 'layers_to_transform',
@@ -40,14 +42,15 @@ _NO_MATTER = {
 }
 _MAX_RANK = 2**16
 _MAX_ALPHA = 1e6
-# A stranger's expressions: without counted repetition and Unicode's classes,
-# which make large programs of short texts, and of a bounded cost together.
+# Regular expressions come from strangers. Counted repetition and Unicode's
+# classes make large programs of short texts and are refused; all expressions
+# together may take `_MAX_SECONDS`.
 _PATTERN = re.compile(
     r'(?:[\w.*+?|()\[\]^$:/-]|\\[.\-/wWdDsSb]){1,500}', re.ASCII
 )
 _MAX_SECONDS = 3.0
-# Fields of all methods of PEFT whose texts, or keys, it matches as regular
-# expressions; and names of modules, which are expressions that take no time.
+# Fields, of all methods of PEFT, whose texts or keys PEFT matches as regular
+# expressions. Names of modules are such expressions too, and cheap ones.
 _MATCHED = {
     'target_modules', 'exclude_modules', 'feedforward_modules', 'modules',
     'layers_pattern', 'rank_pattern', 'alpha_pattern', 'target_parameters',

@@ -30,7 +30,7 @@ class Layer:
       several layers of ours are one there; None: all.
     width: All outputs of the module.
     source: The module's name where each layer is one, as `entries` says it.
-    scales: Of an activation: the layer whose inputs it scales, as `source`.
+    scales: The layer whose inputs it scales, for an activation.
   """
 
   module: str
@@ -41,7 +41,7 @@ class Layer:
 
   @property
   def part(self) -> dict[str, list[int]]:
-    """What a spec says of the rows: nothing where they are all."""
+    """The entry `rows` of a spec; empty where the layer has all rows."""
     return {} if self.rows is None else {'rows': list(self.rows)}
 
 
@@ -120,7 +120,7 @@ class Network:
   def stored(
       self, tensors: Mapping[str, lazy_arrays.LazyArray], config: Any, kind: str
   ) -> dict[str, lazy_arrays.LazyArray]:
-    """The tensors of a family's files, of those of `entries`."""
+    """The tensors of a family's files, made of the tensors of `entries`."""
     shapes, parts = self.stored_shapes(config, kind)
     wholes: dict[str, list[lazy_arrays.LazyArray]] = {}
     for name, tensor in tensors.items():
@@ -146,7 +146,7 @@ def _is_norm(name: str) -> bool:
   return name.endswith('norm.weight')
 
 
-# Where the activation's module has another name.
+# Families in which the module of the activation has another name.
 _ACTIVATIONS = {'phi3': 'activation_fn'}
 # Classes of transformers that exported code may build on.
 ARCHITECTURES = (

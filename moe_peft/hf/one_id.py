@@ -1,10 +1,10 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a run is for the examples of one id: a run of plain LoRAs, exactly.
+"""A run whose routers read example ids, as plain LoRAs for one of the ids.
 
-Routers that are told ids give all tokens of an id the same weights, and what
-MTL-LoRA has of an id is a matrix. So the experts are one low-rank pair, and
-every format has that.
+Such a router gives all tokens of an id the same weights, and MTL-LoRA has one
+matrix an id. So for one id the experts are exactly one low-rank pair, which
+every format can hold.
 """
 
 from collections.abc import Mapping

@@ -86,7 +86,7 @@ def _modules_to_save(trained, saved, targets) -> list[str] | None:
 def _target_modules(
     targets: Sequence[str], modules: Sequence[str]
 ) -> list[str]:
-  """A list, which servers read: last names, if they name nothing else."""
+  """A list, which servers read; of last names, if these match nothing else."""
   names = {target.rpartition('.')[2] for target in targets}
   same = {x for x in modules if x.rpartition('.')[2] in names}
   return sorted(names if same == set(targets) else set(targets))
@@ -250,7 +250,7 @@ def single_file(module: str) -> str:
   """Source of 'peft_tuner' or 'remote_model' with what it needs of ours."""
   here = Path(__file__).parent
   read = lambda name: (here / f'{name}.py').read_text('utf-8')
-  # What stands behind the docstrings.
+  # The sources without the docstrings of their modules.
   bodies = [read(name).split('"""', 2)[2] for name in _SHARED]
   shared = ''.join(_IMPORTS.sub('', body) for body in bodies)
   joined, count = _IMPORTS.subn(lambda _: shared, read(module))

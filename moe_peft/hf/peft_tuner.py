@@ -105,7 +105,7 @@ class MoePeftLayer(nn.Module, BaseTunerLayer):
     experts = make_experts(spec)
     if not any(parameter.is_meta for parameter in experts.parameters()):
       experts.reset_parameters()
-      # Not in the base's dtype: experts and routers are float32.
+      # Experts and routers are float32, whatever the dtype of the base.
       if device is not None:
         experts.to(device)
     self.moe_peft_experts[adapter_name] = experts

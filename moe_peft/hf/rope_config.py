@@ -18,7 +18,7 @@ from moe_peft.models import rotary
 FULL, SLIDING = 'full_attention', 'sliding_attention'
 _LENGTH = 'original_max_position_embeddings'
 _ATTENTION = ('factor', _LENGTH, 'attention_factor')
-# What each kind reads.
+# Fields that each kind reads.
 _FIELDS = {
     'default': (),
     'linear': ('factor',),
@@ -33,7 +33,7 @@ _FIELDS = {
 _KNOWN = {'rope_type', 'type', 'rope_theta', 'partial_rotary_factor'}.union(
     *_FIELDS.values()
 )
-# Phi-3's older names of 'longrope'.
+# Older names that Phi-3 has for 'longrope'.
 _PHI_KINDS = {'su': 'longrope', 'yarn': 'longrope'}
 _PER_LAYER = ('gemma3_text', 'olmo3')
 
@@ -155,7 +155,7 @@ def _standard(
     result[part] = base_config.number(part, fraction)
   result |= {k: given[k] for k in _FIELDS[kind] if k in given}
   if _LENGTH in _FIELDS[kind]:
-    # Phi-3 has it outside, where it counts more.
+    # Phi-3 has the length outside of the field, and that one takes precedence.
     length = fields.get(_LENGTH, given.get(_LENGTH))
     if length is None:
       length = _max_length(fields)

@@ -69,7 +69,7 @@ class AdaptedSite:
 
   @property
   def linear(self) -> bool:
-    """Whether it can be part of the weights."""
+    """Whether it can be merged into the weights."""
     return not self.routed and self.spec['kind'] in ('low_rank', 'vector')
 
   @property
@@ -243,7 +243,7 @@ def _add_sizes(spec, tensors, layer, block_layers) -> None:
     spec['in_features'] = spec['out_features'] = tensors[name].shape[1]
   router = spec['router']
   if router and router.get('sequence') and causal:
-    # It reads the encoder, whose width may be another.
+    # The router reads the encoder, whose width may differ.
     spec['router'] = {**router, 'features': tensors['router'].shape[0]}
 
 

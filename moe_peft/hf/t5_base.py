@@ -43,7 +43,7 @@ _POSITIONS = {
 }
 TOKENIZER_FILES = ('spiece.model', 'tokenizer.json')
 _NUM_BYTES = 384  # Ids of ByT5, which needs no file.
-# All T5 begin with padding; ours, SeqIO's and T5X's do.
+# All T5 begin decoding with the padding id, as SeqIO and T5X do.
 GENERATION_CONFIG = {
     'decoder_start_token_id': 0,
     'eos_token_id': 1,
@@ -121,7 +121,7 @@ def to_hf(
 
   Args:
     config: The model.
-    hf_config: That of the imported base; its ids are those of `config`.
+    hf_config: The `config.json` of the imported base, whose ids `config` has.
 
   Raises:
     errors.UserError: For activations that transformers' T5 does not have.

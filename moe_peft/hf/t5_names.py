@@ -19,7 +19,7 @@ HF_EMBEDDINGS = (
     'decoder.embed_tokens.weight',
 )
 HF_LOGITS = 'lm_head.weight'
-# Old checkpoints hold it; transformers ignores it as well.
+# A tensor of old checkpoints, which transformers also ignores.
 HF_IGNORED = (
     'decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight'
 )

@@ -213,7 +213,7 @@ def from_run(base_model: str = '') -> Trained:
   from moe_peft.training import loop
   from moe_peft.training import run
 
-  # The base is read in the precision of its file, in which others load it too.
+  # The base is read in the precision of its file, as other programs load it.
   experiment = dataclasses.replace(run.build(), base_dtype=jnp.float32)
   network = getattr(experiment.model.module, 'module', None)
   networks.of(getattr(network, 'config', None))

@@ -18,7 +18,7 @@ from moe_peft.hf import folders
 from moe_peft.hf import lora_config
 from moe_peft.hf import networks
 
-# Of a difference, in units of the largest logit.
+# The largest difference that passes, in units of the largest logit.
 TOLERANCE = 1e-5
 # AdaMoLE divides by sums that are barely above zero, which magnifies last bits
 # tenfold (docs/huggingface.md), in every program.
@@ -81,7 +81,8 @@ def verify(folder: Path, base: str = '', offline: bool = False) -> Verdict:
   ours, base_logits = expected['logits'], expected['base_logits']
   difference = largest(_logits(model, expected) - ours)
   without = None
-  # What was trained beside the adapters is part of one, and not of the base.
+  # `base_logits` have what was trained beside the adapters (modules_to_save),
+  # which `disable_adapter` takes away.
   if adapter and not model.peft_config['default'].modules_to_save:
     with model.disable_adapter():
       plain = _logits(model, expected)
@@ -93,7 +94,7 @@ def verify(folder: Path, base: str = '', offline: bool = False) -> Verdict:
 
 
 def _tolerance(folder: Path) -> float:
-  """Of the logits of a folder, by what its routers do."""
+  """The tolerance for a folder, which depends on its routers."""
   for name in (folders.ADAPTER_CONFIG, base_config.FILE):
     file = folder / name
     if file.is_file() and b'"threshold"' in file.read_bytes():
@@ -111,7 +112,8 @@ def load(
   import torch
   import transformers
 
-  # It would warn of the tied embedding, which its own configuration claims.
+  # transformers would warn of a tied embedding that its own configuration asks
+  # for.
   transformers.utils.logging.set_verbosity_error()
   transformers.utils.logging.disable_progress_bar()
   options = {'dtype': torch.float32, 'local_files_only': offline}

@@ -62,7 +62,7 @@ class Scaling:
 
   @property
   def amplitude(self) -> float:
-    """What multiplies cosine and sine."""
+    """The factor of cosine and sine."""
     if self.attention_factor is not None:
       return self.attention_factor
     if self.factor <= 1.0:

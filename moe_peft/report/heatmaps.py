@@ -46,7 +46,7 @@ def expert_load(
     tasks: Names, [num_tasks].
     sites: Sites of one stack; `load` <float64>[num_tasks, num_experts].
     limits: Ends of the color scale (see `load_range`).
-    description: For screen readers.
+    description: Text for screen readers.
   """
   groups: dict[str, list[usage_file.SiteUsage]] = {}
   for site in sorted(sites, key=lambda site: site.layer):
@@ -143,7 +143,7 @@ def matrix(
     rows: Names, [num_rows].
     values: <float64>[num_rows, num_experts]; NaN leaves a cell empty.
     limits: Ends of the color scale, blue to red.
-    description: For screen readers.
+    description: Text for screen readers.
   """
   labels = [figure.label(name, 22) for name in rows]
   left = max(12 + 6.4 * max(map(len, labels)), 50)

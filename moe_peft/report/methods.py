@@ -13,9 +13,9 @@ from moe_peft.report import scores as scores_lib
 from moe_peft.runs import config_file
 from moe_peft.runs import run as run_lib
 
-# In what the seeds of one group differ.
+# Macros in which the seeds of one group differ.
 _OF_A_SEED = ('SEED', 'MODEL_DIR')
-# What does not change what is trained, or has a column of its own.
+# Macros that do not change what is trained, or that have a column of their own.
 _NOT_SETTINGS = re.compile(
     r'SEEDS?|TUNE|MODEL_DIR|BASE_RESULTS_DIR|PARAM_BUDGET|BUDGET_MACRO|'
     r'.*_PARTITIONS|EVAL_.*|.*_PERIOD'
@@ -158,7 +158,7 @@ class Comparison:
     ]
 
   def baseline(self, name: str) -> list[float] | None:
-    """The same of the 'base' or the 'constant' answer; None if unknown."""
+    """The same means of the 'base' or the 'constant' answer, or None."""
     value = lambda run, task, metric: (
         run.results.constant(task) if name == 'constant'
         else run.scores[task, metric].base

@@ -41,7 +41,7 @@ def curves(
 
   Args:
     lines: Curves by index of the run, which sets the color.
-    description: For screen readers.
+    description: Text for screen readers.
     low: Lower bound of the vertical axis that must be visible.
     high: The same for its upper bound.
   """

@@ -23,7 +23,7 @@ class UsageSummary:
 
   Attributes:
     information: Mutual information of task and expert, nats.
-    chance: What random tasks would show of it, nats.
+    chance: Information that random tasks would show, nats.
     entropy: Mean normalized entropy of the routers over sites and tasks.
     mean_information: Mean over sites.
     dead: Dead experts by site, where there are any.
@@ -86,7 +86,7 @@ def at_sites(
 
 
 def left_behind(run: run_lib.Run) -> dict[str, np.ndarray]:
-  """Tokens without an expert, <float64>[num_sites], by when."""
+  """Shares of tokens without an expert, <float64>[num_sites], by occasion."""
   sites = run.usage.sites
   log = run.router_log.left_behind if run.router_log else {}
   values = {
@@ -175,7 +175,7 @@ class Drift:
     return metrics_files.Curve(self.steps[first:], values[first:])
 
   def last_moved(self) -> dict[str, float]:
-    """From the first to the last snapshot, by site."""
+    """How far each site moved from the first snapshot to the last."""
     return {site: drifts[-1] for site, drifts in self.moved.items()}
 
 

@@ -17,7 +17,7 @@ from moe_peft.report import plots
 from moe_peft.runs import metrics_files
 from moe_peft.runs import run as run_lib
 
-# A task and a metric.
+# A column of a table: a task and a metric.
 Column = tuple[str, str]
 
 

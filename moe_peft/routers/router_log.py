@@ -11,12 +11,12 @@ import numpy as np
 
 from moe_peft.routers import statistics
 
-# A warning takes so many periods in a row: a router may pass through such a
+# So many bad periods in a row make a warning: a router may pass through a bad
 # state.
 PATIENCE = 3
-# The same for an expert without a token: one of many may have to wait.
+# The same for an expert without a token: where there are many, one may wait.
 IDLE_PATIENCE = 10
-# A smaller share of the gradient is what rounding leaves of none.
+# A smaller share of the gradient is rounding: the router gets no gradient.
 _NO_GRADIENT = 1e-6
 
 
@@ -43,7 +43,7 @@ class RouterLog:
       warn: Shows a line to whoever watches.
     """
     self._write, self._board, self._warn = write, board, warn
-    # For how many periods in a row it has been so, by what is watched.
+    # By what is watched, the periods in a row in which it was bad.
     self._periods: collections.Counter[tuple[Any, ...]] = collections.Counter()
 
   def log(
@@ -56,10 +56,10 @@ class RouterLog:
 
     Args:
       step: Its last step.
-      means: By site, means over the tokens of its steps of what
-        `observe.batch_sums` adds up.
-      gradients: By router that trains, means over its steps of its share of
-        the gradient's norm.
+      means: For each site, what `observe.batch_sums` adds up, as means over the
+        tokens of the period.
+      gradients: For each router that trains, its share of the gradient's norm,
+        as the mean over the period's steps.
     """
     self._watch_gradients(step, gradients)
     sites = {site: _rounded(of_site) for site, of_site in means.items()}

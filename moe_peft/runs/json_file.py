@@ -18,14 +18,14 @@ import numpy as np
 from moe_peft import atomic
 from moe_peft import errors
 
-# Of all files of a run. Files of version 1 do not name their version.
+# Version of all files of a run. Files of version 1 do not name theirs.
 VERSION = 2
 _NAMES = {
     str: 'text', int: 'a whole number', float: 'a number', list: 'a list',
     dict: 'an object', (str, dict): 'text or an object',
 }
 _REQUIRED = object()
-# Of whole numbers: what NumPy holds and every format prints.
+# Limit of whole numbers: what NumPy holds and every format prints is smaller.
 _LIMIT = 2**63
 _MAX_DEPTH = 100
 _REMEDY = 'Restore the file, or make it again with the command that wrote it.'
@@ -141,7 +141,7 @@ class Fields:
     Args:
       name: Name of the field.
       kind: One of `_NAMES`.
-      default: What a field is that is absent or null.
+      default: Value of a field that is absent or null.
 
     Raises:
       errors.UserError: It is of another kind, or required and absent.

@@ -31,7 +31,7 @@ class Results:
   """An evaluation of a run and of its bare base.
 
   Attributes:
-    split: That was evaluated.
+    split: The split that was evaluated.
     num_examples: Evaluated rows by task.
     base: Values of the bare base.
     adapted: Values of the base with its trained adapters.

@@ -10,7 +10,8 @@ import numpy as np
 
 from moe_peft.runs import json_file
 
-# A one stands before the rows, so that those that are wrong at first stay.
+# A one stands before the rows: as digits of a number, leading zeros would be
+# lost.
 _BEGIN = '1'
 _HEX = re.compile(r'[0-9a-f]+')
 

@@ -23,7 +23,7 @@ from moe_peft.runs import json_file
 
 FOLDER = 'routing'
 _ROWS = 'rows.json'
-# Of the arrays of a snapshot: a small file can hold very much of one number.
+# Most bytes of a snapshot's arrays: a small zipped file can hold gigabytes.
 _MAX_BYTES = 2**29
 
 

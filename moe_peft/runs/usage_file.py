@@ -63,8 +63,8 @@ class Usage:
 
     Args:
       tasks: Their names.
-      measured: By path of the site the arrays `load`, `entropy`, `left_behind`
-        and the number `chance`, as the attributes of `SiteUsage`.
+      measured: For each path of a site the arrays `load`, `entropy` and
+        `left_behind` and the number `chance`, as the attributes of `SiteUsage`.
     """
     sites = []
     for path in sorted(measured, key=site_names.order):

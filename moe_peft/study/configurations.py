@@ -13,7 +13,7 @@ from moe_peft.study import records
 from moe_peft.study import run_rows
 from moe_peft.study import tuning
 
-# Of the names of a bank's experts, as the name of its folder.
+# Characters of the name of a bank's folder, which joins the experts' names.
 _LONGEST = 200
 
 
@@ -110,7 +110,7 @@ class StudyRun:
   """One training run.
 
   Attributes:
-    configuration: What it trains.
+    configuration: The configuration that it trains.
     seed: Its seed.
     split: The split that it scores.
     values: Values of the macros that are tuned.

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What scores over seeds show: intervals, tests, and what they could show.
 
-The tests are those of scipy and statsmodels; here stands which of them answers
-which question. Scores are not paired by seed: in the studies of this repository
-a seed that helps one method does not help another.
+The tests are those of scipy and statsmodels; this module says which of them
+answers which question. Scores are not paired by seed: in the studies of this
+repository a seed that helps one method does not help another.
 """
 
 from collections.abc import Sequence

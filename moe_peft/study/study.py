@@ -15,6 +15,7 @@ from moe_peft.study import banks
 from moe_peft.study import claims as claims_lib
 from moe_peft.study import configurations as configurations_lib
 from moe_peft.study import loading
+from moe_peft.study import outcomes as outcomes_lib
 from moe_peft.study import plots
 from moe_peft.study import processes
 from moe_peft.study import records as records_lib
@@ -163,7 +164,7 @@ class _Study:
     """Configurations that a contrast is still open for, or that have none."""
     if self._claim is None:
       return list(self._configurations)
-    ended = claims_lib.ended_early(self._claim, self.records.rows)
+    ended = outcomes_lib.ended_early(self._claim, self.records.rows)
     needed = {
         arm
         for c in self._claim.contrasts if c not in ended
@@ -179,7 +180,7 @@ class _Study:
     return verdicts.Verdict(
         self.inside or self._configurations[0].file.parent.name,
         self._claim,
-        claims_lib.judge(self._claim, self.records.rows, self._seeds()),
+        outcomes_lib.judge(self._claim, self.records.rows, self._seeds()),
         self._seeds(),
     )
 

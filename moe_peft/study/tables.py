@@ -11,7 +11,7 @@ from moe_peft.evaluation import spread
 from moe_peft.study import records
 from moe_peft.study import tuning as tuning_lib
 
-# Of more tasks the scores have a table of their own, a line a task.
+# With more tasks the scores have a table of their own with a line a task.
 _MOST_COLUMNS = 16
 _COSTS = {'step': 'seconds_per_step', 'memory': 'peak_memory_bytes'}
 
@@ -89,7 +89,7 @@ def tuning(tuners: Mapping[str, tuning_lib.Tuner]) -> str:
   """One line a method: what tuning chose, and whether it can be trusted.
 
   Args:
-    tuners: By method; all of them have a winner.
+    tuners: The tuner of each method; all of them have a winner.
   """
   lines = [
       ['method', 'chosen', 'at the edge of what was tried',
@@ -108,9 +108,9 @@ def tuning(tuners: Mapping[str, tuning_lib.Tuner]) -> str:
 
 
 def compared(rows: Sequence[records.Row]) -> list[records.Row]:
-  """Rows of which those tasks are held out that no method has trained on.
+  """The rows, with those tasks held out that none of them has trained on.
 
-  Else the mean of an expert would be that of its own task alone.
+  Otherwise the mean of an expert would be that of its own task alone.
   """
   held_out = [
       task for task in (rows[0]['held_out'] if rows else ())
@@ -125,7 +125,7 @@ def means(
   """Mean over the trained tasks, and over those held out if there are any.
 
   Args:
-    values: By task.
+    values: A value of each task.
     held_out: Tasks that were not trained on.
   """
   groups = {

@@ -72,9 +72,9 @@ def read(
   """The plan of a gin file.
 
   Args:
-    file: For messages.
+    file: The file, which messages name.
     macros: Macros of the file: TUNING_SEEDS, RUNGS and TRAIN_STEPS.
-    seeds: What the table counts.
+    seeds: Seeds that the table counts.
     trials: How many values there are to choose from.
 
   Raises:
@@ -174,7 +174,7 @@ class Tuner:
     )
 
   def _finalists(self) -> list[Values]:
-    """What the last rung holds, with what was tried beyond the edges."""
+    """Values of the last rung, with those tried beyond the grid's edges."""
     candidates = self._grid
     for rung in self._plan.rungs[:-1]:
       candidates = self._ranked(candidates[: rung.trials], rung)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from moe_peft import atomic
 from moe_peft.study import claims as claims_lib
+from moe_peft.study import outcomes as outcomes_lib
 from moe_peft.study import significance
 from moe_peft.study import tables
 
@@ -24,12 +25,12 @@ class Verdict:
     name: Name of its folder.
     claim: The claim.
     outcomes: Outcomes of its contrasts.
-    seeds: That each arm has when it is complete.
+    seeds: By arm, the seeds that it has when it is complete.
   """
 
   name: str
   claim: claims_lib.Claim
-  outcomes: Sequence[claims_lib.Outcome]
+  outcomes: Sequence[outcomes_lib.Outcome]
   seeds: Mapping[str, Sequence[int]]
 
 
@@ -54,12 +55,12 @@ def power(
 def write(verdicts: Sequence[Verdict | None], folder: Path) -> None:
   """Writes the table of the claims of several folders.
 
-  A single study without a claim has none; its own `table.md` stays.
+  Without any claim nothing is written.
 
   Args:
     verdicts: Verdicts of the folders; None for those that make no claim.
-    folder: Where the table goes: beside the folders' own, or, for a study of
-      one folder, `claim.md` beside its rows.
+    folder: Folder of the table. The table of a study of one folder has a name
+      of its own, `claim.md`, since `table.md` holds that study's rows.
   """
   made = [verdict for verdict in verdicts if verdict]
   if made:
@@ -75,7 +76,7 @@ def table(verdicts: Sequence[Verdict]) -> str:
       ['---', '---', '---', '--:', '--:', '--:', '--:', '--:'],
   ]
   for verdict in verdicts:
-    found = claims_lib.outcome(verdict.claim, verdict.outcomes)
+    found = outcomes_lib.of_claim(verdict.claim, verdict.outcomes)
     lines.append([
         f'**{verdict.name}**: {verdict.claim.text}', '', f'**{found}**',
         *[''] * 5,
@@ -98,7 +99,7 @@ def table(verdicts: Sequence[Verdict]) -> str:
   return f'{tables.markdown(lines)}\n{"".join(notes)}'
 
 
-def _cells(outcome: claims_lib.Outcome) -> list[str]:
+def _cells(outcome: outcomes_lib.Outcome) -> list[str]:
   contrast, d = outcome.contrast, outcome.difference
   numbers = ['', '', '']
   if d is not None:

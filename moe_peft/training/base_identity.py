@@ -71,7 +71,7 @@ def is_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _memory(path: str, params: Params) -> Path:
-  """The file that remembers what these parameters of these files are."""
+  """The file that remembers the identity of some parameters of some files."""
   root = bases.find(path)
   files = [root] if root.is_file() else sorted(root.rglob('*'))
   states = [(str(file.absolute()), file.stat()) for file in files]

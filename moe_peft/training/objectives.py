@@ -79,9 +79,9 @@ class TargetTokens:
       params: Nested parameters.
       batch: Features of the part.
       dropout_rng: Key of the dropout stream.
-      normalizer: That of the whole batch.
-      share: Share of the part in the batch, the weight of what is no sum over
-        it: the losses of adapters.
+      normalizer: The normalizer of the whole batch.
+      share: Share of the part in the batch. It weighs the losses of adapters,
+        which are means and not sums over tokens.
       step: `<int32>[]`, the training step.
     """
     return model.loss(params, batch, dropout_rng, normalizer, share, step)

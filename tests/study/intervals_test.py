@@ -9,6 +9,7 @@ from scipy import stats
 from moe_peft.runs import row_scores
 from moe_peft.study import claims
 from moe_peft.study import intervals
+from moe_peft.study import outcomes as outcomes_lib
 from moe_peft.study import verdicts
 
 TASKS, ROWS = 2, 100
@@ -142,12 +143,12 @@ def test_claims_print_them_and_decide_by_seeds():
   contrast = claims.Contrast('better', 'b', 'a')
   claim = claims.Claim('A claim.', 'a paper', (contrast,), left_out=('v',))
   seeds = dict.fromkeys('ab', range(4))
-  (found,) = claims.judge(claim, first + second, seeds)
+  (found,) = outcomes_lib.judge(claim, first + second, seeds)
   low, high = found.interval
   assert low < found.difference.value < high
   text = verdicts.table([verdicts.Verdict('c', claim, [found], seeds)])
   assert f'{low:+.1f} to {high:+.1f}' in text and 'seeds and rows' in text
   bare = [{**row, 'rows': {}} for row in first + second]
-  (older,) = claims.judge(claim, bare, seeds)
+  (older,) = outcomes_lib.judge(claim, bare, seeds)
   assert (older.outcome, older.p) == (found.outcome, found.p)
   assert older.interval is None

@@ -44,7 +44,7 @@ class Job:
 
   Attributes:
     info: The prompt.
-    scored: By rank classification.
+    scored: Whether it is evaluated by rank classification.
     sources: Split -> files.
     prompt: The template.
     max_rows: Rows of a split at most, before the template applies.
