@@ -15,7 +15,6 @@ import tempfile
 from typing import Any
 
 from etils import epath  # Paths on a disk or in a bucket.
-import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
@@ -24,6 +23,7 @@ from t5x import checkpoints as t5x_checkpoints
 from moe_peft import errors
 from moe_peft.core import trainable
 from moe_peft.data import provenance
+from moe_peft.t5x import layout
 from moe_peft.t5x import whole_checkpoints
 from moe_peft.training import base_identity
 from moe_peft.training import bases
@@ -160,7 +160,7 @@ class AdapterCheckpointer:
     resumes = self._dataset_iterator is not None
     path = whole_checkpoints.newest(path.rstrip('/'), resumes, self._steps)
     folder, _, step = path.rpartition('checkpoint_')
-    shapes = self._trained(self._sharded_shapes())
+    shapes = self._trained(self._laid_out())
     whole_checkpoints.check_adapters(path, shapes)
     items = ocp.args.Composite(
         # Partial: to evaluate, T5X wants no optimizer state.
@@ -256,11 +256,11 @@ class AdapterCheckpointer:
     return train_state
 
   def _manager(self, folder: str, keep: int | None = None) -> Any:
-    layout = self._partitioner.get_data_layout()
+    data = self._partitioner.get_data_layout()
     dataset = t5x_checkpoints.DatasetCheckpointHandler(
-        f'train_ds-{layout.shard_id:03}-of-{layout.num_shards:03}',
+        f'train_ds-{data.shard_id:03}-of-{data.num_shards:03}',
         self._dataset_iterator is not None
-        and layout.is_first_host_in_replica_set,
+        and data.is_first_host_in_replica_set,
     )
     return ocp.CheckpointManager(
         epath.Path(folder),
@@ -295,20 +295,12 @@ class AdapterCheckpointer:
     flat = trainable.flatten(params)
     return {k: v for k, v in flat.items() if not self._regex.fullmatch(k)}
 
-  def _sharded_shapes(self) -> dict[str, Any]:
-    shapes = trainable.flatten(self._train_state.state_dict())
-    axes = self._partitioner.get_mesh_axes(self._train_state).state_dict()
-    axes = trainable.flatten(axes)
-
-    def sharded(path, leaf):
-      spec = axes.get(path) or jax.sharding.PartitionSpec()
-      sharding = jax.sharding.NamedSharding(self._partitioner.mesh, spec)
-      return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    return trainable.unflatten({
-        path: None if leaf is None else sharded(path, leaf)
-        for path, leaf in shapes.items()
-    })
+  def _laid_out(self) -> dict[str, Any]:
+    """Shapes of the whole train state, with their shardings."""
+    axes = self._partitioner.get_mesh_axes(self._train_state)
+    return layout.lay_out(
+        self._train_state, axes, self._partitioner.mesh
+    ).state_dict()
 
   def _identity(self, train_state: Any) -> dict[str, Any]:
     """Where the base lies, its size, type and a fingerprint of its values."""

@@ -8,6 +8,12 @@ from typing import Any
 import jax.numpy as jnp
 from t5x import utils
 
+from moe_peft import errors
+from moe_peft.core import trainable
+from moe_peft.t5x import gin_check
+from moe_peft.t5x import layout
+from moe_peft.training import memory
+
 
 class AdapterStateInitializer(utils.TrainStateInitializer):
   """T5X's, for networks that take token ids of the type that they are of."""
@@ -29,8 +35,33 @@ class AdapterStateInitializer(utils.TrainStateInitializer):
       partitioner: T5X partitioner.
       input_types: Types of the model's features; by default int32. T5X's
         default is float32, which its own networks cast and others refuse.
+
+    Raises:
+      errors.UserError: If a device has no room for its part of the state.
     """
     input_types = input_types or dict.fromkeys(input_shapes, jnp.int32)
     super().__init__(
         optimizer_def, init_fn, input_shapes, partitioner, input_types
     )
+    if getattr(partitioner, 'devices', None) is None:  # Of no absent slice.
+      self._check_memory(partitioner.mesh)
+
+  def _check_memory(self, mesh: Any) -> None:
+    """Before anything is made; of what may be split otherwise, the least."""
+    state = layout.restored(
+        self.global_train_state_shape,
+        gin_check.macro('TRAINABLE_REGEX', trainable.ADAPTER_REGEX),
+        gin_check.macro('BASE_DTYPE', 'bfloat16'),  # Evaluations read either.
+    )
+    needed = memory.num_bytes_of_device(
+        layout.lay_out(state, self.train_state_axes, mesh)
+    )
+    there = memory.of_devices(mesh.local_devices[:1])
+    if needed > there:
+      raise errors.UserError(
+          "A device's part of the parameters and the optimizer's state takes "
+          f'{memory.gib(needed)}, and it has {memory.gib(there)} of memory.',
+          where='NUM_MODEL_PARTITIONS',
+          remedy="Raise it, set BASE_DTYPE = 'bfloat16', or take a smaller "
+          'base or smaller adapters.',
+      )

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 import contextlib
 import copy
 import importlib
-import re
 import sys
 from typing import Any
 
@@ -23,6 +22,7 @@ from moe_peft import gin_files as gin_files_lib
 from moe_peft.core import trainable
 from moe_peft.data import converters
 from moe_peft.t5x import gin_check
+from moe_peft.t5x import layout
 from moe_peft.training import step_program
 from moe_peft.training import subject as subject_lib
 
@@ -107,10 +107,15 @@ def step(
         partitioner=partitioner,
     )
   axes = initializer.train_state_axes
-  state = _restored(
-      initializer.global_train_state_shape, bound['checkpoint_cfg'].restore
-  )
-  state, batch = _lay_out(state, batch, axes, partitioner)
+  state = initializer.global_train_state_shape
+  restore = bound['checkpoint_cfg'].restore
+  if restore is not None and restore.path:
+    state = layout.restored(
+        state, gin_check.macro('TRAINABLE_REGEX'), restore.dtype
+    )
+  state = layout.lay_out(state, axes, partitioner.mesh)
+  of_batch = dict.fromkeys(batch, partitioner.data_partition_spec)
+  batch = layout.lay_out(batch, of_batch, partitioner.mesh)
   trainer = _trainer(bound, model, partitioner, state, axes)
   trained, frozen = trainable.split(
       trainable.flatten(state.params), gin_check.macro('TRAINABLE_REGEX')
@@ -173,51 +178,6 @@ def _batch(model: Any, data: _Bound) -> dict[str, jax.ShapeDtypeStruct]:
   return {
       name: jax.ShapeDtypeStruct((data['batch_size'], length), jnp.int32)
       for name, length in lengths.items()
-  }
-
-
-def _restored(state: Any, restore: Any) -> Any:
-  """The state as it is once the base is there, in the type that it is read in.
-
-  Args:
-    state: T5X's train state of shapes.
-    restore: T5X's configuration of a restored checkpoint; None to start from
-      nothing.
-  """
-  if restore is None or not restore.path:
-    return state
-  is_trained = re.compile(gin_check.macro('TRAINABLE_REGEX')).fullmatch
-
-  def cast(keys, x):
-    if is_trained(trainable.path_of(keys)):
-      return x
-    return jax.ShapeDtypeStruct(x.shape, jnp.dtype(restore.dtype))
-
-  return state.replace_params(
-      jax.tree_util.tree_map_with_path(cast, state.params)
-  )
-
-
-def _lay_out(
-    state: Any, batch: Any, axes: Any, partitioner: Any
-) -> tuple[Any, Any]:
-  """The same with the shardings that T5X gives them."""
-  mesh = partitioner.mesh
-
-  def struct(x, spec):
-    spec = jax.sharding.PartitionSpec() if spec is None else spec
-    sharding = jax.sharding.NamedSharding(mesh, spec)
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-  # One spec may be that of a whole subtree.
-  return jax.tree.map(
-      lambda spec, part: jax.tree.map(lambda x: struct(x, spec), part),
-      axes,
-      state,
-      is_leaf=lambda x: x is None or isinstance(x, jax.sharding.PartitionSpec),
-  ), {
-      name: struct(x, partitioner.data_partition_spec)
-      for name, x in batch.items()
   }
 
 

@@ -61,6 +61,14 @@ def num_bytes(tree: Any) -> int:
   return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
 
 
+def num_bytes_of_device(tree: Any) -> int:
+  """Bytes of the part that a device has of shapes with shardings."""
+  return sum(
+      math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+      for x in jax.tree.leaves(tree)
+  )
+
+
 def check_state(
     trained: Any, frozen: Any, opt_state: Any, devices: Iterable[jax.Device]
 ) -> None:
@@ -84,7 +92,7 @@ def check_state(
   raise errors.UserError(
       f'{trainable.num_trained(trained):,} parameters train and '
       f"{trainable.num_params(frozen):,} do not: with the optimizer's state "
-      f'they take {_gib(needed)}, and there are {_gib(there)} of memory.',
+      f'they take {gib(needed)}, and there are {gib(there)} of memory.',
       where=sizes[0] if of_method else 'MODEL',
       remedy=f'Lower {values}, or adapt fewer SITES.' if of_method else
       "Take a smaller base, or BASE_DTYPE = 'bfloat16', 'int8' or 'nf4'.",
@@ -122,8 +130,8 @@ def check_products(
   macros = [x for x in macros if x in gin_files.macros()]
   values = ' or '.join(f'{x} = {gin_files.macro(x)}' for x in macros)
   raise errors.UserError(
-      f'One array alone, {shape}, takes {_gib(needed)}, and there are '
-      f'{_gib(there)} of memory.',
+      f'One array alone, {shape}, takes {gib(needed)}, and there are '
+      f'{gib(there)} of memory.',
       where=next(iter(macros), macro), remedy=f'Lower {values}.',
   )
 
@@ -140,5 +148,6 @@ def _products(jaxpr: core.Jaxpr) -> Iterable[Any]:
       yield from _products(inner)
 
 
-def _gib(count: int) -> str:
+def gib(count: float) -> str:
+  """Bytes as a user reads them."""
   return f'{count / 2**30:,.1f} GiB'
