@@ -16,7 +16,8 @@ A Cloud TPU slice, from the request to the end:
   run      run COMMAND on all workers, e.g. python -m t5x.train ...
   resume   run COMMAND from wherever the slice stands: wait for a request that
            is in the queue, replace one that failed or was preempted, set up,
-           run; until COMMAND succeeds, or fails on a slice that is still there
+           run; until COMMAND succeeds, or fails on a slice that is still
+           there, or five attempts to set that up have failed
   status   state of the slice
   delete   give the slice back
 
@@ -169,14 +170,18 @@ delete() {
   queue delete --force --quiet
 }
 
-# Runs COMMAND on the slice that is there. Returns 1 if the slice was lost.
+# Runs COMMAND on the slice that is there. Returns 1 if the slice was lost, or
+# takes no connection yet.
 run_here() {
-  is_set_up || setup || return 1
-  if run "$@"; then exit 0; fi
-  # Notice of a preemption can come later than the broken connection.
-  sleep 60
-  [[ $(state) != ACTIVE ]] ||
-    die 'The command failed and the slice is still there: see its output.'
+  if is_set_up || setup; then
+    if run "$@"; then exit 0; fi
+    # Notice of a preemption can come later than the broken connection.
+    sleep 60
+    [[ $(state) != ACTIVE ]] ||
+      die 'The command failed and the slice is still there: see its output.'
+  elif ((++failed_setups == 5)); then
+    die 'Setting up failed five times and the slice is still there.'
+  fi
   return 1
 }
 
@@ -185,7 +190,7 @@ resume() {
     create && setup && run "$@"
     return
   fi
-  local requests=0 pause=30 now
+  local requests=0 failed_setups=0 pause=30 now
   while true; do
     now=$(state)
     echo "$name: $now, $requests of at most $attempts requests"
@@ -199,6 +204,7 @@ resume() {
       ABSENT)
         ((requests < attempts)) || die "Gave up after $requests requests."
         ((++requests))
+        failed_setups=0
         request && continue
         ;;
       UNKNOWN) ;; # gcloud failed: ask again, ever less often.

@@ -191,6 +191,7 @@ case $* in
   *queued-resources\\ create*) kind=create ;;
   *'test -e'*) kind=ready ;;
   *t5x.train*) kind=run ;;
+  *tpu-vm\\ scp*) kind=setup ;;
   *) exit 0 ;;
 esac
 answer=$(head -n 1 "$kind" 2>/dev/null)
@@ -204,7 +205,10 @@ esac
 """
 
 
-def _resume(folder, states, create=('ok',), ready=('fails',), run=('ok',)):
+def _resume(
+    folder, states, create=('ok',), ready=('fails',), run=('ok',),
+    setup=('ok',),
+):
   """Runs `tpu_vm.sh resume` on a cloud of such answers; returns its calls."""
   programs = folder / 'bin'
   programs.mkdir()
@@ -214,7 +218,8 @@ def _resume(folder, states, create=('ok',), ready=('fails',), run=('ok',)):
   ):
     (programs / name).write_text(text)
     (programs / name).chmod(0o755)
-  answers = {'state': states, 'create': create, 'ready': ready, 'run': run}
+  answers = {'state': states, 'create': create, 'ready': ready, 'run': run,
+             'setup': setup}
   for kind, lines in answers.items():
     (folder / kind).write_text('\n'.join(lines) + '\n')
   result = _launch(
@@ -274,6 +279,18 @@ def test_a_command_that_fails_on_a_whole_slice_ends_it(tmp_path):
   result, calls = _resume(tmp_path, ('ACTIVE',), run=('fails',))
   assert result.returncode == 2 and 'still there' in result.stderr
   assert calls == ['setup', 'run', 'sleep 60']
+
+
+def test_a_slice_that_takes_no_connection_yet_is_asked_again(tmp_path):
+  result, calls = _resume(tmp_path, ('ACTIVE',), setup=('fails', 'ok'))
+  assert result.returncode == 0, result.stderr
+  assert calls == ['setup', 'sleep 30', 'setup', 'run']
+
+
+def test_a_slice_that_cannot_be_set_up_is_not_paid_for_ever(tmp_path):
+  result, calls = _resume(tmp_path, ('ACTIVE',), setup=('fails',))
+  assert result.returncode == 2 and 'five times' in result.stderr
+  assert calls == ['setup', *['sleep 30', 'setup'] * 4]
 
 
 @pytest.mark.slow
