@@ -64,17 +64,21 @@ def test_one_message_before_any_step(tmp_path, macros, sizes, where, names):
   config = networks.adapted(
       'molora',
       includes="include 'gin/runs/t5x_adapter_checkpoints.gin'",
-      more=sizes,
+      more=networks.FEW_SITES + sizes,
   )
   macros = {
+      'MODEL_DIR': str(tmp_path / 'run'),
       'INITIAL_CHECKPOINT_PATH': base,
       'TRAIN_STEPS': 2,
       'NUM_EXPERTS': 3,
       'RANK': 2,
       **macros,
   }
-  with pytest.raises(errors.UserError) as info:
-    training.train(config, tmp_path / 'run', **macros)
+  with (
+      pytest.raises(errors.UserError) as info,
+      training.configured('train', config, tmp_path / 'gin', **macros) as main,
+  ):
+    main()
   assert info.value.where == (where or info.value.where)
   assert all(str(name) in str(info.value) for name in names), info.value
   assert not list((tmp_path / 'run').glob('checkpoint_*'))

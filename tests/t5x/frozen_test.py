@@ -45,7 +45,8 @@ def test_frozen_parameters_are_bit_equal_after_20_steps(
   base, base_params = bases('examples.t5')
   includes += "\ninclude 'gin/runs/t5x_adapter_checkpoints.gin'"
   config = networks.adapted(
-      'molora', imports=imports, includes=includes, more=more
+      'molora', imports=imports, includes=includes,
+      more=networks.FEW_SITES + more,
   )
   macros = dict(INITIAL_CHECKPOINT_PATH=base, NUM_EXPERTS=3, RANK=2)
   state = training.train(config, tmp_path, TRAIN_STEPS=20, **macros)

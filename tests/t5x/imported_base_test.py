@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.t5x, pytest.mark.slow]
     [
         ('t5', 'examples.t5'),
         ('scan', 'examples.scalable_t5'),
-        ('scan', 'own'),
+        pytest.param('scan', 'own', marks=pytest.mark.long),
         ('unrolled', 'examples.scalable_t5'),
     ],
 )
@@ -51,7 +51,8 @@ def test_only_adapters_of_an_imported_base_train(tmp_path, layout, network):
   unrolled = 'network.T5Config.scan_layers = False\n'
   state = training.train(
       networks.adapted(
-          'molora', network, more=unrolled if layout == 'unrolled' else ''
+          'molora', network,
+          more=networks.FEW_SITES + unrolled * (layout == 'unrolled'),
       ),
       tmp_path / 'run',
       INITIAL_CHECKPOINT_PATH=str(base / 'checkpoint_0'),

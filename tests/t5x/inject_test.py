@@ -89,14 +89,13 @@ def test_stock_network(name, method):
   axes = flat(variables['params_axes'])
   for path, value in params.items():
     assert len(axes[f'{path}_axes'].names) == value.ndim, path
-  apply = lambda network, params: network.apply(
-      {'params': params},
-      TOKENS,
-      TOKENS,
-      TOKENS,
-      enable_dropout=False,
-      mutable=['intermediates'],
-  )
+
+  def apply(network, params):
+    run = functools.partial(
+        network.apply, enable_dropout=False, mutable=['intermediates']
+    )
+    return jax.jit(run)({'params': params}, TOKENS, TOKENS, TOKENS)
+
   outputs, state = apply(model, variables['params'])
   reference, _ = apply(base, frozen['params'])
   np.testing.assert_allclose(outputs, reference, atol=1e-6)
@@ -116,11 +115,13 @@ def test_cached_decoding():
   )
   targets = jnp.array([[3, 4, 5, 6, 1], [5, 6, 7, 8, 1]])
   inputs = jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1]
-  encoded = model.apply(
-      {'params': params}, TOKENS, enable_dropout=False, method='encode'
+  run = functools.partial(model.apply, enable_dropout=False)
+  encoded = jax.jit(functools.partial(run, method='encode'))(
+      {'params': params}, TOKENS
   )
-  decode = functools.partial(
-      model.apply, method='decode', enable_dropout=False, mutable=['cache']
+  decode = jax.jit(
+      functools.partial(run, method='decode', mutable=['cache']),
+      static_argnames=('decode', 'max_decode_length'),
   )
   want, _ = decode({'params': params}, encoded, TOKENS, inputs, targets)
   ones = jnp.ones_like(inputs)

@@ -143,7 +143,10 @@ def test_ten_steps_have_the_same_losses(base, tmp_path, packing):
   file.write_text(file.read_text() + _ADAPTERS_OF_THE_BASE)
   folder = tmp_path / 't5x'
   gin.clear_config()  # What T5X registers cannot be when it is locked.
-  with training.parsed('train', [file], MODEL_DIR=str(folder)) as main:
+  with (
+      training.on_one_device(),
+      training.parsed('train', [file], MODEL_DIR=str(folder)) as main,
+  ):
     _, state = main()
   found = _losses(folder / 'train')
   assert len(expected) == len(found) == 10

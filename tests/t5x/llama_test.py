@@ -47,7 +47,9 @@ def make_base(folder, layout):
   return str(folder / 'base' / 'checkpoint_0'), params
 
 
-@pytest.mark.parametrize('layout', ['t5', 'scan'])
+@pytest.mark.parametrize(
+    'layout', [pytest.param('t5', marks=pytest.mark.long), 'scan']
+)
 def test_an_imported_llama_trains_and_is_evaluated(tmp_path, layout):
   base, base_params = make_base(tmp_path, layout)
   macros = {'NUM_EXPERTS': 3, 'RANK': 2, 'SCAN_LAYERS': layout == 'scan'}
@@ -66,14 +68,17 @@ def test_an_imported_llama_trains_and_is_evaluated(tmp_path, layout):
   training.check_trained(state, base_params, 3)
 
   folder = tmp_path / 'eval'
-  with training.configured(
-      'eval',
-      networks.adapted('moelora', 'llama', run='t5x_eval'),
-      folder / 'gin',
-      EVAL_OUTPUT_DIR=str(folder),
-      CHECKPOINT_PATH=str(tmp_path / 'run' / 'checkpoint_3'),
-      **macros,
-  ) as main:
+  with (
+      training.on_one_device(),
+      training.configured(
+          'eval',
+          networks.adapted('moelora', 'llama', run='t5x_eval'),
+          folder / 'gin',
+          EVAL_OUTPUT_DIR=str(folder),
+          CHECKPOINT_PATH=str(tmp_path / 'run' / 'checkpoint_3'),
+          **macros,
+      ) as main,
+  ):
     main()
     # The model of the embedded engine, with the same parameters.
     vocabulary = vocabularies.byte_vocabulary()

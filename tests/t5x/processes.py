@@ -51,8 +51,7 @@ def write_gin(file: Path, includes: str = '', more: str = '') -> Path:
   file.write_text(
       networks.adapted(
           'molora',
-          imports='import __main__ as train_script\n'
-          'from moe_peft.training import schedules',
+          imports='import __main__ as train_script',
           includes=includes,
           more=_DATA + 'NUM_EXPERTS = 4\nRANK = 2\n' + more,
       )

@@ -33,7 +33,21 @@ LEAVES = {
 }
 
 
-@pytest.mark.parametrize('leaf', LEAVES)
+# Here, where sizes and vocabulary are small ones, they differ in little.
+LIKE_OTHERS = {
+    't5x/examples/t5/mt5/base.gin',
+    't5x/examples/scalable_t5/mt5/base.gin',
+    'flaxformer/t5x/configs/t5/models/byt5_small.gin',
+}
+
+
+@pytest.mark.parametrize(
+    'leaf',
+    [
+        pytest.param(x, marks=[pytest.mark.long] * (x in LIKE_OTHERS))
+        for x in LEAVES
+    ],
+)
 def test_a_public_leaf_is_adapted_and_trained(leaf, tmp_path):
   name = LEAVES[leaf]
   package = networks.NETWORKS[name].package
@@ -42,12 +56,17 @@ def test_a_public_leaf_is_adapted_and_trained(leaf, tmp_path):
       'molora', name, imports='import seqio', sizes=leaf,
       more=BYTES if name.endswith('t5') else '',
   )
-  with training.configured(
-      'train', config, tmp_path / 'gin', package,
+  macros = dict(
       MODEL_DIR=str(tmp_path / 'run'), TRAIN_STEPS=3,
       INITIAL_CHECKPOINT_PATH=str(tmp_path / 'checkpoint_0'),
       NUM_EXPERTS=3, RANK=2,
-  ) as train:
+  )
+  with (
+      training.on_one_device(),
+      training.configured(
+          'train', config, tmp_path / 'gin', package, **macros
+      ) as train,
+  ):
     rng = np.random.default_rng(0)
     base = {
         path: rng.normal(0, 0.2, x.shape).astype(np.float32)

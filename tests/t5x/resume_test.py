@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs of `t5x.train` that were killed end as those that were not."""
 
+import shutil
 import signal
 import subprocess
 import time
@@ -19,12 +20,9 @@ pytest.importorskip('t5x')
 pytestmark = [pytest.mark.t5x, pytest.mark.slow]
 
 ADAPTERS = "include 'gin/runs/t5x_adapter_checkpoints.gin'"
-# Schedules see the number of steps: it is the same where runs stop early.
-MORE = f"""
-{networks.FEW_SITES}
-CHECKPOINT_PERIOD = 3
-schedules.warmup_cosine.train_steps = 30
-"""
+MORE = f'{networks.FEW_SITES}CHECKPOINT_PERIOD = 3\n'
+# Experts large enough for file formats not to count.
+LARGE = 'NUM_EXPERTS = 16\nRANK = 1024\n'
 
 
 def read_state(checkpoint):
@@ -55,14 +53,22 @@ def kill_at(arguments, folder, patterns):
   assert process.wait() == -signal.SIGKILL
 
 
-def test_killed_runs_continue_bit_for_bit(tmp_path):
-  base = processes.write_base(tmp_path)
-  file = processes.write_gin(
-      tmp_path / 'run.gin',
-      ADAPTERS,
-      MORE,
-  )
-  processes.train(file, tmp_path / 'whole', base, TRAIN_STEPS=30)
+@pytest.fixture(name='base', scope='module')
+def _base(tmp_path_factory):
+  return processes.write_base(tmp_path_factory.mktemp('base'))
+
+
+@pytest.fixture(name='whole', scope='module')
+def _whole(base, tmp_path_factory):
+  """A gin file, and the folder of its run that nobody disturbed."""
+  folder = tmp_path_factory.mktemp('whole')
+  file = processes.write_gin(folder / 'run.gin', ADAPTERS, MORE + LARGE)
+  processes.train(file, folder / 'run', base, TRAIN_STEPS=30)
+  return file, folder / 'run'
+
+
+def test_killed_runs_continue_bit_for_bit(base, whole, tmp_path):
+  file, undisturbed = whole
   folder = tmp_path / 'killed'
   arguments = processes.command(file, folder, base, TRAIN_STEPS=30)
   # Between two checkpoints, and while one is being written.
@@ -82,19 +88,13 @@ def test_killed_runs_continue_bit_for_bit(tmp_path):
   processes.train(file, folder, base, TRAIN_STEPS=30)
   assert (folder / f'damaged_{newest.name.split("_")[1]}').is_dir()
   check_equal(
-      read_state(tmp_path / 'whole' / 'checkpoint_30'),
+      read_state(undisturbed / 'checkpoint_30'),
       read_state(folder / 'checkpoint_30'),
   )
 
 
-def test_checkpoints_are_as_small_as_what_is_trained(tmp_path):
-  base = processes.write_base(tmp_path)
-  # Experts large enough for file formats not to count.
-  file = processes.write_gin(
-      tmp_path / 'run.gin', ADAPTERS, 'NUM_EXPERTS = 16\nRANK = 256\n'
-  )
-  processes.train(file, tmp_path / 'run', base, TRAIN_STEPS=2)
-  checkpoint = tmp_path / 'run' / 'checkpoint_2'
+def test_checkpoints_are_as_small_as_what_is_trained(whole):
+  checkpoint = whole[1] / 'checkpoint_30'
   trained = sum(x.nbytes for x in read_state(checkpoint).values())
   written = sum(
       file.stat().st_size
@@ -131,30 +131,15 @@ def train_together(file, folder, base, logs, **macros):
   assert result.returncode == 0, result.stderr[-500:] + log
 
 
-def test_two_processes_train_save_and_resume_together(tmp_path):
-  base = processes.write_base(tmp_path)
-  file = processes.write_gin(
-      tmp_path / 'run.gin',
-      ADAPTERS,
-      MORE,
-  )
-  macros = {'NUM_MODEL_PARTITIONS': 2}
-  train_together(
-      file, tmp_path / 'whole', base, tmp_path / 'a', TRAIN_STEPS=6, **macros
-  )
-  for steps in (3, 6):
-    train_together(
-        file,
-        tmp_path / 'parts',
-        base,
-        tmp_path / f'b{steps}',
-        TRAIN_STEPS=steps,
-        **macros,
-    )
+def test_two_processes_train_save_and_resume_together(base, tmp_path):
+  file = processes.write_gin(tmp_path / 'run.gin', ADAPTERS, MORE)
+  whole, resumed = tmp_path / 'whole', tmp_path / 'resumed'
+  macros = {'NUM_MODEL_PARTITIONS': 2, 'TRAIN_STEPS': 6}
+  train_together(file, whole, base, tmp_path / 'a', **macros)
+  # What a run leaves that has got no further.
+  shutil.copytree(whole / 'checkpoint_3', resumed / 'checkpoint_3')
+  train_together(file, resumed, base, tmp_path / 'b', **macros)
   check_equal(
-      read_state(tmp_path / 'whole' / 'checkpoint_6'),
-      read_state(tmp_path / 'parts' / 'checkpoint_6'),
+      read_state(whole / 'checkpoint_6'), read_state(resumed / 'checkpoint_6')
   )
-  assert processes.losses(tmp_path / 'parts')[-3:] == (
-      processes.losses(tmp_path / 'whole')[-3:]
-  )
+  assert processes.losses(resumed) == processes.losses(whole)[3:]

@@ -5,6 +5,8 @@
 public_leaves_test.py has MoLoRA on each of them.
 """
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -21,6 +23,8 @@ SIRA = 'NUM_SELECTED_EXPERTS = 2\n'
 # For networks that lose what is sown in their scan.
 NO_LOSSES = 'AUX_LOSS_FACTOR = 0.0\nCONTRASTIVE_LOSS_FACTOR = 0.0\n'
 SITE_METRICS = "SITE_METRICS = ('router_entropy',)\n"
+# Rows of a network and a method that other rows have.
+long = functools.partial(pytest.param, marks=pytest.mark.long)
 
 
 @pytest.mark.parametrize(
@@ -28,9 +32,9 @@ SITE_METRICS = "SITE_METRICS = ('router_entropy',)\n"
     [
         ('examples.t5', 'mov_wo', ''),
         ('examples.t5', 'sira', SIRA),
-        ('examples.t5', 'moelora', SITE_METRICS),
-        ('examples.scalable_t5', 'mov_wo', ''),
-        ('examples.scalable_t5', 'sira', SIRA + NO_LOSSES),
+        long('examples.t5', 'moelora', SITE_METRICS),
+        long('examples.scalable_t5', 'mov_wo', ''),
+        long('examples.scalable_t5', 'sira', SIRA + NO_LOSSES),
         ('examples.scalable_t5', 'moelora', NO_LOSSES),
         ('examples.decoder_only', 'sira', SIRA + SITE_METRICS),
         ('own', 'moelora', SITE_METRICS),  # A scan with losses.

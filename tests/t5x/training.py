@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 from pathlib import Path
 import sys
+from unittest import mock
 
 import gin
 import jax
@@ -169,19 +170,41 @@ def parsed(script, files, package='t5x', **macros):
     yield gin.get_configurable(getattr(module, function))
 
 
+@contextlib.contextmanager
+def on_one_device():
+  """Lays out what runs on one device: a program for eight compiles longer."""
+  from t5x import partitioning
+
+  from moe_peft.t5x import partitioners
+
+  devices = jax.devices()[:1]
+  mesh = jax.sharding.Mesh(np.array([devices]), ('data', 'model'))
+  with (
+      mock.patch.object(partitioning, 'get_cpu_mesh', lambda: mesh),
+      mock.patch.object(partitioners.Partitioner, 'devices', devices),
+  ):
+    yield
+
+
 def train(config, folder, **macros):
-  """Trains in `folder` and returns the last train state."""
+  """Trains in `folder`, on one device, and returns the last train state."""
   macros['MODEL_DIR'] = str(folder)
-  with configured('train', config, folder / 'gin', **macros) as main:
+  with (
+      on_one_device(),
+      configured('train', config, folder / 'gin', **macros) as main,
+  ):
     step, state = main()
   assert step == state.step
   return state
 
 
 def run(script, config, folder, **macros):
-  """Runs 'eval' or 'infer'; the results lie in `folder`."""
+  """Runs 'eval' or 'infer' on one device; the results lie in `folder`."""
   macros[f'{script.upper()}_OUTPUT_DIR'] = str(folder)
-  with configured(script, config, folder / 'gin', **macros) as main:
+  with (
+      on_one_device(),
+      configured(script, config, folder / 'gin', **macros) as main,
+  ):
     main()
 
 
