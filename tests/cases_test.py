@@ -245,6 +245,52 @@ def test_fields_of_a_tokenizer_are_typed(field, value, tmp_path):
     import_base.import_base(folder, tmp_path / 'base')
 
 
+def test_a_row_that_begins_with_a_token_that_is_none(tmp_path, capfd):
+  """The library panics, and shows where in Rust it is."""
+  folder = llama(tmp_path / 'hf')
+  file = folder / 'tokenizer.json'
+  begin = {'SpecialToken': {'id': '<gone>', 'type_id': 0}}
+  text = {'Sequence': {'id': 'A', 'type_id': 0}}
+  file.write_text(json.dumps(json.loads(file.read_text()) | {
+      'post_processor': {
+          'type': 'TemplateProcessing', 'single': [begin, text], 'pair': [],
+          'special_tokens': {},
+      }
+  }))
+  with refusals.refused('VOCABULARY_FILE', 'post-processor'):
+    import_base.import_base(folder, tmp_path / 'base')
+  assert 'panicked' not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize('name', ['model.safetensors', 'tokenizer.json'])
+def test_a_pointer_of_git_is_named(name, tmp_path):
+  folder = llama(tmp_path / 'hf')
+  (folder / name).write_text('version https://git-lfs.github.com/spec/v1\n')
+  where = folder / name if name.startswith('model') else 'VOCABULARY_FILE'
+  with refusals.refused(where, name, 'git lfs pull'):
+    import_base.import_base(folder, tmp_path / 'base')
+
+
+@pytest.mark.parametrize('dtype', [np.int64, np.bool_, np.float64])
+def test_tensors_of_other_types_are_named(dtype, tmp_path):
+  folder = llama(tmp_path / 'hf')
+  file = folder / 'model.safetensors'
+  tensors = safetensors_numpy.load_file(file)
+  safetensors_numpy.save_file({**tensors, 'ids': np.ones(3, dtype)}, file)
+  with refusals.refused(folder, 'ids', 'BF16'):
+    import_base.import_base(folder, tmp_path / 'base')
+
+
+@pytest.mark.parametrize('shard', ['', '.', '..', '../x', '/x', 'gone', None])
+def test_shards_lie_beside_their_index(shard, tmp_path):
+  folder = llama(tmp_path / 'hf')
+  (folder / 'model.safetensors').rename(folder / 'a.safetensors')
+  index = folder / 'model.safetensors.index.json'
+  index.write_text(json.dumps({'weight_map': {'model.norm.weight': shard}}))
+  with refusals.refused(index, *(['gone'] if shard == 'gone' else [])):
+    import_base.import_base(folder, tmp_path / 'base')
+
+
 @pytest.mark.parametrize('wrong', ['', 'twice', 'elsewhere', 'nowhere'])
 def test_shards_hold_what_their_index_says(wrong, tmp_path):
   folder = llama(tmp_path / 'hf')

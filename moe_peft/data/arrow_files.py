@@ -35,6 +35,8 @@ def rows(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
   number = 0
   try:
     for batch in _batches(pa, file):
+      if len(set(batch.schema.names)) < len(batch.schema.names):
+        raise errors.UserError('Two columns have one name.', file)
       batch.validate(full=True)  # Else offsets may point anywhere.
       for row in batch.to_pylist():
         number += 1
@@ -43,7 +45,8 @@ def rows(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
     if isinstance(error, errors.UserError):
       raise
     raise errors.UserError(
-        f'It cannot be read: {error}', file, 'Write it again.'
+        f'It cannot be read: {str(error).rstrip(".")}.', file,
+        'Write it again.',
     ) from error
 
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds tasks by name and checks that they fit, before any long work."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import difflib
 import logging
 
@@ -82,6 +82,22 @@ def inputs_end(name: str) -> bool:
   """
   feature = get_task_or_mixture(name).output_features.get('inputs')
   return feature is not None and feature.add_eos
+
+
+def check_features(name: str, wanted: Sequence[str]) -> None:
+  """Checks that a task or mixture has the features that something reads.
+
+  Raises:
+    errors.UserError: unknown name, or it lacks one.
+  """
+  found = get_task_or_mixture(name).output_features
+  if missing := [x for x in wanted if x not in found]:
+    raise errors.UserError(
+        f'{name!r} has no {missing[0]}, but {", ".join(sorted(found))}.',
+        'MIXTURE_OR_TASK_NAME',
+        'gin/runs/dpo.gin is for pairs of answers (prompt, chosen, rejected), '
+        'gin/runs/finetune.gin for all else (inputs, targets).',
+    )
 
 
 def longest(name: str) -> dict[str, tuple[int, str]]:

@@ -190,8 +190,16 @@ def _in_config(folder) -> str | None:
   found = _config(folder).get('chat_template')
   if isinstance(found, list):  # Several, each with its name.
     named = [x for x in found if isinstance(x, dict)]
-    found = {x.get('name'): x.get('template') for x in named}.get('default')
-  return found if isinstance(found, str) else None
+    found = next(
+        (x.get('template') for x in named if x.get('name') == 'default'), 0
+    )
+  if not isinstance(found, str | None):
+    raise errors.UserError(
+        'chat_template must be a text, or a list with one named default.',
+        Path(folder) / CONFIG,
+        'Give the path of a template by local.register_task.template.',
+    )
+  return found
 
 
 def special_tokens(folder: str | os.PathLike) -> dict[str, str]:

@@ -240,6 +240,11 @@ def _tokens(
     example: examples.TokenIds, vocabulary: seqio.Vocabulary
 ) -> rows.TokenRow:
   """A row whose beginning, as far as nothing is learned, is its inputs."""
+  if not isinstance(vocabulary, vocabularies.TokenizerVocabulary):
+    raise errors.UserError(
+        'Rows of input_ids are for decoders with a tokenizer.json.',
+        example.place, 'Give rows of inputs and targets, as texts.',
+    )
   limit = vocabulary.vocab_size
   if (most := max(example.ids)) >= limit:
     raise errors.UserError(

@@ -38,7 +38,10 @@ def find(paths: str | Sequence[str]) -> list[str]:
   for pattern in [paths] if isinstance(paths, str) else paths:
     pattern = os.path.expanduser(str(pattern))
     try:
-      files = sorted(tf.io.gfile.glob(pattern))
+      # A name may hold what patterns are made of.
+      files = [pattern] if tf.io.gfile.exists(pattern) else (
+          sorted(tf.io.gfile.glob(pattern))
+      )
       folders = [file for file in files if tf.io.gfile.isdir(file)]
     except tf.errors.OpError as error:
       raise errors.UserError(f'It cannot be read: {error}', pattern) from error

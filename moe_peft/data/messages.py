@@ -16,6 +16,8 @@ from moe_peft.data import text_files
 
 Messages = tuple[Mapping[str, Any], ...]
 ASSISTANT = 'assistant'
+# What templates are given by their own names.
+_GIVEN = {'messages', 'tools', 'add_generation_prompt', 'self'}
 _SHAREGPT_ROLES = {
     'human': 'user', 'user': 'user', 'gpt': ASSISTANT, 'assistant': ASSISTANT,
     'chatgpt': ASSISTANT, 'bing': ASSISTANT, 'bard': ASSISTANT,
@@ -71,7 +73,7 @@ def of_messages(row: Mapping[str, Any], place: str) -> Conversation:
 
 def of_sharegpt(row: Mapping[str, Any], place: str) -> Conversation:
   """The conversation of a row with `conversations`."""
-  turns = row.get('conversations')
+  turns = _of_columns(row.get('conversations'))
   if isinstance(turns, list) and all(isinstance(x, dict) for x in turns):
     renamed = []
     for turn in turns:
@@ -117,6 +119,11 @@ def conversation(
         f"'chat_template_kwargs' must be an object, not {variables!r:.60}.",
         place,
     )
+  if taken := _GIVEN & variables.keys():
+    raise errors.UserError(
+        f"'chat_template_kwargs' sets {min(taken)!r}, which is given anyway.",
+        place, 'Leave it out.',
+    )
   result = Conversation(tuple(found), tools(row, place), variables, given,
                         place)
   if not result.answers:
@@ -139,11 +146,7 @@ def messages(value: Any, key: str, place: str) -> Messages:
   Raises:
     errors.UserError: It is no such list.
   """
-  if isinstance(value, dict) and value and all(
-      isinstance(x, list) for x in value.values()
-  ):  # As older versions of the library `datasets` store lists of objects.
-    value = [dict(zip(value, x, strict=True)) for x in zip(*value.values(),
-                                                           strict=False)]
+  value = _of_columns(value)
   if not isinstance(value, (list, tuple)):
     raise errors.UserError(
         f'{key!r} must be a list of messages, not {value!r:.60}.', place
@@ -152,6 +155,16 @@ def messages(value: Any, key: str, place: str) -> Messages:
       _message(x, f'message {number} of {key!r}', place)
       for number, x in enumerate(value, start=1)
   )
+
+
+def _of_columns(value: Any) -> Any:
+  """Lists of objects as older versions of the library `datasets` keep them."""
+  if not isinstance(value, dict) or not value or not all(
+      isinstance(x, list) for x in value.values()
+  ):
+    return value
+  rows = zip(*value.values(), strict=False)
+  return [dict(zip(value, row, strict=True)) for row in rows]
 
 
 def _message(value: Any, which: str, place: str) -> dict[str, Any]:
@@ -174,7 +187,13 @@ def _message(value: Any, which: str, place: str) -> dict[str, Any]:
           'Only text is read.',
       )
     content = ''.join(parts)
-  empty = found['role'] == ASSISTANT and 'tool_calls' not in found
+  calls = found.get('tool_calls') or []
+  if not isinstance(calls, list) or not all(isinstance(x, dict) for x in calls):
+    raise errors.UserError(
+        f'tool_calls of the {which} must be a list of objects, not '
+        f'{calls!r:.60}.', place,
+    )
+  empty = found['role'] == ASSISTANT and not calls
   if not isinstance(content, str) or (empty and not content.strip()):
     raise errors.UserError(
         f'The content of the {which} must be a nonempty text, not '

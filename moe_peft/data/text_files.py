@@ -23,7 +23,17 @@ _MAX_CHARACTERS = 10_000_000
 # where they repeat.
 _MAX_RATIO = 100
 _MIN_UNZIPPED = 2**26
+_LFS = b'version https://git-lfs.github.com/spec/'
 _BYTE_ORDER_MARK = b'\xef\xbb\xbf'
+
+
+def is_lfs_pointer(file: str | os.PathLike) -> bool:
+  """Whether git has left a note in the place of a file, as without its LFS."""
+  try:
+    with open(file, 'rb') as opened:
+      return opened.read(len(_LFS)) == _LFS
+  except OSError:
+    return False
 
 
 def unzip(content: bytes, file: str | os.PathLike) -> bytes:

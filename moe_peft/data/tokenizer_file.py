@@ -16,6 +16,7 @@ from typing import Any
 from moe_peft import errors
 from moe_peft import gin_files
 from moe_peft.data import packages
+from moe_peft.data import text_files
 
 WHERE = 'VOCABULARY_FILE'
 _MAX_BYTES = 2**28  # The largest ones have a tenth of it.
@@ -43,12 +44,23 @@ def read(file: str) -> Any:
   with refused(f'{file} is no tokenizer.json that can be read'):
     if os.path.getsize(path) > _MAX_BYTES:
       raise ValueError(f'it has more than {_MAX_BYTES} bytes')
+    if text_files.is_lfs_pointer(path):
+      raise ValueError('it is a pointer of Git LFS; git lfs pull fetches it')
     with open(path, encoding='utf-8') as stream:
       _check(json.load(stream))
-    with gin_files.silent_stderr():  # A panic shows where in Rust it is.
-      tokenizer = tokenizers.Tokenizer.from_file(path)
-      tokenizer.decode(tokenizer.encode(_TEXT, add_special_tokens=False).ids)
+  with tried(f'{file} is no tokenizer.json that can be read'):
+    tokenizer = tokenizers.Tokenizer.from_file(path)
+    if getattr(tokenizer.model, 'dropout', None):
+      tokenizer.model.dropout = None  # A text has the same ids each time.
+    tokenizer.decode(tokenizer.encode(_TEXT, add_special_tokens=False).ids)
   return tokenizer
+
+
+@contextlib.contextmanager
+def tried(what: str) -> Iterator[None]:
+  """As `refused`, in silence: a panic shows where in Rust it is."""
+  with refused(what), gin_files.silent_stderr():
+    yield
 
 
 @contextlib.contextmanager

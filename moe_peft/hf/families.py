@@ -180,10 +180,12 @@ def _smollm3(fields: base_config.Fields) -> dict[str, Any]:
     )
   every = fields.integer('no_rope_layer_interval', 4, maximum=2**10)
   most = _num_layers(fields)
-  rotated = fields.get('no_rope_layers', ([1] * (every - 1) + [0])[:most])
-  if (
+  rotated = fields.get('no_rope_layers')
+  if rotated is None:
+    rotated = ([1] * (every - 1) + [0])[:most]
+  elif (
       not isinstance(rotated, list)
-      or not 0 < len(rotated) <= most
+      or len(rotated) != most
       or not all(type(x) is int and x in (0, 1) for x in rotated)
   ):
     raise base_config.unsupported('no_rope_layers', rotated, '0 or 1 a layer')

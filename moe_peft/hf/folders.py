@@ -99,9 +99,11 @@ class Tensors:
     unknown = dtypes - {'F32', 'F16', 'BF16'}
     if unknown:
       raise errors.UserError(
-          f'{folder} holds tensors of type {", ".join(sorted(unknown))}; '
-          'quantized models cannot be imported.', where=folder,
-          remedy='Use the float32 or bfloat16 files.',
+          f'{folder} holds tensors of type {", ".join(sorted(unknown))} '
+          f'({next(k for k, x in self._found.dtypes.items() if x in unknown)}'
+          '); weights in F32, F16 or BF16 are imported, and none that are '
+          'quantized.', where=folder,
+          remedy='Use the float32 or bfloat16 files of the model.',
       )
     narrow = dtypes == {'BF16'}
     self.dtype = np.dtype(ml_dtypes.bfloat16 if narrow else np.float32)
@@ -140,13 +142,19 @@ def _sharded(index: Path) -> tensor_files.TensorFiles:
   weights = read_json(index).get('weight_map')
   named = weights if isinstance(weights, dict) else {'': None}
   if not all(
-      isinstance(x, str) and Path(x).name == x for x in named.values()
+      isinstance(x, str) and Path(x).name == x and x not in ('', '..')
+      for x in named.values()
   ):
     raise errors.UserError(
         f'weight_map of {index} must give each tensor the name of a file '
         'beside it.', where=index, remedy='Fetch the folder again.',
     )
   shards = [index.parent / name for name in sorted(set(named.values()))]
+  if missing := [x.name for x in shards if not x.is_file()]:
+    raise errors.UserError(
+        f'{missing[0]} of {index} is not there.', where=index,
+        remedy='Fetch the folder again.',
+    )
   found = tensor_files.TensorFiles(shards)
   for name, file in named.items():
     holds = found.files.get(name)
@@ -167,12 +175,19 @@ def _no_tensors(folder: Path, stem: str) -> errors.UserError:
         f'{folder} holds no {stem}.safetensors and no shards of one.',
         where=folder, remedy='Give the folder of a model as it is on the Hub.',
     )
+  convert = (
+      'with transformers: AutoModelForCausalLM (of a T5 AutoModelForSeq2SeqLM)'
+      f'.from_pretrained({str(folder)!r}).save_pretrained(...)'
+  )
+  if stem != 'model':
+    convert = (
+        'with safetensors.torch: save_file(torch.load('
+        f'{str(pickled[0])!r}, weights_only=True), {stem + ".safetensors"!r})'
+    )
   return errors.UserError(
       f'{folder} holds its tensors in {pickled[0].name}, a pickle, which can '
       'run code when it is read.', where=folder,
-      remedy='Convert it where you trust it, with transformers: '
-      'AutoModelForCausalLM (of a T5 AutoModelForSeq2SeqLM)'
-      f'.from_pretrained({str(folder)!r}).save_pretrained(...)',
+      remedy=f'Convert it where you trust it, {convert}',
   )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_peft import errors
+from moe_peft.data import tokenizer_file
 from moe_peft.data import vocabularies
 from moe_peft.hf import base_config
 from moe_peft.hf import folders
@@ -132,10 +133,11 @@ def _added_before(tokenizer: Any) -> int | None:
   """What the post-processor puts before a text; None for nothing.
 
   Raises:
-    errors.UserError: If it puts several tokens there.
+    errors.UserError: If it puts several tokens there, or fails.
   """
-  text = tokenizer.encode(_PROBE, add_special_tokens=False).ids
-  row = tokenizer.encode(_PROBE, add_special_tokens=True).ids
+  with tokenizer_file.tried(f'The post-processor of {_TOKENIZER} fails'):
+    text = tokenizer.encode(_PROBE, add_special_tokens=False).ids
+    row = tokenizer.encode(_PROBE, add_special_tokens=True).ids
   before = next(
       (row[:i] for i in range(len(row)) if row[i : i + len(text)] == text), []
   )

@@ -153,9 +153,7 @@ class Checkpointer:
     step = self.latest_step()
     if step is None:
       return
-    saved = self._manager.restore(
-        step, args=ocp.args.Composite(identity=ocp.args.JsonRestore())
-    )['identity']
+    saved = self._json(step, 'identity')
     different = sorted(
         key for key in saved.keys() | self._identity.keys()
         if not _is_same(key, saved.get(key), self._identity.get(key))
@@ -249,8 +247,20 @@ class Checkpointer:
     """What was saved as `notes`; empty for checkpoints of older versions."""
     if not (self._folder / str(step) / 'notes').exists():
       return {}
-    args = ocp.args.Composite(notes=ocp.args.JsonRestore())
-    return self._manager.restore(step, args=args)['notes']
+    return self._json(step, 'notes')
+
+  def _json(self, step: int, item: str) -> dict[str, Any]:
+    """An item of JSON; checkpoints of older versions have no checksums."""
+    args = ocp.args.Composite(**{item: ocp.args.JsonRestore()})
+    try:
+      found = self._manager.restore(step, args=args)[item]
+    except (OSError, ValueError, LookupError, RecursionError) as error:
+      found = error
+    if not isinstance(found, dict):
+      raise self._damage(
+          self._folder / str(step) / item, f'It is no JSON object ({found}).'
+      )
+    return found
 
   def wait(self) -> None:
     """Waits until everything is on disk."""

@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 import xxhash
 
 ITEM = 'checksums'
+_STATE = 'state'  # The item that every checkpoint has.
 _FILE = 'xxh3_128.json'
 # Files of checksums, and what made them; the second one before version 0.3.
 _HASHES = {_FILE: xxhash.xxh3_128, 'sha256.json': hashlib.sha256}
@@ -60,8 +61,8 @@ def damaged_file(checkpoint: Path) -> Path | None:
     versions that wrote no checksums.
   """
   item = checkpoint / ITEM
-  if not item.exists():
-    return None
+  if not item.exists():  # An empty folder is no checkpoint of any version.
+    return None if (checkpoint / _STATE).exists() else checkpoint / _STATE
   file = next((x for x in _HASHES if (item / x).exists()), _FILE)
   try:
     then = dict(json.loads((item / file).read_text()))

@@ -34,9 +34,11 @@ class TargetTokens:
 
   Attributes:
     row_shape: Axes between the batch and the length in the features.
+    features: Those that a task must have.
   """
 
   row_shape: ClassVar[tuple[int, ...]] = ()
+  features: ClassVar[tuple[str, ...]] = ('targets',)
 
   def check(self, trained: Iterable[str], base: Iterable[str]) -> None:
     """Checks that the objective fits what trains.
@@ -105,6 +107,7 @@ class DirectPreference(TargetTokens):
   """
 
   row_shape: ClassVar[tuple[int, ...]] = (2,)
+  features: ClassVar[tuple[str, ...]] = ('prompt', *preference_data.ANSWERS)
 
   beta: float = 0.1
   label_smoothing: float = 0.0

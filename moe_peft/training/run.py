@@ -84,6 +84,10 @@ def build(split: str | None = None) -> experiment_lib.Experiment:
   experiment = configured()
   _check_folder('MODEL_DIR', experiment.run_dir)
   _check_folder('BASE_RESULTS_DIR', experiment.base_results_dir or '')
+  catalog.check_features(
+      experiment.mixture_or_task_name, experiment.objective.features
+  )
+  catalog.check_features(experiment.eval_name, ('targets',))
   for name in {experiment.mixture_or_task_name, experiment.eval_name}:
     catalog.check_feature_lengths(name, experiment.task_feature_lengths)
     example_ids.with_ids(name, experiment.example_ids)

@@ -12,6 +12,7 @@ import safetensors
 from safetensors import numpy as safetensors_numpy
 
 from moe_peft import errors
+from moe_peft.data import text_files
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -50,6 +51,11 @@ class TensorFiles(Mapping):
       except errors.UserError:
         raise
       except (safetensors.SafetensorError, OSError, ValueError) as error:
+        if text_files.is_lfs_pointer(file):
+          raise errors.UserError(
+              f'{file} is a pointer of Git LFS to a file that is not here.',
+              where=file, remedy='Run git lfs pull in its folder.',
+          ) from error
         raise errors.UserError(
             f'{file} is not a readable safetensors file ({error}); it may be '
             'truncated.', where=file, remedy='Fetch or write it again.',

@@ -120,6 +120,21 @@ def test_data_files(number, refusals):
   refusals.expect(train(refusals, data, f'file_{number}'), *names)
 
 
+OTHER_ROWS = [
+    # Rows of formats that an encoder-decoder's run cannot train on.
+    ('{"prompt": "a", "chosen": "b", "rejected": "c"}', 'dpo.gin', 'targets'),
+    ('{"input_ids": [4, 5], "labels": [-100, 5]}', 'rows.jsonl, line 1',
+     'input_ids'),
+]
+
+
+@pytest.mark.parametrize('number', range(len(OTHER_ROWS)))
+def test_rows_for_other_runs(number, refusals):
+  row, *names = OTHER_ROWS[number]
+  refusals.write('rows.jsonl', f'{row}\n')
+  refusals.expect(train(refusals, 'rows.jsonl', f'other_{number}'), *names)
+
+
 def test_a_pipe_is_not_waited_for(refusals):
   os.mkfifo(refusals.folder / 'rows.jsonl')
   refusals.expect(train(refusals, 'rows.jsonl', 'pipe'), 'rows.jsonl', 'file')

@@ -128,6 +128,10 @@ def test_where_a_template_is_found(tmp_path):
            {'name': 'default', 'template': 'two'}]
   _write(tmp_path, {'chat_template': named})
   assert find()[0] == 'two'
+  for wrong in (7, [], {}, named[:1], [{'name': 'default', 'template': 5}]):
+    _write(tmp_path, {'chat_template': wrong})
+    with refusals.refused(tmp_path / 'tokenizer_config.json', 'default'):
+      find()
   _write(tmp_path, template='three')
   assert find() == ('three', str(tmp_path / 'chat_template.jinja'))
 

@@ -101,6 +101,8 @@ def test_messages_keep_what_templates_may_need():
   assert parsed.tools == ({'name': 'f'},)
   assert parsed.variables == {'enable_thinking': False}
   assert parsed.answers == (2, 4)
+  turns = {'from': ['human', 'gpt'], 'value': ['q', 'a']}
+  assert _parse({'conversations': turns}).messages == (_USER, _ANSWER)
   # As columns, which tables of older versions have.
   columns = {'role': ['user', 'assistant'], 'content': ['q', 'a']}
   assert _parse({'messages': columns}).messages == (_USER, _ANSWER)
@@ -128,6 +130,15 @@ def test_sharegpt_may_have_a_system_message_beside():
         ({'messages': [_USER, _ANSWER], 'tools': '{'}, ["'tools'"]),
         ({'messages': [_USER, _ANSWER], 'tools': {'a': 1}}, ["'tools'"]),
         ({'messages': [_USER, _ANSWER], 'chat_template_kwargs': 'x'}, ["'x'"]),
+        *(
+            ({'messages': [_USER, _ANSWER], 'chat_template_kwargs': {name: 1}},
+             ['chat_template_kwargs', name])
+            for name in ('messages', 'tools', 'add_generation_prompt', 'self')
+        ),
+        ({'messages': [_USER, {**_ANSWER, 'tool_calls': 'x'}]}, ['tool_calls']),
+        ({'messages': [_USER, {**_ANSWER, 'tool_calls': ['x']}]}, ["['x']"]),
+        ({'messages': [_USER, {**_ANSWER, 'content': '', 'tool_calls': []}]},
+         ['message 2']),
         ({'conversations': [{'from': 'me', 'value': 'q'}]}, ["'me'", 'human']),
         ({'conversations': 3}, ['3']),
         ({'conversations': 0.5, 'system': 's'}, ['0.5']),

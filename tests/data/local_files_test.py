@@ -99,6 +99,23 @@ def test_files_of_a_saved_folder_lie_in_it(tmp_path):
   ]
 
 
+def test_a_name_may_look_like_a_pattern(tmp_path):
+  path = tmp_path / 'rows[1].jsonl'
+  path.write_text('{"a": 1}\n')
+  assert _read(str(path)) == [{'a': 1}]
+
+
+def test_columns_of_one_name_are_refused(tmp_path):
+  pa = pytest.importorskip('pyarrow')
+  path = str(tmp_path / 'a.parquet')
+  columns = [pa.array(['x']), pa.array(['y'])]
+  pytest.importorskip('pyarrow.parquet').write_table(
+      pa.Table.from_arrays(columns, names=['a', 'a']), path
+  )
+  with refusals.refused(path, 'one name'):
+    _read(path)
+
+
 @pytest.mark.parametrize(
     'name, content, place, names',
     [

@@ -27,6 +27,16 @@ def test_a_good_file_is_read(write):
   assert tokenizer_file.read(write()).encode('ab').tokens
 
 
+def test_a_text_has_the_same_ids_each_time(write):
+  """Though the file drops merges at random, as for training."""
+  pieces = {'<unk>': 0, 'a': 1, 'b': 2, 'ab': 3}
+  model = {'type': 'BPE', 'vocab': pieces, 'merges': ['a b'], 'dropout': 0.5,
+           'unk_token': '<unk>'}
+  made = tokenizer_file.read(write(model=model))
+  (ids,) = {tuple(made.encode('ab').ids) for _ in range(20)}
+  assert ids[-1] == 3
+
+
 @pytest.mark.parametrize(
     'changes',
     [
@@ -41,6 +51,7 @@ def test_a_good_file_is_read(write):
         {'normalizer': {'type': 'Sequence',
                         'normalizers': [{'type': 'NFC'}] * 500}},
         {'model': 7},
+        {'model': None},
     ],
 )  # fmt: skip
 def test_what_would_panic_or_grow_is_refused(changes, write, capfd):

@@ -233,6 +233,10 @@ def test_the_gin_file_describes_the_model(tmp_path):
         ),
         ({'model_type': 'olmo2', 'clip_qkv': 8.0}, 'clip_qkv', '8.0'),
         ({'model_type': 'gemma3'}, 'text_config', 'None'),
+        (  # Of three layers, one alone.
+            {'model_type': 'smollm3', 'no_rope_layers': [1]},
+            'no_rope_layers', '[1]',
+        ),
         ({'num_attention_heads': 0}, 'num_attention_heads', '0'),
         ({'eos_token_id': '2\nimport os'}, 'eos_token_id', 'import os'),
         ({'eos_token_id': 2.0}, 'eos_token_id', '2.0'),

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 
 from clu.data import dataset_iterator
 import jax
@@ -23,6 +24,7 @@ from moe_peft.core import partitioning
 from moe_peft.training import base_identity
 from moe_peft.training import bases
 from moe_peft.training import checkpoints
+from moe_peft.training import checksums
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
 from moe_peft.training import tensor_files
@@ -238,6 +240,32 @@ def test_what_a_kill_left_half_written_goes_with_the_next_save(tmp_path):
       checkpointer.save(1 + alone, {'x': jnp.zeros(3)}, data)
       checkpointer.wait()
     assert half.exists() != alone
+
+
+def test_damage_is_named_where_nothing_was_hashed(tmp_path):
+  """Checkpoints of older versions have no checksums."""
+  data = dataset_iterator.TfDatasetIterator(
+      tf.data.Dataset.from_tensors({'row': 1}), checkpoint=True
+  )
+  opened = lambda: contextlib.closing(checkpoints.Checkpointer(tmp_path, 1, {}))
+  with opened() as checkpointer:
+    checkpointer.save(1, {'x': jnp.zeros(3)}, data)
+    checkpointer.wait()
+  folder = tmp_path / 'checkpoints' / '1'
+  shutil.rmtree(folder / checksums.ITEM)
+  (folder / 'notes' / 'metadata').write_text('[1]')
+  with opened() as checkpointer, refusals.refused(folder / 'notes'):
+    checkpointer.restore_notes(1)
+  for text in ('{"a', '7'):
+    (folder / 'identity' / 'metadata').write_text(text)
+    with refusals.refused(folder / 'identity'):
+      opened()
+  shutil.rmtree(folder / 'identity')
+  with refusals.refused(folder / 'identity'):
+    opened()
+  (folder.parent / '2').mkdir()  # Nothing but a name.
+  with refusals.refused(folder / 'identity'):
+    opened()
 
 
 @contextlib.contextmanager

@@ -56,6 +56,11 @@ def test_every_change_is_found(change, checkpoint):
   assert checksums.damaged_file(checkpoint) == file
 
 
+def test_an_empty_folder_is_no_checkpoint(tmp_path):
+  """As a copy that was broken off leaves it."""
+  assert checksums.damaged_file(tmp_path) == tmp_path / 'state'
+
+
 def test_what_the_disk_does_not_give_back_is_damage(checkpoint, monkeypatch):
   def broken(file, digest):
     raise OSError(errno.EIO, os.strerror(errno.EIO))
