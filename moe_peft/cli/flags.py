@@ -77,7 +77,7 @@ def whole_number(minimum: int) -> Callable[[str], int]:
   """Type of a flag that takes a whole number, of at most 32 bits."""
 
   def parse(text: str) -> int:
-    if not re.fullmatch(r'-?\d+', text) or not minimum <= int(text) < 2**31:
+    if not re.fullmatch(r'-?\d{1,20}', text) or not minimum <= int(text) < 2**31:
       raise argparse.ArgumentTypeError(
           f'{text} is no whole number of at least {minimum}, below 2**31'
       )
@@ -281,6 +281,8 @@ def load_run(args: argparse.Namespace) -> None:
         'This folder is no run: it holds no config.gin.', args.run,
         'Give the MODEL_DIR of a training run.',
     )
+  if not config.stat().st_size:
+    raise errors.UserError(f'{config} is empty.', config, 'Put back a copy.')
   gin_files.load_gin(
       [str(config), *args.gin_file],
       args.gin_bindings,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 import sys
 
+from moe_peft import errors
 from moe_peft import gin_files
 from moe_peft import signals
 from moe_peft.cli import flags
@@ -34,6 +35,9 @@ def main(argv: Sequence[str]) -> int | None:
   """
   args = _parser().parse_args(argv)
   args.results = args.results or args.out
+  names = [name for name, _ in args.tune]
+  if twice := [name for name in names if names.count(name) > 1]:
+    raise errors.UserError(f'{twice[0]} is given twice.', '--tune')
   args.tune = dict(args.tune)
   gin_files.import_tensorflow()  # Not for --help; it would log.
   from moe_peft.study import configurations

@@ -13,6 +13,8 @@ from moe_peft.study import records
 from moe_peft.study import run_rows
 from moe_peft.study import tuning
 
+# What `StudyRun.arguments` sets.
+GIVEN = {'MODEL_DIR', 'BASE_RESULTS_DIR', 'SEED', 'EVAL_SPLIT'}
 # Characters of the name of a bank's folder, which joins the experts' names.
 _LONGEST = 200
 

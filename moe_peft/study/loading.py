@@ -113,6 +113,11 @@ def _read(file: Path, options: StudyOptions, folder: Path) -> Configuration:
     grid = {k: values for k, values in options.tune.items() if k in macros}
   else:
     grid = _grid(file, macros.get('TUNE', {}), macros)
+  if taken := grid.keys() & configurations.GIVEN:
+    raise errors.UserError(
+        f'The study sets {min(taken)} itself, for each run.',
+        '--tune' if options.tune else 'TUNE', 'Tune other macros.',
+    )
   for name, values in grid.items():
     for value in values:
       load_gin(f'{name}={value}')  # Says what is wrong with a value.

@@ -247,7 +247,12 @@ class Checkpointer:
     """What was saved as `notes`; empty for checkpoints of older versions."""
     if not (self._folder / str(step) / 'notes').exists():
       return {}
-    return self._json(step, 'notes')
+    notes = self._json(step, 'notes')
+    if wrong := [x for x in notes.values() if not isinstance(x, dict | None)]:
+      raise self._damage(
+          self._folder / str(step) / 'notes', f'{wrong[0]!r:.60} is no object.'
+      )
+    return notes
 
   def _json(self, step: int, item: str) -> dict[str, Any]:
     """An item of JSON; checkpoints of older versions have no checksums."""

@@ -38,6 +38,7 @@ FLAGS = [
     ('evaluate', 'RUN'),
     ('evaluate nowhere', 'nowhere', 'MODEL_DIR'),
     ('evaluate folder', 'folder', 'config.gin'),
+    ('evaluate emptied', 'emptied/config.gin', 'empty'),
     ('evaluate run --splitt=test', '--splitt'),
     ('evaluate run --split=tset', '--split', 'tset', 'test'),
     ('evaluate run --split=', '--split', 'test'),
@@ -83,6 +84,9 @@ FLAGS = [
     ('study study --seeds=-1', '--seeds', '-1'),
     ('study study --tune=ALPHA', '--tune', 'ALPHA'),
     ('study study --tune=NOPE=1,2', '--tune', 'NOPE'),
+    ('study study --tune=SEED=1,2', '--tune', 'SEED'),
+    ('study study --tune=MODEL_DIR=a,b', '--tune', 'MODEL_DIR'),
+    ('study study --tune=ALPHA=1 --tune=ALPHA=2', '--tune', 'twice'),
     ('study study --tune=ALPHA=1,x', 'ALPHA', 'x'),
     ('study study --only=nope', '--only', 'nope', 'one'),
     ('study study --reference=nope', '--reference', 'nope', 'one'),
@@ -201,6 +205,7 @@ def inputs(refusals):
   (refusals.folder / 'folder').mkdir()
   (refusals.folder / 'run' / 'checkpoints').mkdir(parents=True)
   refusals.write('run/config.gin', gin.config_str())
+  refusals.write('emptied/config.gin')
   refusals.write('lines.txt', 'past tense: walk\n')
   refusals.write('more.txt')
   refusals.write('object.json', '{}')

@@ -253,9 +253,10 @@ def test_damage_is_named_where_nothing_was_hashed(tmp_path):
     checkpointer.wait()
   folder = tmp_path / 'checkpoints' / '1'
   shutil.rmtree(folder / checksums.ITEM)
-  (folder / 'notes' / 'metadata').write_text('[1]')
-  with opened() as checkpointer, refusals.refused(folder / 'notes'):
-    checkpointer.restore_notes(1)
+  for text in ('[1]', '{"data": 3}'):
+    (folder / 'notes' / 'metadata').write_text(text)
+    with opened() as checkpointer, refusals.refused(folder / 'notes'):
+      checkpointer.restore_notes(1)
   for text in ('{"a', '7'):
     (folder / 'identity' / 'metadata').write_text(text)
     with refusals.refused(folder / 'identity'):
