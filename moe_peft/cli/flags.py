@@ -77,7 +77,8 @@ def whole_number(minimum: int) -> Callable[[str], int]:
   """Type of a flag that takes a whole number, of at most 32 bits."""
 
   def parse(text: str) -> int:
-    if not re.fullmatch(r'-?\d{1,20}', text) or not minimum <= int(text) < 2**31:
+    is_short = re.fullmatch(r'-?\d{1,20}', text)
+    if not is_short or not minimum <= int(text) < 2**31:
       raise argparse.ArgumentTypeError(
           f'{text} is no whole number of at least {minimum}, below 2**31'
       )

@@ -154,7 +154,7 @@ def test_choices_have_the_id_of_their_question(tmp_path):
 
 
 def test_rows_without_an_id_are_refused(tmp_path):
-  with refused(f'{tmp_path}/my_rows.jsonl, line 2', 'lang', 'id_key'):
+  with refused(f'{tmp_path}/my_rows.jsonl, line 2', 'lang', 'None'):
     register(tmp_path, 'my_rows', ['de', None], id_key='lang')
 
 
