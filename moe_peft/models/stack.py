@@ -19,6 +19,7 @@ from moe_peft import errors
 from moe_peft.models import attention
 from moe_peft.models import dot_product
 from moe_peft.models import layers
+from moe_peft.models import relative_positions
 from moe_peft.models import token_scores
 
 # What each policy keeps from the forward pass; None recomputes everything.
@@ -130,9 +131,11 @@ def norm(config: Any, name: str, epsilon: float = 1e-6) -> layers.LayerNorm:
   return layers.LayerNorm(dtype=config.dtype, epsilon=epsilon, name=name)
 
 
-def position_biases(config: Any) -> layers.RelativePositionBiases:
+def position_biases(
+    config: Any,
+) -> relative_positions.RelativePositionBiases:
   """Builds `relpos_bias` in the current scope (a stack, or a scanned layer)."""
-  return layers.RelativePositionBiases(
+  return relative_positions.RelativePositionBiases(
       num_heads=config.num_heads,
       num_buckets=config.relative_attention_num_buckets,
       max_distance=config.relative_attention_max_distance,
