@@ -146,7 +146,7 @@ def messages(value: Any, key: str, place: str) -> Messages:
   Raises:
     errors.UserError: It is no such list.
   """
-  value = _of_columns(value)
+  value = _of_columns(value, key, place)
   if not isinstance(value, (list, tuple)):
     raise errors.UserError(
         f'{key!r} must be a list of messages, not {value!r:.60}.', place
@@ -157,13 +157,18 @@ def messages(value: Any, key: str, place: str) -> Messages:
   )
 
 
-def _of_columns(value: Any) -> Any:
+def _of_columns(value: Any, key: str, place: str) -> Any:
   """Lists of objects as older versions of the library `datasets` keep them."""
   if not isinstance(value, dict) or not value or not all(
       isinstance(x, list) for x in value.values()
   ):
     return value
-  rows = zip(*value.values(), strict=False)
+  lengths = {name: len(x) for name, x in value.items()}
+  if len(set(lengths.values())) > 1:
+    raise errors.UserError(
+        f'The columns of {key!r} differ in length: {lengths!s:.100}.', place
+    )
+  rows = zip(*value.values(), strict=True)
   return [dict(zip(value, row, strict=True)) for row in rows]
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import rich.console
 
 from moe_peft import atomic
+from moe_peft import errors
 from moe_peft import signals
 from moe_peft.drill import faults
 from moe_peft.drill import moments
@@ -44,6 +45,9 @@ def run(num_trials: int, seed: int, out: Path, work: Path) -> bool:
 
   Returns:
     Whether nothing was lost.
+
+  Raises:
+    errors.UserError: `out` holds trials of another seed.
   """
   out.mkdir(parents=True, exist_ok=True)
   records = _read(out / RECORDS, seed)
@@ -150,7 +154,11 @@ def _read(file: Path, seed: int) -> list[dict[str, Any]]:
   if not file.is_file():
     return []
   rows = [json.loads(line) for line in file.read_text().splitlines()]
-  rows = [row for row in rows if row['seed'] == seed]
+  if others := {row['seed'] for row in rows} - {seed}:
+    raise errors.UserError(
+        f'{file} holds trials of seed {min(others)}, not of {seed}.', '--seed',
+        'Name that seed, or another folder with --out.',
+    )
   return rows[: len(rows) // _TRIALS_A_RUN * _TRIALS_A_RUN]
 
 

@@ -120,6 +120,7 @@ def test_sharegpt_may_have_a_system_message_beside():
     'row, names',
     [
         ({'messages': 'hello'}, ["'hello'"]),
+        ({'messages': {'role': ['user'], 'content': []}}, ["'content': 0"]),
         ({'conversations': [{'from': ['gpt'], 'value': 'x'}]}, ["['gpt']"]),
         ({'messages': []}, ['assistant']),
         ({'messages': [_USER]}, ["'assistant'", "['user']"]),
