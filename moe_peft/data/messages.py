@@ -73,7 +73,7 @@ def of_messages(row: Mapping[str, Any], place: str) -> Conversation:
 
 def of_sharegpt(row: Mapping[str, Any], place: str) -> Conversation:
   """The conversation of a row with `conversations`."""
-  turns = _of_columns(row.get('conversations'))
+  turns = _of_columns(row.get('conversations'), 'conversations', place)
   if isinstance(turns, list) and all(isinstance(x, dict) for x in turns):
     renamed = []
     for turn in turns:
