@@ -88,7 +88,7 @@ def check_features(name: str, wanted: Sequence[str]) -> None:
   """Checks that a task or mixture has the features that something reads.
 
   Raises:
-    errors.UserError: unknown name, or it lacks one.
+    errors.UserError: Unknown name, or it lacks one.
   """
   found = get_task_or_mixture(name).output_features
   if missing := [x for x in wanted if x not in found]:

@@ -118,13 +118,13 @@ def as_tokens(
   """Examples as the tokens that a task of them has.
 
   Args:
-    parsed: the examples.
-    vocabulary: of the model.
-    conversations: how they become tokens, if a task has said it.
-    inputs_end: whether the inputs of texts end with the end of a sequence.
+    parsed: The examples.
+    vocabulary: Vocabulary of the model.
+    conversations: How they become tokens, if a task has said it.
+    inputs_end: Whether the inputs of texts end with the end of a sequence.
 
   Raises:
-    errors.UserError: an example cannot be one, or a model without a chat
+    errors.UserError: A row cannot be an example, or a model without a chat
       template has conversations.
   """
   if conversations is None and _are_messages({'': parsed}):

@@ -29,7 +29,7 @@ class Run:
   Attributes:
     path: The directory.
     name: What the page calls it; unique among the runs of one report.
-    info: Run.json, empty where the run has not finished.
+    info: What run.json holds, empty where the run has not finished.
     train: Curves by name of the scalar.
     evaluation: Curves by task and metric, in order of appearance.
     results: The final evaluation.

@@ -20,6 +20,8 @@ from moe_peft.training import experiment as experiment_lib
 
 # Macros that hold a method; what they refer to, one over the other, is of it.
 _ROOTS = ('ADAPTER_RULES', 'LOSS_FACTORS')
+# Parameters that say how experts run and not what they compute.
+_SAME_NUMBERS = {'execution'}
 # Macros and references of a value. A text with such a sign names nothing.
 _NAMES = re.compile(r'[%@]([\w./]+)')
 
@@ -28,18 +30,20 @@ def settings() -> dict[str, str]:
   """The bindings that adapters and their losses are made of, as text.
 
   What the experiment is given too (TRAIN_STEPS, SEED) is left out: it changes
-  on purpose, or is compared elsewhere.
+  on purpose, or is compared elsewhere. So is `execution`, which other devices
+  may want another of.
   """
   bound = config_file.bindings(gin.config_str(), Path(config_file.FILE))
   fields = dataclasses.fields(experiment_lib.Experiment)
-  elsewhere = {field.name.upper() for field in fields}
+  left_out = {field.name.upper() for field in fields} | _SAME_NUMBERS
   found, waiting = {}, list(_ROOTS)
   while waiting:
     of = _without_scope(waiting.pop())
     for name, value in bound.items():
       # A binding is of a macro, or of the parameter of an object.
-      owner = _without_scope(name.rpartition('.')[0] or name)
-      if owner == of and name not in elsewhere and name not in found:
+      of_object, _, parameter = name.rpartition('.')
+      owner = _without_scope(of_object or name)
+      if owner == of and parameter not in left_out and name not in found:
         found[name] = value
         waiting += _NAMES.findall(value)
   return found

@@ -163,7 +163,8 @@ class _Session:
         self._dir, self._dir / 'metrics', self._dir / snapshot_files.FOLDER
     )
     self._checkpointer = loop.open_checkpoints(self._setup, alone=True)
-    loop.notes_to_continue(experiment, self._checkpointer)  # Or all stays.
+    # Before any row or file of the run is removed or written over.
+    loop.notes_to_continue(experiment, self._checkpointer)
     self._evaluator = scoring.make_evaluator(self._setup)
     step = self._checkpointer.latest_step() or 0
     # The last evaluation is made again whenever the run is.

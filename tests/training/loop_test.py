@@ -391,6 +391,10 @@ def test_the_settings_of_a_method_are_what_its_rules_reach(tmp_path):
       *found
   }
   assert not {'TRAIN_STEPS', 'MODEL', 'WARMUP_STEPS', 'EVAL_PERIOD'} & {*found}
+  # How experts run changes no number, and may suit other devices.
+  with gin.unlock_config():
+    gin.bind_parameter('sira.SiRA.execution', 'einsum')
+  assert method_settings.settings() == found
   # Those of the run's own config.gin are the same.
   (tmp_path / 'config.gin').write_text(gin.config_str())
   gin_files.load_gin([str(tmp_path / 'config.gin')])
