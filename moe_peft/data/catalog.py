@@ -84,8 +84,13 @@ def inputs_end(name: str) -> bool:
   return feature is not None and feature.add_eos
 
 
-def check_features(name: str, wanted: Sequence[str]) -> None:
+def check_features(name: str, wanted: Sequence[str], where: str) -> None:
   """Checks that a task or mixture has the features that something reads.
+
+  Args:
+    name: Task or mixture.
+    wanted: The features.
+    where: The macro that names it.
 
   Raises:
     errors.UserError: Unknown name, or it lacks one.
@@ -93,10 +98,10 @@ def check_features(name: str, wanted: Sequence[str]) -> None:
   found = get_task_or_mixture(name).output_features
   if missing := [x for x in wanted if x not in found]:
     raise errors.UserError(
-        f'{name!r} has no {missing[0]}, but {", ".join(sorted(found))}.',
-        'MIXTURE_OR_TASK_NAME',
-        'gin/runs/dpo.gin is for pairs of answers (prompt, chosen, rejected), '
-        'gin/runs/finetune.gin for all else (inputs, targets).',
+        f'{name!r} has no {missing[0]}, but {", ".join(sorted(found))}.', where,
+        'gin/runs/dpo.gin trains on pairs (prompt, chosen, rejected) and '
+        'evaluates @preferences.ranked() of them; gin/runs/finetune.gin is for '
+        'all else (inputs, targets).',
     )
 
 

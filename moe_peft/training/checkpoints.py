@@ -263,7 +263,8 @@ class Checkpointer:
       found = error
     if not isinstance(found, dict):
       raise self._damage(
-          self._folder / str(step) / item, f'It is no JSON object ({found}).'
+          self._folder / str(step) / item,
+          f'It is no JSON object ({found!s:.200}).',
       )
     return found
 

@@ -76,8 +76,8 @@ def check_state(
 
   Args:
     trained: Shapes of the parameters that train, by path.
-    frozen: Of those that do not; of quantized ones, of what they are packed as.
-    opt_state: Of the optimizer's state.
+    frozen: Shapes of those that do not, quantized ones as they are stored.
+    opt_state: Shapes of the optimizer's state.
     devices: Where they lie.
 
   Raises:
@@ -125,13 +125,14 @@ def check_products(
   if needed <= there:
     return
   shape, macros = list(largest.shape), ('TASK_FEATURE_LENGTHS', *_SIZES)
-  if shape[0] == rows:  # Not what all rows share, such as T5's biases.
+  if shape[:1] == [rows]:  # Not what all rows share, such as T5's biases.
     shape[0], macros = rows // parts, (macro, *macros)
   macros = [x for x in macros if x in gin_files.macros()]
   values = ' or '.join(f'{x} = {gin_files.macro(x)}' for x in macros)
+  takes = gib(math.prod(shape) * largest.dtype.itemsize)
   raise errors.UserError(
-      f'One array alone, {shape}, takes {gib(needed)}, and there are '
-      f'{gib(there)} of memory.',
+      f'One array alone, {shape}, takes {takes}, and there are {gib(there)} of '
+      'memory.',
       where=next(iter(macros), macro), remedy=f'Lower {values}.',
   )
 

@@ -85,9 +85,12 @@ def build(split: str | None = None) -> experiment_lib.Experiment:
   _check_folder('MODEL_DIR', experiment.run_dir)
   _check_folder('BASE_RESULTS_DIR', experiment.base_results_dir or '')
   catalog.check_features(
-      experiment.mixture_or_task_name, experiment.objective.features
+      experiment.mixture_or_task_name, experiment.objective.features,
+      'MIXTURE_OR_TASK_NAME',
   )
-  catalog.check_features(experiment.eval_name, ('targets',))
+  catalog.check_features(
+      experiment.eval_name, ('targets',), 'EVAL_MIXTURE_OR_TASK_NAME'
+  )
   for name in {experiment.mixture_or_task_name, experiment.eval_name}:
     catalog.check_feature_lengths(name, experiment.task_feature_lengths)
     example_ids.with_ids(name, experiment.example_ids)

@@ -261,6 +261,12 @@ def test_pairs_are_not_packed(tmp_path):
     loop.train_data(run.build())
 
 
+def test_what_is_evaluated_are_questions_and_not_pairs(tmp_path):
+  load(tmp_path, EVAL_MIXTURE_OR_TASK_NAME=TASK)
+  with refusals.refused('EVAL_MIXTURE_OR_TASK_NAME', TASK, 'ranked'):
+    run.build()
+
+
 def test_a_task_without_preferences_is_named():
   nothing = lambda split, shuffle_files: None
   seqio.TaskRegistry.add(
