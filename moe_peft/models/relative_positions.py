@@ -58,10 +58,10 @@ def bucket_ranges(
   So no array of `[length, length]` is made while a program is traced.
 
   Args:
-    length: Of a row.
-    bidirectional: As there.
-    num_buckets: As there.
-    max_distance: As there.
+    length: Length of a row.
+    bidirectional: As in `relative_position_bucket`.
+    num_buckets: As in `relative_position_bucket`.
+    max_distance: As in `relative_position_bucket`.
 
   Returns:
     The first and the last relative position of each bucket, `<int32>[buckets]`.

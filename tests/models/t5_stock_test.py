@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_peft.models import layers
+from moe_peft.models import relative_positions
 from moe_peft.models import t5
 
 pytest.importorskip('t5x')
@@ -134,7 +134,7 @@ def test_position_buckets_are_those_of_t5x(bidirectional):
   distances = np.arange(-70_000, 70_001)
   for num_buckets, max_distance in ((32, 128), (64, 500)):
     np.testing.assert_array_equal(
-        layers.relative_position_bucket(
+        relative_positions.relative_position_bucket(
             distances, bidirectional, num_buckets, max_distance
         ),
         stock_layers.RelativePositionBiases._relative_position_bucket(
