@@ -12,6 +12,7 @@ from moe_peft import errors
 from moe_peft.data import lengths as lengths_lib
 from moe_peft.data import metrics
 from moe_peft.data import registration
+from moe_peft.data import vocabularies
 
 _logger = logging.getLogger(__name__)
 
@@ -80,8 +81,12 @@ def inputs_end(name: str) -> bool:
   Raises:
     errors.UserError: Unknown name.
   """
-  feature = get_task_or_mixture(name).output_features.get('inputs')
-  return feature is not None and feature.add_eos
+  features = get_task_or_mixture(name).output_features
+  if 'prompt' in features:  # Pairs of answers, see example_rows.py.
+    return not isinstance(
+        features['prompt'].vocabulary, vocabularies.TokenizerVocabulary
+    )
+  return 'inputs' in features and features['inputs'].add_eos
 
 
 def check_features(name: str, wanted: Sequence[str], where: str) -> None:

@@ -120,12 +120,12 @@ def as_tokens(
   Args:
     parsed: The examples.
     vocabulary: Vocabulary of the model.
-    conversations: How they become tokens, if a task has said it.
+    conversations: How conversations become tokens, if a task has said it.
     inputs_end: Whether the inputs of texts end with the end of a sequence.
 
   Raises:
-    errors.UserError: A row cannot be an example, or a model without a chat
-      template has conversations.
+    errors.UserError: A row cannot be an example, or there are conversations for
+      a decoder without a chat template.
   """
   if conversations is None and _are_messages({'': parsed}):
     conversations = Options().chat(vocabulary)

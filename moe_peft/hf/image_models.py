@@ -1,6 +1,6 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The language model of a base that also reads images, which alone is taken."""
+"""The decoder of a base that also reads images; nothing else of it is read."""
 
 from moe_peft.hf import base_config
 

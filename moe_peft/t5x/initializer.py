@@ -43,25 +43,34 @@ class AdapterStateInitializer(utils.TrainStateInitializer):
     super().__init__(
         optimizer_def, init_fn, input_shapes, partitioner, input_types
     )
-    if getattr(partitioner, 'devices', None) is None:  # Of no absent slice.
+    # Devices that a plan names are absent, and tell no memory.
+    if getattr(partitioner, 'devices', None) is None:
       self._check_memory(partitioner.mesh)
 
   def _check_memory(self, mesh: Any) -> None:
-    """Before anything is made; of what may be split otherwise, the least."""
+    """Refuses a state that one device surely has no room for.
+
+    All devices of a CPU share the host's memory, which only the part of one is
+    compared with. Files of evaluations have no BASE_DTYPE, so for them the base
+    counts as in bfloat16, whatever it is read in.
+    """
+    dtype = jnp.dtype(gin_check.macro('BASE_DTYPE', 'bfloat16'))
     state = layout.restored(
         self.global_train_state_shape,
         gin_check.macro('TRAINABLE_REGEX', trainable.ADAPTER_REGEX),
-        gin_check.macro('BASE_DTYPE', 'bfloat16'),  # Evaluations read either.
+        dtype,
     )
     needed = memory.num_bytes_of_device(
         layout.lay_out(state, self.train_state_axes, mesh)
     )
     there = memory.of_devices(mesh.local_devices[:1])
     if needed > there:
+      narrower = "set BASE_DTYPE = 'bfloat16', " if dtype.itemsize > 2 else ''
       raise errors.UserError(
-          "A device's part of the parameters and the optimizer's state takes "
-          f'{memory.gib(needed)}, and it has {memory.gib(there)} of memory.',
+          "A device's part of the parameters, and in training of the "
+          f"optimizer's state, takes {memory.gib(needed)}, and it has "
+          f'{memory.gib(there)} of memory.',
           where='NUM_MODEL_PARTITIONS',
-          remedy="Raise it, set BASE_DTYPE = 'bfloat16', or take a smaller "
-          'base or smaller adapters.',
+          remedy=f'Raise it, {narrower}or take a smaller base or smaller '
+          'adapters.',
       )

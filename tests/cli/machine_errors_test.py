@@ -17,6 +17,11 @@ def test_a_full_disk_names_the_file(number):
   assert error.remedy
 
 
+def test_a_file_that_is_closed_to_the_user_is_named():
+  error = machine_errors.explain(PermissionError(errno.EACCES, 'No', 'runs/a'))
+  assert (error.what, error.where, error.remedy) == ('No.', 'runs/a', '')
+
+
 def test_a_full_device_names_what_takes_less_memory():
   error = machine_errors.explain(
       jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 9 GiB.\nAll buffers')

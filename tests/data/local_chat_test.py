@@ -12,6 +12,7 @@ import seqio
 from moe_peft.data import catalog
 from moe_peft.data import lengths
 from moe_peft.data import local
+from moe_peft.data import prompts
 from moe_peft.data import provenance
 from moe_peft.data import registration
 from moe_peft.data import token_tasks
@@ -126,6 +127,16 @@ def test_pairs_of_answers_have_three_features(tmp_path, vocabulary):
   # Their lengths are those of inputs and targets.
   with refusals.refused('TASK_FEATURE_LENGTHS', "'targets': 6"):
     catalog.check_feature_lengths(name, {'inputs': 4, 'targets': 5})
+
+
+def test_questions_end_as_the_prompts_of_pairs_do(tmp_path, vocabulary):
+  row = {'prompt': 'q', 'chosen': ' good', 'rejected': ' b'}
+  path = _write(tmp_path / 'a.jsonl', [row])
+  of_t5 = vocabularies.byte_vocabulary()
+  for task, of_model in (('my_decoder', vocabulary), ('my_t5', of_t5)):
+    name = local.register_task(task, train=path, vocabulary=of_model)
+    asked = prompts.of_task(name, of_model, talks=False)
+    assert asked.of_text('q') == _examples(name)[0]['prompt'].tolist()
 
 
 def test_rows_of_tokens(tmp_path, vocabulary):
