@@ -34,7 +34,7 @@ _FLAGS = (
     '--xla_backend_optimization_level=0',
     '--xla_llvm_disable_expensive_passes=true',
 )
-# Devices for which an axis of a mesh, or two, may have two or three parts.
+# Two axes of a mesh with up to three parts each, and two parts for data.
 _DEVICES = 18
 
 

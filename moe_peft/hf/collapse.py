@@ -120,7 +120,7 @@ def collapse(
 
 
 def _num_rows(batches_of: Sequence[Mapping[str, np.ndarray]]) -> int:
-  """How many are none of filling."""
+  """Examples in batches, which may end with rows of padding alone."""
   return sum(int(x['decoder_loss_weights'].any(1).sum()) for x in batches_of)
 
 

@@ -118,7 +118,14 @@ def test_of_conversations_the_answers_count(turns, num_rows, learned, tmp_path):
       )
   ]
   assert sorted(answers[:num_rows]) == sorted(learned)
-  # The lengths are those of the run.
+  # The lengths are those of the run: a beginning is cut, an answer is not.
+  cut = dataclasses.replace(trained, lengths={'inputs': 9, 'targets': 512})
+  (short,) = collapse.make_batches(cut, collapse.read_rows(file)[''])
+  weights = short['decoder_loss_weights']
+  assert weights.sum() == batch['decoder_loss_weights'].sum()
+  if turns == 'each':
+    given = short['decoder_segment_ids'] - weights
+    assert set(given.sum(1)[:num_rows].tolist()) <= {8, 9}
   short = dataclasses.replace(trained, lengths={'inputs': 9, 'targets': 2})
   with refusals.refused('--collapse', '2 tokens'):
     collapse.make_batches(short, collapse.read_rows(file)[''])
