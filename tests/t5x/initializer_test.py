@@ -49,3 +49,20 @@ def test_parts_and_a_base_in_fewer_bits_fit(configured, monkeypatch):
   for macros in ({'NUM_MODEL_PARTITIONS': 8}, {'BASE_DTYPE': 'bfloat16'}):
     with configured(**macros):
       planning.step()
+
+
+def test_an_evaluation_is_refused_by_what_it_cannot_do_without(
+    tmp_path, monkeypatch
+):
+  """It has no optimizer, and its base counts as in bfloat16 already."""
+  monkeypatch.setattr(memory, 'of_host', lambda: 1)
+  config = networks.adapted('molora', run='t5x_eval', more=WIDE)
+  with (
+      training.configured(
+          'eval', config, tmp_path / 'gin', CHECKPOINT_PATH='absent',
+          EVAL_OUTPUT_DIR=str(tmp_path / 'out'), NUM_EXPERTS=2, RANK=1,
+      ) as evaluate,
+      refusals.refused('NUM_MODEL_PARTITIONS', 'smaller base') as info,
+  ):
+    evaluate()
+  assert 'BASE_DTYPE' not in info.value.remedy
