@@ -122,6 +122,28 @@ def test_what_the_readme_says_of_routing_by_sequence():
     assert words in ' '.join(page.split())
 
 
+def test_what_is_said_of_the_claims():
+  said = {
+      path: ' '.join((ROOT / path).read_text().split())
+      for path in ('README.md', 'docs/studies.md')
+  }
+  table = (ROOT / 'results' / 'claims' / 'table.md').read_text()
+  outcomes = re.findall(r'^\| \*\*.* \| \*\*(\w+)\*\* \|', table, re.M)
+  assert sorted(outcomes) == ['contradicted'] * 2 + ['undecided'] * 10
+  assert 'ten are undecided so far' in said['README.md']
+  assert '**So far two are decided**' in said['docs/studies.md']
+  gap = lambda claim, one, other: mean(claim, one, ('syllables',)) - mean(
+      claim, other, ('syllables',)
+  )
+  random = 'claims/08_random'
+  for words in (
+      f'is {gap(random, "molora_top2", "molora_top2_frozen"):.1f} points below',
+      f'nearly uniform, {gap(random, "molora", "molora_frozen"):.1f} below',
+      f'differ by {gap("claims/01_soft", "molora", "molora_top2"):.1f} (',
+  ):
+    assert words in said['docs/studies.md'], words
+
+
 def test_a_page_needs_results(tmp_path):
   for folder in (tmp_path, tmp_path / 'nowhere'):
     with refusals.refused(folder, 'no results'):
