@@ -53,6 +53,7 @@ def test_gin_files_and_the_base_are_found_from_any_folder(site, tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_nothing_else(site):
   top = {path.name for path in site.iterdir()}
   assert {name for name in top if not name.endswith('.dist-info')} <= {

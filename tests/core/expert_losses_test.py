@@ -61,6 +61,7 @@ def test_orthogonality_is_that_of_the_outputs():
     np.testing.assert_allclose(value, np.mean(total), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_it_begins_at_zero_with_finite_gradients():
   value, _, _, grads = sown(molora.MoLoRA, jnp.zeros((3, 2, 4)))
   assert value == 0

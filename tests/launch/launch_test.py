@@ -287,6 +287,7 @@ def test_a_slice_that_takes_no_connection_yet_is_asked_again(tmp_path):
   assert calls == ['setup', 'sleep 30', 'setup', 'run']
 
 
+@pytest.mark.slow
 def test_a_slice_that_cannot_be_set_up_is_not_paid_for_ever(tmp_path):
   result, calls = _resume(tmp_path, ('ACTIVE',), setup=('fails',))
   assert result.returncode == 2 and 'five times' in result.stderr
