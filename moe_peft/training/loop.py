@@ -117,6 +117,7 @@ def train(
     setup: experiment_lib.Setup,
     checkpointer: checkpoints.Checkpointer,
     evaluate: EvalFn,
+    notes: Mapping[str, Any] | None = None,
 ) -> train_step.TrainState | None:
   """Trains to the last step, from the newest checkpoint if there is one.
 
@@ -125,6 +126,8 @@ def train(
     checkpointer: Where checkpoints are read and written.
     evaluate: Called as `evaluate(step, flat_parameters)` every `eval_period`
       steps, the last step excepted, and again where it resumes at such a step.
+    notes: What `notes_to_continue` returns, where that has been called: it
+      reads all data of the user.
 
   Returns:
     The last state, or None if a signal (`signals.noted_status`) ended the run
@@ -137,7 +140,8 @@ def train(
   """
   experiment = setup.experiment
   data = train_data(experiment)
-  notes = notes_to_continue(experiment, checkpointer)
+  if notes is None:
+    notes = notes_to_continue(experiment, checkpointer)
   begun = {}
   first_step = checkpointer.latest_step() or 0
   if first_step:

@@ -167,7 +167,7 @@ class _Session:
     )
     self._checkpointer = loop.open_checkpoints(self._setup, alone=True)
     # Before any row or file of the run is removed or written over.
-    loop.notes_to_continue(experiment, self._checkpointer)
+    self._notes = loop.notes_to_continue(experiment, self._checkpointer)
     self._evaluator = scoring.make_evaluator(self._setup)
     step = self._checkpointer.latest_step() or 0
     # The last evaluation is made again whenever the run is.
@@ -201,7 +201,9 @@ class _Session:
       # The rows come last: without them both are made again.
       self._snapshot(0, {**self._setup.frozen, **self._setup.trainable})
       self._log_results(0, base)
-    state = loop.train(self._setup, self._checkpointer, self._evaluate_once)
+    state = loop.train(
+        self._setup, self._checkpointer, self._evaluate_once, self._notes
+    )
     if state is None:
       self._log_process()
       step = self._checkpointer.latest_step()
