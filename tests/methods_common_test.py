@@ -46,7 +46,7 @@ class Row:
     file: Name of the gin file.
     macros: Small sizes, by macro.
     identity: Tolerance of the identity at initialization; None: not an
-      identity, as the released code.
+      identity, as the paper's code.
     layers: Of each stack of the network: two where a scan, or depth, matters.
     like: A row whose program this one has, with other constants, optimizers or
       values to begin with: what holds of that one holds of it.
@@ -120,7 +120,7 @@ TABLE = {
     'milora': Row('milora', {**ONE, 'RANK': 2}, like='pissa'),
     'olora': Row('olora', {**ONE, 'RANK': 2}, like='pissa'),
     'mica': Row('mica', {**ONE, 'RANK': 2}),
-    'goat': Row('goat', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2}),
+    'goat': Row('goat', {**ONE, 'NUM_EXPERTS': 3, 'RANK': 2}, identity=None),
     'rslora': Row('rslora', {**SITES, 'RANK': 2}, like='lora'),
     'lora_fa': Row('lora_fa', {**SITES, 'RANK': 2}, like='lora'),
     'molora_lossfree': Row(
@@ -303,7 +303,7 @@ def test_a_variant_has_the_parameters_of_what_it_is_like(name):
 
 def test_identity_at_initialisation(case):
   if case.row.identity is None:
-    with pytest.raises(outcome.Failure):
+    with pytest.raises((outcome.Failure, outcome.Skipped)):
       tokens.identity(case.subject)
   else:
     tokens.identity(case.subject, case.row.identity)

@@ -43,7 +43,7 @@ def compare(subject: subject_lib.Subject, unrolled: Any, scanned: Any) -> None:
     params = subject.moved
   else:
     fresh = subject.fresh(unrolled)['params']
-    params = subject_lib.moved(trainable.flatten(fresh))
+    params = subject_lib.moved(trainable.flatten(fresh), subject.noise)
   stacked = stack(params, subject.shapes(scanned))
 
   def run(module, params):

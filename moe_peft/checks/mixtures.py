@@ -52,7 +52,7 @@ def one_expert(subject: subject_lib.Subject) -> None:
       path: subject.base_params[path]
       if path in subject.base_params else jnp.zeros(x.shape, x.dtype)
       for path, x in shapes.items()
-  })
+  }, subject.noise)
   replaced = []
 
   def plain(adapter, name):

@@ -3,6 +3,7 @@
 """A subject of a network alone: any Linen module that reads token ids."""
 
 from collections.abc import Mapping
+import functools
 import inspect
 import types
 from typing import Any
@@ -55,9 +56,7 @@ def subject(
 
   own = module
   module = small.shrink_module(
-      module, lambda module: jax.eval_shape(
-          lambda: init(module, jax.random.key(0))
-      )
+      module, functools.partial(init, key=jax.random.key(0))
   )
 
   def call(module, params, batch, training):

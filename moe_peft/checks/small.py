@@ -7,8 +7,9 @@ ranks, sites, routers, scans, packing, executions and the axes of the mesh stay.
 Arithmetic is float32, in which what is equal can be told from what is not.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import itertools
 from typing import Any
 
@@ -19,9 +20,12 @@ import seqio
 import tensorflow as tf
 
 from moe_peft.checks import subject as subject_lib
+from moe_peft.core import adapted_sites
+from moe_peft.core import initial_values
 from moe_peft.core import inject
 from moe_peft.core import losses
 from moe_peft.core import quantized
+from moe_peft.core import trainable
 from moe_peft.data import rows as row_lib
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
@@ -30,10 +34,16 @@ from moe_peft.training import train_step
 
 TASK = 'moe_peft_check'
 # Sizes of networks by the name of their field, ours and T5X's.
-_SIZES = {'vocab_size': 64, 'emb_dim': 32, 'mlp_dim': 48, 'window': 6}
+_SIZES = {'vocab_size': 64, 'window': 6}
+_WIDTHS = {'emb_dim': 32, 'mlp_dim': 48}
 _LAYERS = ('num_layers', 'num_encoder_layers', 'num_decoder_layers')
-# Layers, and the size of heads (None: its own), from the smallest.
-_TRIES = ((2, 8), (4, 8), (8, 8), (2, None))
+# Layers, the size of heads (None: its own), and a factor of widths, from the
+# smallest. Experts that begin with parts of a kernel need as many of its
+# singular values as they have ranks.
+_TRIES = (
+    (2, 8, 1), (4, 8, 1), (8, 8, 1),
+    (2, 16, 2), (2, 32, 4), (2, 64, 8), (2, None, 1),
+)
 _LENGTHS = {'inputs': 16, 'targets': 12}
 _ROWS = 8
 
@@ -115,10 +125,8 @@ def shrink(
     changes['target_length'] = min(model.target_length, lengths['targets'])
   if getattr(model, 'bos_id', None) is not None:
     changes['bos_id'] = min(model.bos_id, 1)
-  init = lambda module: jax.eval_shape(
-      lambda: dataclasses.replace(model, module=module).init(
-          jax.random.key(0), lengths
-      )
+  init = lambda module: dataclasses.replace(model, module=module).init(
+      jax.random.key(0), lengths
   )
   module = shrink_module(model.module, init, mesh['num_model_partitions'])
   microbatches = _least_part(experiment.num_microbatches)
@@ -179,7 +187,7 @@ def shrink_module(
 
   Args:
     module: The network.
-    init: Traces the initialization of such a network.
+    init: Makes all variables of such a network.
     num_parts: Wide axes must be multiples of it.
   """
   config = _config(module)
@@ -190,26 +198,38 @@ def shrink_module(
   pattern = max(
       (len(x) for x in own.values() if isinstance(x, tuple | list)), default=0
   )
-  for depth, head_dim in _TRIES:
+  for depth, head_dim, factor in _TRIES:
     layers = {k: min(own[k], max(depth, pattern)) for k in _LAYERS if k in own}
-    changes = layers | _small_sizes(own, num_parts, head_dim)
+    changes = layers | _small_sizes(own, num_parts, head_dim, factor)
     small = module.clone(module=module.module.clone(
         config=dataclasses.replace(config, **changes)
     ))
     try:
-      init(small)
+      _try(functools.partial(init, small))
       return small
     except Exception:  # Too few layers, or sizes that do not go together.
       continue
   return module
 
 
+def _try(init: Callable[[], Mapping[str, Any]]) -> None:
+  """Traces an initialization; what begins with kernels gets random ones."""
+  variables, adapters = adapted_sites.trace(init)
+  params = trainable.flatten(variables['params'])
+  if initial_values.wanted(params):
+    rng = np.random.default_rng(0)
+    initial_values.from_base(
+        adapters, {k: rng.normal(size=x.shape) for k, x in params.items()}
+    )
+
+
 def _small_sizes(
-    own: Mapping[str, Any], num_parts: int, head_dim: int | None
+    own: Mapping[str, Any], num_parts: int, head_dim: int | None, factor: int
 ) -> dict[str, Any]:
   """Small sizes by name; those that were equal or in proportion still are."""
   up = lambda n: -(-n // num_parts) * num_parts
-  sizes = {k: up(min(own[k], n)) for k, n in _SIZES.items() if own.get(k)}
+  wanted = _SIZES | {k: n * factor for k, n in _WIDTHS.items()}
+  sizes = {k: up(min(own[k], n)) for k, n in wanted.items() if own.get(k)}
   if 'dtype' in own:
     sizes['dtype'] = jnp.float32
   if 'num_heads' not in own or 'head_dim' not in own:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from moe_peft.core import adapted_sites
+from moe_peft.core import initial_values
 from moe_peft.core import inject
 from moe_peft.core import sites
 from moe_peft.core import trainable
@@ -21,6 +22,7 @@ Array = jax.Array
 Batch = Mapping[str, Array]
 Params = Mapping[str, Any]
 Metrics = Mapping[str, Array]
+_LEAST_NOISE = 1e-3
 # (module, nested parameters, batch, training) to outputs <float>[batch, length,
 # ...] and what adapters sow, averaged as `losses.collect` does.
 Call = Callable[[nn.Module, Params, Batch, bool], tuple[Array, Metrics]]
@@ -75,7 +77,23 @@ class Subject:
   @functools.cached_property
   def moved(self) -> dict[str, Array]:
     """Flat parameters whose adapters are away from their initial values."""
-    return moved(self.params)
+    return moved(self.params, self.noise)
+
+  @functools.cached_property
+  def noise(self) -> float:
+    """How much adapters are moved: outputs change, by half at most.
+
+    What noise does grows with widths and with alpha / rank. Networks amplify
+    rounding with it, until that cannot be told from an error.
+    """
+    fresh, _ = self.evaluate(self.params, self.batch)
+    size = 1.0
+    while size > _LEAST_NOISE:
+      got, _ = self.evaluate(moved(self.params, size), self.batch)
+      if not np.linalg.norm(got - fresh) > 0.5 * np.linalg.norm(fresh):
+        break
+      size /= 2
+    return size
 
   @functools.cached_property
   def base_params(self) -> dict[str, Array]:
@@ -131,7 +149,13 @@ class Subject:
     """All variables of a fresh network, this one or another."""
     # Programs with many draws of another generator take long to compile.
     key = jax.random.key(0, impl='unsafe_rbg')
-    return jax.jit(functools.partial(self.init, module))(key)
+    init = functools.partial(self.init, module)
+    variables = jax.jit(init)(key)
+    params = trainable.flatten(variables['params'])
+    if initial_values.wanted(params):
+      _, adapters = adapted_sites.trace(init, key)
+      params.update(initial_values.from_base(adapters, params))
+    return {**variables, 'params': trainable.unflatten(params)}
 
   def compiled(
       self, module: nn.Module, training: bool
@@ -155,16 +179,17 @@ class Subject:
     return np.asarray(batch[self.padding] != 0)
 
 
-def moved(params: Params) -> dict[str, Array]:
+def moved(params: Params, size: float = 1.0) -> dict[str, Array]:
   """Flat parameters with noise on the adapters; the base as it is.
 
-  It is of the size that training leaves: with more of it networks amplify
-  rounding so much that it cannot be told from an error.
+  Args:
+    params: Flat parameters.
+    size: A factor of the noise on what is no router; `Subject.noise`.
   """
   result = dict(params)
   for path in sorted(params):
     if trainable.is_adapter(path) and not trainable.is_constant(path):
-      scale = 0.3 if '/router/' in path else 0.1
+      scale = 0.3 if '/router/' in path else 0.1 * size
       rng = np.random.default_rng(list(path.encode()))
       noise = rng.normal(0.0, scale, params[path].shape)
       result[path] = params[path] + noise.astype(np.float32)

@@ -49,6 +49,11 @@ class MoeAdapter(nn.Module):
   dtype: Any | None = None
   experts_by_depth: tuple[int, ...] | None = None
 
+  @property
+  def starts_at_base(self) -> bool:
+    """Whether a fresh adapter changes nothing, as most methods have it."""
+    return True
+
   @nn.nowrap
   def param_with_axes(
       self,

@@ -194,6 +194,10 @@ class GOAT(PiSSA):
   def residual(self) -> float:
     return 1.0 / self.num_experts
 
+  @property
+  def starts_at_base(self) -> bool:
+    return False  # Only in the mean over experts.
+
   @nn.nowrap
   def parts(self, kernel):
     segment = min(kernel.shape) // self.num_experts

@@ -7,6 +7,7 @@ import functools
 
 from flax import linen as nn
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from moe_peft.checks import exports
@@ -18,6 +19,7 @@ from moe_peft.core import inject
 from moe_peft.core import tokens as tokens_lib
 from moe_peft.hf import verify
 from moe_peft.methods import molora
+from moe_peft.methods import spectral
 from moe_peft.models import decoder
 from moe_peft.models import decoder_config
 from moe_peft.models import t5
@@ -26,6 +28,9 @@ from tests.checks import tiny
 from tests.training import tiny as tiny_run
 
 MOLORA = functools.partial(molora.MoLoRA, num_experts=3, rank=2)
+ENCODER = '(.*/)?encoder/layers_0/.*wo'
+GOAT = functools.partial(spectral.GOAT, num_experts=3)
+NOTHING = {'params': {}}  # Of a network that can be built.
 
 
 def crash(subject):
@@ -85,7 +90,7 @@ def test_sizes_get_small_and_proportions_stay():
       num_layers=30, mlp_dim=1536, dtype=jnp.bfloat16, scan_layers=True,
       remat_policy='full',
   )
-  module = small.shrink_module(module_of(own), lambda module: None, 2)
+  module = small.shrink_module(module_of(own), lambda module: NOTHING, 2)
   config = module.module.config
   assert config.num_layers == 2 and config.vocab_size == 64
   assert (config.num_heads, config.num_kv_heads) == (6, 2)
@@ -102,10 +107,54 @@ def test_as_many_layers_stay_as_the_network_needs():
   def init(module):
     if module.module.config.num_encoder_layers < 4:
       raise ValueError('The pattern needs four layers.')
+    return NOTHING
 
   config = small.shrink_module(module_of(own), init).module.config
   assert (config.num_encoder_layers, config.num_decoder_layers) == (4, 4)
   assert config.num_heads == 2
+
+
+@pytest.mark.parametrize(
+    ('experts', 'rank', 'width'), [(2, 4, 16), (8, 4, 32), (1, 64, 64)]
+)
+def test_kernels_have_as_many_singular_values_as_experts_have_ranks(
+    experts, rank, width
+):
+  own = t5.T5Config(
+      384, emb_dim=512, num_heads=8, head_dim=64, mlp_dim=1024,
+      num_encoder_layers=12, num_decoder_layers=12,
+  )
+  goat = functools.partial(spectral.GOAT, num_experts=experts, rank=rank)
+  if experts == 1:
+    goat = functools.partial(spectral.PiSSA, rank=rank)
+  network = t5.Transformer(own)
+  rule = inject.OutputRule('.*/(query|wo)', goat)
+  module = inject.AdaptedModule(network, (rule,))
+  config = networks.subject(module).module.module.config
+  assert (config.emb_dim, config.num_encoder_layers) == (width, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('method', 'status'), [(spectral.PiSSA, 'passed'), (GOAT, 'skipped')]
+)
+def test_adapters_begin_with_parts_of_random_kernels(method, status):
+  subject = tiny.subject(tiny.network(method, ENCODER, rank=2))
+  (result,) = suite.run(subject, ('identity',))
+  assert result.status == status
+  halves = [x for k, x in subject.params.items() if k.endswith('frozen_a')]
+  assert halves and all(np.any(x) for x in halves)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('alpha', [2.0, 2000.0])
+def test_outputs_change_by_half_at_most_whatever_alpha_is(alpha):
+  subject = tiny.subject(tiny.network(MOLORA, '.*/wo', alpha=alpha))
+  fresh, _ = subject.evaluate(subject.params, subject.batch)
+  changed, _ = subject.evaluate(subject.moved, subject.batch)
+  assert (subject.noise == 1) == (alpha == 2)
+  moved = np.linalg.norm(changed - fresh) / np.linalg.norm(fresh)
+  assert 1e-3 < moved < 0.5
 
 
 def test_a_network_that_cannot_be_small_keeps_its_size():
