@@ -167,10 +167,15 @@ TABLE = {
     'bank_spectr': Row('bank_spectr', {**BANK, 'NUM_SELECTED_EXPERTS': 2}),
     'bank_phatgoose': Row('bank_phatgoose', BANK),
     'bank_uniform': Row('bank_uniform', BANK),
+    'bank_retrieval': Row('bank_retrieval', BANK),
     'bank_id': Row('bank_id', TOLD, like='lora_id'),
     'bank_random': Row('bank_random', SMALL, like='molora_topk'),
     'phatgoose': Row(
         'phatgoose',
+        {**ONE, 'RANK': 2, 'TRAINABLE_REGEX': '.*/adapter/.*'},
+    ),
+    'retrieval': Row(
+        'retrieval',
         {**ONE, 'RANK': 2, 'TRAINABLE_REGEX': '.*/adapter/.*'},
     ),
 }

@@ -8,6 +8,7 @@ Arithmetic is float32 ("selective precision", Switch, arXiv 2101.03961).
 """
 
 import dataclasses
+from typing import ClassVar
 
 from flax import linen as nn
 import jax
@@ -24,6 +25,9 @@ KERNEL_INIT = nn.initializers.normal(stddev=2e-2)
 @dataclasses.dataclass(frozen=True)
 class TokenScores:
   """Logits of each token, `inputs @ kernel` (MoLoRA, arXiv 2309.05444)."""
+
+  # Whether a parameter of theirs trains, unless TRAINABLE_REGEX says no.
+  learned: ClassVar[bool] = True
 
   def check(self, router: nn.Module) -> None:
     """Raises errors.UserError if the router cannot have these scores."""

@@ -186,7 +186,8 @@ class TopK(Soft):
           where='NUM_SELECTED_EXPERTS',
           remedy='Select fewer experts, or have more.',
       )
-    if self.k == 1 and self.normalize and router.num_experts > 1:
+    learned = router.scores.learned and router.num_experts > 1
+    if self.k == 1 and self.normalize and learned:
       warnings.warn(
           'NUM_SELECTED_EXPERTS = 1 with NORMALIZE = True: the weight of the '
           'one selected expert is always 1, so the router has no gradient but '

@@ -22,7 +22,7 @@ Params = Mapping[str, Any]
 ADAPTER_REGEX = r'.*/adapter/.*'
 CONSTANT_REGEX = r'.*/adapter/(layer_index|frozen_[ab])'
 # What begins at zero and does nothing until it is trained or read.
-GIVEN_REGEX = r'.*/adapter/(lora_b|router/gates)'
+GIVEN_REGEX = r'.*/adapter/(lora_b|router/(gates|centroids))'
 
 
 def matcher(regex: str) -> Callable[[str], bool]:

@@ -186,7 +186,6 @@ def _write(
       experts=tuple(expert.record for expert in experts),
       base=base.identity, base_model=base.name, config=base.hf_config,
       layout=base.layout, rank=rank,
-      gated=all(expert.gates for expert in experts),
   )
   for expert, pair in zip(experts, pairs, strict=True):
     bank_peft.write(folder, expert, pair, base)

@@ -92,15 +92,19 @@ def flat(
 ) -> dict[str, np.ndarray]:
   """The parameters of a bank, by the paths of layers that are not scanned."""
   found: dict[str, np.ndarray] = {}
-  gated = all(expert.gates for expert in experts)
-  for path, (down, _) in pairs[0].items():
+  columns = [
+      name for name in bank_experts.COLUMNS.values()
+      if all(name in expert.columns for expert in experts)
+  ]
+  for path in pairs[0]:
     scope = f'{path}/{core_sites.ADAPTER_SCOPE}'
     found[f'{scope}/lora_a'] = np.stack([x[path][0] for x in pairs])
     found[f'{scope}/lora_b'] = np.stack([x[path][1] for x in pairs])
-    if gated:
-      none = np.zeros(len(down), np.float32)
-      found[f'{scope}/router/gates'] = np.stack(
-          [expert.gates.get(path, none) for expert in experts], axis=1
+    for name in columns:
+      given = [expert.columns[name].get(path) for expert in experts]
+      none = np.zeros_like(next(x for x in given if x is not None))
+      found[f'{scope}/router/{name}'] = np.stack(
+          [none if x is None else x for x in given], axis=1
       )
   return found
 

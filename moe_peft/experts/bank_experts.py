@@ -27,18 +27,22 @@ from moe_peft.hf import import_experts
 from moe_peft.methods import bank as bank_method
 from moe_peft.methods import lora
 from moe_peft.methods import molora
+from moe_peft.methods import retrieval
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
 from moe_peft.training import run
 
-# A folder of one expert in a bank has its gates in this file.
-GATES_FILE = 'gates.safetensors'
+# What a router over a bank keeps of an expert, by its name in a run of that
+# expert alone. The expert's folder has a file of each.
+COLUMNS = {'gate': 'gates', 'centroid': 'centroids'}
 _CARD = 'README.md'
 _LICENCE = re.compile(r'^license:\s*["\']?([\w.+-]{1,64})["\']?\s*$', re.M)
 _SCOPE = f'/{core_sites.ADAPTER_SCOPE}/'
 # Adapters whose update is `scale * lora_a @ lora_b`. Subclasses are not among
 # them: DoRA and PiSSA compute something else.
-_PLAIN = (lora.LoRA, molora.MoLoRA, bank_method.GatedExpert)
+_PLAIN = (
+    lora.LoRA, molora.MoLoRA, bank_method.GatedExpert, retrieval.IndexedExpert
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +53,15 @@ class Expert:
     record: What is known of it.
     pairs: A [in, rank] and B [rank, out] of each layer that it adapts, the
       scale in B, by the layer's path without a scan.
-    gates: PHATGOOSE's gate [in] of each of them; empty if it has none.
+    columns: What routers keep of it, by the names of `COLUMNS`: an array
+      [features] for each layer; without those that it does not have.
   """
 
   record: bank_file.Record
   pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]
-  gates: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  columns: Mapping[str, Mapping[str, np.ndarray]] = dataclasses.field(
+      default_factory=dict
+  )
 
   @property
   def rank(self) -> int:
@@ -94,24 +101,25 @@ def of_run(name: str, folder: Path, trust: bool) -> tuple[Expert, Any, Any]:
   }).items():
     layer, _, parameter = path.partition(_SCOPE)
     by_layer.setdefault(layer, {})[parameter] = array
-  pairs, gates = {}, {}
+  pairs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+  columns: dict[str, dict[str, np.ndarray]] = {}
   for layer, found in by_layer.items():
     one = re.sub(r'^(\w+)/layers_\d+/', r'\1/\1/', layer)
     scale = scales[layer if layer in scales else one]
     pairs[layer] = found['lora_a'][0], found['lora_b'][0] * np.float32(scale)
-    if 'gate' in found:
-      gates[layer] = found['gate']
+    for key in COLUMNS.keys() & found.keys():
+      columns.setdefault(COLUMNS[key], {})[layer] = found[key]
   identity = setup.base
   path = experiment.initial_checkpoint_path
   if path is not None and (known := bank_file.find(Path(path))) is not None:
-    identity = known.base  # A gate is trained over a bank.
+    identity = known.base  # Columns are trained over a bank.
   record = bank_file.Record(
       name=name, source=str(folder), kind='run', checked='fingerprint',
       trained_on=experiment.mixture_or_task_name,
       rank=_rank(pairs), layers=len(pairs), sha256=_digest(pairs),
   )
   config = experiment.model.module.module.config
-  return Expert(record, pairs, gates), config, identity
+  return Expert(record, pairs, columns), config, identity
 
 
 def is_run(folder: Path) -> bool:
@@ -162,16 +170,17 @@ def of_peft(
       down, up, scale = modules[layer.module]
       up = up[slice(*(layer.rows or (None,)))] * np.float32(scale)
       pairs[path] = down.T, up.T
-  gates = {}
-  if (folder / GATES_FILE).is_file():
-    gates = folders.Tensors(folder, GATES_FILE.partition('.')[0])
-    gates = {path: gates[path] for path in gates.shapes}
+  columns = {}
+  for column in COLUMNS.values():
+    if (folder / f'{column}.safetensors').is_file():
+      tensors = folders.Tensors(folder, column)
+      columns[column] = {path: tensors[path] for path in tensors.shapes}
   record = bank_file.Record(
       name=name, source=str(folder), kind='peft', checked=checked,
       licence=licence_of(folder), rank=_rank(pairs), layers=len(pairs),
       sha256=_digest(pairs),
   )
-  return Expert(record, pairs, gates)
+  return Expert(record, pairs, columns)
 
 
 def of_bank(
@@ -183,7 +192,7 @@ def of_bank(
   """
   expert = of_peft(record.name, folder / record.name, base)
   pairs = {k: pair for k, pair in expert.pairs.items() if np.any(pair[1])}
-  return Expert(record, pairs or expert.pairs, expert.gates)
+  return Expert(record, pairs or expert.pairs, expert.columns)
 
 
 def licence_of(folder: Path) -> str:

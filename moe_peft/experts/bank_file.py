@@ -56,7 +56,6 @@ class Bank:
     config: The base's `config.json`.
     layout: Layout of its parameters.
     rank: Rank of the experts, those of a lower one filled with zeros.
-    gated: Whether all experts have gates.
   """
 
   experts: Sequence[Record]
@@ -65,7 +64,6 @@ class Bank:
   config: Mapping[str, Any]
   layout: str
   rank: int
-  gated: bool
 
   @property
   def names(self) -> list[str]:
@@ -114,5 +112,4 @@ def read(folder: Path) -> Bank:
       config=fields.get('config', dict),
       layout=fields.get('layout', str),
       rank=fields.get('rank', int),
-      gated=fields.value.get('gated') is True,
   )

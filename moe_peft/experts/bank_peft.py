@@ -62,10 +62,10 @@ def write(
       target / folders.ADAPTER_WEIGHTS,
       {name: lazy_arrays.of(array) for name, array in tensors.items()},
   )
-  if expert.gates:
+  for name, column in expert.columns.items():
     lazy_arrays.write_safetensors(
-        target / bank_experts.GATES_FILE,
-        {name: lazy_arrays.of(x) for name, x in expert.gates.items()},
+        target / f'{name}.safetensors',
+        {path: lazy_arrays.of(x) for path, x in column.items()},
     )
 
 

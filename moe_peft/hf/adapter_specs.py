@@ -39,6 +39,7 @@ from moe_peft.methods import molora
 from moe_peft.methods import mor_lora
 from moe_peft.methods import mosld
 from moe_peft.methods import mov
+from moe_peft.methods import retrieval
 from moe_peft.methods import riemannian
 from moe_peft.methods import sira
 from moe_peft.methods import smear
@@ -114,6 +115,7 @@ _SCORES = (
     bank.GateScores,
     bank.NoScores,
     bank.RandomScores,
+    retrieval.RetrievalScores,
 )
 # `adamix.RandomChoice` uses all experts at evaluation, with equal weights.
 _SELECTIONS = {
@@ -294,6 +296,8 @@ def _router_spec(router: routing.Router) -> dict[str, Any]:
     name = 'spectr' if isinstance(parts, bank.SpectRScores) else 'arrow'
     options |= {'experts': name, 'temperature': float(parts.temperature)}
   options |= {'gates': True} if isinstance(parts, bank.GateScores) else {}
+  if isinstance(parts, retrieval.RetrievalScores):
+    options |= {'centroids': True, 'temperature': float(parts.temperature)}
   if isinstance(parts, mode.RankScores):
     options['units'] = parts.rank
   if isinstance(parts, scores.SequenceScores):

@@ -34,6 +34,7 @@ _ROUTER_PARAMS = {
         for name in ('kernel', 'bias', 'out', 'offset')
     },
     'router/gates': 'router',
+    'router/centroids': 'router',
 }
 # torch keeps [out, in] where we keep [in, out].
 _TRANSPOSED = ('lora_a', 'lora_b', 'router', 'down', 'up')

@@ -61,7 +61,7 @@ class Routed(nn.Module):
   is selected; magnitude, whether scores count by their size; mass,
   entropy_threshold and q (DynMoLE's selection); lambda_units (LD-MoLE's). Of a
   bank: experts, 'arrow' or 'spectr', which read `lora_a`, with their
-  temperature; gates (PHATGOOSE's).
+  temperature; gates (PHATGOOSE's); centroids (of retrieval), with theirs.
   """
 
   def route(self, features):
@@ -124,6 +124,11 @@ class Routed(nn.Module):
     length = features.shape[1]
     if source == 'prompt' and self.context.encoded is not None:
       features = self.context.encoded.float()
+    if router.get('centroids'):
+      means = F.normalize(self.mean(features), dim=-1)
+      cosines = F.linear(means, F.normalize(kernel, dim=-1))
+      cosines = (cosines / router['temperature']).expand(-1, length, -1)
+      return torch.where(kernel.abs().amax(1) > 0, cosines, -1e9)
     if not router.get('normed'):
       means = self.mean(F.linear(features, kernel))
       return means.expand(-1, length, -1)

@@ -33,6 +33,8 @@ from moe_peft.methods import molora
 class NoScores(scores.TokenScores):
   """Equal logits for all: there is nothing to look at, and no parameter."""
 
+  learned = False
+
   def rows(self, router, features):
     return None
 

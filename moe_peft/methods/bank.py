@@ -51,6 +51,8 @@ class ArrowScores(scores.TokenScores):
     temperature: Divides the logits.
   """
 
+  learned = False
+
   temperature: float = 1.0
 
   def check(self, router):
@@ -112,6 +114,8 @@ class GateScores(scores.TokenScores):
   `LN(x) . LN(v_e) / sqrt(features)`, without scale and bias. The gates come
   with the bank; a gate of zero is one of an expert that is not there.
   """
+
+  learned = False
 
   def rows(self, router, features):
     return None

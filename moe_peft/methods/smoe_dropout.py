@@ -30,6 +30,8 @@ from moe_peft.methods import molora
 class FrozenScores(scores.TokenScores):
   """Logits of a kernel that keeps its initial value."""
 
+  learned = False
+
   def kernel(self, router, features, axis):
     return jax.lax.stop_gradient(super().kernel(router, features, axis))
 

@@ -230,7 +230,8 @@ def check_given(
         where=_BINDING,
         remedy='Give a bank (python -m moe_peft bank build) and its bank.gin '
         'as the last gin file; gates come with experts that '
-        'gin/methods/phatgoose.gin has trained.',
+        'gin/methods/phatgoose.gin has trained, centroids with those of '
+        'gin/methods/retrieval.gin.',
     )
 
 

@@ -116,34 +116,34 @@ def test_runs_become_a_bank_and_only_its_router_learns(tmp_path):
 
 
 @pytest.mark.slow
-def test_gates_are_trained_apart_and_compete(tmp_path):
+@pytest.mark.parametrize(
+    'method, one, columns',
+    [('phatgoose', 'gate', 'gates'), ('retrieval', 'centroid', 'centroids')],
+)
+def test_columns_are_trained_apart_and_compete(tmp_path, method, one, columns):
   base = make_base(tmp_path / 'base', 0)
   train(tmp_path / 'lora', 'lora', RANK=2, INITIAL_CHECKPOINT_PATH=base, **FEW)
   bank.build([str(tmp_path / 'lora')], base, tmp_path / 'alone')
   trained = train(
-      tmp_path / 'gate', 'phatgoose', tmp_path / 'alone' / bank.GIN_FILE
+      tmp_path / 'gate', method, tmp_path / 'alone' / bank.GIN_FILE
   )
-  folder = tmp_path / 'bank'
-  made = bank.build(
-      [f'one={tmp_path}/gate', f'two={tmp_path}/gate'], base, folder
-  )
-  assert made.gated
+  folder, routed = tmp_path / 'bank', f'bank_{method}'
+  bank.build([f'one={tmp_path}/gate', f'two={tmp_path}/gate'], base, folder)
   bank.add(folder, [f'three={tmp_path}/gate'])  # They go through `add`.
-  load(tmp_path / 'x', 'bank_phatgoose', folder / bank.GIN_FILE, TRAIN_STEPS=0)
+  load(tmp_path / 'x', routed, folder / bank.GIN_FILE, TRAIN_STEPS=0)
   setup = experiment_lib.prepare(run.build())
   params = {**setup.trainable, **setup.frozen}
-  routers = [x for x in params if x.endswith('/router/gates')]
+  routers = [x for x in params if x.endswith(f'/router/{columns}')]
   assert routers
   for path in routers:
-    gate = trained[path.replace('router/gates', 'gate')]
-    assert np.any(gate)
+    column = trained[path.replace(f'router/{columns}', one)]
+    assert np.any(column)
     for index in range(3):
-      np.testing.assert_array_equal(params[path][:, index], gate)
-  # One expert without a gate, and the bank has none.
+      np.testing.assert_array_equal(params[path][:, index], column)
+  # One expert without a column, and the bank has none.
   bank.add(folder, [f'four={tmp_path}/lora'])
-  assert not bank.load(folder)[0].gated
-  load(tmp_path / 'x', 'bank_phatgoose', folder / bank.GIN_FILE, TRAIN_STEPS=0)
-  with refusals.refused('INITIAL_CHECKPOINT_PATH', 'router/gates'):
+  load(tmp_path / 'x', routed, folder / bank.GIN_FILE, TRAIN_STEPS=0)
+  with refusals.refused('INITIAL_CHECKPOINT_PATH', f'router/{columns}'):
     experiment_lib.prepare(run.build())
 
 

@@ -22,6 +22,7 @@ from moe_peft.methods import bank as bank_method
 from moe_peft.methods import dora
 from moe_peft.methods import lora
 from moe_peft.methods import mlae
+from moe_peft.methods import retrieval
 from moe_peft.methods import spectral
 from moe_peft.report import similarity
 from moe_peft.training import bases
@@ -135,7 +136,8 @@ def test_runs_have_the_scale_of_their_method_or_are_refused():
   )['mlp/wo']
   assert scale(lora.LoRA(rank=4, alpha=6.0)) == 1.5
   assert scale(lora.LoRA(rank=4, alpha=6.0, rank_stabilized=True)) == 3.0
-  assert scale(bank_method.GatedExpert(rank=4, alpha=6.0)) == 1.5
+  for one in (bank_method.GatedExpert, retrieval.IndexedExpert):
+    assert scale(one(rank=4, alpha=6.0)) == 1.5
   # One pair is not all that these compute.
   for other in (dora.DoRA(), spectral.PiSSA(), mlae.MLAE()):
     with refusals.refused('--from', run, 'mlp/wo', type(other).__name__):
@@ -152,7 +154,7 @@ def test_the_card_tells_the_licence_and_quotes_what_it_was_given(tmp_path):
   text = (tmp_path / 'bank/README.md').read_text()
   assert '| apache-2.0 |' in text and '| unknown |' in text
   record = bank_file.Record('a', '<b>|\n# x', 'peft', 'name')
-  odd = bank_file.Bank((record,), {}, '<i>', {}, 't5', 1, False)
+  odd = bank_file.Bank((record,), {}, '<i>', {}, 't5', 1)
   bank_card.write(tmp_path, odd)
   text = (tmp_path / 'README.md').read_text()
   assert '<b>' not in text and '<i> ' not in text and '\n# x' not in text
@@ -174,7 +176,7 @@ def test_show_prints_and_draws(tmp_path, capsys):
 
 def test_names_in_the_file_of_a_stranger_stay_in_its_folder(tmp_path):
   record = bank_file.Record('../one', 'one', 'peft', 'name')
-  made = bank_file.Bank([record], {}, '', {}, 't5', 2, False)
+  made = bank_file.Bank([record], {}, '', {}, 't5', 2)
   made.write(tmp_path)
   with refusals.refused(tmp_path / bank_file.FILE, '../one'):
     bank_file.read(tmp_path)
@@ -183,6 +185,6 @@ def test_names_in_the_file_of_a_stranger_stay_in_its_folder(tmp_path):
 @pytest.mark.slow
 def test_a_layout_that_there_is_not_is_refused(tmp_path):
   record = bank_file.Record('one', 'one', 'peft', 'name')
-  bank_file.Bank([record], {}, '', {}, 'x', 2, False).write(tmp_path)
+  bank_file.Bank([record], {}, '', {}, 'x', 2).write(tmp_path)
   with refusals.refused(tmp_path / bank_file.FILE, '"layout"', 'unrolled'):
     bank_file.read(tmp_path)

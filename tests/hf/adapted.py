@@ -38,6 +38,7 @@ from moe_peft.methods import molora
 from moe_peft.methods import mor_lora
 from moe_peft.methods import mosld
 from moe_peft.methods import mov
+from moe_peft.methods import retrieval
 from moe_peft.methods import sira
 from moe_peft.methods import smear
 from moe_peft.methods import smoe_dropout
@@ -326,6 +327,7 @@ METHODS['bank'] = tuple(
         ('.*/value', {'scores': bank.SpectRScores(temperature=0.2), **_TOP2}),
         ('.*/out', {'scores': bank.GateScores(), **_TOP2}),
         ('.*/wi_0', {'scores': bank.RandomScores(), **_TOP2}),
+        ('.*/key', {'scores': retrieval.RetrievalScores(), **_TOP2}),
         ('.*/wo', {'scores': bank.NoScores()}),
     )
 )

@@ -3,6 +3,7 @@
 """Routers over a bank, each against its formula."""
 
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -165,6 +166,17 @@ def test_active_experts_have_the_scale_of_all():
     np.testing.assert_allclose(
         found, scale * np.einsum('bli,io->blo', X, mean), atol=1e-5
     )
+
+
+def test_weight_1_is_no_fault_where_no_router_learns():
+  one = selection.TopK(k=1, normalize=True)
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    _, gates = run(experts(), bank.ArrowScores(), one)
+  assert set(np.unique(gates)) == {0.0, 1.0}
+  router = {'router': {'kernel': jnp.ones((IN, EXPERTS))}}
+  with pytest.warns(UserWarning, match='no gradient'):
+    run({**experts(), **router}, token_scores.TokenScores(), one)
 
 
 def test_numbers_of_no_expert_are_refused():

@@ -18,7 +18,7 @@ from tests import refusals
 METHODS = sorted(
     path.stem
     for path in gin_files.resource('gin/methods').glob('*.gin')
-    if path.stem not in ('full', 'ia3', 'mov_wo', 'phatgoose')
+    if path.stem not in ('full', 'ia3', 'mov_wo', 'phatgoose', 'retrieval')
     and not path.stem.startswith('bank')  # A bank has its experts.
 )
 FAST = ('lora', 'molora', 'mov')
