@@ -190,13 +190,17 @@ def test_the_study_of_banks_is_whole(tmp_path):
   by_name = {c.name: c for c in loaded}
   experts = by_name['average'].bank_of
   for task in experts:
-    gate = by_name[f'gate_{task}']
-    assert gate.bank_of == (task,) and gate.depth == 1
     assert by_name[task].macros['MIXTURE_OR_TASK_NAME'] == task
-    assert gate.macros['MIXTURE_OR_TASK_NAME'] == task
-  over = [c for c in loaded if c.depth and not c.name.startswith('gate_')]
+    for kind in ('gate', 'index'):
+      apart = by_name[f'{kind}_{task}']
+      assert apart.bank_of == (task,) and apart.depth == 1
+      assert apart.macros['MIXTURE_OR_TASK_NAME'] == task
+  over = [
+      c for c in loaded if c.depth and not c.name.startswith(('gate_', 'index_'))
+  ]
   assert {len(c.bank_of) for c in over} == {len(experts)}
-  assert by_name['phatgoose'].bank_of == tuple(f'gate_{x}' for x in experts)
+  for name, kind in (('phatgoose', 'gate'), ('retrieval', 'index')):
+    assert by_name[name].bank_of == tuple(f'{kind}_{x}' for x in experts)
   assert by_name['oracle'].macros['EXAMPLE_IDS'] == str(experts)
   assert len({tuple(c.declared_seeds) for c in loaded}) == 1
   assert len(banks.stages([
