@@ -192,12 +192,11 @@ def test_the_study_of_banks_is_whole(tmp_path):
   for task in experts:
     assert by_name[task].macros['MIXTURE_OR_TASK_NAME'] == task
     for kind in ('gate', 'index'):
-      apart = by_name[f'{kind}_{task}']
-      assert apart.bank_of == (task,) and apart.depth == 1
-      assert apart.macros['MIXTURE_OR_TASK_NAME'] == task
-  over = [
-      c for c in loaded if c.depth and not c.name.startswith(('gate_', 'index_'))
-  ]
+      of_one = by_name[f'{kind}_{task}']
+      assert of_one.bank_of == (task,) and of_one.depth == 1
+      assert of_one.macros['MIXTURE_OR_TASK_NAME'] == task
+  apart = 'gate_', 'index_'
+  over = [c for c in loaded if c.depth and not c.name.startswith(apart)]
   assert {len(c.bank_of) for c in over} == {len(experts)}
   for name, kind in (('phatgoose', 'gate'), ('retrieval', 'index')):
     assert by_name[name].bank_of == tuple(f'{kind}_{x}' for x in experts)
