@@ -147,12 +147,13 @@ class Subject:
 
   def fresh(self, module: nn.Module) -> Mapping[str, Any]:
     """All variables of a fresh network, this one or another."""
-    # Programs with many draws of another generator take long to compile.
+    # Draws of one generator and shape are compiled once for all networks; a
+    # program of all draws of one takes longer to compile than all the others.
     key = jax.random.key(0, impl='unsafe_rbg')
-    init = functools.partial(self.init, module)
-    variables = jax.jit(init)(key)
+    variables = self.init(module, key)
     params = trainable.flatten(variables['params'])
     if initial_values.wanted(params):
+      init = functools.partial(self.init, module)
       _, adapters = adapted_sites.trace(init, key)
       params.update(initial_values.from_base(adapters, params))
     return {**variables, 'params': trainable.unflatten(params)}
