@@ -126,10 +126,16 @@ def _remove(args: argparse.Namespace) -> None:
 
 
 def _report(folder: Path, made) -> None:
+  if len(made.experts) == 1:
+    what, method = 'one expert', 'phatgoose.gin (or retrieval.gin)'
+    aim = 'train what a router will ask of it'
+  else:
+    what, method = f'{len(made.experts)} experts', 'bank.gin'
+    aim = 'train a router'
   print(
-      f'{folder}: {len(made.experts)} experts of rank {made.rank}; train a '
-      'router with a model file, --gin_file=gin/methods/bank.gin, a run file '
-      f'and --gin_file={folder / "bank.gin"}, in this order'
+      f'{folder}: {what} of rank {made.rank}; {aim} with a model file, '
+      f'--gin_file=gin/methods/{method}, a run file and '
+      f'--gin_file={folder / "bank.gin"}, in this order'
   )
 
 
