@@ -80,8 +80,8 @@ def test_the_table_of_the_bank_is_that_of_its_rows():
   }
   means = {name: statistics.fmean(found) for name, found in scores.items()}
   routed = [
-      'lora', 'oracle', 'learned', 'phatgoose', 'arrow', 'average', 'random',
-      'sum',
+      'lora', 'oracle', 'retrieval', 'learned', 'phatgoose', 'arrow',
+      'average', 'random', 'sum',
   ]
   alone = max(read('bank')['lora'][0]['adapted'], key=means.get)
   written = re.findall(r'^\|.*\| (\d+\.\d ± \d+\.\d) \|$', text, re.M)
@@ -91,6 +91,7 @@ def test_the_table_of_the_bank_is_that_of_its_rows():
   ]
   for other in ('lora', 'oracle'):
     assert round(means[other] - means['learned']) == 5
+  assert 0 < means['oracle'] - means['retrieval'] < 1
   assert all(len(found) == 5 for found in scores.values())
 
 
