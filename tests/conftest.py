@@ -45,6 +45,10 @@ gc.set_threshold(100_000, 20, 5)
 _WORKER_BYTES = 2 << 30
 
 
+def pytest_collection_finish():
+  gc.freeze()  # What libraries hold by now stays: collections leave it out.
+
+
 def pytest_xdist_auto_num_workers() -> int:
   """As many workers as there are cores, and as fit into the free memory."""
   cores = len(psutil.Process().cpu_affinity())

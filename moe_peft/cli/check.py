@@ -33,6 +33,9 @@ _FLAGS = (
     '--xla_force_host_platform_device_count',
     '--xla_backend_optimization_level=0',
     '--xla_llvm_disable_expensive_passes=true',
+    '--xla_cpu_use_fusion_emitters=false',
+    '--xla_cpu_parallel_codegen_split_count=1',
+    '--xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE',
 )
 # Two axes of a mesh with up to three parts each, and two parts for data.
 _DEVICES = 18

@@ -198,13 +198,20 @@ FLAGS = [
 ]
 
 
-@pytest.fixture
-def inputs(refusals):
-  """A run that was never trained, a study, and files that are wrong."""
+@pytest.fixture(scope='module')
+def config_of_run():
+  """What a tiny run says of itself."""
   tiny.load('run', WARMUP_STEPS=0)
+  yield gin.config_str()
+  gin.clear_config()
+
+
+@pytest.fixture
+def inputs(refusals, config_of_run):
+  """A run that was never trained, a study, and files that are wrong."""
   (refusals.folder / 'folder').mkdir()
   (refusals.folder / 'run' / 'checkpoints').mkdir(parents=True)
-  refusals.write('run/config.gin', gin.config_str())
+  refusals.write('run/config.gin', config_of_run)
   refusals.write('emptied/config.gin')
   refusals.write('lines.txt', 'past tense: walk\n')
   refusals.write('more.txt')
