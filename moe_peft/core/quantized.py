@@ -280,12 +280,13 @@ def split(
     names: Logical names of the axes of the kernel.
     sharding: That of the kernel.
   """
+  if not isinstance(array, QuantizedArray):
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
   mesh, spec = sharding.mesh, list(sharding.spec)
-  if isinstance(array, QuantizedArray):
-    layers, names = _layers(names)
-    spec += [None] * (len(names) + 1)
-    first = [] if layers is None else [spec.pop(layers)]
-    spec = [None, *first, *spec[: len(names)]]
+  layers, names = _layers(names)
+  spec += [None] * (len(names) + 1)
+  first = [] if layers is None else [spec.pop(layers)]
+  spec = [None, *first, *spec[: len(names)]]
 
   def parts(axes):
     axes = (axes,) if isinstance(axes, str) else axes or ()
@@ -300,6 +301,4 @@ def split(
         x.shape, x.dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes))
     )
 
-  if not isinstance(array, QuantizedArray):
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
   return jax.tree.map(place, array)

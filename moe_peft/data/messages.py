@@ -113,6 +113,20 @@ def conversation(
   Raises:
     errors.UserError: No message is to be learned, or another column is wrong.
   """
+  result = Conversation(
+      tuple(found), tools(row, place), _variables(row, place), given, place
+  )
+  if not result.answers:
+    raise errors.UserError(
+        f'No message is of the role {ASSISTANT!r}; the roles are '
+        f'{[x["role"] for x in found]!s:.100}. Nothing is learned.', place,
+        'Leave the row out.',
+    )
+  return result
+
+
+def _variables(row: Mapping[str, Any], place: str) -> dict[str, Any]:
+  """What a row gives its chat template, checked."""
   variables = row.get('chat_template_kwargs') or {}
   if not isinstance(variables, dict):
     raise errors.UserError(
@@ -124,15 +138,7 @@ def conversation(
         f"'chat_template_kwargs' sets {min(taken)!r}, which is given anyway.",
         place, 'Leave it out.',
     )
-  result = Conversation(tuple(found), tools(row, place), variables, given,
-                        place)
-  if not result.answers:
-    raise errors.UserError(
-        f'No message is of the role {ASSISTANT!r}; the roles are '
-        f'{[x["role"] for x in found]!s:.100}. Nothing is learned.', place,
-        'Leave the row out.',
-    )
-  return result
+  return variables
 
 
 def messages(value: Any, key: str, place: str) -> Messages:

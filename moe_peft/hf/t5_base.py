@@ -127,9 +127,8 @@ def to_hf(
     errors.UserError: For activations that transformers' T5 does not have.
   """
   del hf_config  # `from_hf` takes no other ids.
-  known = {v: k for k, v in _ACTIVATIONS.items()}
   activations = tuple(config.mlp_activations)
-  if activations not in known:
+  if activations not in (known := {v: k for k, v in _ACTIVATIONS.items()}):
     raise errors.UserError(
         f'mlp_activations = {activations} have no counterpart in transformers.',
         where='t5.T5Config.mlp_activations',

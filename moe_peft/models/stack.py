@@ -1,10 +1,10 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The layers of T5 (arXiv 1910.10683) and how a stack of layers runs.
+"""How a stack of layers runs, and the parts that layers are made of.
 
 Unrolled, as `layers_0`, `layers_1` and so on, or as one scan over stacked
-parameters, with or without remat. `config` is a `t5.T5Config`; what other
-networks use too (decoder.py) reads only fields that their configurations share.
+parameters, with or without remat. `config` is the configuration of a network;
+only fields that those of t5.py and decoder.py share are read.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,6 @@ from moe_peft import errors
 from moe_peft.models import attention
 from moe_peft.models import dot_product
 from moe_peft.models import layers
-from moe_peft.models import relative_positions
 from moe_peft.models import token_scores
 
 # What each policy keeps from the forward pass; None recomputes everything.
@@ -49,18 +48,15 @@ def check_config(config: Any, sizes: Sequence[str]) -> None:
       raise errors.UserError(
           f'It must be a positive integer, not {value!r}.', field(config, name)
       )
-  if config.remat_policy not in REMAT_POLICIES:
-    raise errors.UserError(
-        f'There is no policy {config.remat_policy!r}.',
-        field(config, 'remat_policy'),
-        f'Choose from {", ".join(REMAT_POLICIES)}.',
-    )
-  if config.attention not in dot_product.IMPLEMENTATIONS:
-    raise errors.UserError(
-        f'There is no attention {config.attention!r}.',
-        field(config, 'attention'),
-        f'Choose from {", ".join(dot_product.IMPLEMENTATIONS)}.',
-    )
+  for name, known in (
+      ('remat_policy', REMAT_POLICIES),
+      ('attention', dot_product.IMPLEMENTATIONS),
+  ):
+    if (value := getattr(config, name)) not in known:
+      raise errors.UserError(
+          f'There is no {name} {value!r}.', field(config, name),
+          f'Choose from {", ".join(known)}.',
+      )
   if not 0.0 <= config.dropout_rate < 1.0:
     raise errors.UserError(
         f'It must be at least 0 and below 1, not {config.dropout_rate!r}.',
@@ -81,67 +77,9 @@ def field(config: Any, name: str) -> str:
   return f'{kind.__module__.rpartition(".")[2]}.{kind.__name__}.{name}'
 
 
-class EncoderLayer(nn.Module):
-  """Self-attention and MLP, each in a pre-norm residual branch."""
-
-  config: Any
-  deterministic: bool
-
-  @nn.compact
-  def __call__(self, inputs, mask, bias):
-    """Returns `([batch, length, embed], None)`, the form that scan wants."""
-    cfg = self.config
-    if bias is None:
-      bias = position_biases(cfg)(inputs.shape[1], True)
-    x = inputs
-    y = norm(cfg, 'pre_attention_layer_norm')(x)
-    y = attend(self, 'attention')(y, y, mask, bias)
-    x = residual(self, x, y)
-    y = norm(cfg, 'pre_mlp_layer_norm')(x)
-    return residual(self, x, mlp(self)(y)), None
-
-
-class DecoderLayer(nn.Module):
-  """Causal self-attention, cross-attention and MLP, each pre-norm residual."""
-
-  config: Any
-  deterministic: bool
-  decode: bool
-  bias_length: int
-
-  @nn.compact
-  def __call__(self, inputs, encoded, mask, cross_mask, bias):
-    """Returns `([batch, length, embed], None)`, the form that scan wants."""
-    cfg = self.config
-    if bias is None:
-      bias = position_biases(cfg)(self.bias_length, False)
-    x = inputs
-    y = norm(cfg, 'pre_self_attention_layer_norm')(x)
-    y = attend(self, 'self_attention', decode=self.decode)(y, y, mask, bias)
-    x = residual(self, x, y)
-    y = norm(cfg, 'pre_cross_attention_layer_norm')(x)
-    y = attend(self, 'encoder_decoder_attention')(y, encoded, cross_mask)
-    x = residual(self, x, y)
-    y = norm(cfg, 'pre_mlp_layer_norm')(x)
-    return residual(self, x, mlp(self)(y)), None
-
-
 def norm(config: Any, name: str, epsilon: float = 1e-6) -> layers.LayerNorm:
   """Builds a norm in the current scope."""
   return layers.LayerNorm(dtype=config.dtype, epsilon=epsilon, name=name)
-
-
-def position_biases(
-    config: Any,
-) -> relative_positions.RelativePositionBiases:
-  """Builds `relpos_bias` in the current scope (a stack, or a scanned layer)."""
-  return relative_positions.RelativePositionBiases(
-      num_heads=config.num_heads,
-      num_buckets=config.relative_attention_num_buckets,
-      max_distance=config.relative_attention_max_distance,
-      dtype=config.dtype,
-      name='relpos_bias',
-  )
 
 
 def attend(

@@ -19,6 +19,7 @@ from moe_peft.core import tokens as tokens_lib
 from moe_peft.models import attention
 from moe_peft.models import layers
 from moe_peft.models import stack
+from moe_peft.models import t5_stacks
 
 
 @struct.dataclass
@@ -102,97 +103,6 @@ def check_config(config: T5Config) -> None:
     )
 
 
-class Encoder(nn.Module):
-  """The encoder stack.
-
-  Attributes:
-    config: The model's configuration.
-    token_embedder: The embedding, shared with the decoder.
-  """
-
-  config: T5Config
-  token_embedder: nn.Module
-
-  @nn.compact
-  def __call__(self, tokens, mask, deterministic):
-    """Maps `<int32>[batch, length]` to `[batch, length, embed]`."""
-    cfg = self.config
-    bias = None
-    if cfg.shares_bias:
-      bias = stack.position_biases(cfg)(tokens.shape[1], True)
-    x = self.token_embedder(tokens)
-    x = layers.length_dropout(cfg.dropout_rate, deterministic)(x)
-    attributes = {'deterministic': deterministic}
-    x = stack.run_stack(
-        stack.EncoderLayer,
-        'encoder',
-        cfg.num_encoder_layers,
-        cfg,
-        attributes,
-        x,
-        mask,
-        bias,
-    )
-    x = stack.norm(cfg, 'encoder_norm')(x)
-    return layers.length_dropout(cfg.dropout_rate, deterministic)(x)
-
-
-class Decoder(nn.Module):
-  """The decoder stack and the output layer.
-
-  Attributes:
-    config: The model's configuration.
-    token_embedder: The embedding, shared with the encoder.
-  """
-
-  config: T5Config
-  token_embedder: nn.Module
-
-  @nn.compact
-  def __call__(
-      self,
-      encoded,
-      tokens,
-      mask,
-      cross_mask,
-      deterministic,
-      decode,
-      max_decode_length,
-      score_targets,
-  ):
-    """Maps `<int32>[batch, length]` to logits, or scores of targets."""
-    cfg = self.config
-    bias_length = tokens.shape[1]
-    if decode and max_decode_length:
-      bias_length = max_decode_length
-    bias = None
-    if cfg.shares_bias:
-      bias = stack.position_biases(cfg)(bias_length, False)
-    y = self.token_embedder(tokens)
-    y = layers.length_dropout(cfg.dropout_rate, deterministic)(y)
-    attributes = {
-        'deterministic': deterministic,
-        'decode': decode,
-        'bias_length': bias_length,
-    }
-    y = stack.run_stack(
-        stack.DecoderLayer,
-        'decoder',
-        cfg.num_decoder_layers,
-        cfg,
-        attributes,
-        y,
-        encoded,
-        mask,
-        cross_mask,
-        bias,
-    )
-    y = stack.norm(cfg, 'decoder_norm')(y)
-    y = layers.length_dropout(cfg.dropout_rate, deterministic)(y)
-    divisor = cfg.emb_dim**0.5 if cfg.logits_via_embedding else 1.0
-    return stack.output(cfg, self.token_embedder, y, score_targets, divisor)
-
-
 def _self_mask(valid, segment_ids):
   """Which tokens of a row may see each other, `<bool>[batch, 1, q, k]`."""
   mask = attention.pair_mask(valid, valid)
@@ -216,8 +126,8 @@ class Transformer(nn.Module):
     cfg = self.config
     check_config(cfg)
     self.token_embedder = layers.Embed(cfg.vocab_size, cfg.emb_dim, cfg.dtype)
-    self.encoder = Encoder(cfg, token_embedder=self.token_embedder)
-    self.decoder = Decoder(cfg, token_embedder=self.token_embedder)
+    self.encoder = t5_stacks.Encoder(cfg, token_embedder=self.token_embedder)
+    self.decoder = t5_stacks.Decoder(cfg, token_embedder=self.token_embedder)
 
   @property
   def scan_layers(self) -> bool:
