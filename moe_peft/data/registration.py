@@ -9,7 +9,6 @@ import hashlib
 import re
 from typing import Any
 
-import numpy as np
 import seqio
 import tensorflow as tf
 
@@ -103,10 +102,7 @@ class TaskRecord:
       self, split: str, shuffle_files: bool, seed: int | None = None
   ) -> tf.data.Dataset:
     """The rows of a split as a pipeline whose iterators can be saved."""
-    rows = list(self.rows_fn()[split])
-    if shuffle_files:
-      order = np.random.default_rng(seed).permutation(len(rows))
-      rows = [rows[i] for i in order]
+    rows = rows_lib.of_split(self.rows_fn(), split, shuffle_files, seed)
     features = {'targets': tf.constant([row.targets for row in rows])}
     if self.span_corruption:
       fixed = [rows_lib.stable_hash(row.targets) % 2**31 for row in rows]

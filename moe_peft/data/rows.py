@@ -8,6 +8,8 @@ import dataclasses
 import hashlib
 from typing import Any
 
+import numpy as np
+
 SPLITS = ('train', 'validation', 'test')
 # The column of rows that have an id of their own.
 EXAMPLE_ID = 'example_id'
@@ -63,6 +65,19 @@ def id_column(rows: Sequence[Any]) -> dict[str, list[str]]:
   if rows[0].example_id is None:
     return {}
   return {EXAMPLE_ID: [row.example_id for row in rows]}
+
+
+def of_split(
+    splits: Mapping[str, Iterable[Any]],
+    split: str,
+    shuffle: bool,
+    seed: int | None,
+) -> list[Any]:
+  """The rows of a split, in their order or in one that a seed decides."""
+  rows = list(splits[split])
+  if not shuffle:
+    return rows
+  return [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
 
 
 def stable_hash(text: str) -> int:

@@ -36,10 +36,7 @@ class TokenRecord(registration.TaskRecord):
       self, split: str, shuffle_files: bool, seed: int | None = None
   ) -> tf.data.Dataset:
     """The rows of a split as a pipeline whose iterators can be saved."""
-    rows = list(self.rows_fn()[split])
-    if shuffle_files:
-      order = np.random.default_rng(seed).permutation(len(rows))
-      rows = [rows[i] for i in order]
+    rows = rows_lib.of_split(self.rows_fn(), split, shuffle_files, seed)
     features = {
         name: _ragged([row.features[name] for row in rows])
         for name in rows[0].features

@@ -196,22 +196,17 @@ def entries(
     config: decoder_config.DecoderConfig, layout: str
 ) -> list[entries_lib.Entry]:
   """Returns all parameters of a decoder; a tied output layer is none."""
-  width = (config.vocab_size, config.emb_dim)
-  found = [
-      entries_lib.plain(entries_lib.EMBEDDING, HF_EMBEDDING, width),
-      entries_lib.plain(
-          'decoder/decoder_norm/scale', 'model.norm.weight', width[1:]
-      ),
-  ]
-  if not config.logits_via_embedding:
-    path = entries_lib.LOGITS.removesuffix('/kernel')
-    module = HF_LOGITS.removesuffix('.weight')
-    found.append(entries_lib.dense(path, module, width[::-1]))
   tensors = _layer_tensors(config, layout)
-  found.extend(
-      entries_lib.layered(tensors, 'decoder', config.num_layers, layout)
-  )
-  return found
+  return [
+      *entries_lib.ends(
+          config.vocab_size, config.emb_dim, HF_EMBEDDING,
+          None if config.logits_via_embedding else HF_LOGITS,
+      ),
+      entries_lib.plain(
+          'decoder/decoder_norm/scale', 'model.norm.weight', (config.emb_dim,)
+      ),
+      *entries_lib.layered(tensors, 'decoder', config.num_layers, layout),
+  ]
 
 
 def _layer_tensors(

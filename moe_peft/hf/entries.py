@@ -88,6 +88,21 @@ def dense(
   )
 
 
+def ends(
+    vocab_size: int, emb_dim: int, embedding: str, logits: str | None
+) -> list[Entry]:
+  """The embedding and the output layer, made of tensors of these names.
+
+  An output layer that is tied to the embedding (None) is no parameter.
+  """
+  found = [plain(EMBEDDING, embedding, (vocab_size, emb_dim))]
+  if logits:
+    path = LOGITS.removesuffix('/kernel')
+    module = logits.removesuffix('.weight')
+    found.append(dense(path, module, (emb_dim, vocab_size)))
+  return found
+
+
 def projection(
     path: str, source: str, embed: int, heads: tuple[int, int], layout: str
 ) -> Entry:

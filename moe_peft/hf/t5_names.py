@@ -48,19 +48,19 @@ _NORMS = {
 
 def entries(config: t5.T5Config, layout: str) -> list[entries_lib.Entry]:
   """Returns all parameters of a T5; a tied output layer is none."""
-  width = (config.vocab_size, config.emb_dim)
-  found = [entries_lib.plain(entries_lib.EMBEDDING, HF_EMBEDDINGS[0], width)]
-  if not config.logits_via_embedding:
-    path = entries_lib.LOGITS.removesuffix('/kernel')
-    module = HF_LOGITS.removesuffix('.weight')
-    found.append(entries_lib.dense(path, module, width[::-1]))
+  found = entries_lib.ends(
+      config.vocab_size, config.emb_dim, HF_EMBEDDINGS[0],
+      None if config.logits_via_embedding else HF_LOGITS,
+  )
   for stack, num_layers in (
       ('encoder', config.num_encoder_layers),
       ('decoder', config.num_decoder_layers),
   ):
     norm = f'{stack}.final_layer_norm.weight'
     found.append(
-        entries_lib.plain(f'{stack}/{stack}_norm/scale', norm, width[1:])
+        entries_lib.plain(
+            f'{stack}/{stack}_norm/scale', norm, (config.emb_dim,)
+        )
     )
     tensors = list(_layer_tensors(stack, config, layout))
     bias = _position_bias(stack, config)

@@ -87,6 +87,12 @@ def arrays():
   return inputs, outputs, target
 
 
+@functools.cache
+def params_of(router, method=molora.MoLoRA):
+  """`some_params`, which are the same for every execution."""
+  return some_params(make('all_experts', router, method))
+
+
 def some_params(adapter):
   """Parameters away from their initial values, where lora_b is zero."""
   inputs, outputs, _ = arrays()
@@ -125,7 +131,7 @@ def assert_close(got, want):
 def reference(router, tokens):
   """Result of all_experts on one device, and the dropped fraction."""
   adapter = make('all_experts', router)
-  params, _ = some_params(adapter)
+  params, _ = params_of(router)
   return jax.jit(functools.partial(loss_and_grads, adapter))(
       params, *arrays(), TOKENS[tokens]
   )
@@ -136,7 +142,7 @@ def reference(router, tokens):
 @pytest.mark.parametrize('execution', ['einsum', 'ragged'])
 def test_executions_agree(execution, router, tokens):
   adapter = make(execution, router)
-  params, _ = some_params(adapter)
+  params, _ = params_of(router)
   got = jax.jit(functools.partial(loss_and_grads, adapter))(
       params, *arrays(), TOKENS[tokens]
   )
@@ -147,7 +153,7 @@ def test_executions_agree(execution, router, tokens):
 def test_agreement_covers_drops():
   # Otherwise the test above would not see a wrong treatment of drops.
   adapter = make('all_experts', 'capacity')
-  params, _ = some_params(adapter)
+  params, _ = params_of('capacity')
   inputs, outputs, _ = arrays()
   _, state = adapter.apply(
       {'params': params},
@@ -170,7 +176,7 @@ MESHES = {
 def sharded(execution, router, tokens, mesh):
   """Returns the jitted function and its sharded arguments."""
   adapter = make(execution, router)
-  params, axes = some_params(adapter)
+  params, axes = params_of(router)
   shardings = partitioning.param_shardings(axes, mesh)
   flat = traverse_util.flatten_dict(params, sep='/')
   params = traverse_util.unflatten_dict(
@@ -282,7 +288,7 @@ def largest(function, *args):
 
 def test_all_experts_never_builds_experts_times_features():
   adapter = make('all_experts', 'capacity')
-  params, _ = some_params(adapter)
+  params, _ = params_of('capacity')
   function = functools.partial(loss_and_grads, adapter)
   size = largest(function, params, *arrays(), TOKENS['full'])
   # Also going back: nothing is larger than the outputs themselves.
@@ -355,8 +361,9 @@ def test_a_mesh_that_does_not_divide():
 def test_other_methods_agree(execution, method):
   results = []
   for name in ('all_experts', execution):
-    adapter = make(name, 'expert dropout, capacity', method)
-    params, _ = some_params(adapter)
+    router = 'expert dropout, capacity'
+    adapter = make(name, router, method)
+    params, _ = params_of(router, method)
     results.append(
         jax.jit(functools.partial(loss_and_grads, adapter))(
             params, *arrays(), TOKENS['packed']
