@@ -3,20 +3,40 @@
 """The leaves and commands of docs/t5x.md, run as they are printed."""
 
 import json
-import os
 import shutil
 import subprocess
 
 import pytest
 
 from tests import docs_test
+from tests.t5x import processes
 
 pytest.importorskip('t5x')
 pytestmark = [pytest.mark.t5x, pytest.mark.slow]
 
-# Of the quickstart only the base is needed here, of its leaf that it trains.
-_SHORT = ' --gin.TRAIN_STEPS=1 --gin.WARMUP_STEPS=0'
-_LEAF = 'my_t5x.gin --gin.MODEL_DIR'
+# Bindings that make commands shorter. Of the quickstart only the base is needed
+# here, of its leaf that it trains; the runs in between have all tasks.
+_SHORTER = {
+    'moe_peft.train': (
+        'TRAIN_STEPS=1 WARMUP_STEPS=0 EVAL_EXAMPLES=8'
+        ' MIXTURE_OR_TASK_NAME=past_tense'
+    ),
+    'moe_peft t5x_config': (
+        'TRAIN_STEPS=1 WARMUP_STEPS=0 MIXTURE_OR_TASK_NAME=past_tense'
+    ),
+    't5x.train': 'BATCH_SIZE=8 EVAL_STEPS=1 EVALUATOR_NUM_EXAMPLES=8',
+    't5x.eval': 'seqio.Evaluator.num_examples=8',
+}
+
+
+def _shorter(commands):
+  """Printed commands with further flags."""
+  for start, bindings in _SHORTER.items():
+    more = ''.join(f' --gin.{binding}' for binding in bindings.split())
+    commands = commands.replace(
+        f'python -m {start} ', f'python -m {start}{more} '
+    )
+  return commands
 
 
 def test_train_evaluate_and_infer_as_printed(tmp_path):
@@ -26,18 +46,13 @@ def test_train_evaluate_and_infer_as_printed(tmp_path):
     shutil.copytree(docs_test.ROOT / folder, tmp_path / folder)
   blocks = docs_test.BLOCK.findall(docs_test.DOCUMENTS['docs/t5x.md'])
   # Without the installation, which comes first.
-  first, *others = [text for language, text in blocks[1:9] if language == 'sh']
-  quickstart, rest = first.split('\n', 1)
-  assert quickstart == docs_test.QUICKSTART
-  assert _LEAF in others[0]
-  others[0] = others[0].replace(
-      _LEAF, _LEAF.replace(' ', f'{_SHORT} --gin.EVALUATOR_NUM_EXAMPLES=8 ')
-  )
-  quickstart += f'{_SHORT} --gin.EVAL_EXAMPLES=8'
-  for command in (quickstart, rest, *others):
+  printed = [text for language, text in blocks[1:9] if language == 'sh']
+  assert printed[0].startswith(docs_test.QUICKSTART)
+  assert all(f'python -m {x} ' in ''.join(printed) for x in _SHORTER)
+  for commands in printed:
     result = subprocess.run(
-        ['bash', '-ec', command], cwd=tmp_path, capture_output=True, text=True,
-        env=os.environ | {'XLA_FLAGS': ''}, check=False,  # As a user's shell.
+        ['bash', '-ec', _shorter(commands)], cwd=tmp_path, capture_output=True,
+        text=True, env=processes.environment(1), check=False,
     )
     assert result.returncode == 0, result.stderr[-4000:]
   run = tmp_path / 'runs/t5x'

@@ -59,7 +59,9 @@ def test_only_adapters_train(bases, tmp_path, network, method, more):
 def test_losses_that_the_scan_of_t5x_drops_are_refused(tmp_path):
   with pytest.raises(errors.UserError, match='scan'):
     training.train(
-        networks.adapted('molora', 'examples.scalable_t5'),
+        networks.adapted(
+            'molora', 'examples.scalable_t5', more=networks.FEW_SITES
+        ),
         tmp_path,
         INITIAL_CHECKPOINT_PATH=[],
         TRAIN_STEPS=2,
