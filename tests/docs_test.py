@@ -22,6 +22,7 @@ from benchmarks import __main__ as benchmarks
 from moe_peft import __main__ as moe_peft
 from moe_peft import gin_files
 from moe_peft.cli import flags
+from tests.checks import sweep
 from tests.fuzz import __main__ as fuzz
 
 ROOT = Path(__file__).parents[1]
@@ -143,9 +144,11 @@ def test_flags_of_benchmarks_exist(parse):
     parse(benchmarks.main, list(command[3:]))
 
 
-def test_flags_of_mutants_exist(parse):
-  (command,) = (c for c in COMMANDS if named(c, 'python', '-m', 'tests.fuzz'))
-  parse(fuzz.main, list(command[3:]))
+@pytest.mark.parametrize('module', [fuzz, sweep], ids=lambda x: x.__name__)
+def test_flags_of_commands_among_the_tests_exist(module, parse):
+  name = module.__name__.removesuffix('.__main__')
+  (command,) = (c for c in COMMANDS if named(c, 'python', '-m', name))
+  parse(module.main, list(command[3:]))
 
 
 def test_commands_of_t5x_name_files_and_macros_that_exist():

@@ -10,15 +10,13 @@ Arithmetic is float32, in which what is equal can be told from what is not.
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
-import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import seqio
-import tensorflow as tf
 
+from moe_peft.checks import random_rows
 from moe_peft.checks import subject as subject_lib
 from moe_peft.core import adapted_sites
 from moe_peft.core import initial_values
@@ -26,13 +24,10 @@ from moe_peft.core import inject
 from moe_peft.core import losses
 from moe_peft.core import quantized
 from moe_peft.core import trainable
-from moe_peft.data import rows as row_lib
 from moe_peft.training import experiment as experiment_lib
-from moe_peft.training import loop
 from moe_peft.training import objectives
 from moe_peft.training import train_step
 
-TASK = 'moe_peft_check'
 # Sizes of networks by the name of their field, ours and T5X's.
 _SIZES = {'vocab_size': 64, 'window': 6}
 _WIDTHS = {'emb_dim': 32, 'mlp_dim': 48}
@@ -57,7 +52,7 @@ def subject(experiment: experiment_lib.Experiment) -> subject_lib.Subject:
   small = shrink(experiment)
   train_step.check(experiment_lib.lay_out(small, devices(small)))
   calls = _Calls(small)
-  rows = batch(dataclasses.replace(
+  rows = random_rows.batch(dataclasses.replace(
       small, packing=False, objective=objectives.TargetTokens()
   ))
   masks = ('decoder_segment_ids', 'decoder_target_tokens')
@@ -69,7 +64,7 @@ def subject(experiment: experiment_lib.Experiment) -> subject_lib.Subject:
       batch=rows,
       reads='decoder_input_tokens',
       padding=next(name for name in masks if name in rows),
-      packed=batch(small) if small.packing else None,
+      packed=random_rows.batch(small) if small.packing else None,
       trainable_regex=small.trainable_regex,
       loss_factors=small.model.loss_factors,
       experiment=small,
@@ -131,7 +126,7 @@ def shrink(
   module = shrink_module(model.module, init, mesh['num_model_partitions'])
   microbatches = _least_part(experiment.num_microbatches)
   rows = _ROWS * microbatches * mesh['num_expert_partitions']
-  register(
+  random_rows.register(
       {**lengths, **experiment.objective.task_lengths(lengths)},
       getattr(_config(module), 'vocab_size', 64),
       experiment.example_ids,
@@ -139,7 +134,7 @@ def shrink(
   return dataclasses.replace(
       experiment,
       model=dataclasses.replace(model, module=module, **changes),
-      mixture_or_task_name=TASK,
+      mixture_or_task_name=random_rows.TASK,
       task_feature_lengths=lengths,
       batch_size=rows,
       eval_batch_size=rows,
@@ -263,63 +258,3 @@ def sizes(own: inject.AdaptedModule, small: inject.AdaptedModule) -> str:
 
 def _text(value: Any) -> str:
   return str(getattr(value, '__name__', value))
-
-
-def register(
-    lengths: Mapping[str, int],
-    vocab_size: int,
-    example_ids: Sequence[str] | int | None = None,
-) -> None:
-  """Registers the task `TASK`: random ids, at most half of a row long.
-
-  Args:
-    lengths: Most tokens of each feature, times two.
-    vocab_size: Number of tokens.
-    example_ids: EXAMPLE_IDS, which rows have in turn.
-  """
-
-  def rows(split, shuffle_files=False, seed=None):
-    del split, shuffle_files, seed
-    rng = np.random.default_rng(0)
-    drawn = [
-        {
-            name: rng.integers(
-                2, vocab_size, rng.integers(1, max(length // 2, 1) + 1)
-            ).tolist()
-            for name, length in lengths.items()
-        }
-        for _ in range(64)
-    ]
-    ragged = {
-        name: tf.ragged.constant([row[name] for row in drawn], tf.int32)
-        for name in lengths
-    }
-    if example_ids is not None:
-      ids = example_ids
-      ids = range(ids) if isinstance(ids, int) else ids
-      turns = itertools.islice(itertools.cycle(ids), len(drawn))
-      ragged[row_lib.EXAMPLE_ID] = tf.constant(list(turns))
-    return tf.data.Dataset.from_tensor_slices(ragged).map(
-        lambda row: {name: x for name, x in row.items()}
-    )
-
-  seqio.TaskRegistry.remove(TASK)
-  seqio.TaskRegistry.add(
-      TASK,
-      source=seqio.FunctionDataSource(rows, splits=['train']),
-      preprocessors=[],
-      output_features={
-          name: seqio.Feature(
-              seqio.PassThroughVocabulary(vocab_size), add_eos=False
-          )
-          for name in lengths
-      },
-  )
-
-
-def batch(
-    experiment: experiment_lib.Experiment,
-) -> dict[str, jax.Array]:
-  """The first batch that a run of the experiment would train on."""
-  features = next(loop.train_data(experiment))
-  return {name: jnp.asarray(np.asarray(x)) for name, x in features.items()}

@@ -13,6 +13,7 @@ import pytest
 from moe_peft.checks import exports
 from moe_peft.checks import networks
 from moe_peft.checks import outcome
+from moe_peft.checks import random_rows
 from moe_peft.checks import small
 from moe_peft.checks import suite
 from moe_peft.core import inject
@@ -176,10 +177,10 @@ def test_the_structure_of_an_experiment_stays(tmp_path):
   assert got.packing and got.num_microbatches == 2
   assert got.model.module.rules == made.model.module.rules
   assert got.model.module.module.config.scan_layers
-  assert got.mixture_or_task_name == small.TASK
-  batch = small.batch(got)
+  assert got.mixture_or_task_name == random_rows.TASK
+  batch = random_rows.batch(got)
   assert (batch['decoder_segment_ids'].max(axis=1) > 1).all()
-  batch = small.batch(dataclasses.replace(got, packing=False))
+  batch = random_rows.batch(dataclasses.replace(got, packing=False))
   assert (batch['decoder_target_tokens'] == 0).any()
 
 
