@@ -42,7 +42,7 @@ _GIVEN = {
     'bank_arrow': _SCORED,
     'bank_id': {**_IDS, **_SCORED, 'NUM_EXPERTS': 3},
     'bank_phatgoose': _SCORED, 'bank_random': _SCORED,
-    'bank_spectr': _SCORED, 'bank_uniform': _SCORED,
+    'bank_retrieval': _SCORED, 'bank_spectr': _SCORED, 'bank_uniform': _SCORED,
     'flix': {
         **_IDS, 'NUM_EXPERTS': 3, 'FEATURES': (('a', 'b'), ('b', 'c'), ('c',)),
     },
