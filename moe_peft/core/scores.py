@@ -26,7 +26,7 @@ KERNEL_INIT = nn.initializers.normal(stddev=2e-2)
 class TokenScores:
   """Logits of each token, `inputs @ kernel` (MoLoRA, arXiv 2309.05444)."""
 
-  # Whether a parameter of theirs trains, unless TRAINABLE_REGEX says no.
+  # Whether what they read is learned in a run, and not given or frozen.
   learned: ClassVar[bool] = True
 
   def check(self, router: nn.Module) -> None:
@@ -188,6 +188,14 @@ class SequenceScores(TokenScores):
     if tokens.prompt is not None:
       return pool(features, tokens, from_prompt=True)
     return prompt_means.so_far(router, features, tokens)
+
+
+def check_temperature(temperature: float) -> None:
+  """Raises errors.UserError for a temperature that divides nothing."""
+  if not temperature > 0:
+    raise errors.UserError(
+        f'TEMPERATURE = {temperature} must be above 0.', where='TEMPERATURE'
+    )
 
 
 def pool(

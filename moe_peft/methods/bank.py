@@ -56,11 +56,7 @@ class ArrowScores(scores.TokenScores):
   temperature: float = 1.0
 
   def check(self, router):
-    if not self.temperature > 0:
-      raise errors.UserError(
-          f'TEMPERATURE = {self.temperature} must be above 0.',
-          where='TEMPERATURE',
-      )
+    scores.check_temperature(self.temperature)
 
   def rows(self, router, features):
     return None

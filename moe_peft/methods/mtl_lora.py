@@ -19,10 +19,10 @@ import dataclasses
 from flax import linen as nn
 import jax.numpy as jnp
 
-from moe_peft import errors
 from moe_peft.core import dispatch
 from moe_peft.core import id_scores
 from moe_peft.core import low_rank
+from moe_peft.core import scores
 from moe_peft.methods import hydralora
 
 
@@ -40,11 +40,7 @@ class SharpIdScores(id_scores.IdScores):
 
   def check(self, router):
     super().check(router)
-    if not self.temperature > 0:
-      raise errors.UserError(
-          f'TEMPERATURE = {self.temperature} must be above 0.',
-          where='TEMPERATURE',
-      )
+    scores.check_temperature(self.temperature)
 
   def logits(self, router, inputs, tokens, product):
     logits = super().logits(router, inputs, tokens, product)
