@@ -22,7 +22,10 @@ Params = Mapping[str, Any]
 ADAPTER_REGEX = r'.*/adapter/.*'
 CONSTANT_REGEX = r'.*/adapter/(layer_index|frozen_[ab])'
 # What begins at zero and does nothing until it is trained or read.
-GIVEN_REGEX = r'.*/adapter/(lora_b|router/(gates|centroids))'
+UPDATE_REGEX = r'.*/adapter/lora_b'
+# What a bank tells its router of each expert. An expert of which it is zero
+# counts as absent, so it cannot train from there.
+COLUMN_REGEX = r'.*/adapter/router/(gates|centroids)'
 
 
 def matcher(regex: str) -> Callable[[str], bool]:

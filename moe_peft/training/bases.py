@@ -219,14 +219,21 @@ def check_given(
     trained: Parameters that train.
 
   Raises:
-    errors.UserError: If none of them trains, and the base lacks one.
+    errors.UserError: If the base lacks what does not train, or cannot.
   """
-  given = re.compile(trainable.GIVEN_REGEX).fullmatch
-  lost = next(filter(given, missing), None)
-  if lost and path is not None and not any(map(given, trained)):
+  update, column = (
+      re.compile(x).fullmatch
+      for x in (trainable.UPDATE_REGEX, trainable.COLUMN_REGEX)
+  )
+  updates_train = any(map(update, trained))
+  lost = next(
+      (x for x in missing if column(x) or (update(x) and not updates_train)),
+      None,
+  )
+  if lost and path is not None:
     raise errors.UserError(
-        f'{lost} does not train, and the base does not hold it: it would '
-        'stay zero.',
+        f'The base does not hold {lost}, and nothing that trains makes it more '
+        'than zero.',
         where=_BINDING,
         remedy='Give a bank (python -m moe_peft bank build) and its bank.gin '
         'as the last gin file; gates come with experts that '
