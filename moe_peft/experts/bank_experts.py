@@ -109,12 +109,15 @@ def of_run(name: str, folder: Path, trust: bool) -> tuple[Expert, Any, Any]:
     pairs[layer] = found['lora_a'][0], found['lora_b'][0] * np.float32(scale)
     for key in COLUMNS.keys() & found.keys():
       columns.setdefault(COLUMNS[key], {})[layer] = found[key]
-  identity = setup.base
+  identity, checked, licence = setup.base, 'fingerprint', ''
   path = experiment.initial_checkpoint_path
   if path is not None and (known := bank_file.find(Path(path))) is not None:
-    identity = known.base  # Columns are trained over a bank.
+    identity = known.base
+    if columns:  # They are trained over a bank of one expert, which is this.
+      checked, licence = known.experts[0].checked, known.experts[0].licence
   record = bank_file.Record(
-      name=name, source=str(folder), kind='run', checked='fingerprint',
+      name=name, source=str(folder), kind='run', checked=checked,
+      licence=licence,
       trained_on=experiment.mixture_or_task_name,
       rank=_rank(pairs), layers=len(pairs), sha256=_digest(pairs),
   )

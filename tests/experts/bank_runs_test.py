@@ -19,6 +19,7 @@ from moe_peft.core import trainable
 from moe_peft.experts import bank
 from moe_peft.experts import bank_base
 from moe_peft.experts import bank_experts
+from moe_peft.experts import bank_file
 from moe_peft.runs import results_file
 from moe_peft.runs import run_file
 from moe_peft.training import bases
@@ -124,11 +125,18 @@ def test_columns_are_trained_apart_and_compete(tmp_path, method, one, columns):
   base = make_base(tmp_path / 'base', 0)
   train(tmp_path / 'lora', 'lora', RANK=2, INITIAL_CHECKPOINT_PATH=base, **FEW)
   bank.build([str(tmp_path / 'lora')], base, tmp_path / 'alone')
+  record = tmp_path / 'alone' / bank_file.FILE
+  record.write_text(record.read_text().replace(
+      '"licence": ""', '"licence": "mit"'
+  ))
   trained = train(
       tmp_path / 'gate', method, tmp_path / 'alone' / bank.GIN_FILE
   )
   folder, routed = tmp_path / 'bank', f'bank_{method}'
-  bank.build([f'one={tmp_path}/gate', f'two={tmp_path}/gate'], base, folder)
+  made = bank.build(
+      [f'one={tmp_path}/gate', f'two={tmp_path}/gate'], base, folder
+  )
+  assert {x.licence for x in made.experts} == {'mit'}  # Of the LoRA inside.
   bank.add(folder, [f'three={tmp_path}/gate'])  # They go through `add`.
   load(tmp_path / 'x', routed, folder / bank.GIN_FILE, TRAIN_STEPS=0)
   setup = experiment_lib.prepare(run.build())
@@ -142,9 +150,10 @@ def test_columns_are_trained_apart_and_compete(tmp_path, method, one, columns):
       np.testing.assert_array_equal(params[path][:, index], column)
   # One expert without a column, and the bank has none.
   bank.add(folder, [f'four={tmp_path}/lora'])
-  load(tmp_path / 'x', routed, folder / bank.GIN_FILE, TRAIN_STEPS=0)
-  with refusals.refused('INITIAL_CHECKPOINT_PATH', f'router/{columns}'):
-    experiment_lib.prepare(run.build())
+  for steps in (0, 2):  # With zeros they could not begin to learn.
+    load(tmp_path / 'x', routed, folder / bank.GIN_FILE, TRAIN_STEPS=steps)
+    with refusals.refused('INITIAL_CHECKPOINT_PATH', f'router/{columns}'):
+      experiment_lib.prepare(run.build())
 
 
 @pytest.mark.slow
