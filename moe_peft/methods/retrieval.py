@@ -3,21 +3,23 @@
 """Retrieval over a bank: an example goes to the LoRAs of examples like it.
 
 LoraRetriever (arXiv 2402.09997) embeds an example and a few examples of each
-LoRA with a sentence encoder, and takes the LoRAs whose mean embedding is most
-similar. Here the frozen base is the encoder (ours): the embedding of an example
-is the mean that `scores.SequenceScores` take, scaled to length 1, and each
-layer retrieves by its own. `IndexedExpert` finds the mean embedding of a LoRA's
-own examples, so no data of several LoRAs ever come together. The paper mixes
-three LoRAs with equal weights; one with the weight 1 is the default here.
+LoRA with a sentence encoder, fine-tuned for that, and takes the LoRA whose mean
+embedding is most similar, or three of them with equal weights. Here (ours) the
+network itself is the encoder, with its LoRAs: the embedding of an example is
+the mean that `scores.SequenceScores` take, scaled to length 1, and each layer
+retrieves by its own. So in a decoder alone a token of the prompt is embedded by
+the prompt so far, and its first tokens may find another LoRA than the others.
+`IndexedExpert` finds the mean embedding of a LoRA's own examples, so no data of
+several LoRAs ever come together. The default is one LoRA with the weight 1.
 """
 
 import dataclasses
+from typing import ClassVar
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from moe_peft import errors
 from moe_peft.core import low_rank
 from moe_peft.core import routing
 from moe_peft.core import scores
@@ -42,11 +44,7 @@ class RetrievalScores(scores.SequenceScores):
   temperature: float = 0.1
 
   def check(self, router):
-    if not self.temperature > 0:
-      raise errors.UserError(
-          f'TEMPERATURE = {self.temperature} must be above 0.',
-          where='TEMPERATURE',
-      )
+    scores.check_temperature(self.temperature)
 
   def rows(self, router, features):
     return None
@@ -87,10 +85,14 @@ class IndexedExpert(molora.MoLoRA):
 
   Sows `retrieval_loss`, half the squared distance between the centroid and the
   mean embedding of a batch: over all batches it is least at the mean embedding
-  (ours). `python -m moe_peft bank` reads the centroid with the expert.
+  (ours). Examples count equally in an encoder whose rows are not packed, and in
+  the decoder behind it; elsewhere tokens do. `python -m moe_peft bank` reads
+  the centroid with the expert.
   """
 
   num_experts: int = 1
+  # Of Adam. A mean of unit vectors is as long at any width and ALPHA.
+  peak_rate: ClassVar[float] = 2e-2
 
   @property
   def reads(self) -> routing.Features:

@@ -48,6 +48,7 @@ def test_the_rate_follows_the_width_and_the_method(model, width):
       ('bottleneck', {}, closed(1)),
       ('mov', {}, 3e-2),
       ('ia3', {}, 3e-2),
+      ('retrieval', {}, 2e-2),
       ('full', {}, closed(16) / 10),
   ):
     gin_files.load_gin(
