@@ -100,6 +100,38 @@ def test_what_is_learned_is_the_mean_embedding_and_leads_home():
     assert np.all(nearest == home)
 
 
+def learned(site, x, tokens):
+  """What a centroid of zero is drawn to, the mean embedding of a batch."""
+  module = retrieval.IndexedExpert(rank=RANK, site=site)
+  outputs = jnp.zeros((*x.shape[:2], OUT))
+  params = module.init(jax.random.key(0), x, outputs, tokens)['params']
+
+  def loss(centroid):
+    _, state = module.apply(
+        {'params': {**params, 'centroid': centroid}}, x, outputs, tokens,
+        mutable=['intermediates'],
+    )
+    return losses.collect(state['intermediates'])['retrieval_loss']
+
+  return -jax.grad(loss)(jnp.zeros(IN))
+
+
+def test_tokens_count_where_examples_share_a_row_or_see_only_what_came():
+  x = np.random.default_rng(2).normal(size=(2, 6, IN)).astype(np.float32)
+  segments = jnp.array([[1, 1, 2, 2, 2, 0], [0] * 6])  # A row of padding.
+  first, second = unit(x[0, :2].mean(0)), unit(x[0, 2:5].mean(0))
+  packed = tokens_lib.Tokens(valid=segments > 0, segment_ids=segments)
+  np.testing.assert_allclose(
+      learned(ENCODER, x, packed), (2 * first + 3 * second) / 5, atol=1e-6
+  )
+  in_prompt = jnp.array([[1, 1, 1, 0, 0, 0], [0] * 6], bool)
+  alone = tokens_lib.Tokens(valid=segments > 0, in_prompt=in_prompt)
+  so_far = [unit(x[0, : min(n, 3)].mean(0)) for n in range(1, 6)]
+  np.testing.assert_allclose(
+      learned(sites.Site(), x, alone), np.mean(so_far, axis=0), atol=1e-6
+  )
+
+
 def test_gates_are_a_softmax_of_cosines_without_who_is_not_there():
   rng = np.random.default_rng(1)
   x, valid = examples(unit(rng.normal(size=IN)), rng)

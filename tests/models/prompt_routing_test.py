@@ -13,7 +13,9 @@ from moe_peft.core import inject
 from moe_peft.core import routing
 from moe_peft.core import scores
 from moe_peft.core import tokens as tokens_lib
+from moe_peft.methods import bank
 from moe_peft.methods import molora
+from moe_peft.methods import retrieval
 from moe_peft.methods import smear
 from moe_peft.models import decoder
 from moe_peft.models import decoder_only
@@ -35,6 +37,17 @@ RULES = (
     ),
     inject.OutputRule(
         '.*/wo', functools.partial(smear.SMEAR, num_experts=3, rank=4)
+    ),
+    inject.OutputRule(
+        '.*/key',
+        functools.partial(
+            bank.Bank,
+            num_experts=3,
+            rank=2,
+            router_factory=functools.partial(
+                routing.Router, scores=retrieval.RetrievalScores()
+            ),
+        ),
     ),
 )
 
