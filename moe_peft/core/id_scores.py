@@ -97,6 +97,8 @@ class IdScores(scores.TokenScores):
 class ExpertOfId(IdScores):
   """Each id has an expert of its own, and uses it alone. Nothing is learned."""
 
+  learned = False
+
   def check(self, router):
     if self.num_ids != router.num_experts:
       raise errors.UserError(
