@@ -146,7 +146,10 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
     of |= {x['name']: x for x in line.get('checks', ())}
   names = list(dict.fromkeys(name for of in found.values() for name in of))
   rows = [f'| method | {" | ".join(names)} |', '|---' * (len(names) + 1) + '|']
-  reasons = []
+  reasons = [
+      f'| {line["method"]} | all | {line["said"]} |' for line in lines
+      if 'said' in line
+  ]
   for method, of in sorted(found.items()):
     cells = [of[name]['status'] if name in of else '' for name in names]
     rows.append(f'| {method} | {" | ".join(cells)} |')

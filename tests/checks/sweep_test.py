@@ -32,6 +32,7 @@ def test_a_sweep_records_each_method_and_goes_on(tmp_path, monkeypatch):
   table = (tmp_path / 'checks.md').read_text('utf-8')
   assert '| goat | passed | failed |' in table
   assert '| mov |  |  |' in table
+  assert '| mov | all | ' in table and 'It is too large.' in table
   assert '| goat | sharding | They differ. |' in table
 
 
