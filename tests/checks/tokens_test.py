@@ -39,6 +39,18 @@ class Idle(tiny.Scale):
     return jnp.zeros_like(outputs)
 
 
+class Away(Idle):
+  """Does nothing either, and says that it does not begin at the base."""
+
+  @property
+  def starts_at_base(self):
+    return False
+
+  @nn.compact
+  def __call__(self, inputs, outputs, tokens=None):
+    return super().__call__(inputs, outputs, tokens) + 0.1
+
+
 class Drawn(tiny.Scale):
   """Draws a number while the program is made."""
 
@@ -100,6 +112,7 @@ class CountsPadding(routing.Router):
 MUTANTS = [
     (tokens.identity, Shifted, 'fresh adapters'),
     (tokens.identity, Idle, 'do not change'),
+    (tokens.identity, Away, 'do not change'),
     (tokens.determinism, Drawn, 'two evaluations'),
     (tokens.padding, WholeMean, 'other ids at padding'),
     (tokens.padding, RowLength, 'amount of padding'),
