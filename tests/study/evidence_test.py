@@ -136,11 +136,14 @@ def test_what_is_said_of_the_claims():
   gap = lambda claim, one, other: mean(claim, one, ('syllables',)) - mean(
       claim, other, ('syllables',)
   )
-  random = 'claims/08_random'
+  random, contrast = 'claims/08_random', 'claims/04_contrast'
+  without = 'moelora_no_contrast'
   for words in (
       f'is {gap(random, "molora_top2", "molora_top2_frozen"):.1f} points below',
       f'nearly uniform, {gap(random, "molora", "molora_frozen"):.1f} below',
       f'differ by {gap("claims/01_soft", "molora", "molora_top2"):.1f} (',
+      f'it is {gap(contrast, "moelora", without):.1f} better',
+      f'much {gap(contrast, without, "moelora_contrast_10"):.1f} worse',
   ):
     assert words in said['docs/studies.md'], words
 
