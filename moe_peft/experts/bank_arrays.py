@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 
+from moe_peft import errors
 from moe_peft.core import sites as core_sites
 from moe_peft.experts import bank_base
 from moe_peft.experts import bank_experts
@@ -102,7 +103,14 @@ def flat(
     found[f'{scope}/lora_b'] = np.stack([x[path][1] for x in pairs])
     for name in columns:
       given = [expert.columns[name].get(path) for expert in experts]
-      none = np.zeros_like(next(x for x in given if x is not None))
+      shapes = {x.shape for x in given if x is not None}
+      if len(shapes) != 1 or len(shape := shapes.pop()) != 1:
+        raise errors.UserError(
+            f'The {name} of the experts do not go together at {path}.',
+            where='--from',
+            remedy='Train them again, over banks of this base.',
+        )
+      none = np.zeros(shape, np.float32)
       found[f'{scope}/router/{name}'] = np.stack(
           [none if x is None else x for x in given], axis=1
       )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import numpy as safetensors_numpy
 
 from moe_peft.cli import bank as command
 from moe_peft.core import adapted_sites
@@ -83,6 +84,28 @@ def test_experts_are_added_and_taken_out(tmp_path):
   with refusals.refused('--from', 'few'):
     bank.add(folder, [sources[1]])
   assert bank_file.read(folder).names == ['all', 'few']
+
+
+def test_columns_that_do_not_go_together_are_refused(tmp_path):
+  sources, base = banks.write_all(tmp_path, 'llama')
+  bank.build(sources[:2], base, tmp_path / 'bank')
+  end = '/adapter/lora_a'
+  widths = {
+      path.removesuffix(end): array.shape[1]
+      for path, array in bank.load(tmp_path / 'bank')[1].items()
+      if path.endswith(end)
+  }
+  for more, left_out in ((0, min(widths)), (1, '')):
+    for number, source in enumerate(sources[:2]):
+      gates = {
+          path: np.ones(width + more * number, np.float32)
+          for path, width in widths.items() if path != left_out
+      }
+      file = Path(source) / 'gates.safetensors'
+      safetensors_numpy.save_file(gates, file)
+    with refusals.refused('--from', 'gates', left_out):
+      bank.build(sources[:2], base, tmp_path / 'other')
+    assert not (tmp_path / 'other').exists()
 
 
 def test_experts_may_have_the_names_of_routers(tmp_path):
