@@ -29,6 +29,7 @@ _ACTIVATIONS = {
     'gated-silu': ('silu', 'linear'),
     'gated-relu': ('relu', 'linear'),
 }
+_FEED_FORWARD = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
 _SIZES = {
     'vocab_size': 'vocab_size',
     'd_model': 'emb_dim',
@@ -128,11 +129,11 @@ def to_hf(
   """
   del hf_config  # `from_hf` takes no other ids.
   activations = tuple(config.mlp_activations)
-  if activations not in (known := {v: k for k, v in _ACTIVATIONS.items()}):
+  if activations not in _FEED_FORWARD:
     raise errors.UserError(
         f'mlp_activations = {activations} have no counterpart in transformers.',
         where='t5.T5Config.mlp_activations',
-        remedy=f'Only models with one of {list(known)} can be exported.',
+        remedy=f'Models with one of {list(_FEED_FORWARD)} can be exported.',
     )
   kind = 'umt5' if config.relative_bias_per_layer else 't5'
   return {
@@ -140,7 +141,7 @@ def to_hf(
       'model_type': kind,
       **{theirs: getattr(config, ours) for theirs, ours in _SIZES.items()},
       'num_decoder_layers': config.num_decoder_layers,
-      'feed_forward_proj': known[activations],
+      'feed_forward_proj': _FEED_FORWARD[activations],
       'layer_norm_epsilon': 1e-6,
       'dropout_rate': config.dropout_rate,
       **{name: getattr(config, name) for name in _POSITIONS},
