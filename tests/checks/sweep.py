@@ -147,18 +147,24 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
   names = list(dict.fromkeys(name for of in found.values() for name in of))
   rows = [f'| method | {" | ".join(names)} |', '|---' * (len(names) + 1) + '|']
   reasons = [
-      f'| {line["method"]} | all | {line["said"]} |' for line in lines
+      f'| {line["method"]} | all | {_cell(line["said"])} |' for line in lines
       if 'said' in line
   ]
   for method, of in sorted(found.items()):
     cells = [of[name]['status'] if name in of else '' for name in names]
     rows.append(f'| {method} | {" | ".join(cells)} |')
     reasons += [
-        f'| {method} | {name} | {x["detail"]} |' for name, x in of.items()
+        f'| {method} | {name} | {_cell(x["detail"])} |'
+        for name, x in of.items()
         if x['status'] != 'passed' and name != 'packing'
     ]
   why = ['| method | check | why it was skipped, or failed |', '|---|---|---|']
   return '\n'.join([*rows, '', *why, *reasons, ''])
+
+
+def _cell(text: str) -> str:
+  """A text that stays in its cell: SITES has bars, messages have lines."""
+  return ' '.join(text.split()).replace('|', r'\|')
 
 
 if __name__ == '__main__':
