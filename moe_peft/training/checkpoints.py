@@ -275,7 +275,14 @@ class Checkpointer:
       self._manager.check_for_errors()
 
   def close(self) -> None:
-    self._manager.close()
+    """Closes them, when what is being saved is on disk.
+
+    Raises:
+      errors.UserError: The disk takes no more: another write may have failed
+        first and ended the run before `wait`.
+    """
+    with _disk_errors(self._folder):
+      self._manager.close()
 
 
 @contextlib.contextmanager

@@ -289,6 +289,18 @@ def test_a_full_disk_leaves_no_part_of_a_base(t5x, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+def test_a_save_that_fails_while_the_run_ends_is_named(tmp_path):
+  """Something else, as a log, was refused first."""
+  checkpointer = checkpoints.Checkpointer(tmp_path, 1, {})
+  data = dataset_iterator.TfDatasetIterator(
+      tf.data.Dataset.from_tensor_slices({'x': [1, 2]}), checkpoint=True
+  )
+  with full_disk():
+    checkpointer.save(1, {'a': np.random.default_rng(0).normal(size=999)}, data)
+    with refusals.refused(tmp_path / 'checkpoints', 'cannot be saved'):
+      checkpointer.close()
+
+
 @pytest.mark.slow
 def test_a_full_disk_loses_nothing_that_was_saved(tmp_path):
   experiment = tiny.experiment(tmp_path, TRAIN_STEPS=2)
