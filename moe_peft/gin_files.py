@@ -226,22 +226,33 @@ def _gin_errors(where: str = '') -> Iterator[None]:
     yield
   except errors.UserError:
     raise
-  except RecursionError as error:
-    raise errors.UserError(
-        'It includes itself, or a value is nested too deeply.', where
-    ) from error
   except Exception as error:  # Gin lets through whatever an import raises.
-    # Gin shows the line and points at the place, and quotes a flag as a file.
-    message = re.sub(r'\n  In bindings string.*', '', str(error), flags=re.S)
-    message = re.sub(r'Searched config paths: .*?\]\.', '', message)
-    message = message.rstrip(' ^\n')
-    raise gin_names.renamed(message) or errors.UserError(
-        message,
-        where=where,
-        remedy=gin_suggestions.for_message(message, _shipped_gin()),
-    ) from error
+    raise explained(error, where) from error
   finally:
     logging.disable(logging.NOTSET)
+
+
+def explained(error: Exception, where: str = '') -> errors.UserError:
+  """What gin raised about files and bindings, as a user's error.
+
+  Args:
+    error: What it raised.
+    where: As in `errors.UserError`.
+  """
+  if isinstance(error, RecursionError):
+    return errors.UserError(
+        'It includes itself, or a value is nested too deeply.', where
+    )
+  # Gin shows the line and points at the place, and quotes a flag as a file.
+  message = re.sub(r'\n  In bindings string.*', '', str(error), flags=re.S)
+  message = re.sub(r'malformed node or string[^>]*>\s*', '', message)
+  message = re.sub(r'Searched config paths: .*?\]\.', '', message)
+  message = message.rstrip(' ^\n')
+  return gin_names.renamed(message) or errors.UserError(
+      message,
+      where=where,
+      remedy=gin_suggestions.for_message(message, _shipped_gin()),
+  )
 
 
 def macros(required: bool = False) -> list[str]:

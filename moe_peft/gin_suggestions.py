@@ -15,6 +15,12 @@ def nearest(name: str, names: Iterable[str]) -> str:
   return f'Did you mean {" or ".join(near)}?' if near else ''
 
 
+def misspelt(name: str, names: Iterable[str]) -> str:
+  """The one of the names that this one surely was meant to be, or ''."""
+  near = difflib.get_close_matches(name.upper(), list(names), n=1, cutoff=0.85)
+  return ''.join(near)
+
+
 def for_message(message: str, files: Iterable[str]) -> str:
   """What may have been meant, by an error message of gin.
 
@@ -27,6 +33,11 @@ def for_message(message: str, files: Iterable[str]) -> str:
   """
   import gin
 
+  match = re.search(
+      r"<module 't5x\.\w+'.*has no attribute (train|eval|infer)", message
+  )
+  if match:
+    return f'Run it with python -m t5x.{match[1]}.'
   match = re.search(r"<module '([\w.]+)'.*has no attribute (\w+)", message)
   if match:
     return nearest(match[2], dir(sys.modules[match[1]]))
@@ -43,6 +54,8 @@ def for_message(message: str, files: Iterable[str]) -> str:
   match = re.search(r"'(\w+)' was not provided by an import", message)
   if match:
     return f'Import {match[1]} in the same file.'
+  if 'Failed to parse token' in message:
+    return 'Put quotes around a text, and in a shell others around those.'
   match = re.search(r"No configurable matching '([\w./]+)'", message)
   if match:
     return nearest(match[1], gin.config._REGISTRY._selector_map)

@@ -24,9 +24,9 @@ from moe_peft import errors
 from moe_peft.core import trainable
 from moe_peft.data import provenance
 from moe_peft.t5x import layout
+from moe_peft.t5x import restorable
 from moe_peft.t5x import whole_checkpoints
 from moe_peft.training import base_identity
-from moe_peft.training import bases
 from moe_peft.training import checksums
 
 # What says where the base lies, in training and in evaluation.
@@ -161,7 +161,7 @@ class AdapterCheckpointer:
     path = whole_checkpoints.newest(path.rstrip('/'), resumes, self._steps)
     folder, _, step = path.rpartition('checkpoint_')
     shapes = self._trained(self._laid_out())
-    whole_checkpoints.check_adapters(path, shapes)
+    restorable.check_state(path, shapes)
     items = ocp.args.Composite(
         # Partial: to evaluate, T5X wants no optimizer state.
         state=ocp.args.PyTreeRestore(
@@ -220,6 +220,11 @@ class AdapterCheckpointer:
       frozen = self._frozen(from_checkpoint['target'])
       return {'target': trainable.unflatten(frozen)}
 
+    restorable.check_base(
+        base_path,
+        trainable.flatten(self._train_state.state_dict()['target']),
+        _BASE_BINDINGS,
+    )
     # As it was trained: where T5X resumes, it does not say the type again.
     train_state = self._restore_stock(
         base_path,
@@ -240,9 +245,6 @@ class AdapterCheckpointer:
     return train_state
 
   def _restore_stock(self, path: str, dtype: Any, **kwargs: Any) -> Any:
-    bases.check_t5x_checkpoint(
-        path, trainable.flatten(self._train_state.state_dict()['target'])
-    )
     # T5X's manager tidies the folder it is given: not that of the base.
     with tempfile.TemporaryDirectory() as folder:
       manager = t5x_checkpoints.OrbaxCheckpointManagerInterface(

@@ -10,8 +10,9 @@ from t5x import utils
 
 from moe_peft import errors
 from moe_peft.core import trainable
-from moe_peft.t5x import gin_check
 from moe_peft.t5x import layout
+from moe_peft.t5x import restorable
+from moe_peft.t5x import settings
 from moe_peft.training import memory
 
 
@@ -37,15 +38,21 @@ class AdapterStateInitializer(utils.TrainStateInitializer):
         default is float32, which its own networks cast and others refuse.
 
     Raises:
-      errors.UserError: If a device has no room for its part of the state.
+      errors.UserError: If the network cannot be built, if a device has no room
+        for its part of the state, or if what T5X is about to restore is not the
+        model's.
     """
     input_types = input_types or dict.fromkeys(input_shapes, jnp.int32)
-    super().__init__(
-        optimizer_def, init_fn, input_shapes, partitioner, input_types
-    )
+    with errors.refused(
+        'The network that the gin files describe cannot be built.', 'MODEL'
+    ):
+      super().__init__(
+          optimizer_def, init_fn, input_shapes, partitioner, input_types
+      )
     # Devices that a plan names are absent, and tell no memory.
     if getattr(partitioner, 'devices', None) is None:
       self._check_memory(partitioner.mesh)
+      restorable.check(self.global_train_state_shape.state_dict())
 
   def _check_memory(self, mesh: Any) -> None:
     """Refuses a state that one device surely has no room for.
@@ -54,10 +61,10 @@ class AdapterStateInitializer(utils.TrainStateInitializer):
     compared with. Files of evaluations have no BASE_DTYPE, so for them the base
     counts as in bfloat16, whatever it is read in.
     """
-    dtype = jnp.dtype(gin_check.macro('BASE_DTYPE', 'bfloat16'))
+    dtype = jnp.dtype(settings.macro('BASE_DTYPE', 'bfloat16'))
     state = layout.restored(
         self.global_train_state_shape,
-        gin_check.macro('TRAINABLE_REGEX', trainable.ADAPTER_REGEX),
+        settings.macro('TRAINABLE_REGEX', trainable.ADAPTER_REGEX),
         dtype,
     )
     needed = memory.num_bytes_of_device(

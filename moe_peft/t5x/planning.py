@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 import contextlib
 import copy
 import importlib
+from pathlib import Path
 import sys
+import tempfile
 from typing import Any
 
 import gin
@@ -21,8 +23,8 @@ from moe_peft import errors
 from moe_peft import gin_files as gin_files_lib
 from moe_peft.core import trainable
 from moe_peft.data import converters
-from moe_peft.t5x import gin_check
 from moe_peft.t5x import layout
+from moe_peft.t5x import settings
 from moe_peft.training import step_program
 from moe_peft.training import subject as subject_lib
 
@@ -44,14 +46,15 @@ def load(
   Raises:
     errors.UserError: If T5X is missing, or for wrong files and bindings.
   """
-  paths = {'MODEL_DIR': 'unused', 'INITIAL_CHECKPOINT_PATH': 'unused'}
+  unused = str(Path(tempfile.gettempdir()) / 'unused')
+  paths = dict.fromkeys(('MODEL_DIR', 'INITIAL_CHECKPOINT_PATH'), unused)
   with _script_as_main():
     gin_files_lib.load_gin(gin_files, bindings, search_paths, trust, paths)
 
 
 def subject() -> subject_lib.Subject:
   """What a plan needs to know of the run that was loaded."""
-  macro = gin_check.macro
+  macro = settings.macro
   model = macro('MODEL')
 
   def init_optimizer(variables):
@@ -86,7 +89,7 @@ def step(
     errors.UserError: For a mesh that does not divide, or whatever the model
       refuses.
   """
-  # Not at the top: T5X imports what imports `gin_check`.
+  # Not at the top: T5X imports what imports `settings`.
   script = importlib.import_module('t5x.train')
   bound = _Bound(script.train)
   with gin.config_scope('train'):  # As T5X's files of runs name it.
@@ -96,29 +99,26 @@ def step(
   partitioner.devices = devices
   partitioner.get_data_layout(data['batch_size'])  # Says what does not divide.
   batch = _batch(model, data)
-  with errors.refused(
-      'The network that the gin files describe cannot be built.', 'MODEL'
-  ):
-    initializer = bound['train_state_initializer_cls'](
-        optimizer_def=model.optimizer_def,
-        init_fn=model.get_initial_variables,
-        input_shapes={name: x.shape for name, x in batch.items()},
-        input_types={name: x.dtype for name, x in batch.items()},
-        partitioner=partitioner,
-    )
+  initializer = bound['train_state_initializer_cls'](
+      optimizer_def=model.optimizer_def,
+      init_fn=model.get_initial_variables,
+      input_shapes={name: x.shape for name, x in batch.items()},
+      input_types={name: x.dtype for name, x in batch.items()},
+      partitioner=partitioner,
+  )
   axes = initializer.train_state_axes
   state = initializer.global_train_state_shape
   restore = bound['checkpoint_cfg'].restore
   if restore is not None and restore.path:
     state = layout.restored(
-        state, gin_check.macro('TRAINABLE_REGEX'), restore.dtype
+        state, settings.macro('TRAINABLE_REGEX'), restore.dtype
     )
   state = layout.lay_out(state, axes, partitioner.mesh)
   of_batch = dict.fromkeys(batch, partitioner.data_partition_spec)
   batch = layout.lay_out(batch, of_batch, partitioner.mesh)
   trainer = _trainer(bound, model, partitioner, state, axes)
   trained, frozen = trainable.split(
-      trainable.flatten(state.params), gin_check.macro('TRAINABLE_REGEX')
+      trainable.flatten(state.params), settings.macro('TRAINABLE_REGEX')
   )
   return step_program.StepProgram(
       lower=lambda: trainer._partitioned_train_step.lower(state, batch),
@@ -173,7 +173,7 @@ def _batch(model: Any, data: _Bound) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes of a batch, as the model's feature converter makes it of a task."""
   converter = model.FEATURE_CONVERTER_CLS(pack=data['pack'])
   lengths = converter.get_model_feature_lengths(data['task_feature_lengths'])
-  if gin_check.macro('EXAMPLE_IDS') is not None:
+  if settings.macro('EXAMPLE_IDS') is not None:
     lengths = converters.with_ids(lengths, data['pack'])
   return {
       name: jax.ShapeDtypeStruct((data['batch_size'], length), jnp.int32)

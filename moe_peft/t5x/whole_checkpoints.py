@@ -1,6 +1,6 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Which checkpoint of a T5X run is restored, and whether it is the model's."""
+"""Which checkpoint of a T5X run is whole, and of which base it is."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,12 +9,9 @@ from absl import logging
 from etils import epath  # Paths on a disk or in a bucket.
 import jax
 from jax.experimental import multihost_utils
-import orbax.checkpoint as ocp
 
 from moe_peft import errors
-from moe_peft.core import trainable
 from moe_peft.training import checksums
-from moe_peft.training import tensor_files
 
 # Of the identity of a base: the first had a fingerprint of another kind.
 VERSION = 2
@@ -57,32 +54,6 @@ def newest(
       checksums.move_aside(epath.Path(name))
   multihost_utils.sync_global_devices('what is damaged has been moved')
   return whole
-
-
-def check_adapters(path: str, shapes: Mapping[str, Any]) -> None:
-  """Checks that a checkpoint holds the adapters of the model.
-
-  Args:
-    path: Folder `checkpoint_<step>`.
-    shapes: What is saved of the train state of the model.
-
-  Raises:
-    errors.UserError: If it holds others.
-  """
-  with ocp.PyTreeCheckpointer() as reader:
-    saved = reader.metadata(epath.Path(path) / 'state').item_metadata.tree
-  saved, expected = (
-      {k: v.shape for k, v in trainable.flatten(x['target']).items()}
-      for x in (saved, shapes)
-  )
-  if problems := tensor_files.misfits(saved, expected):
-    raise errors.UserError(
-        f'{path} holds adapters of another method or size ({problems}).',
-        where='CHECKPOINT_PATH or MODEL_DIR',
-        remedy='Give the method file and the sizes, such as NUM_EXPERTS and '
-        'RANK, that they were trained with (config.gin of the run has them), '
-        'or train in another MODEL_DIR.',
-    )
 
 
 def is_of(saved: Mapping[str, Any], found: Mapping[str, Any]) -> bool:

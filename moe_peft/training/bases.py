@@ -10,7 +10,6 @@ import re
 from typing import Any
 
 from absl import logging
-from etils import epath  # Paths on a disk or in a bucket.
 import jax
 import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy)
 import numpy as np
@@ -157,30 +156,11 @@ def _readable(folder: Path) -> Iterator[None]:
     ) from error
 
 
-def check_t5x_checkpoint(path: str, expected: Params) -> None:
-  """Says what T5X would find out late, and in many lines.
-
-  Args:
-    path: A T5X checkpoint. One of T5X's older format, which is only read whole,
-      need but exist.
-    expected: As of `check_shapes`.
-
-  Raises:
-    errors.UserError: If there is none, or if it is of another model.
-  """
-  if not epath.Path(path).exists():
-    raise _missing(path)
-  state = epath.Path(path) / 'state'
-  if state.is_dir():
-    with ocp.PyTreeCheckpointer() as checkpointer:
-      tree = checkpointer.metadata(state).item_metadata.tree
-    check_shapes(
-        path, {k: tuple(x.shape) for k, x in _params(tree).items()}, expected
-    )
-
-
 def check_shapes(
-    path: Any, shapes: tensor_files.Shapes, expected: Params
+    path: Any,
+    shapes: tensor_files.Shapes,
+    expected: Params,
+    where: str = _BINDING,
 ) -> None:
   """Checks that a base is of the model.
 
@@ -189,6 +169,7 @@ def check_shapes(
     shapes: What it holds.
     expected: Shapes by path of the parameters that the model needs. Those of
       adapters may be absent.
+    where: What the user calls it.
 
   Raises:
     errors.UserError: If it is of another model.
@@ -204,7 +185,7 @@ def check_shapes(
     if one_by_one != any('/layers_0/' in name for name in expected):
       remedy += f' Or is it for SCAN_LAYERS = {not one_by_one}?'
     raise errors.UserError(
-        f'{path} is of another model ({problems}).', _BINDING, remedy
+        f'{path} is of another model ({problems}).', where, remedy
     )
 
 

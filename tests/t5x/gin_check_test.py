@@ -9,7 +9,7 @@ from moe_peft import gin_files
 from tests import refusals
 
 pytest.importorskip('t5x')
-gin_check = pytest.importorskip('moe_peft.t5x.gin_check')
+settings = pytest.importorskip('moe_peft.t5x.settings')
 planning = pytest.importorskip('moe_peft.t5x.planning')
 pytestmark = [pytest.mark.t5x, pytest.mark.slow]
 
@@ -24,12 +24,12 @@ def test_paths_become_absolute_and_buckets_stay(tmp_path, monkeypatch):
   for name, value in paths.items():
     gin.parse_config(f'{name} = {value!r}')
   gin.finalize()
-  assert gin_check.macro('MODEL_DIR') == str(tmp_path / 'runs/mine')
-  assert gin_check.macro('INITIAL_CHECKPOINT_PATH') == [
+  assert settings.macro('MODEL_DIR') == str(tmp_path / 'runs/mine')
+  assert settings.macro('INITIAL_CHECKPOINT_PATH') == [
       str(tmp_path / 'one'), 'gs://bucket/two'
   ]
-  assert gin_check.macro('BASE_PATH') is None
-  assert gin_check.macro('CHECKPOINT_PATH') == str(tmp_path / 'three')
+  assert settings.macro('BASE_PATH') is None
+  assert settings.macro('CHECKPOINT_PATH') == str(tmp_path / 'three')
 
 
 @pytest.mark.parametrize('engine', ['t5x', 'embedded'])
@@ -38,15 +38,15 @@ def test_only_configurations_of_t5x_are_decided_here(engine):
     gin_files.load_gin(
         ['configs/quickstart.gin'], ['MODEL_DIR=no', 'PARAM_BUDGET=0.05']
     )
-    assert gin_check.macro('RANK') == 4
+    assert settings.macro('RANK') == 4
     return
   planning.load(
       ['configs/t0/large_lora_r8.gin'], ['PARAM_BUDGET=1000000'], ''
   )
   planned = planning.subject()
-  assert gin.config_is_locked() and gin_check.macro('RANK') == 1
-  assert planned.trainable_regex == gin_check.macro('TRAINABLE_REGEX')
-  assert gin_check.macro('NO_SUCH_MACRO', 3) == 3
+  assert gin.config_is_locked() and settings.macro('RANK') == 1
+  assert planned.trainable_regex == settings.macro('TRAINABLE_REGEX')
+  assert settings.macro('NO_SUCH_MACRO', 3) == 3
 
 
 METHOD = """

@@ -1,0 +1,195 @@
+# Copyright 2026 The moe_peft Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Whether what T5X is about to restore is the model's.
+
+Orbax reads an array of another shape as far as both go, and T5X does not look:
+a run would go on with parts of its adapters.
+"""
+
+from collections.abc import Mapping
+import re
+from typing import Any
+
+from etils import epath  # Paths on a disk or in a bucket.
+import orbax.checkpoint as ocp
+from t5x import checkpoints as t5x_checkpoints
+
+from moe_peft import errors
+from moe_peft.core import trainable
+from moe_peft.runs import run_lock
+from moe_peft.t5x import settings
+from moe_peft.training import bases
+from moe_peft.training import tensor_files
+
+
+def check(state: Mapping[str, Any]) -> None:
+  """Checks the checkpoint that the gin files of this process lead to.
+
+  Args:
+    state: State dictionary of T5X's train state, of shapes.
+
+  Raises:
+    errors.UserError: If it is none, or of another model, method or optimizer,
+      or if there is nothing left to train.
+  """
+  macro = settings.macro
+  if (path := macro('CHECKPOINT_PATH')) is not None:  # t5x.eval, t5x.infer
+    restored = settings.bound('t5x.utils.RestoreCheckpointConfig')
+    if isinstance(path, str) and restored.get('mode') == 'specific':
+      _check_evaluated(path, state)
+    return
+  model_dir = macro('MODEL_DIR')
+  # T5X has made it by now; a plan has none.
+  if not model_dir or not epath.Path(model_dir).is_dir():
+    return
+  if steps := t5x_checkpoints.all_steps(model_dir):
+    _check_resumed(model_dir, steps[-1], state)
+  elif (epath.Path(model_dir) / run_lock.FILE).exists():
+    raise errors.UserError(
+        f'{model_dir} holds a run of python -m moe_peft.train, and T5X cannot '
+        'go on with it.', 'MODEL_DIR', 'Choose another folder.',
+    )
+  elif path := macro('INITIAL_CHECKPOINT_PATH'):
+    check_base(path, trainable.flatten(state['target']))
+
+
+def _check_evaluated(path: str, state: Mapping[str, Any]) -> None:
+  _check_is_checkpoint(path, 'CHECKPOINT_PATH')
+  if not _has_adapters_alone(path):  # Of which the base is read too.
+    check_state(path, {'target': state['target']}, 'CHECKPOINT_PATH')
+
+
+def _check_resumed(
+    model_dir: str, step: int, state: Mapping[str, Any]
+) -> None:
+  """Checks the newest checkpoint of a run that goes on."""
+  path = epath.Path(model_dir) / f'checkpoint_{step}'
+  total = settings.macro('TRAIN_STEPS', step)
+  if total < step:
+    raise errors.UserError(
+        f'The run in {model_dir} is at step {step} already, and TRAIN_STEPS = '
+        f'{total}.', 'TRAIN_STEPS', 'Raise it, or choose another MODEL_DIR.',
+    )
+  if not _has_adapters_alone(path):
+    check_state(path, state, 'MODEL_DIR')
+    return
+  if 'checkpointer_cls' not in settings.bound('t5x.utils.SaveCheckpointConfig'):
+    raise errors.UserError(
+        f'{path} holds adapters alone, and T5X by itself needs everything.',
+        where='MODEL_DIR',
+        remedy='Include gin/runs/t5x_adapter_checkpoints.gin, or choose '
+        'another folder.',
+    )
+
+
+def check_base(
+    path: str,
+    expected: Mapping[str, Any],
+    where: str = 'INITIAL_CHECKPOINT_PATH',
+) -> None:
+  """Checks that a path is that of a base of the model.
+
+  Args:
+    path: A T5X checkpoint. Of one in T5X's older format, which is only read
+      whole, no shapes are looked at.
+    expected: Shapes by path of the parameters that the model needs. Those of
+      adapters may be absent.
+    where: What the user calls it.
+
+  Raises:
+    errors.UserError: If there is none, or if it is of another model.
+  """
+  _check_is_checkpoint(path, where)
+  if _has_adapters_alone(path):
+    raise errors.UserError(
+        f'{path} holds the adapters of a run, and not their base.', where,
+        'Give the base; to go on with that run, give its MODEL_DIR.',
+    )
+  if shapes := _shapes(path):
+    bases.check_shapes(path, _under('target/', shapes), expected, where)
+
+
+def check_state(
+    path: Any,
+    state: Mapping[str, Any],
+    where: str = 'CHECKPOINT_PATH or MODEL_DIR',
+) -> None:
+  """Checks that a checkpoint of a run holds a state of these shapes.
+
+  Args:
+    path: Folder `checkpoint_<step>`. Of one in T5X's older format no shapes are
+      looked at.
+    state: What is restored of T5X's state dictionary: `target`, and where a run
+      goes on, `state`.
+    where: What the user calls it.
+
+  Raises:
+    errors.UserError: If it holds another.
+  """
+  saved = _shapes(path)
+  if not saved:
+    return
+  expected = {
+      name: x.shape
+      for name, x in trainable.flatten(state).items()
+      if hasattr(x, 'shape')  # T5X's MultiOptimizer has None in some places.
+  }
+  for root, what, remedy in (
+      ('target/', 'parameters of another method or size',
+       'Give the method file and the sizes, such as NUM_EXPERTS and RANK, that '
+       'they were trained with (config.gin of the run has them)'),
+      ('state/param_states/', 'the state of another optimizer',
+       'Give the OPTIMIZER, and the method file, of the run (config.gin has '
+       'them)'),
+  ):
+    of_model = _under(root, expected)
+    problems = tensor_files.misfits(_under(root, saved), of_model)
+    if of_model and problems:
+      raise errors.UserError(
+          f'{path} holds {what} ({problems}).', where,
+          f'{remedy}, or train in another MODEL_DIR.',
+      )
+
+
+def _under(root: str, shapes: Mapping[str, Any]) -> dict[str, Any]:
+  return {
+      name.removeprefix(root): shape
+      for name, shape in shapes.items()
+      if name.startswith(root)
+  }
+
+
+def _check_is_checkpoint(path: str, where: str) -> None:
+  folder = epath.Path(path)
+  if not folder.exists():
+    raise errors.UserError(
+        f'{path} does not exist.', where,
+        'Give the path of a checkpoint; python -m moe_peft hf import writes a '
+        'base.',
+    )
+  # The file is that of T5X's older format.
+  if re.fullmatch(r'checkpoint_\d+', folder.name) and any(
+      (folder / name).exists() for name in ('state', 'checkpoint')
+  ):
+    return
+  steps = t5x_checkpoints.all_steps(path) if folder.is_dir() else ()
+  raise errors.UserError(
+      f'{path} is no checkpoint of T5X.', where,
+      f'Did you mean {folder / f"checkpoint_{steps[-1]}"}?' if steps else
+      'python -m moe_peft hf import writes one of a model of Hugging Face, and '
+      'python -m moe_peft save_base --t5x of a run.',
+  )
+
+
+def _has_adapters_alone(path: Any) -> bool:
+  return (epath.Path(path) / 'base').is_dir()
+
+
+def _shapes(path: Any) -> dict[str, tuple[int, ...]]:
+  """Shapes by path of what a checkpoint holds; none in T5X's older format."""
+  if not (folder := epath.Path(path) / 'state').is_dir():
+    return {}
+  with ocp.PyTreeCheckpointer() as reader:
+    tree = reader.metadata(folder).item_metadata.tree
+  flat = trainable.flatten(tree)
+  return {k: tuple(x.shape) for k, x in flat.items() if hasattr(x, 'shape')}
