@@ -222,7 +222,7 @@ class AdapterCheckpointer:
 
     restorable.check_base(
         base_path,
-        trainable.flatten(self._train_state.state_dict()['target']),
+        self._frozen(self._train_state.state_dict()['target']),
         _BASE_BINDINGS,
     )
     # As it was trained: where T5X resumes, it does not say the type again.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from t5x import utils
 
 from moe_peft import errors
+from moe_peft.core import partitioning
 from moe_peft.core import trainable
 from moe_peft.t5x import layout
 from moe_peft.t5x import restorable
@@ -38,9 +39,9 @@ class AdapterStateInitializer(utils.TrainStateInitializer):
         default is float32, which its own networks cast and others refuse.
 
     Raises:
-      errors.UserError: If the network cannot be built, if a device has no room
-        for its part of the state, or if what T5X is about to restore is not the
-        model's.
+      errors.UserError: If the network cannot be built, if the mesh cannot
+        split a microbatch, if a device has no room for its part of the state,
+        or if what T5X is about to restore is not the model's.
     """
     input_types = input_types or dict.fromkeys(input_shapes, jnp.int32)
     with errors.refused(
@@ -48,6 +49,12 @@ class AdapterStateInitializer(utils.TrainStateInitializer):
     ):
       super().__init__(
           optimizer_def, init_fn, input_shapes, partitioner, input_types
+      )
+    if parts := settings.macro('NUM_MICROBATCHES'):
+      partitioning.check_batch_size(
+          settings.macro('BATCH_SIZE') // parts,
+          partitioner.mesh,
+          'BATCH_SIZE / NUM_MICROBATCHES',
       )
     # Devices that a plan names are absent, and tell no memory.
     if getattr(partitioner, 'devices', None) is None:

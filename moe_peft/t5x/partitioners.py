@@ -22,6 +22,7 @@ from moe_peft import errors
 from moe_peft.core import partitioning
 from moe_peft.core import trainable
 from moe_peft.models import parts
+from moe_peft.t5x import settings
 
 
 class _Checked:
@@ -71,7 +72,12 @@ class _Checked:
       errors.UserError: If the mesh cannot split the batch.
     """
     if batch_size:
-      partitioning.check_batch_size(batch_size, self.mesh, 'BATCH_SIZE')
+      of_macro = batch_size == settings.macro('BATCH_SIZE')
+      partitioning.check_batch_size(
+          batch_size,
+          self.mesh,
+          'BATCH_SIZE' if of_macro else 'utils.DatasetConfig.batch_size',
+      )
     return super().get_data_layout(batch_size, host_index)
 
   def get_mesh_axes(self, train_state: Any) -> Any:

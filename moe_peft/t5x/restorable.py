@@ -50,7 +50,11 @@ def check(state: Mapping[str, Any]) -> None:
         'go on with it.', 'MODEL_DIR', 'Choose another folder.',
     )
   elif path := macro('INITIAL_CHECKPOINT_PATH'):
-    check_base(path, trainable.flatten(state['target']))
+    is_fresh = re.compile(macro('FRESH_REGEX', '')).fullmatch
+    params = trainable.flatten(state['target'])
+    check_base(
+        path, {k: x for k, x in params.items() if not is_fresh(f'target/{k}')}
+    )
 
 
 def _check_evaluated(path: str, state: Mapping[str, Any]) -> None:
@@ -163,21 +167,24 @@ def _check_is_checkpoint(path: str, where: str) -> None:
   folder = epath.Path(path)
   if not folder.exists():
     raise errors.UserError(
-        f'{path} does not exist.', where,
-        'Give the path of a checkpoint; python -m moe_peft hf import writes a '
-        'base.',
+        f'{path} does not exist.', where, _nearest(folder.parent)
     )
   # The file is that of T5X's older format.
-  if re.fullmatch(r'checkpoint_\d+', folder.name) and any(
+  if not re.fullmatch(r'checkpoint_\d+', folder.name) or not any(
       (folder / name).exists() for name in ('state', 'checkpoint')
   ):
-    return
-  steps = t5x_checkpoints.all_steps(path) if folder.is_dir() else ()
-  raise errors.UserError(
-      f'{path} is no checkpoint of T5X.', where,
-      f'Did you mean {folder / f"checkpoint_{steps[-1]}"}?' if steps else
+    raise errors.UserError(
+        f'{path} is no checkpoint of T5X.', where, _nearest(folder)
+    )
+
+
+def _nearest(folder: epath.Path) -> str:
+  """The newest checkpoint in a folder, or else what writes one."""
+  if steps := t5x_checkpoints.all_steps(str(folder)):
+    return f'Did you mean {folder / f"checkpoint_{steps[-1]}"}?'
+  return (
       'python -m moe_peft hf import writes one of a model of Hugging Face, and '
-      'python -m moe_peft save_base --t5x of a run.',
+      'python -m moe_peft save_base --t5x of a run.'
   )
 
 

@@ -73,7 +73,7 @@ def check() -> None:
   _check_includes()
   _check_engine()
   _check_partitioner()
-  _check_checkpoints()
+  _check_loop()
   _check_folders()
   _check_tasks(_model())
 
@@ -191,12 +191,18 @@ def _check_partitioner() -> None:
       )
 
 
-def _check_checkpoints() -> None:
+def _check_loop() -> None:
   periods = macro('EVAL_PERIOD'), macro('CHECKPOINT_PERIOD')
   if all(periods) and max(periods) % min(periods):
     raise errors.UserError(
         f'EVAL_PERIOD = {periods[0]} and CHECKPOINT_PERIOD = {periods[1]}: T5X '
         'asks that one of them is a multiple of the other.', 'EVAL_PERIOD'
+    )
+  rows, parts = macro('BATCH_SIZE'), macro('NUM_MICROBATCHES')
+  if rows and parts and rows % parts:
+    raise errors.UserError(
+        f'BATCH_SIZE = {rows} is not a multiple of NUM_MICROBATCHES = {parts}.',
+        'NUM_MICROBATCHES',
     )
   base = macro('INITIAL_CHECKPOINT_PATH')
   if isinstance(base, list | tuple) and base:

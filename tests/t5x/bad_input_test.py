@@ -40,6 +40,8 @@ pytestmark = [pytest.mark.t5x, pytest.mark.slow]
             (4, 3, 'lora_a'),
         ),
         ({'BATCH_SIZE': 12}, '', 'BATCH_SIZE', (12, 16)),
+        ({'BATCH_SIZE': 16, 'NUM_MICROBATCHES': 4}, '',
+         'BATCH_SIZE / NUM_MICROBATCHES', (4, 8)),
         ({'PARAM_BUDGET': 10}, '', 'PARAM_BUDGET', (10, 'RANK = 1')),
         ({'TRAIN_STEPS_RELATIVE': 5}, '', 'TRAIN_STEPS_RELATIVE',
          ('TRAIN_STEPS instead',)),

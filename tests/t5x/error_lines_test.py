@@ -43,7 +43,7 @@ def test_errors_of_users_have_no_trace(shown):
     ('source', 'words'),
     [
         ('MODEL_DIR = runs/mine', ('runs', 'quotes')),
-        ("include 'gin/methods/mollora.gin'", ('mollora', 'molora.gin?')),
+        ("include 'gin/methods/mollora.gin'", ('mollora', 'molora.gin')),
         ('RANK = (1,', ('EOF',)),
     ],
 )

@@ -54,6 +54,7 @@ def _folders(tmp_path):
 def check(folders, state, **macros):
   """Checks it; values of macros that are paths lie in `folders`."""
   gin.clear_config()
+  gin.parse_config("FRESH_REGEX = 'state/.*|target/.*/adapter/.*'")
   for name, value in macros.items():
     value = str(folders / value) if isinstance(value, str) else value
     gin.parse_config(f'{name} = {value!r}')
@@ -95,9 +96,9 @@ WHOLE = {'MODEL_DIR': 'whole', 'TRAIN_STEPS': 8}
         ),
         (state_of(layer='layers'),
          NEW | {'INITIAL_CHECKPOINT_PATH': 'base/checkpoint_0'},
-         'INITIAL_CHECKPOINT_PATH', ('SCAN_LAYERS = True',)),
+         'INITIAL_CHECKPOINT_PATH', ('SCAN_LAYERS = False',)),
         (state_of(), {'CHECKPOINT_PATH': 'whole/checkpoint_3'},
-         'CHECKPOINT_PATH', ('does not exist',)),
+         'CHECKPOINT_PATH', ('does not exist', 'whole/checkpoint_4?')),
         (state_of(), {'CHECKPOINT_PATH': 'whole'}, 'CHECKPOINT_PATH',
          ('whole/checkpoint_4?',)),
         (state_of(), {'CHECKPOINT_PATH': 'base/checkpoint_0'},
@@ -122,7 +123,8 @@ def test_what_is_not_the_models_is_refused(
         *(
             (state_of(rank=3), NEW | {'INITIAL_CHECKPOINT_PATH': path})
             for path in (
-                'base/checkpoint_0', 'base/checkpoint_0/', 'old/checkpoint_7'
+                'base/checkpoint_0', 'base/checkpoint_0/', 'old/checkpoint_7',
+                'whole/checkpoint_4',
             )
         ),
         (state_of(), NEW | {'INITIAL_CHECKPOINT_PATH': None}),

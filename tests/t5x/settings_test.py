@@ -48,6 +48,7 @@ def parse(tmp_path, before='', after='', **macros):
          ('t5x_expert_partitions.gin',)),
         # What T5X finds out late.
         ({'EVAL_PERIOD': 2, 'CHECKPOINT_PERIOD': 3}, 'EVAL_PERIOD', (2, 3)),
+        ({'BATCH_SIZE': 8, 'NUM_MICROBATCHES': 3}, 'NUM_MICROBATCHES', (8, 3)),
         ({'INITIAL_CHECKPOINT_PATH': ['a']}, 'INITIAL_CHECKPOINT_PATH', ()),
         ({'MIXTURE_OR_TASK_MODULE': 'my_tasks'}, 'MIXTURE_OR_TASK_MODULE',
          ('my_tasks',)),
