@@ -188,9 +188,11 @@ RULES: Mapping[str, Rule] = {
     'ADAFACTOR_FACTORED': _BOOL,
     # Evaluation, checkpoints, logs.
     'EVAL_PERIOD': whole(0),
+    'EVAL_STEPS': _COUNT,
     'EVAL_BATCH_SIZE': _COUNT,
     'EVAL_EXAMPLES': optional(_COUNT),
     'EVAL_SPLIT': text,
+    'EVALUATOR_NUM_EXAMPLES': optional(_COUNT),
     'BASE_RESULTS_DIR': optional(path),
     'CHECKPOINT_PERIOD': _COUNT,
     'CHECKPOINTS_TO_KEEP': _COUNT,

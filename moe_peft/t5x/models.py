@@ -29,6 +29,7 @@ from moe_peft.t5x import optimizer
 Batch = Mapping[str, jax.Array]
 # By their names T5X takes the loss as a mean.
 _MEANS = (str, t5x_losses.SpecialLossNormalizingFactor)
+_SPECIAL = t5x_losses.SpecialLossNormalizingFactor.__members__
 # These are made in training only.
 _TRAINING_LOSSES = ('consistency_loss',)
 
@@ -54,8 +55,8 @@ class _AdapterLosses:
 
     Raises:
       errors.UserError: For a name that no adapter sows, for an optimizer that
-        would train the base, and for losses of adapters beside a sum over
-        tokens.
+        would train the base, for a factor that T5X does not know, and for
+        losses of adapters beside a sum over tokens.
     """
     super().__init__(*args, **kwargs)
     optimizer.check_trains_adapters(self.optimizer_def)
@@ -73,12 +74,17 @@ class _AdapterLosses:
               remedy='Name a loss, as in auxiliary_loss, or one of '
               f'{", ".join(losses.METRICS)}.',
           )
-    if any(self._loss_factors.values()) and not isinstance(
-        self._loss_normalizing_factor, _MEANS
-    ):
+    factor = self._loss_normalizing_factor
+    if isinstance(factor, str) and factor.upper() not in _SPECIAL:
+      raise errors.UserError(
+          f'There is no factor {factor!r}.',
+          where='LOSS_NORMALIZING_FACTOR',
+          remedy=f'They are {", ".join(_SPECIAL)}.',
+      )
+    if any(self._loss_factors.values()) and not isinstance(factor, _MEANS):
       raise errors.UserError(
           'Losses of adapters are means, and the loss of the tokens would be a '
-          f'sum, divided by {self._loss_normalizing_factor}.',
+          f'sum, divided by {factor}.',
           where='LOSS_NORMALIZING_FACTOR',
           remedy="Leave it at 'NUM_REAL_TARGET_TOKENS', or set the factors in "
           'LOSS_FACTORS to 0.',

@@ -52,6 +52,8 @@ pytestmark = [pytest.mark.t5x, pytest.mark.slow]
         ({'LOSS_NORMALIZING_FACTOR': 100.0,
           'LOSS_FACTORS': {'router_z_loss': 0.1}}, '',
          'LOSS_NORMALIZING_FACTOR', (100.0, 'NUM_REAL_TARGET_TOKENS')),
+        ({'LOSS_NORMALIZING_FACTOR': 'NUM_TOKENS'}, '',
+         'LOSS_NORMALIZING_FACTOR', ('NUM_REAL_TARGET_TOKENS',)),
         ({}, 'from t5x import adafactor\nOPTIMIZER = @adafactor.Adafactor()',
          'OPTIMIZER', ('Adafactor', 't5x_finetune.gin')),
         ({}, 'from t5x import adafactor\n'
