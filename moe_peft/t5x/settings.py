@@ -191,9 +191,19 @@ def _check_partitioner() -> None:
       )
 
 
+def _evaluates() -> bool:
+  """Whether training has evaluations, without which T5X reads no period."""
+  data = ('train_eval_dataset_cfg', 'infer_eval_dataset_cfg')
+  return any(
+      arguments.get(name) is not None
+      for arguments in gin.config._CONFIG.values()  # pylint: disable=protected-access
+      for name in data
+  )
+
+
 def _check_loop() -> None:
   periods = macro('EVAL_PERIOD'), macro('CHECKPOINT_PERIOD')
-  if all(periods) and max(periods) % min(periods):
+  if _evaluates() and all(periods) and max(periods) % min(periods):
     raise errors.UserError(
         f'EVAL_PERIOD = {periods[0]} and CHECKPOINT_PERIOD = {periods[1]}: T5X '
         'asks that one of them is a multiple of the other.', 'EVAL_PERIOD'

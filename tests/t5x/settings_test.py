@@ -88,6 +88,14 @@ def test_what_is_well_passes(tmp_path):
   assert parse(tmp_path, after=twice, MODEL_DIR='gs://bucket/run')
 
 
+def test_periods_of_runs_without_evaluations_are_free(tmp_path):
+  none = 'import __main__ as train_script\n' + ''.join(
+      f'train_script.train.{name}_eval_dataset_cfg = None\n'
+      for name in ('train', 'infer')
+  )
+  assert parse(tmp_path, after=none, EVAL_PERIOD=2, CHECKPOINT_PERIOD=3)
+
+
 def test_folders_that_cannot_be_made(tmp_path):
   file = tmp_path / 'file'
   file.touch()
