@@ -38,6 +38,7 @@ from moe_peft.core import sites
 from moe_peft.core import tokens as tokens_lib
 from moe_peft.methods import lora
 from moe_peft.methods import molora
+from moe_peft.methods import xlora
 
 MATMUL = 'matrix product alone'
 FROZEN = 'frozen layer'
@@ -321,8 +322,9 @@ def of_gin_files(
   """One case for each file of gin/methods/ that adapts single layers.
 
   That is all but `full`, which has no adapters, `mixlora`, whose experts are
-  whole MLPs, and methods that are told an id of each example: the layer has
-  tokens alone. Experts and ranks are those of the file.
+  whole MLPs, and methods that are told an id of each example, or read another
+  pass of the model (X-LoRA): the layer has tokens alone. Experts and ranks are
+  those of the file.
   """
   cases = {}
   for method in experiments.method_names():
@@ -331,7 +333,9 @@ def of_gin_files(
     progress(f'compile {method}')
     experiment = experiments.build('tiny_t5', method, (32, 16), 8)
     rules = experiment.model.module.rules
-    if not rules or any(rule.siblings for rule in rules):
+    if not rules or any(
+        rule.siblings or isinstance(rule, xlora.TwoPasses) for rule in rules
+    ):
       continue
     adapter = rules[0].adapter_factory(site=SITE)
     cases[f'{method}.gin'] = layer.adapted(

@@ -8,9 +8,8 @@ gains one child scope, `adapter`. The model's code, its parameter paths and
 their values stay as they are, so every checkpoint of the base still loads.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import inspect
 from typing import Any
 
 from flax import linen as nn
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 from moe_peft import errors
 from moe_peft.core import dense_layers
 from moe_peft.core import einsum_layers
+from moe_peft.core import first_pass
 from moe_peft.core import sites
 from moe_peft.core import tokens as tokens_lib
 
@@ -75,6 +75,20 @@ class OutputRule:
         layer.flat_inputs(read), layer.flat_outputs(outputs), tokens
     )
     return layer.restored(adapted, outputs)
+
+  def before_call(
+      self, model: nn.Module, first: first_pass.FirstPass
+  ) -> Mapping[bool, jax.Array]:
+    """Makes what adapters find in `Tokens.first_pass`; nothing by default.
+
+    Args:
+      model: The adapted model.
+      first: The call that comes, without adapters.
+
+    Returns:
+      <float>[batch, length, n] of the encoder (True) and the decoder (False).
+    """
+    return {}
 
   def after_call(
       self, model: nn.Module, arguments: dict[str, Any], result: Any,
@@ -152,38 +166,35 @@ class AdaptedModule(nn.Module):
       nn.share_scope(self, self.module)
 
   @nn.compact
-  def __call__(
-      self, *args, step=None, in_prompt=None, example_ids=None, adapters=True,
-      **kwargs,
+  def __call__(self, *args, **kwargs):
+    return self._run('__call__', *args, **kwargs)
+
+  @nn.compact
+  def encode(self, *args, **kwargs):
+    return self._run('encode', *args, **kwargs)
+
+  @nn.compact
+  def decode(self, *args, **kwargs):
+    return self._run('decode', *args, **kwargs)
+
+  @nn.nowrap
+  def _run(
+      self, method, *args, step=None, in_prompt=None, example_ids=None,
+      adapters=True, **kwargs,
   ):
+    """Runs a method of the model."""
+    call = getattr(self.module, method)
     if not adapters:
-      return self.module(*args, **kwargs)
-    injection = _Injection(self, step, in_prompt, example_ids)
-    run = lambda: injection.run(self.module, *args, **kwargs)
+      return call(*args, **kwargs)
+    first = first_pass.FirstPass(self, method, args, kwargs)
+    read = {rule: rule.before_call(self, first) for rule in self.rules}
+    injection = _Injection(self, step, in_prompt, example_ids, read)
+    run = lambda: injection.run(call, *args, **kwargs)
     result = run()
-    for rule in self.rules:
-      rule.after_call(self, injection.arguments, result, run)
+    if method == '__call__':
+      for rule in self.rules:
+        rule.after_call(self, injection.arguments, result, run)
     return result
-
-  @nn.compact
-  def encode(
-      self, *args, step=None, in_prompt=None, example_ids=None, adapters=True,
-      **kwargs,
-  ):
-    if not adapters:
-      return self.module.encode(*args, **kwargs)
-    injection = _Injection(self, step, in_prompt, example_ids)
-    return injection.run(self.module.encode, *args, **kwargs)
-
-  @nn.compact
-  def decode(
-      self, *args, step=None, in_prompt=None, example_ids=None, adapters=True,
-      **kwargs,
-  ):
-    if not adapters:
-      return self.module.decode(*args, **kwargs)
-    injection = _Injection(self, step, in_prompt, example_ids)
-    return injection.run(self.module.decode, *args, **kwargs)
 
   @property
   def scan_layers(self) -> bool:
@@ -202,9 +213,10 @@ class _Injection:
   def __init__(
       self, adapted: AdaptedModule, step: jax.Array | None,
       in_prompt: jax.Array | None, example_ids: jax.Array | None,
+      read: Mapping[OutputRule, Mapping[bool, jax.Array]],
   ):
     self._adapted, self._step, self._in_prompt = adapted, step, in_prompt
-    self._example_ids = example_ids
+    self._example_ids, self._read = example_ids, read
     self._rules = [(sites.compile_path(r.path), r) for r in adapted.rules]
     self.arguments: dict[str, Any] = {}
     self._matched: set[OutputRule] = set()
@@ -261,7 +273,7 @@ class _Injection:
         layer, siblings=self._take_siblings(parent, rule.siblings)
     )
     read = self._apart(layer.inputs, parent)
-    return rule.apply(layer, site, self._tokens(site), read)
+    return rule.apply(layer, site, self._tokens(site, rule), read)
 
   def _apart(self, inputs: jax.Array, parent: tuple[str, ...]) -> jax.Array:
     """The inputs as adapters read them: a copy, which XLA takes out again.
@@ -293,25 +305,16 @@ class _Injection:
 
   def _read_arguments(self, context, args, kwargs):
     name = context.method_name
-    method = getattr(type(context.module), name, None)
-    # Decorators may have left another name, and looking up an attribute is no
-    # call of the model.
-    if method is None or (name.startswith('__') and name != '__call__'):
-      return
-    signature = inspect.signature(method)
-    kinds = {parameter.kind for parameter in signature.parameters.values()}
-    if inspect.Parameter.VAR_POSITIONAL in kinds:
-      return
-    try:
-      bound = signature.bind(None, *args, **kwargs)
-    except TypeError:
-      return  # The call itself will explain what is wrong.
-    self.arguments.update(list(bound.arguments.items())[1:])  # Without self.
+    # Decorators may have left another name; to look it up calls no model.
+    if name == '__call__' or not name.startswith('__'):
+      method = getattr(type(context.module), name, None)
+      self.arguments.update(tokens_lib.named(method, args, kwargs))
 
-  def _tokens(self, site: sites.Site) -> tokens_lib.Tokens:
+  def _tokens(self, site: sites.Site, rule: OutputRule) -> tokens_lib.Tokens:
     """Describes the tokens that pass through the site."""
     arguments = {**self.arguments, 'in_prompt': self._in_prompt}
-    call = tokens_lib.Call(arguments, sites.reads_encoder(site.path))
+    reads_encoder = sites.reads_encoder(site.path)
+    call = tokens_lib.Call(arguments, reads_encoder)
     tokens = self._adapted.describe_tokens(call)
     if not isinstance(tokens, tokens_lib.Tokens):
       raise errors.UserError(
@@ -319,5 +322,7 @@ class _Injection:
           where='inject.AdaptedModule.describe_tokens',
           remedy='It must return moe_peft.core.tokens.Tokens.',
       )
-    tokens = tokens.replace(step=self._step)
+    tokens = tokens.replace(
+        step=self._step, first_pass=self._read[rule].get(reads_encoder)
+    )
     return tokens_lib.with_example_ids(tokens, self._example_ids)

@@ -9,8 +9,9 @@ is no padding. Where none of them is chosen for an unknown signature, whatever
 depends on padding is refused: it would count padding silently.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import inspect
 from typing import Any
 
 from flax import struct
@@ -44,6 +45,8 @@ class Tokens:
       example: the id that was given with each token's example (its task,
       language, client), from 0; -1 where there is none, as at padding. None
       where no ids are given.
+    first_pass: <float>[batch, length, n], what the site's rule has made of a
+      pass without adapters (`inject.OutputRule.before_call`), or None.
     known: Whether anything said which tokens are padding.
   """
 
@@ -56,6 +59,7 @@ class Tokens:
   cached: bool = struct.field(pytree_node=False, default=False)
   step: jax.Array | None = None
   example_ids: jax.Array | None = None
+  first_pass: jax.Array | None = None
   known: bool = struct.field(pytree_node=False, default=True)
 
   def require_known(self, what: str) -> None:
@@ -105,6 +109,34 @@ class Call:
 
   arguments: Mapping[str, Any]
   reads_encoder: bool
+
+
+def named(
+    method: Callable[..., Any] | None, args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> dict[str, Any]:
+  """The arguments of a call by the names of the method's signature.
+
+  Args:
+    method: The function of a class, called on one of its objects, or None.
+    args: Arguments, without the object.
+    kwargs: Keyword arguments.
+
+  Returns:
+    Arguments by name; none for a method that does not name them, or that could
+    not be called so.
+  """
+  if method is None:
+    return {}
+  signature = inspect.signature(method)
+  kinds = {parameter.kind for parameter in signature.parameters.values()}
+  if inspect.Parameter.VAR_POSITIONAL in kinds:
+    return {}
+  try:
+    bound = signature.bind(None, *args, **kwargs)
+  except TypeError:
+    return {}  # The call itself will explain what is wrong.
+  return dict(list(bound.arguments.items())[1:])
 
 
 def real(ids: jax.Array) -> jax.Array:

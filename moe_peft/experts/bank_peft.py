@@ -22,6 +22,7 @@ from moe_peft.hf import folders
 from moe_peft.hf import lazy_arrays
 from moe_peft.hf import peft_format
 from moe_peft.hf import sites as sites_lib
+from moe_peft.hf import xlora_format
 
 FOLDER = 'experts'
 
@@ -82,26 +83,11 @@ def write_xlora(
   """
   target = folder / 'xlora'
   target.mkdir()
-  width = base.config.emb_dim
-  folders.write_json(target / folders.ADAPTER_CONFIG, {
-      'peft_type': 'XLORA',
-      'task_type': base.network.task_type,
-      'base_model_name_or_path': base.name or None,
-      'inference_mode': True,
-      'hidden_size': width,
-      # PEFT activates experts by number: any other key is passed over.
-      'adapters': {
-          str(index): str(bank_dir / FOLDER / name)
-          for index, name in enumerate(names)
-      },
-      'xlora_depth': 1,
-      'layerwise_scalings': False,
-  })
-  scope = 'base_model.internal_xlora_classifier.layers.0'
-  lazy_arrays.write_safetensors(target / folders.ADAPTER_WEIGHTS, {
-      f'{scope}.weight': lazy_arrays.of(np.zeros((len(names), width))),
-      f'{scope}.bias': lazy_arrays.of(np.zeros(len(names))),
-  })
+  zeros = np.zeros((base.config.emb_dim, len(names)), np.float32)
+  xlora_format.write(
+      target, base.name, [bank_dir / FOLDER / name for name in names],
+      [(zeros, zeros[0])],
+  )
 
 
 def experts_in(folder: Path) -> list[tuple[str, Path]] | None:

@@ -47,6 +47,7 @@ from moe_peft.methods import smoe_dropout
 from moe_peft.methods import smora
 from moe_peft.methods import spectral
 from moe_peft.methods import ttlora
+from moe_peft.methods import xlora
 
 # What each adapter computes. Adapters of a kind differ in training, in routing
 # and in what experts share.
@@ -89,6 +90,7 @@ _KINDS = {
 _RULES = {
     inject.OutputRule: ('low_rank', 'vector', 'bottleneck'),
     adamix.ConsistencyRule: ('low_rank', 'vector', 'bottleneck'),
+    xlora.TwoPasses: ('low_rank',),
     inject.InputRule: ('vector',),
     inject.BlockRule: ('block',),
 }
@@ -116,6 +118,7 @@ _SCORES = (
     bank.NoScores,
     bank.RandomScores,
     retrieval.RetrievalScores,
+    xlora.ClassifierScores,
 )
 # `adamix.RandomChoice` uses all experts at evaluation, with equal weights.
 _SELECTIONS = {
@@ -251,6 +254,12 @@ def _check_router(layer: str, method: str, router: routing.Router) -> None:
         'composition of scores and a selection.',
         'router_factory',
     )
+  if getattr(router.scores, 'layerwise', False):
+    raise refusal(
+        layer, method, 'PEFT numbers the layers of an X-LoRA in the order of '
+        'torch, which our files do not have.', 'LAYERWISE',
+        'Train with LAYERWISE = False.',
+    )
   capacity, choosing = router.capacity, router.select.limits_evaluation
   if choosing and (capacity.group_size or router.scores.units(router) > 1):
     raise refusal(
@@ -298,6 +307,8 @@ def _router_spec(router: routing.Router) -> dict[str, Any]:
   options |= {'gates': True} if isinstance(parts, bank.GateScores) else {}
   if isinstance(parts, retrieval.RetrievalScores):
     options |= {'centroids': True, 'temperature': float(parts.temperature)}
+  if isinstance(parts, xlora.ClassifierScores):
+    options |= {'first_pass': True, 'temperature': float(parts.temperature)}
   if isinstance(parts, mode.RankScores):
     options['units'] = parts.rank
   if isinstance(parts, scores.SequenceScores):

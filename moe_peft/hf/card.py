@@ -25,10 +25,16 @@ _ADAPTER = """\
 base = {auto}.from_pretrained({base})
 model = PeftModel.from_pretrained(base, folder)
 """
+_NO_CACHE = """\
+base = {auto}.from_pretrained({base})
+base.config.use_cache = False  # The first pass has none.
+model = PeftModel.from_pretrained(base, folder)
+"""
 # How each kind is loaded. Kinds that are not here are not for transformers.
 _LOAD = {
     'LORA': _ADAPTER,
     'IA3': _ADAPTER,
+    'XLORA': _NO_CACHE,
     'MOE_PEFT': _TUNER + _ADAPTER,
     'merged': 'model = {auto}.from_pretrained(folder)\n',
     'full': 'model = {auto}.from_pretrained(folder, trust_remote_code=True)\n',

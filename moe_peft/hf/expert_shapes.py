@@ -43,7 +43,8 @@ def expert_shapes(spec):
 def router_shapes(router, num_experts, features):
   """Shapes of a router's tensors by name; `features` are those of its layer."""
   given = router is None or router['selection'] == 'uniform'
-  if given or router.get('experts'):  # It reads the experts' own arrays.
+  # It reads the experts' own arrays, or has what all layers share.
+  if given or router.get('experts') or router.get('first_pass'):
     return {}
   features = router.get('features') or features
   shapes = {'router': (num_experts * router.get('units', 1), features)}

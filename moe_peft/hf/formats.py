@@ -24,6 +24,7 @@ from moe_peft.hf import peft_format
 from moe_peft.hf import sites as sites_lib
 from moe_peft.hf import tokenizer
 from moe_peft.hf import trained as trained_lib
+from moe_peft.hf import xlora_format
 
 MODEL_FILE = 'modeling_moe_peft.py'
 ROUTERS_FILE = 'router.safetensors'
@@ -43,6 +44,12 @@ _EXPERTS_ALONE = (
     f'for inspection; `{ROUTERS_FILE}` holds the routers. No call of PEFT '
     'combines them as the model does: a mean, a sum or `add_weighted_adapter` '
     'computes something else. For the same results use `--format peft`.'
+)
+
+_XLORA = (
+    'PEFT finds the experts at the paths of `adapters` in '
+    '`adapter_config.json`: change them where the folder is moved. It reads '
+    'every text twice, and keeps no cache while it generates.'
 )
 
 
@@ -88,6 +95,11 @@ def write(job: Job, file_format: str) -> None:
         'The run has no adapters, so there is nothing to export but the model.',
         where='ADAPTER_RULES', remedy='Use --format merged.',
     )
+  if xlora_format.is_one(job.sites) and file_format != 'peft':
+    raise errors.UserError(
+        'Its weights come from another pass of the whole model, which only '
+        "PEFT's X-LoRA has.", where='--format', remedy='Use --format peft.',
+    )
   tokenizer.write(job.folder, job.trained)
   FORMATS[file_format](job)
 
@@ -117,6 +129,9 @@ def _write_fixture(job: Job) -> str:
 
 def _write_peft(job: Job) -> None:
   trained = job.trained
+  if xlora_format.is_one(job.sites):
+    _write_xlora(job)
+    return
   saved = trained.changed_tensors() if trained.base_model else ()
   kind = peft_format.write_adapter(
       job.folder, trained, job.sites, _base_for_adapter(job), saved
@@ -130,6 +145,34 @@ def _write_peft(job: Job) -> None:
         '(`modules_to_save`), which vLLM and llama.cpp refuse.'
     )
   _write_card(job, kind, notes)
+
+
+def _write_xlora(job: Job) -> None:
+  options = xlora_format.of_run(job.trained, job.sites)
+  base_model = _base_for_adapter(job)
+  names = _write_each_expert(job, base_model)
+  out = job.out.expanduser().absolute()
+  xlora_format.write(
+      job.folder, base_model, [out / name for name in names], **options
+  )
+  _write_card(job, xlora_format.KIND, [_write_fixture(job), _XLORA])
+
+
+def _write_each_expert(job: Job, base_model: str) -> list[str]:
+  """Writes each expert as a LoRA of its own; returns the names of folders."""
+  names = []
+  for index in range(max(site.spec['num_experts'] for site in job.sites)):
+    names.append(xlora_format.EXPERT.format(index))
+    target = job.folder / names[-1]
+    target.mkdir()
+    alone = [
+        expert
+        for site in job.sites
+        if index < site.spec['num_experts']
+        for expert in folds.experts(site, index)
+    ]
+    peft_format.write_adapter(target, job.trained, alone, base_model)
+  return names
 
 
 def _base_for_adapter(job: Job) -> str:
@@ -205,17 +248,7 @@ def _write_experts(job: Job) -> None:
         f'The run trained {min(job.trained.changed)} too, which single experts '
         'would leave out.', where='TRAINABLE_REGEX', remedy='Use --format full.'
     )
-  base_model = _base_for_adapter(job)
-  for index in range(max(site.spec['num_experts'] for site in job.sites)):
-    target = job.folder / f'expert_{index}'
-    target.mkdir()
-    alone = [
-        expert
-        for site in job.sites
-        if index < site.spec['num_experts']
-        for expert in folds.experts(site, index)
-    ]
-    peft_format.write_adapter(target, job.trained, alone, base_model)
+  _write_each_expert(job, _base_for_adapter(job))
   routers = {
       f'{site.layer.module}.{name}': lazy_arrays.of(array)
       for site in job.sites

@@ -131,9 +131,11 @@ def read(
       layer: adapter_specs.read(layer, site, model.module.rules)
       for layer, site in traced.items()
   }
-  flat = entries.unstack(
-      {k: np.asarray(v) for k, v in params.items() if trainable.is_adapter(k)}
-  )
+  own = f'{core_sites.ADAPTER_SCOPE}/'  # What is of the model and no layer.
+  flat = entries.unstack({
+      k: np.asarray(v) for k, v in params.items()
+      if trainable.is_adapter(k) and not k.startswith(own)
+  })
   grouped: dict[str, dict[str, np.ndarray]] = {}
   for path, array in flat.items():
     layer, _, name = path.partition(f'/{core_sites.ADAPTER_SCOPE}/')

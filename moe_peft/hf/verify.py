@@ -17,6 +17,7 @@ from moe_peft.hf import fixture
 from moe_peft.hf import folders
 from moe_peft.hf import lora_config
 from moe_peft.hf import networks
+from moe_peft.hf import xlora_format
 
 # The largest difference that passes, in units of the largest logit.
 TOLERANCE = 1e-5
@@ -83,7 +84,8 @@ def verify(folder: Path, base: str = '', offline: bool = False) -> Verdict:
   without = None
   # `base_logits` have what was trained beside the adapters (modules_to_save),
   # which `disable_adapter` takes away.
-  if adapter and not model.peft_config['default'].modules_to_save:
+  own = model.peft_config['default'] if adapter else None
+  if adapter and not getattr(own, 'modules_to_save', None):
     with model.disable_adapter():
       plain = _logits(model, expected)
     without = largest(plain - base_logits)
@@ -149,11 +151,16 @@ def load(
   decoder = config.get('task_type') == 'CAUSAL_LM'
   auto = 'AutoModelForCausalLM' if decoder else 'AutoModelForSeq2SeqLM'
   model = _from_pretrained(getattr(transformers, auto), name, **options)
+  options = {}
+  if config.get('peft_type') == xlora_format.KIND:
+    model.config.use_cache = False
+    options['config'] = xlora_format.config_of(folder, config)
   try:
     with warnings.catch_warnings():
       # peft asks for an attribute that transformers is about to rename.
       warnings.simplefilter('ignore', FutureWarning)
-      return peft.PeftModel.from_pretrained(model, folder).eval(), True
+      model = peft.PeftModel.from_pretrained(model, folder, **options)
+      return model.eval(), True
   except Exception as error:
     raise errors.UserError(
         f'The adapter of {folder} does not fit the base {name}, or is damaged: '

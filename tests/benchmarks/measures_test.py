@@ -112,7 +112,7 @@ def test_layer_has_a_case_for_every_method():
   cases = layer.of_gin_files(layer.Layer(32, 64), silent)
   left_out = {
       'full', 'mixlora', 'lora_id', 'molora_id', 'moelora_id', 'mtl_lora',
-      'flix', 'bank_id',
+      'flix', 'bank_id', 'bank_xlora',
   }
   assert set(cases) == {
       f'{name}.gin' for name in set(experiments.method_names()) - left_out

@@ -91,6 +91,11 @@ VALUES = {
     'bottleneck NORMALIZE': _BOOL,
     'moelora CONTRASTIVE_LOSS_FACTOR': _SHARE,
     'adamix CONSISTENCY_LOSS_FACTOR': _SHARE,
+    'bank_xlora HIDDEN_STATES': _REGEX,
+    'bank_xlora LAYERWISE': _BOOL,
+    'bank_xlora CLASSIFIER_DEPTH': _COUNT,
+    'bank_xlora CLASSIFIER_WIDTH': _COUNT,
+    'bank_xlora CLASSIFIER_DROPOUT': _RATE,
 }
 # Macros that are no values: parts of the configuration, by reference.
 PARTS = {

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Banks in PEFT's own formats: Arrow and X-LoRA compute the same there."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,11 +11,17 @@ import pytest
 from moe_peft.core import selection
 from moe_peft.experts import bank
 from moe_peft.experts import bank_peft
+from moe_peft.hf import export
 from moe_peft.hf import fixture
 from moe_peft.hf import folders
+from moe_peft.hf import verify
+from moe_peft.hf import xlora_format
 from moe_peft.methods import bank as bank_method
+from moe_peft.methods import xlora
+from moe_peft.training import tensor_files
 from tests import refusals
 from tests.experts import banks
+from tests.hf import adapted
 
 
 def difference(torch, model, trained):
@@ -91,3 +98,78 @@ def test_xlora_begins_as_the_average(tmp_path, hf):
   file.write_text(json.dumps({**fields, 'adapters': {'0': 'user/hub'}}))
   with refusals.refused(file, 'user/hub'):
     bank.build([str(folder / 'xlora')], base, tmp_path / 'other')
+
+
+def xlora_run(family, layerwise=False, num_selected=2, **classifier):
+  """A `Trained` of X-LoRA over three experts of all layers."""
+  scores = xlora.ClassifierScores(layerwise=layerwise, temperature=0.6)
+  rule = adapted.rule(
+      '.*/(query|key|value|wo)', bank_method.Bank,
+      {'scores': scores, 'select': selection.TopK(k=num_selected)},
+      xlora.TwoPasses, num_experts=3, rank=2, alpha=5.0,
+  )
+  rule = dataclasses.replace(rule, layerwise=layerwise, **classifier)
+  return adapted.make((rule,), family)
+
+
+@pytest.mark.slow
+@pytest.mark.hf
+@pytest.mark.parametrize(
+    ('family', 'options'),
+    [
+        ('llama', {}),
+        ('llama', {'depth': 3, 'width': 5, 'num_selected': 3}),
+        ('llama_scan', {'depth': 2, 'width': 5, 'dropout': 0.0}),
+        ('gemma2', {}),
+        ('phi3', {'depth': 2, 'width': 7}),
+        ('qwen3', {}),
+    ],
+)
+def test_xlora_is_that_of_peft(tmp_path, hf, family, options):
+  trained = xlora_run(family, **options)
+  export.export(trained, tmp_path / 'written', 'peft')
+  folder = (tmp_path / 'written').rename(tmp_path / 'moved')
+  found = verify.verify(folder)
+  assert found.equal and found.same_base, found
+  assert found.effect > 0.01 * found.size
+  # The classifier has as many parameters as PEFT's, which are all that trains.
+  model, _ = verify.load(folder)
+  theirs = sum(
+      x.numel() for name, x in model.named_parameters()
+      if 'internal_xlora_classifier' in name
+  )
+  ours = sum(
+      x.size for path, x in trained.params.items()
+      if path.startswith('adapter/')
+  )
+  assert ours == theirs
+
+
+@pytest.mark.parametrize(('dropout', 'last'), [(0.2, 3), (0.0, 2)])
+def test_a_classifier_counts_its_layers_as_peft_does(tmp_path, dropout, last):
+  matrices = [(np.ones((4, 5)), np.ones(5)), (np.ones((5, 3)), np.ones(3))]
+  xlora_format.write(tmp_path, '', [tmp_path / 'a'], matrices, dropout)
+  arrays = tensor_files.TensorFiles([tmp_path / folders.ADAPTER_WEIGHTS])
+  scope = 'base_model.internal_xlora_classifier.layers'
+  assert {name: x.shape for name, x in arrays.items()} == {
+      f'{scope}.0.weight': (5, 4), f'{scope}.0.bias': (5,),
+      f'{scope}.{last}.weight': (3, 5), f'{scope}.{last}.bias': (3,),
+  }
+  fields = folders.read_json(tmp_path / folders.ADAPTER_CONFIG)
+  sizes = [fields[x] for x in ('hidden_size', 'xlora_depth', 'xlora_size')]
+  assert sizes == [4, 2, 5]
+
+
+@pytest.mark.slow
+def test_xlora_that_peft_has_not(tmp_path):
+  for family, options, where in (
+      ('t5', {}, '--format'),
+      ('llama', {'layerwise': True}, 'LAYERWISE'),
+      ('llama', {'hidden_states': '.*/pre_mlp_layer_norm'}, 'HIDDEN_STATES'),
+  ):
+    with refusals.refused(where):
+      export.export(xlora_run(family, **options), tmp_path / 'out', 'peft')
+  for file_format in ('full', 'merged', 'experts', 'gguf'):
+    with refusals.refused('--format'):
+      export.export(xlora_run('llama'), tmp_path / 'out', file_format)
+  assert not list(tmp_path.iterdir())
