@@ -212,6 +212,8 @@ def _exports(sites, rules, decoder) -> dict[str, str]:
       spec for spec in specs
       if spec['router'] and spec['router']['selection'] != 'uniform'
   ]
+  if any(spec['router'].get('first_pass') for spec in routed):
+    return {'mergeable': 'collapsed', 'exports': 'peft' if decoder else ''}
   kinds = {spec['kind'] for spec in specs}
   plain = kinds <= {'low_rank', 'block'}
   scaled = any(spec.get('scaled') for spec in specs)

@@ -140,7 +140,7 @@ def _group(path: str) -> str:
   """Kind of a parameter: routers, lora_a, ...; of the base, its stack."""
   if not trainable.is_adapter(path):
     return f'base: {path.partition("/")[0]}'
-  rest = path.rpartition(f'/{sites.ADAPTER_SCOPE}/')[2]
+  rest = f'/{path}'.rpartition(f'/{sites.ADAPTER_SCOPE}/')[2]
   return rest.split('/')[0] if '/' in rest else rest
 
 

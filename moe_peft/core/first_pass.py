@@ -46,8 +46,7 @@ class FirstPass:
 
     Returns:
       Outputs, <float>[batch, length, features], of the encoder (True) and of
-      the decoder (False), as far as the method runs them; the last to run where
-      several match.
+      the decoder (False), those that run; the last one where several match.
 
     Raises:
       errors.UserError: If no module matches, or one inside of a scan.
@@ -57,23 +56,23 @@ class FirstPass:
       getattr(adapted.module, self.method)(*self.args, **self.kwargs)
     model, variables = adapted.module.unbind()
     kept = {k: x for k, x in variables.items() if k != 'cache'}
-    decoding = adapted.is_mutable_collection('cache')
-    if decoding and adapted.has_variable('cache', _CACHE):
+    caches = adapted.is_mutable_collection('cache')
+    if caches and adapted.has_variable('cache', _CACHE):
       kept['cache'] = adapted.get_variable('cache', _CACHE)
+    rngs = {}
+    if adapted.has_rng('dropout'):
+      rngs = {'dropout': adapted.make_rng('dropout')}
     _, state = model.apply(
         kept,
-        rngs={
-            name: adapted.make_rng(name)
-            for name in ('dropout',) if adapted.has_rng(name)
-        },
+        rngs=rngs,
         mutable=['cache', 'intermediates'],
         capture_intermediates=lambda module, name: (
             name == '__call__' and pattern.fullmatch('/'.join(module.path))
         ),
         method=self._call,
     )
-    if decoding:
-      adapted.put_variable('cache', _CACHE, state.get('cache', {}))
+    if caches and 'cache' in state:
+      adapted.put_variable('cache', _CACHE, state['cache'])
     return _outputs(state.get('intermediates', {}), path)
 
   def _call(self, model: nn.Module) -> Any:

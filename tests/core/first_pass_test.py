@@ -55,7 +55,9 @@ LAST = '.*/mlp/wo'
 def test_adapters_read_the_outputs_of_the_bare_model():
   bare, tokens = network(), tiny_network.tokens()
   module = inject.AdaptedModule(bare, (Reads(LAST, Adds),))
-  params = module.init(jax.random.key(0), *tokens)['params']
+  variables = module.init(jax.random.key(0), *tokens)
+  assert 'cache' not in variables  # Nothing decodes here.
+  params = variables['params']
   alone = module.apply({'params': params}, *tokens, adapters=False)
   np.testing.assert_array_equal(alone, bare.apply({'params': params}, *tokens))
   found = module.apply({'params': params}, *tokens)

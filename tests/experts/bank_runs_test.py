@@ -20,6 +20,7 @@ from moe_peft.experts import bank
 from moe_peft.experts import bank_base
 from moe_peft.experts import bank_experts
 from moe_peft.experts import bank_file
+from moe_peft.experts import bank_peft
 from moe_peft.runs import results_file
 from moe_peft.runs import run_file
 from moe_peft.training import bases
@@ -199,6 +200,15 @@ def test_commands_lead_from_a_decoder_to_a_router_over_its_loras(tmp_path):
   assert not hf_command.main(
       ['export', folder, '--out', at('full'), '--format', 'full']
   )
+  # X-LoRA has one classifier of the model's hidden states.
+  folder = trained('xlora', 'bank_xlora', f'--gin_file={at("bank/bank.gin")}')
+  info = run_file.read(tmp_path / 'run_xlora')
+  assert info.num_params_trainable == 2 * (config['hidden_size'] + 1)
+  evaluate.main([folder])
+  assert not hf_command.main(['export', folder, '--out', at('xlora')])
+  assert bank_peft.experts_in(tmp_path / 'xlora') == [
+      (name, tmp_path / 'xlora' / name) for name in ('expert_0', 'expert_1')
+  ]
 
 
 def router_inputs(folder):

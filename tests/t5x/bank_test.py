@@ -22,15 +22,16 @@ from tests.training import tiny
 with contextlib.suppress(ImportError):
   importlib.import_module('t5x')  # It registers with gin: before it is locked.
 
-_FILES = [
-    '--gin_file=gin/models/tiny_t5.gin', '--gin_file=gin/methods/bank.gin',
-    '--gin_file=gin/runs/finetune.gin',
-]
+_FILES = 'gin/models/tiny_t5.gin', 'gin/methods/{}.gin', 'gin/runs/finetune.gin'
 
 
 @pytest.mark.t5x
 @pytest.mark.slow
-def test_only_the_router_learns(tmp_path):
+@pytest.mark.parametrize(
+    ('method', 'fresh'),
+    [('bank', 'router/(?!gates)'), ('bank_xlora', '(router|hidden_')],
+)
+def test_only_the_router_learns(tmp_path, method, fresh):
   if 't5x' not in sys.modules:
     pytest.skip('t5x is not on the path')
   more = {'SITES': '.*/(query|wo)'}
@@ -50,9 +51,12 @@ def test_only_the_router_learns(tmp_path):
   file = tmp_path / 'leaf.gin'
   given = [f'--gin.{name}={value!r}' for name, value in values.items()]
   t5x_config.main(
-      flags.rewrite_gin_args([*_FILES, *given, f'--out={file}'])
+      flags.rewrite_gin_args([
+          *(f'--gin_file={x.format(method)}' for x in _FILES), *given,
+          f'--out={file}',
+      ])
   )
-  assert 'router/(?!gates)' in file.read_text()
+  assert fresh in file.read_text()
   file.write_text(
       file.read_text()
       + 'train_script.train.infer_eval_dataset_cfg = None\n'
@@ -67,4 +71,4 @@ def test_only_the_router_learns(tmp_path):
   for path, array in params.items():
     np.testing.assert_array_equal(after[path], array, err_msg=path)
   routers = after.keys() - params.keys()
-  assert routers and all('/router/' in path for path in routers)
+  assert routers and all('/router/' in f'/{path}' for path in routers)
