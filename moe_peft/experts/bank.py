@@ -9,6 +9,7 @@ them and vLLM serves them.
 """
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -153,9 +154,26 @@ def _read(
       expert, _, identity = runs[name]
       base.check_run(folder, identity)
     else:
-      expert = bank_experts.of_peft(name, folder, base, unchecked)
+      expert = _of_folder(name, folder, base, unchecked)
     experts.append(expert)
   return base, experts
+
+
+def _of_folder(
+    name: str, folder: Path, base: bank_base.Base, unchecked: bool
+) -> bank_experts.Expert:
+  """A PEFT folder; one of a bank keeps what the bank knows of it."""
+  expert = bank_experts.of_peft(name, folder, base, unchecked)
+  if folder.parent.name != bank_peft.FOLDER:
+    return expert
+  other = bank_file.find(folder.parent.parent)
+  known = {x.name: x for x in other.experts} if other else {}
+  if folder.name not in known:
+    return expert
+  record = dataclasses.replace(known[folder.name], name=name)
+  if other.base != base.identity:  # Its fingerprint was that of another base.
+    record = dataclasses.replace(record, checked=expert.record.checked)
+  return bank_experts.with_record(expert, record)
 
 
 def _named(source: str) -> list[tuple[str, Path]]:

@@ -189,11 +189,15 @@ def of_peft(
 def of_bank(
     folder: Path, record: bank_file.Record, base: bank_base.Base
 ) -> Expert:
-  """Reads an expert of a bank, from the folder of its experts.
+  """Reads an expert of a bank, from the folder of its experts."""
+  return with_record(of_peft(record.name, folder / record.name, base), record)
+
+
+def with_record(expert: Expert, record: bank_file.Record) -> Expert:
+  """An expert read from a bank's folder, with what the bank knows of it.
 
   Layers at which it is zero are not its own.
   """
-  expert = of_peft(record.name, folder / record.name, base)
   pairs = {k: pair for k, pair in expert.pairs.items() if np.any(pair[1])}
   return Expert(record, pairs or expert.pairs, expert.columns)
 

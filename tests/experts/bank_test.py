@@ -174,6 +174,8 @@ def test_the_card_tells_the_licence_and_quotes_what_it_was_given(tmp_path):
   bank.build(sources, base, tmp_path / 'bank')
   made = bank_file.read(tmp_path / 'bank')
   assert [x.licence for x in made.experts] == ['apache-2.0', '', '']
+  again = bank.build([str(tmp_path / 'bank')], base, tmp_path / 'again')
+  assert again.experts == made.experts  # Ranks and layers of their own, too.
   text = (tmp_path / 'bank/README.md').read_text()
   assert '| apache-2.0 |' in text and '| unknown |' in text
   record = bank_file.Record('a', '<b>|\n# x', 'peft', 'name')
