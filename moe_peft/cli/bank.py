@@ -126,9 +126,15 @@ def _remove(args: argparse.Namespace) -> None:
 
 
 def _report(folder: Path, made) -> None:
+  from moe_peft.experts import bank
+
+  prepared = bank.routers(folder, made)
   if len(made.experts) == 1:
     what, method = 'one expert', 'phatgoose.gin (or retrieval.gin)'
     aim = 'train what a router will ask of it'
+  elif prepared:
+    what, method = f'{len(made.experts)} experts', ' or '.join(prepared)
+    aim = 'score it (TRAIN_STEPS = 0)'
   else:
     what, method = f'{len(made.experts)} experts', 'bank.gin'
     aim = 'train a router'
@@ -148,13 +154,15 @@ def _show(args: argparse.Namespace) -> None:
 
   made, params = bank.load(args.bank)
   table = rich.table.Table(
-      'expert', 'from', 'licence', 'rank', 'layers', 'checked',
+      'expert', 'from', 'licence', 'rank', 'layers', 'checked', 'prepared',
       title=f'{len(made.experts)} experts on {made.base_model or "a base"}',
   )
-  for name, row in bank.describe(made).items():
+  for name, row in bank.describe(args.bank, made).items():
     table.add_row(name, *row)
   console = rich.console.Console(markup=False)
   console.print(table)
+  for sentence in bank.lacking(args.bank, made):
+    console.print(sentence)
   means = similarity.mean(params)
   console.print(similarity.table(made.names, means))
   if args.out:

@@ -263,12 +263,47 @@ def _gin(bank: bank_file.Bank, sites: str, path: Path) -> str:
   ])
 
 
-def describe(bank: bank_file.Bank) -> Mapping[str, Sequence[str]]:
+def columns(bank_dir: Path, bank: bank_file.Bank) -> dict[str, list[str]]:
+  """The experts that have what a router keeps of each, by what that is."""
+  experts = bank_dir.expanduser() / bank_peft.FOLDER
+  return {
+      column: [
+          name for name in bank.names
+          if (experts / name / f'{column}.safetensors').is_file()
+      ]
+      for column in bank_experts.COLUMNS.values()
+  }
+
+
+def describe(
+    bank_dir: Path, bank: bank_file.Bank
+) -> Mapping[str, Sequence[str]]:
   """A row for each expert, by name, as `bank show` prints it."""
+  having = columns(bank_dir, bank)
   return {
       x.name: (
           x.source, x.licence or 'unknown', str(x.rank), str(x.layers),
-          x.checked,
+          x.checked, ', '.join(k for k, names in having.items()
+                               if x.name in names),
       )
       for x in bank.experts
   }
+
+
+def lacking(bank_dir: Path, bank: bank_file.Bank) -> list[str]:
+  """A sentence for each router that some of the experts are not ready for."""
+  return [
+      f'{", ".join(x for x in bank.names if x not in names)} without {column}: '
+      f'gin/methods/{bank_experts.ROUTERS[column]} needs those of all experts'
+      for column, names in columns(bank_dir, bank).items()
+      if 0 < len(names) < len(bank.names)
+  ]
+
+
+def routers(bank_dir: Path, bank: bank_file.Bank) -> list[str]:
+  """The method files of routers that all experts have been prepared for."""
+  return [
+      bank_experts.ROUTERS[column]
+      for column, names in columns(bank_dir, bank).items()
+      if names == bank.names
+  ]

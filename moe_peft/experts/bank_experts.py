@@ -35,6 +35,8 @@ from moe_peft.training import run
 # What a router over a bank keeps of an expert, by its name in a run of that
 # expert alone. The expert's folder has a file of each.
 COLUMNS = {'gate': 'gates', 'centroid': 'centroids'}
+# The method file of a router that reads it.
+ROUTERS = {'gates': 'bank_phatgoose.gin', 'centroids': 'bank_retrieval.gin'}
 _CARD = 'README.md'
 _LICENCE = re.compile(r'^license:\s*["\']?([\w.+-]{1,64})["\']?\s*$', re.M)
 _SCOPE = f'/{core_sites.ADAPTER_SCOPE}/'

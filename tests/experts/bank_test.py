@@ -199,6 +199,29 @@ def test_show_prints_and_draws(tmp_path, capsys):
   np.testing.assert_allclose(np.diag(means), 1.0)
 
 
+def test_who_is_prepared_for_which_router_is_said(tmp_path, capsys):
+  sources, base = banks.write_all(tmp_path, 'llama')
+  folder = tmp_path / 'bank'
+  made = bank.build(sources, base, folder)
+  assert bank.routers(folder, made) == [] == bank.lacking(folder, made)
+  ends = '/adapter/lora_a'
+  gates = {
+      path.removesuffix(ends): np.ones(array.shape[1], np.float32)
+      for path, array in bank.load(folder)[1].items() if path.endswith(ends)
+  }
+  for source in sources[:2]:
+    safetensors_numpy.save_file(gates, Path(source) / 'gates.safetensors')
+  given = [f'--from={source}' for source in sources]
+  command.main(['build', *given[:2], '--base', base, '--out',
+                str(tmp_path / 'ready')])
+  assert 'methods/bank_phatgoose.gin' in capsys.readouterr().out
+  command.main(['add', str(tmp_path / 'ready'), given[2]])
+  assert 'methods/bank.gin' in capsys.readouterr().out
+  command.main(['show', str(tmp_path / 'ready')])
+  said = ' '.join(capsys.readouterr().out.split())
+  assert 'one without gates: gin/methods/bank_phatgoose.gin' in said
+
+
 def test_names_in_the_file_of_a_stranger_stay_in_its_folder(tmp_path):
   record = bank_file.Record('../one', 'one', 'peft', 'name')
   made = bank_file.Bank([record], {}, '', {}, 't5', 2)
