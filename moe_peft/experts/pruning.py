@@ -22,6 +22,7 @@ from moe_peft.core import sites
 from moe_peft.experts import ablation
 from moe_peft.methods import adamole
 from moe_peft.methods import expert_choice
+from moe_peft.methods import xlora
 from moe_peft.runs import config_file
 from moe_peft.runs import run_file
 from moe_peft.training import experiment as experiment_lib
@@ -131,6 +132,10 @@ def check_routers(routers: Mapping[str, Any], keep: int) -> int:
     )
   for site, router in routers.items():
     select = router.select
+    if isinstance(router.scores, xlora.ClassifierScores):
+      raise _cannot_be_pruned(
+          f'The weights at {site} are made by a classifier for all layers.'
+      )
     if isinstance(select, selection.TopK) and select.k > keep:
       raise errors.UserError(
           f'The router at {site} selects {select.k} experts for every token, '

@@ -308,6 +308,7 @@ def test_a_router_that_is_called_with_keywords_is_masked_too():
         ('molora_topk', {'NUM_EXPERTS': 4}, 1, '--keep', 'at least 2'),
         ('lora', {}, 2, 'ADAPTER_RULES', 'router'),
         ('adamole', {'NUM_EXPERTS': 4}, 2, '--keep', 'depends on'),
+        ('bank_xlora', {'NUM_EXPERTS': 4}, 2, '--keep', 'all layers'),
         ('molora', {'SCAN_LAYERS': True}, 2, 'SCAN_LAYERS', False),
         ('lora_id', {'NUM_EXPERTS': 3, 'EXAMPLE_IDS': ('past_tense', 'b', 'c')},
          2, '--keep', 'of an id'),
