@@ -80,8 +80,8 @@ def resume(subject: subject_lib.Subject) -> None:
   """A run that was stopped and continued ends with the same bits."""
   want = _run(subject)
   with tempfile.TemporaryDirectory() as folder:
-    train(_experiment(subject), folder, _STEPS // 2)
-    got = train(_experiment(subject), folder, _STEPS)
+    _train(subject, folder, _STEPS // 2)
+    got = _train(subject, folder, _STEPS)
   for path, value in want.after.items():
     outcome.equal(got.after[path], value, f'Values of {path} after resuming')
   for path, value in want.opt_state.items():
@@ -105,23 +105,23 @@ def _trains(subject):
 @functools.lru_cache(maxsize=1)
 def _run(subject: subject_lib.Subject) -> Run:
   with tempfile.TemporaryDirectory() as folder:
-    return train(_experiment(subject), folder, _STEPS)
+    return _train(subject, folder, _STEPS)
 
 
-def train(
-    experiment: experiment_lib.Experiment, folder: str, steps: int
-) -> Run:
-  """Trains, or continues, in a folder.
-
-  Args:
-    experiment: The experiment.
-    folder: Its MODEL_DIR.
-    steps: The last step.
-  """
+def _train(subject: subject_lib.Subject, folder: str, steps: int) -> Run:
+  """Trains to a step, or continues, with a folder as MODEL_DIR."""
   experiment = dataclasses.replace(
-      experiment, model_dir=folder, train_steps=steps
+      _experiment(subject), model_dir=folder, train_steps=steps
   )
   setup = experiment_lib.prepare(experiment, small.devices(experiment))
+  # Frozen experts come with the base: fresh ones would compute nothing, and
+  # leave their router without a gradient.
+  given = {k: x for k, x in setup.frozen.items() if trainable.is_adapter(k)}
+  given = jax.device_put(
+      subject_lib.moved(given, subject.noise),
+      {k: setup.shardings[k] for k in given},
+  )
+  setup = dataclasses.replace(setup, frozen={**setup.frozen, **given})
   everything = lambda params: jax.device_get({**setup.frozen, **params})
   before = everything(setup.trainable)
   # Its progress would stand between the lines of the checks.

@@ -129,8 +129,10 @@ class Subject:
 
   @property
   def trains(self) -> bool:
-    """Whether anything does; of some banks nothing, and they are scored."""
-    return any(map(trainable.matcher(self.trainable_regex), self.params))
+    """Whether anything does; some banks are only scored, by TRAIN_STEPS = 0."""
+    return any(map(trainable.matcher(self.trainable_regex), self.params)) and (
+        self.experiment is None or self.experiment.train_steps > 0
+    )
 
   @property
   def has_adapters(self) -> bool:

@@ -5,6 +5,7 @@
 import dataclasses
 import functools
 import re
+import types
 
 from flax import linen as nn
 import jax
@@ -113,10 +114,13 @@ def test_a_mesh_is_one_device(tmp_path):
   gradients.sharded(subject)
 
 
-def test_nothing_is_asked_of_training_where_nothing_trains():
+@pytest.mark.parametrize('changes', [
+    {'trainable_regex': 'nothing', 'experiment': object()},
+    {'experiment': types.SimpleNamespace(train_steps=0)},
+], ids=['none', 'no_steps'])
+def test_nothing_is_asked_of_training_where_nothing_trains(changes):
   still = dataclasses.replace(
-      tiny.adapted(molora.MoLoRA, **OPTIONS), trainable_regex='nothing',
-      experiment=object(),
+      tiny.adapted(molora.MoLoRA, **OPTIONS), **changes
   )
   for check in (
       gradients.gradients, runs.frozen, runs.optimizer_state, runs.resume
@@ -137,6 +141,15 @@ def subject(tmp_path_factory):
 )
 def test_a_run_keeps_what_it_must(subject, check):
   check(subject)
+
+
+@pytest.mark.slow
+def test_a_router_over_frozen_experts_learns(tmp_path):
+  """Fresh experts do nothing; those of a bank come with the base."""
+  made = tiny_run.experiment(
+      tmp_path, 'bank', SITES='.*/wo', NUM_EXPERTS=3, RANK=2
+  )
+  runs.frozen(small.subject(made))
 
 
 @pytest.mark.slow
