@@ -104,6 +104,7 @@ FLAGS = [
     ('study tune_study', 'TUNE'),
     ('plan', '--gin_file'),
     ('plan --gin_file=nowhere.gin', 'nowhere.gin'),
+    ('plan --gin_file=circle.gin', 'circle.gin', 'includes itself'),
     ('plan --gin_file=study/one.gin --devices=0', '--devices'),
     ('plan --gin_file=study/one.gin --devices=3', 'BATCH_SIZE', '3'),
     ('plan --gin_file=study/one.gin --gin.RANK=x', 'RANK'),
@@ -222,6 +223,7 @@ def inputs(refusals, config_of_run):
   leaf = "include 'configs/quickstart.gin'\n"
   refusals.write('study/one.gin', leaf)
   refusals.write('bad_study/one.gin', leaf)
+  refusals.write('circle.gin', "include 'circle.gin'\n")
   refusals.write('bad_study/two.gin', leaf + 'RANK = 0\n')
   refusals.write('seeds_study/one.gin', leaf + "SEEDS = (0, 'x')\n")
   refusals.write('tune_study/one.gin', leaf + "TUNE = {'NOPE': (1, 2)}\n")
@@ -255,7 +257,6 @@ GIN_FILES = [
     ('import moe_peft.inject', 'moe_peft.inject'),
     ("include 'nowhere.gin'", 'nowhere.gin', 'line 3'),
     ("include 'configs/quickstrat.gin'", 'quickstart.gin'),
-    ("include 'leaf.gin'", 'leaf.gin', 'includes itself'),
     (f'RANK = {"(" * 5000}1{")" * 5000}', 'leaf.gin', 'nested'),
     ('include leaf.gin', 'leaf.gin', 'line 3'),
     ('molora.MoLoRA.rank = 3', 'Import molora', 'line 3'),

@@ -20,6 +20,7 @@ from tests import refusals
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('one_device')
 def test_nothing_is_lost(tmp_path):
   arguments = ['--trials=2', f'--out={tmp_path / "out"}', '--seed=1']
   assert drill.main(arguments) == 0

@@ -79,14 +79,14 @@ def params(kind):
 
 def filled(made_of):
   """Random parameters of a model, those of adapters large."""
-  made = made_of.init(jax.random.key(0), LENGTHS)['params']
+  made = jax.jit(lambda key: made_of.init(key, LENGTHS))(jax.random.key(0))
 
   def fill(path, leaf):
     name = jax.tree_util.keystr(path)
     noise = np.random.default_rng(list(name.encode())).normal(size=leaf.shape)
     return leaf + 0.5 * noise.astype(np.float32) * ('adapter' in name)
 
-  return jax.tree_util.tree_map_with_path(fill, made)
+  return jax.tree_util.tree_map_with_path(fill, jax.device_get(made['params']))
 
 
 def dataset(rows=ROWS, with_ids=True):
