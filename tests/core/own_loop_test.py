@@ -133,8 +133,8 @@ def test_the_mask_is_what_optax_takes():
 def test_a_loop_of_ones_own(tmp_path):
   """Thirty lines: a foreign model, Optax, the adapters saved alone."""
   one = adapted('molora_topk', num_experts=4, rank=2, aux_loss_factor=0.01)
-  base = Mlp().init(jax.random.key(1), IDS)['params']
-  fresh = one.module.init(jax.random.key(0), IDS)['params']
+  base = jax.jit(Mlp().init)(jax.random.key(1), IDS)['params']
+  fresh = jax.jit(one.module.init)(jax.random.key(0), IDS)['params']
   trained, frozen = one.split(one.merge(fresh, base))
   optimizer = optax.adamw(1e-2)
 
@@ -163,10 +163,12 @@ def test_a_loop_of_ones_own(tmp_path):
   file = tmp_path / 'adapters.safetensors'
   one.save(one.merge(frozen, trained), file)
   again = one.load(fresh, file)
-  want = one.module.apply({'params': one.merge(frozen, trained)}, IDS)
-  got = one.module.apply(
-      {'params': one.merge(frozen, one.split(again)[0])}, IDS
+  logits = jax.jit(
+      lambda trained: one.module.apply(
+          {'params': one.merge(frozen, trained)}, IDS
+      )
   )
+  want, got = logits(trained), logits(one.split(again)[0])
   np.testing.assert_array_equal(got, want)
 
 

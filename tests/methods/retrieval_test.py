@@ -45,7 +45,7 @@ def index(x, valid, steps=300):
   module = retrieval.IndexedExpert(rank=RANK, site=ENCODER)
   tokens = tokens_lib.Tokens(valid=jnp.asarray(valid))
   outputs = jnp.zeros((*x.shape[:2], OUT))
-  frozen = module.init(jax.random.key(0), x, outputs, tokens)['params']
+  frozen = jax.jit(module.init)(jax.random.key(0), x, outputs, tokens)['params']
   frozen.pop('centroid')
 
   def loss(centroid):
@@ -89,7 +89,9 @@ def test_what_is_learned_is_the_mean_embedding_and_leads_home():
     x, valid = examples(direction, rng)  # Others than it has learned from.
     tokens = tokens_lib.Tokens(valid=jnp.asarray(valid))
     outputs = jnp.zeros((*x.shape[:2], OUT))
-    params = module.init(jax.random.key(1), x, outputs, tokens)['params']
+    params = jax.jit(module.init)(
+        jax.random.key(1), x, outputs, tokens
+    )['params']
     params['router'] = {'centroids': jnp.asarray(centroids)}
     _, state = module.apply(
         {'params': params}, x, outputs, tokens, mutable=['routing']
@@ -104,7 +106,7 @@ def learned(site, x, tokens):
   """What a centroid of zero is drawn to, the mean embedding of a batch."""
   module = retrieval.IndexedExpert(rank=RANK, site=site)
   outputs = jnp.zeros((*x.shape[:2], OUT))
-  params = module.init(jax.random.key(0), x, outputs, tokens)['params']
+  params = jax.jit(module.init)(jax.random.key(0), x, outputs, tokens)['params']
 
   def loss(centroid):
     _, state = module.apply(
