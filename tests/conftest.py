@@ -89,7 +89,8 @@ def _one_mlir_context():
   """The programs of a module are written in one context of MLIR.
 
   JAX makes one for each program, and keeps it. Most programs here are of one
-  operation: the context is a quarter of their time, and 2 MB of 2.3.
+  operation: the context is a quarter of their time, and nearly all of the 2 MB
+  that each takes.
   """
   if 'jax' not in sys.modules:
     yield

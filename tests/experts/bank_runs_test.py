@@ -69,9 +69,26 @@ def make_base(folder, seed):
   return str(bases.save_base(jax.device_get(setup.trainable), folder).parent)
 
 
+@pytest.fixture(scope='module')
+def base(tmp_path_factory):
+  return make_base(tmp_path_factory.mktemp('base') / 'base', 0)
+
+
+@pytest.fixture(scope='module')
+def alone(base, tmp_path_factory):
+  """A folder with a run `lora` and a bank `alone`, of nothing else."""
+  folder = tmp_path_factory.mktemp('alone')
+  train(folder / 'lora', 'lora', RANK=2, INITIAL_CHECKPOINT_PATH=base, **FEW)
+  bank.build([str(folder / 'lora')], base, folder / 'alone')
+  record = folder / 'alone' / bank_file.FILE
+  record.write_text(record.read_text().replace(
+      '"licence": ""', '"licence": "mit"'
+  ))
+  return folder
+
+
 @pytest.mark.slow
-def test_runs_become_a_bank_and_only_its_router_learns(tmp_path):
-  base = make_base(tmp_path / 'base', 0)
+def test_runs_become_a_bank_and_only_its_router_learns(base, tmp_path):
   runs = {'one': ('past_tense', 3), 'two': ('lemma', 2)}
   trained = {
       name: train(
@@ -122,17 +139,10 @@ def test_runs_become_a_bank_and_only_its_router_learns(tmp_path):
     'method, one, columns',
     [('phatgoose', 'gate', 'gates'), ('retrieval', 'centroid', 'centroids')],
 )
-def test_columns_are_trained_apart_and_compete(tmp_path, method, one, columns):
-  base = make_base(tmp_path / 'base', 0)
-  train(tmp_path / 'lora', 'lora', RANK=2, INITIAL_CHECKPOINT_PATH=base, **FEW)
-  bank.build([str(tmp_path / 'lora')], base, tmp_path / 'alone')
-  record = tmp_path / 'alone' / bank_file.FILE
-  record.write_text(record.read_text().replace(
-      '"licence": ""', '"licence": "mit"'
-  ))
-  trained = train(
-      tmp_path / 'gate', method, tmp_path / 'alone' / bank.GIN_FILE
-  )
+def test_columns_are_trained_apart_and_compete(
+    base, alone, tmp_path, method, one, columns
+):
+  trained = train(tmp_path / 'gate', method, alone / 'alone' / bank.GIN_FILE)
   folder, routed = tmp_path / 'bank', f'bank_{method}'
   made = bank.build(
       [f'one={tmp_path}/gate', f'two={tmp_path}/gate'], base, folder
@@ -150,7 +160,7 @@ def test_columns_are_trained_apart_and_compete(tmp_path, method, one, columns):
     for index in range(3):
       np.testing.assert_array_equal(params[path][:, index], column)
   # One expert without a column, and the bank has none.
-  bank.add(folder, [f'four={tmp_path}/lora'])
+  bank.add(folder, [f'four={alone}/lora'])
   for steps in (0, 2):  # With zeros they could not begin to learn.
     load(tmp_path / 'x', routed, folder / bank.GIN_FILE, TRAIN_STEPS=steps)
     with refusals.refused('INITIAL_CHECKPOINT_PATH', f'router/{columns}'):
@@ -218,8 +228,7 @@ def router_inputs(folder):
 
 
 @pytest.mark.slow
-def test_experts_that_do_not_train_must_come_with_the_base(tmp_path):
-  base = make_base(tmp_path / 'base', 0)
+def test_experts_that_do_not_train_must_come_with_the_base(base, tmp_path):
   load(tmp_path / 'x', 'bank', INITIAL_CHECKPOINT_PATH=base)
   with refusals.refused('INITIAL_CHECKPOINT_PATH', 'lora_b', 'bank build'):
     experiment_lib.prepare(run.build())
