@@ -9,6 +9,7 @@ from moe_peft import gin_files
 from tests import refusals
 
 pytest.importorskip('t5x')
+pytest.importorskip('moe_peft.t5x.gin_check')  # Its hooks.
 settings = pytest.importorskip('moe_peft.t5x.settings')
 planning = pytest.importorskip('moe_peft.t5x.planning')
 pytestmark = [pytest.mark.t5x, pytest.mark.slow]
