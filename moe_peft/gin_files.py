@@ -243,6 +243,12 @@ def explained(error: Exception, where: str = '') -> errors.UserError:
     return errors.UserError(
         'It includes itself, or a value is nested too deeply.', where
     )
+  spec = getattr(sys.modules['__main__'], '__spec__', None)
+  # Gin looks for it where a file has `import __main__`, as those of T5X have.
+  if isinstance(error, KeyError) and spec and error.args == (spec.name,):
+    return errors.UserError(
+        'It is a gin file of T5X.', where, 'Run it with python -m t5x.train.'
+    )
   # Gin shows the line and points at the place, and quotes a flag as a file.
   message = re.sub(r'\n  In bindings string.*', '', str(error), flags=re.S)
   message = re.sub(r'malformed node or string[^>]*>\s*', '', message)

@@ -93,6 +93,11 @@ class _Names:
     if statement.is_from and module == '__gin__.dynamic_registration':
       self._dynamic = True
       return
+    if module == '__main__':
+      raise errors.UserError(
+          'It is of a run of T5X.', self._file,
+          'Read that run with python -m t5x.eval or t5x.infer.',
+      )
     package = module.partition('.')[0]
     if package not in PACKAGES:
       raise self.refusal(f'imports {module}', statement.location.line_num)

@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of gin loading and its errors."""
 
+import sys
+import types
+
 import gin
 import pytest
 
@@ -118,3 +121,11 @@ def test_tensorflow_leaves_gpus_to_jax(monkeypatch):
   )
   gin_files.import_tensorflow()
   assert hidden == [([], 'GPU')]
+
+
+def test_gin_files_of_t5x_are_told(monkeypatch):
+  """Gin looks for the module of `import __main__` by its name."""
+  spec = types.SimpleNamespace(name='moe_peft.train')
+  monkeypatch.setattr(sys.modules['__main__'], '__spec__', spec)
+  said = gin_files.explained(KeyError('moe_peft.train'), 'leaf.gin')
+  assert said.where == 'leaf.gin' and 't5x.train' in said.remedy

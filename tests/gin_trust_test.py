@@ -178,3 +178,12 @@ def test_modules_on_the_list_offer_nothing_of_others():
       if inspect.isroutine(value) or inspect.isclass(value):
         root = (value.__module__ or '').partition('.')[0]
         assert name.startswith('_') or root in known, (module, name)
+
+
+def test_a_run_of_t5x_is_told():
+  text = (
+      'from __gin__ import dynamic_registration\n'
+      'import __main__ as train_script\n'
+  )
+  with refusals.refused('run/config.gin', 'T5X', 't5x.eval'):
+    gin_trust.check(text, 'run/config.gin')

@@ -17,6 +17,7 @@ from typing import IO
 from moe_peft import errors
 
 FILE = 'train.lock'
+_OF_T5X = 'model-info.txt'  # Which each of its runs writes.
 
 
 def take(folder: Path) -> IO[str]:
@@ -26,8 +27,15 @@ def take(folder: Path) -> IO[str]:
     An open file; closing it frees the folder.
 
   Raises:
-    errors.UserError: If another process has it, or it cannot be written.
+    errors.UserError: If another process has it, if it cannot be written, or if
+      it holds a run of T5X.
   """
+  if (folder / _OF_T5X).exists():
+    raise errors.UserError(
+        f'{folder} holds a run of T5X.',
+        where='MODEL_DIR',
+        remedy='Go on with python -m t5x.train, or choose another folder.',
+    )
   try:
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / FILE).open('a+', encoding='utf-8')

@@ -42,3 +42,10 @@ def test_a_folder_that_cannot_be_written(tmp_path):
   (tmp_path / 'file').write_text('')
   with refusals.refused('MODEL_DIR', tmp_path / 'file'):
     run_lock.take(tmp_path / 'file' / 'run')
+
+
+def test_the_folder_of_a_run_of_t5x_is_not_ours(tmp_path):
+  (tmp_path / 'model-info.txt').touch()
+  with refusals.refused('MODEL_DIR', 'T5X', 't5x.train'):
+    run_lock.take(tmp_path)
+  assert not (tmp_path / run_lock.FILE).exists()
