@@ -159,7 +159,7 @@ def first_match(
     errors.UserError: If no rule matches.
   """
   for index, (regex, _) in enumerate(rules):
-    if re.fullmatch(regex, path):
+    if matcher(regex)(path):
       return index, regex
   raise errors.UserError(
       f'No rule matches the parameter {path}.',

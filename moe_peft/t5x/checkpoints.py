@@ -10,7 +10,6 @@ the latter, for `use_orbax = False`, and writes with Orbax all the same.
 """
 
 from collections.abc import Mapping, Sequence
-import re
 import tempfile
 from typing import Any
 
@@ -76,7 +75,7 @@ class AdapterCheckpointer:
     self._keep = keep
     self._restore_dtype = restore_dtype
     self._base_path = base_path
-    self._regex = re.compile(trainable_regex)
+    self._trains = trainable.matcher(trainable_regex)
     self._saved_identity: dict[str, Any] | None = None
     self._task, self._allow_changed = mixture_or_task_name, allow_changed_data
 
@@ -282,7 +281,7 @@ class AdapterCheckpointer:
 
   def _trained(self, state: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a state dictionary that is saved."""
-    keep = lambda path: not path.startswith('target/') or self._regex.fullmatch(
+    keep = lambda path: not path.startswith('target/') or self._trains(
         path.removeprefix('target/')
     )
     # T5X's MultiOptimizer has None in the place of a state.
@@ -295,7 +294,7 @@ class AdapterCheckpointer:
   def _frozen(self, params: Mapping[str, Any]) -> dict[str, Any]:
     """The flat parameters of the base."""
     flat = trainable.flatten(params)
-    return {k: v for k, v in flat.items() if not self._regex.fullmatch(k)}
+    return {k: v for k, v in flat.items() if not self._trains(k)}
 
   def _laid_out(self) -> dict[str, Any]:
     """Shapes of the whole train state, with their shardings."""

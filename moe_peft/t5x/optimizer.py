@@ -10,7 +10,6 @@ Adafactor goes into `AdapterMultiOptimizer`, with `trainable_filter` and
 """
 
 from collections.abc import Callable, Mapping, Sequence
-import re
 from typing import Any
 
 import jax
@@ -46,7 +45,7 @@ class AdapterOptimizer(optimizers.OptaxWrapper):
       updates: The same.
     """
     self._rules = tuple(rules)
-    self._trains = re.compile(trainable_regex).fullmatch
+    self._trains = trainable.matcher(trainable_regex)
     self._trainable_regex = trainable_regex
     # The labels become parts of paths in checkpoints: no slashes.
     transforms = {f'rule_{i}': rule[1] for i, rule in enumerate(self._rules)}
@@ -193,9 +192,9 @@ def trainable_filter(
   Args:
     trainable_regex: A parameter is chosen where the whole path matches.
   """
-  matches = re.compile(trainable_regex).fullmatch
+  matches = trainable.matcher(trainable_regex)
   # Flax's paths begin with a slash.
-  return lambda path, _: matches(path.removeprefix('/')) is not None
+  return lambda path, _: matches(path.removeprefix('/'))
 
 
 def adapter_factor_rules() -> Mapping[str, adafactor.FactorDim]:

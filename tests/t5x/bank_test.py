@@ -9,6 +9,7 @@ import sys
 import gin
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from moe_peft.cli import flags
@@ -47,6 +48,7 @@ def test_only_the_router_learns(tmp_path, method, fresh):
   values = {
       **tiny.SIZES, **more, 'MODEL_DIR': str(tmp_path / 'unused'),
       'INITIAL_CHECKPOINT_PATH': str(base), 'TRAIN_STEPS': 2,
+      'CHECKPOINT_PERIOD': 1,
   }
   file = tmp_path / 'leaf.gin'
   given = [f'--gin.{name}={value!r}' for name, value in values.items()]
@@ -72,3 +74,13 @@ def test_only_the_router_learns(tmp_path, method, fresh):
     np.testing.assert_array_equal(after[path], array, err_msg=path)
   routers = after.keys() - params.keys()
   assert routers and all('/router/' in f'/{path}' for path in routers)
+  with ocp.PyTreeCheckpointer() as reader:
+    saved = [
+        reader.restore(tmp_path / f't5x/checkpoint_{step}/state')
+        for step in (1, 2)
+    ]
+  first, last = (trainable.flatten(x['target']) for x in saved)
+  assert routers <= first.keys()
+  for path in routers:
+    assert (first[path] != last[path]).any(), path
+    np.testing.assert_array_equal(after[path], last[path], err_msg=path)
