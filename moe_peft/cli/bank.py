@@ -127,9 +127,14 @@ def _remove(args: argparse.Namespace) -> None:
 
 def _report(folder: Path, made) -> None:
   from moe_peft.experts import bank
+  from moe_peft.experts import bank_gin
 
-  prepared = bank.routers(folder, made)
-  if len(made.experts) == 1:
+  prepared, last = bank.routers(folder, made), bank_gin.FILE
+  if made.classifier:
+    what = f'{len(made.experts)} experts and a classifier'
+    method, last = bank_gin.XLORA_METHOD, bank_gin.XLORA_FILE
+    aim = 'score it (TRAIN_STEPS = 0) or train it on'
+  elif len(made.experts) == 1:
     what, method = 'one expert', 'phatgoose.gin (or retrieval.gin)'
     aim = 'train what a router will ask of it'
   elif prepared:
@@ -141,7 +146,7 @@ def _report(folder: Path, made) -> None:
   print(
       f'{folder}: {what} of rank {made.rank}; {aim} with a model file, '
       f'--gin_file=gin/methods/{method}, a run file and '
-      f'--gin_file={folder / "bank.gin"}, in this order'
+      f'--gin_file={folder / last}, in this order'
   )
 
 
@@ -150,6 +155,7 @@ def _show(args: argparse.Namespace) -> None:
   import rich.table
 
   from moe_peft.experts import bank
+  from moe_peft.experts import bank_gin
   from moe_peft.report import similarity
 
   made, params = bank.load(args.bank)
@@ -163,6 +169,12 @@ def _show(args: argparse.Namespace) -> None:
   console.print(table)
   for sentence in bank.lacking(args.bank, made):
     console.print(sentence)
+  if made.classifier:
+    console.print(
+        f'with the classifier of {made.classifier}: '
+        f'gin/methods/{bank_gin.XLORA_METHOD} reads it, and as the last gin '
+        f'file {args.bank / bank_gin.XLORA_FILE}'
+    )
   means = similarity.mean(params)
   console.print(similarity.table(made.names, means))
   if args.out:

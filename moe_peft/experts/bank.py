@@ -9,10 +9,8 @@ them and vLLM serves them.
 """
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,13 +21,15 @@ from moe_peft.experts import bank_base
 from moe_peft.experts import bank_card
 from moe_peft.experts import bank_experts
 from moe_peft.experts import bank_file
+from moe_peft.experts import bank_gin
 from moe_peft.experts import bank_peft
+from moe_peft.experts import bank_sources
 from moe_peft.hf import folders
 from moe_peft.hf import import_base
 from moe_peft.hf import lazy_arrays
+from moe_peft.hf import xlora_config
 from moe_peft.training import bases
 
-GIN_FILE = 'bank.gin'
 # Files of an imported base besides its parameters.
 _BASE_FILES = (
     *folders.TOKENIZER_FILES, folders.GENERATION_CONFIG, 'model.gin',
@@ -50,7 +50,7 @@ def build(
 
   Args:
     sources: `NAME=FOLDER`, or `FOLDER` alone: PEFT folders of LoRAs, folders of
-      them, and finished runs.
+      them, and finished runs; or one X-LoRA, whose classifier is kept.
     base_path: The base, as INITIAL_CHECKPOINT_PATH names it.
     out: Folder to write; appears when it is whole.
     unchecked: Whether PEFT folders may name another base.
@@ -61,9 +61,15 @@ def build(
     errors.UserError: For a source that is no LoRA, or not of this base, and
       for two of one name.
   """
+  xlora = bank_sources.xlora(sources)
   with atomic.new_folder(out, '--out', force) as folder:
-    base, experts = _read(sources, base_path, None, unchecked, trust)
-    return _write(folder, out, base, experts)
+    base, experts = bank_sources.read(
+        sources, base_path, None, unchecked, trust
+    )
+    if xlora is None:
+      return _write(folder, out, base, experts)
+    classifier = bank_sources.classifier(xlora, base, unchecked)
+    return _write(folder, out, base, experts, classifier, str(xlora))
 
 
 def add(
@@ -75,9 +81,11 @@ def add(
   The folder of before stays beside it as `NAME.old`.
   """
   known = bank_file.read(bank_dir)
+  _check_free(bank_dir, known)
+  bank_sources.xlora([str(bank_dir), *sources])  # None comes beside a bank.
   with atomic.new_folder(bank_dir, '--out', force=True) as folder:
     base = _base_of(bank_dir, known)
-    _, more = _read(sources, base.path, base, unchecked, trust)
+    _, more = bank_sources.read(sources, base.path, base, unchecked, trust)
     experts = [*_experts_of(bank_dir, known, base), *more]
     return _write(folder, bank_dir, base, experts)
 
@@ -89,6 +97,7 @@ def remove(bank_dir: Path, names: Sequence[str]) -> bank_file.Bank:
     errors.UserError: For a name that is none of an expert, and if none stays.
   """
   known = bank_file.read(bank_dir)
+  _check_free(bank_dir, known)
   for name in names:
     if name not in known.names:
       raise errors.UserError(
@@ -105,6 +114,17 @@ def remove(bank_dir: Path, names: Sequence[str]) -> bank_file.Bank:
     experts = _experts_of(bank_dir, known, base)
     experts = [x for x in experts if x.record.name not in names]
     return _write(folder, bank_dir, base, experts)
+
+
+def _check_free(bank_dir: Path, known: bank_file.Bank) -> None:
+  """Raises errors.UserError for a bank whose experts belong together."""
+  if known.classifier:
+    raise errors.UserError(
+        f'{bank_dir} has the classifier of an X-LoRA, which weighs these '
+        'experts and no others.', where=bank_dir,
+        remedy='Build another bank, without the classifier: python -m moe_peft '
+        f'bank build --from {bank_dir / bank_peft.FOLDER / known.names[0]} ...',
+    )
 
 
 def load(bank_dir: Path) -> tuple[bank_file.Bank, dict[str, np.ndarray]]:
@@ -135,67 +155,21 @@ def _experts_of(
   ]
 
 
-def _read(
-    sources: Sequence[str], base_path: str, base: bank_base.Base | None,
-    unchecked: bool, trust: bool,
-) -> tuple[bank_base.Base, list[bank_experts.Expert]]:
-  """Reads the sources in their order; the base is read with the first run."""
-  found = [x for source in sources for x in _named(source)]
-  runs: dict[str, Any] = {
-      name: bank_experts.of_run(name, folder, trust)
-      for name, folder in found if bank_experts.is_run(folder)
-  }
-  if base is None:
-    config = next((config for _, config, _ in runs.values()), None)
-    base = bank_base.read(base_path, config)
-  experts = []
-  for name, folder in found:
-    if name in runs:
-      expert, _, identity = runs[name]
-      base.check_run(folder, identity)
-    else:
-      expert = _of_folder(name, folder, base, unchecked)
-    experts.append(expert)
-  return base, experts
-
-
-def _of_folder(
-    name: str, folder: Path, base: bank_base.Base, unchecked: bool
-) -> bank_experts.Expert:
-  """A PEFT folder; one of a bank keeps what the bank knows of it."""
-  expert = bank_experts.of_peft(name, folder, base, unchecked)
-  if folder.parent.name != bank_peft.FOLDER:
-    return expert
-  other = bank_file.find(folder.parent.parent)
-  known = {x.name: x for x in other.experts} if other else {}
-  if folder.name not in known:
-    return expert
-  record = dataclasses.replace(known[folder.name], name=name)
-  if other.base != base.identity:  # Its fingerprint was that of another base.
-    record = dataclasses.replace(record, checked=expert.record.checked)
-  return bank_experts.with_record(expert, record)
-
-
-def _named(source: str) -> list[tuple[str, Path]]:
-  """The experts that one --from names: one folder, or those inside of it."""
-  name, equals, text = source.partition('=')
-  if not equals or '/' in name:
-    name, text = '', source
-  folder = Path(text).expanduser()
-  if not folder.is_dir():
-    raise errors.UserError(f'{folder} is no folder.', where='--from')
-  found = bank_peft.experts_in(folder)
-  if found is not None:
-    return found
-  name = name or folder.absolute().name
-  return [(name, folder)]
-
-
 def _write(
     folder: Path, out: Path, base: bank_base.Base,
     experts: Sequence[bank_experts.Expert],
+    classifier: xlora_config.Classifier | None = None, source: str = '',
 ) -> bank_file.Bank:
-  """Writes a bank into a folder that will be `out`."""
+  """Writes a bank into a folder that will be `out`.
+
+  Args:
+    folder: Where to write.
+    out: What it will be.
+    base: The base.
+    experts: The experts.
+    classifier: What weighs them, if they are those of an X-LoRA.
+    source: Where the classifier was read.
+  """
   _check_names([expert.record.name for expert in experts])
   rank = max(expert.rank for expert in experts)
   layers = bank_arrays.layers_of(experts, base)
@@ -204,12 +178,13 @@ def _write(
       experts=tuple(expert.record for expert in experts),
       base=base.identity, base_model=base.name, config=base.hf_config,
       layout=base.layout, rank=rank,
+      classifier=source,
   )
   for expert, pair in zip(experts, pairs, strict=True):
     bank_peft.write(folder, expert, pair, base)
   if base.network.task_type == 'CAUSAL_LM':  # X-LoRA knows no other models.
     bank_peft.write_xlora(
-        folder, out.expanduser().absolute(), bank.names, base
+        folder, out.expanduser().absolute(), bank.names, base, classifier
     )
   bank.write(folder)
   bank_card.write(folder, bank)
@@ -221,7 +196,10 @@ def _write(
       for name, x in base.params.items()
   } | {
       name: lazy_arrays.of(x)
-      for name, x in bank_arrays.params(experts, pairs, base).items()
+      for name, x in (
+          bank_arrays.params(experts, pairs, base)
+          | bank_arrays.classifier(classifier)
+      ).items()
   }
   path = out.expanduser().absolute()
   if bases.t5x_checkpoint(base.path) is not None:  # T5X reads it too.
@@ -229,8 +207,8 @@ def _write(
     path /= Path(bases.T5X_BASE).parent
   else:
     lazy_arrays.write_safetensors(folder / bases.BASE_FILE, arrays)
-  text = _gin(bank, bank_arrays.sites(layers, base), path)
-  (folder / GIN_FILE).write_text(text, 'utf-8')
+  sites = bank_arrays.sites(layers, base)
+  bank_gin.write(folder, bank, sites, path, classifier)
   return bank
 
 
@@ -247,20 +225,6 @@ def _check_names(names: Sequence[str]) -> None:
           f'Two experts have the name {name}.', where='--from',
           remedy='Give them others: --from NAME=FOLDER.',
       )
-
-
-def _gin(bank: bank_file.Bank, sites: str, path: Path) -> str:
-  """A gin file to be given after the run file."""
-  return '\n'.join([
-      '# Written by `python -m moe_peft bank`. Give it as the last gin file,',
-      '# after a model, one of gin/methods/bank*.gin and a run file.',
-      f'SITES = {sites!r}',
-      f'NUM_EXPERTS = {len(bank.experts)}',
-      f'RANK = {bank.rank}',
-      f'ALPHA = {float(bank.rank)}',
-      f'INITIAL_CHECKPOINT_PATH = {str(path)!r}',
-      '',
-  ])
 
 
 def columns(bank_dir: Path, bank: bank_file.Bank) -> dict[str, list[str]]:

@@ -12,6 +12,7 @@ from moe_peft.core import sites as core_sites
 from moe_peft.experts import bank_base
 from moe_peft.experts import bank_experts
 from moe_peft.hf import import_experts
+from moe_peft.hf import xlora_config
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -86,6 +87,20 @@ def params(
   if base.config.scan_layers:
     return import_experts.stack_layers(found, base.config)
   return found
+
+
+def classifier(
+    given: xlora_config.Classifier | None
+) -> dict[str, np.ndarray]:
+  """The parameters of `methods.xlora.Classifier`; none of None."""
+  if given is None:
+    return {}
+  names = [f'hidden_{index}' for index in range(len(given.matrices) - 1)]
+  return {
+      f'{core_sites.ADAPTER_SCOPE}/{name}/{parameter}': array
+      for name, pair in zip([*names, 'router'], given.matrices, strict=True)
+      for parameter, array in zip(('kernel', 'bias'), pair, strict=True)
+  }
 
 
 def flat(

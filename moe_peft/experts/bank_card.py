@@ -37,7 +37,12 @@ def write(folder: Path, bank: bank_file.Bank) -> None:
       names=json.dumps(bank.names), k=min(3, len(bank.experts)),
   )
   xlora = ''
-  if (folder / 'xlora').is_dir():
+  if bank.classifier:
+    xlora = (
+        'and `xlora/` is the X-LoRA whose classifier came with them '
+        '(`use_cache` must be False; for moe_peft `xlora.gin`). '
+    )
+  elif (folder / 'xlora').is_dir():
     xlora = (
         'and trains an X-LoRA from `xlora/`, which begins as their average '
         '(`use_cache` must be False). '

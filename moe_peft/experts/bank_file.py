@@ -56,6 +56,8 @@ class Bank:
     config: The base's `config.json`.
     layout: Layout of its parameters.
     rank: Rank of the experts, those of a lower one filled with zeros.
+    classifier: Where the X-LoRA was read whose experts these are and whose
+      classifier is kept; '' for none.
   """
 
   experts: Sequence[Record]
@@ -64,6 +66,7 @@ class Bank:
   config: Mapping[str, Any]
   layout: str
   rank: int
+  classifier: str = ''
 
   @property
   def names(self) -> list[str]:
@@ -112,4 +115,5 @@ def read(folder: Path) -> Bank:
       config=fields.get('config', dict),
       layout=fields.get('layout', str),
       rank=fields.get('rank', int),
+      classifier=fields.get('classifier', str, ''),
   )

@@ -5,13 +5,13 @@
 Arrow has no folder of its own: it is the experts' folders and a call of
 `create_arrow_model`. X-LoRA's classifier reads the last hidden state of the
 base; no router of a bank does, but one that is constant is a classifier of
-zeros. So `xlora/` is the uniform average, from which PEFT may train.
+zeros. So `xlora/` is the uniform average, from which PEFT may train, or what
+the classifier makes that came with the experts.
 """
 
 from collections.abc import Mapping
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from moe_peft.hf import folders
 from moe_peft.hf import lazy_arrays
 from moe_peft.hf import peft_format
 from moe_peft.hf import sites as sites_lib
+from moe_peft.hf import xlora_config
 from moe_peft.hf import xlora_format
 
 FOLDER = 'experts'
@@ -71,22 +72,26 @@ def write(
 
 
 def write_xlora(
-    folder: Path, bank_dir: Path, names: list[str], base: bank_base.Base
+    folder: Path, bank_dir: Path, names: list[str], base: bank_base.Base,
+    classifier: xlora_config.Classifier | None,
 ) -> None:
-  """Writes `xlora/`, an X-LoRA that begins as the average of the experts.
+  """Writes `xlora/`, the X-LoRA of a bank.
 
   Args:
     folder: The bank.
     bank_dir: Where it will lie.
     names: Names of the experts.
     base: The base.
+    classifier: What weighs the experts; None: it begins as their average.
   """
   target = folder / 'xlora'
   target.mkdir()
-  zeros = np.zeros((base.config.emb_dim, len(names)), np.float32)
+  if classifier is None:
+    zeros = np.zeros((base.config.emb_dim, len(names)), np.float32)
+    classifier = xlora_config.Classifier([(zeros, zeros[0])])
   xlora_format.write(
       target, base.name, [bank_dir / FOLDER / name for name in names],
-      [(zeros, zeros[0])],
+      classifier,
   )
 
 
@@ -104,9 +109,7 @@ def experts_in(folder: Path) -> list[tuple[str, Path]] | None:
   """
   file = folder / folders.ADAPTER_CONFIG
   if file.is_file():
-    fields = folders.read_json(file)
-    kind = fields.get('peft_type')
-    return _of_xlora(file, fields) if kind == 'XLORA' else None
+    return _of_xlora(file) if is_xlora(folder) else None
   if bank_experts.is_run(folder):
     return None
   inside = folder / FOLDER if (folder / FOLDER).is_dir() else folder
@@ -124,6 +127,14 @@ def experts_in(folder: Path) -> list[tuple[str, Path]] | None:
   return found
 
 
+def is_xlora(folder: Path) -> bool:
+  """Whether a folder is a PEFT folder of an X-LoRA."""
+  file = folder / folders.ADAPTER_CONFIG
+  if not file.is_file():
+    return False
+  return folders.read_json(file).get('peft_type') == xlora_config.KIND
+
+
 def _is_router(file: Path) -> bool:
   """Whether this is what PEFT saves of a router beside its experts.
 
@@ -131,16 +142,14 @@ def _is_router(file: Path) -> bool:
   """
   fields = folders.read_json(file)
   return (
-      fields.get('peft_type') == 'XLORA'
+      fields.get('peft_type') == xlora_config.KIND
       or fields.get('arrow_config') is not None
   )
 
 
-def _of_xlora(
-    file: Path, fields: Mapping[str, Any]
-) -> list[tuple[str, Path]]:
-  """The experts of an X-LoRA; its classifier is left out."""
-  adapters = fields.get('adapters')
+def _of_xlora(file: Path) -> list[tuple[str, Path]]:
+  """The experts of an X-LoRA; they may have moved together with it."""
+  adapters = folders.read_json(file).get('adapters')
   if not isinstance(adapters, dict) or not all(
       isinstance(x, str) for x in adapters.values()
   ):
@@ -150,15 +159,17 @@ def _of_xlora(
   found = []
   for path in adapters.values():
     folder = next(
-        (x for x in (Path(path), file.parent / path)
-         if (x / folders.ADAPTER_CONFIG).is_file()), None
+        (x for x in (
+            Path(path), file.parent / path, file.parent / Path(path).name
+        ) if (x / folders.ADAPTER_CONFIG).is_file()), None
     )
     if folder is None:
       raise errors.UserError(
           f'{file} names the expert {json.dumps(path)[:200]}, which is no '
           'folder here.',
           where=file,
-          remedy='Fetch the experts, and give them with --from one by one.',
+          remedy='Fetch the experts, and write their folders into the file. '
+          'Or give them with --from one by one, without the classifier.',
       )
     found.append((folder.name, folder))
   return found

@@ -24,6 +24,7 @@ from moe_peft.hf import peft_format
 from moe_peft.hf import sites as sites_lib
 from moe_peft.hf import tokenizer
 from moe_peft.hf import trained as trained_lib
+from moe_peft.hf import xlora_config
 from moe_peft.hf import xlora_format
 
 MODEL_FILE = 'modeling_moe_peft.py'
@@ -148,14 +149,14 @@ def _write_peft(job: Job) -> None:
 
 
 def _write_xlora(job: Job) -> None:
-  options = xlora_format.of_run(job.trained, job.sites)
+  classifier = xlora_format.of_run(job.trained, job.sites)
   base_model = _base_for_adapter(job)
   names = _write_each_expert(job, base_model)
   out = job.out.expanduser().absolute()
   xlora_format.write(
-      job.folder, base_model, [out / name for name in names], **options
+      job.folder, base_model, [out / name for name in names], classifier
   )
-  _write_card(job, xlora_format.KIND, [_write_fixture(job), _XLORA])
+  _write_card(job, xlora_config.KIND, [_write_fixture(job), _XLORA])
 
 
 def _write_each_expert(job: Job, base_model: str) -> list[str]:

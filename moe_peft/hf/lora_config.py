@@ -7,7 +7,7 @@ computes, or empty; anything else is refused by name. The fields are those of
 peft 0.21 (`tuners/lora/config.py`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import dataclasses
 import math
 from pathlib import Path
@@ -180,11 +180,11 @@ def read(folder: Path) -> LoraConfig:
   _check_fields(file, config)
   return LoraConfig(
       file,
-      _integer(file, 'r', config.get('r', 8)),
-      _number(file, 'lora_alpha', config.get('lora_alpha', 8)),
+      integer(file, 'r', config.get('r', 8)),
+      number(file, 'lora_alpha', config.get('lora_alpha', 8)),
       bool(config.get('use_rslora')),
-      _patterns(file, 'rank_pattern', config, _integer),
-      _patterns(file, 'alpha_pattern', config, _number),
+      _patterns(file, 'rank_pattern', config, integer),
+      _patterns(file, 'alpha_pattern', config, number),
   )
 
 
@@ -214,15 +214,26 @@ def _check_fields(file: Path, config: Mapping[str, Any]) -> None:
         and not all(isinstance(x, str) for x in modules)
     ):
       raise refused(file, field, modules, 'must be text or a list of texts')
-  for field in config.keys() - _READ - _NO_MATTER:
+  check_others(
+      file, config, _READ | _NO_MATTER, 'experts have no such thing',
+      'Train the LoRA without it.',
+  )
+
+
+def check_others(
+    file: Path, config: Mapping[str, Any], known: Collection[str], why: str,
+    remedy: str,
+) -> None:
+  """Raises errors.UserError for a field that is not known and not empty."""
+  for field in config.keys() - known:
     if config[field] not in (None, False, '', [], {}):
       raise refused(
-          file, reprlib.repr(field).strip("'"), config[field],
-          'experts have no such thing', 'Train the LoRA without it.',
+          file, reprlib.repr(field).strip("'"), config[field], why, remedy
       )
 
 
-def _integer(file: Path, field: str, value: Any) -> int:
+def integer(file: Path, field: str, value: Any) -> int:
+  """A whole number, checked; errors as of `refused`."""
   if type(value) is not int or not 1 <= value <= _MAX_RANK:
     raise refused(
         file, field, value, f'must be a whole number from 1 to {_MAX_RANK}'
@@ -230,7 +241,8 @@ def _integer(file: Path, field: str, value: Any) -> int:
   return value
 
 
-def _number(file: Path, field: str, value: Any) -> float:
+def number(file: Path, field: str, value: Any) -> float:
+  """A number above zero, checked; errors as of `refused`."""
   if type(value) not in (int, float) or not 0 < value <= _MAX_ALPHA:
     raise refused(
         file, field, value,

@@ -17,6 +17,7 @@ from moe_peft.hf import fixture
 from moe_peft.hf import folders
 from moe_peft.hf import lora_config
 from moe_peft.hf import networks
+from moe_peft.hf import xlora_config
 from moe_peft.hf import xlora_format
 
 # The largest difference that passes, in units of the largest logit.
@@ -152,7 +153,7 @@ def load(
   auto = 'AutoModelForCausalLM' if decoder else 'AutoModelForSeq2SeqLM'
   model = _from_pretrained(getattr(transformers, auto), name, **options)
   options = {}
-  if config.get('peft_type') == xlora_format.KIND:
+  if config.get('peft_type') == xlora_config.KIND:
     model.config.use_cache = False
     options['config'] = xlora_format.config_of(folder, config)
   try:

@@ -15,9 +15,9 @@ from moe_peft.hf import lazy_arrays
 from moe_peft.hf import lora_config
 from moe_peft.hf import sites as sites_lib
 from moe_peft.hf import trained as trained_lib
+from moe_peft.hf import xlora_config
 from moe_peft.methods import xlora
 
-KIND = 'XLORA'
 EXPERT = 'expert_{}'  # Folder of an expert.
 # The last hidden states of transformers, as our networks name them.
 _HIDDEN_STATES = 'decoder/decoder_norm'
@@ -27,9 +27,7 @@ def write(
     folder: Path,
     base_model: str,
     experts: Sequence[Path],
-    matrices: Sequence[tuple[np.ndarray, np.ndarray]],
-    dropout: float = 0.0,
-    **fields: Any,
+    classifier: xlora_config.Classifier,
 ) -> None:
   """Writes configuration and classifier.
 
@@ -37,28 +35,28 @@ def write(
     folder: Existing folder.
     base_model: Name or path of the base; may be empty.
     experts: Folders of the LoRAs, where they will lie.
-    matrices: Kernel [in, out] and bias [out] of each layer of the classifier.
-    dropout: Rate behind all but the last one. PEFT counts it as a layer.
-    **fields: Further fields of `XLoraConfig`.
+    classifier: The classifier.
   """
-  first, first_bias = matrices[0]
+  first, first_bias = classifier.matrices[0]
+  depth, dropout = len(classifier.matrices), classifier.dropout
   folders.write_json(folder / folders.ADAPTER_CONFIG, {
-      'peft_type': KIND,
+      'peft_type': xlora_config.KIND,
       'task_type': 'CAUSAL_LM',
       'base_model_name_or_path': base_model or None,
       'inference_mode': True,
       'hidden_size': len(first),
       'adapters': numbered(experts),
-      'xlora_depth': len(matrices),
+      'xlora_depth': depth,
       'xlora_size': len(first_bias),
       'xlora_dropout_p': dropout,
       'layerwise_scalings': False,
-      **fields,
+      'softmax_temperature': classifier.temperature,
+      'top_k_lora': classifier.num_selected,
+      'global_scaling_weight': classifier.scale,
   })
-  step = 3 if dropout else 2  # A matrix, ReLU, dropout.
   tensors = {}
-  for index, (kernel, bias) in enumerate(matrices):
-    scope = f'base_model.internal_xlora_classifier.layers.{index * step}'
+  scopes = xlora_config.scopes(depth, dropout)
+  for scope, (kernel, bias) in zip(scopes, classifier.matrices, strict=True):
     tensors[f'{scope}.weight'] = lazy_arrays.of(kernel.T)
     tensors[f'{scope}.bias'] = lazy_arrays.of(bias)
   lazy_arrays.write_safetensors(folder / folders.ADAPTER_WEIGHTS, tensors)
@@ -107,8 +105,8 @@ def is_one(sites: Sequence[sites_lib.AdaptedSite]) -> bool:
 
 def of_run(
     trained: trained_lib.Trained, sites: Sequence[sites_lib.AdaptedSite]
-) -> dict[str, Any]:
-  """The classifier of a run and its options, arguments of `write`.
+) -> xlora_config.Classifier:
+  """The classifier of a run.
 
   Args:
     trained: The run.
@@ -129,12 +127,10 @@ def of_run(
       for x in ('kernel', 'bias')
   )
   hidden = [get(f'hidden_{index}') for index in range(rule.depth - 1)]
-  return {
-      'matrices': [*hidden, get('router')],
-      'dropout': rule.dropout,
-      'softmax_temperature': router['temperature'],
-      'top_k_lora': None if all_of_them else selected,
-  }
+  return xlora_config.Classifier(
+      [*hidden, get('router')], rule.dropout, router['temperature'],
+      None if all_of_them else selected,
+  )
 
 
 def _check(

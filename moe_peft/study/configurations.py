@@ -8,7 +8,7 @@ import hashlib
 from pathlib import Path
 import shutil
 
-from moe_peft.experts import bank
+from moe_peft.experts import bank_gin
 from moe_peft.study import records
 from moe_peft.study import run_rows
 from moe_peft.study import tuning
@@ -183,7 +183,7 @@ class StudyRun:
       bindings.append('EVAL_MIXTURE_OR_TASK_NAME=None')
     files = [self.configuration.file, *options.gin_file]
     if self.bank is not None:
-      files.append(self.bank / bank.GIN_FILE)  # It is read last.
+      files.append(self.bank / bank_gin.FILE)  # It is read last.
     return [
         *(f'--gin_file={name}' for name in files),
         f'--gin_search_paths={options.gin_search_paths}',

@@ -17,10 +17,13 @@ from moe_peft.cli import hf as hf_command
 from moe_peft.cli import init
 from moe_peft.core import trainable
 from moe_peft.experts import bank
+from moe_peft.experts import bank_arrays
 from moe_peft.experts import bank_base
 from moe_peft.experts import bank_experts
 from moe_peft.experts import bank_file
+from moe_peft.experts import bank_gin
 from moe_peft.experts import bank_peft
+from moe_peft.hf import xlora_config
 from moe_peft.runs import results_file
 from moe_peft.runs import run_file
 from moe_peft.training import bases
@@ -110,7 +113,7 @@ def test_runs_become_a_bank_and_only_its_router_learns(base, tmp_path):
       ours = params[path][index] @ params[other][index]
       np.testing.assert_allclose(ours, want, atol=1e-6)
   # The router learns, the experts and the base do not.
-  after = train(tmp_path / 'router', 'bank', folder / bank.GIN_FILE)
+  after = train(tmp_path / 'router', 'bank', folder / bank_gin.FILE)
   stored = bases.read_arrays(folder)
   routers = [x for x in after if '/router/' in x]
   assert routers and stored.keys() == after.keys() - set(routers)
@@ -118,7 +121,7 @@ def test_runs_become_a_bank_and_only_its_router_learns(base, tmp_path):
     np.testing.assert_array_equal(array, after[path], err_msg=path)
   # Arrow has nothing to learn, and is a run all the same.
   train(
-      tmp_path / 'arrow', 'bank_arrow', folder / bank.GIN_FILE,
+      tmp_path / 'arrow', 'bank_arrow', folder / bank_gin.FILE,
       TRAIN_STEPS=0, WARMUP_STEPS=0, NUM_SELECTED_EXPERTS=2,
   )
   assert results_file.read(tmp_path / 'arrow') is not None
@@ -142,14 +145,14 @@ def test_runs_become_a_bank_and_only_its_router_learns(base, tmp_path):
 def test_columns_are_trained_apart_and_compete(
     base, alone, tmp_path, method, one, columns
 ):
-  trained = train(tmp_path / 'gate', method, alone / 'alone' / bank.GIN_FILE)
+  trained = train(tmp_path / 'gate', method, alone / 'alone' / bank_gin.FILE)
   folder, routed = tmp_path / 'bank', f'bank_{method}'
   made = bank.build(
       [f'one={tmp_path}/gate', f'two={tmp_path}/gate'], base, folder
   )
   assert {x.licence for x in made.experts} == {'mit'}  # Of the LoRA inside.
   bank.add(folder, [f'three={tmp_path}/gate'])  # They go through `add`.
-  load(tmp_path / 'x', routed, folder / bank.GIN_FILE, TRAIN_STEPS=0)
+  load(tmp_path / 'x', routed, folder / bank_gin.FILE, TRAIN_STEPS=0)
   setup = experiment_lib.prepare(run.build())
   params = {**setup.trainable, **setup.frozen}
   routers = [x for x in params if x.endswith(f'/router/{columns}')]
@@ -162,7 +165,7 @@ def test_columns_are_trained_apart_and_compete(
   # One expert without a column, and the bank has none.
   bank.add(folder, [f'four={alone}/lora'])
   for steps in (0, 2):  # With zeros they could not begin to learn.
-    load(tmp_path / 'x', routed, folder / bank.GIN_FILE, TRAIN_STEPS=steps)
+    load(tmp_path / 'x', routed, folder / bank_gin.FILE, TRAIN_STEPS=steps)
     with refusals.refused('INITIAL_CHECKPOINT_PATH', f'router/{columns}'):
       experiment_lib.prepare(run.build())
 
@@ -180,15 +183,15 @@ def test_commands_lead_from_a_decoder_to_a_router_over_its_loras(tmp_path):
   at = lambda name: str(tmp_path / name)
   hf_command.main(['import', str(hf), '--out', at('base')])
 
-  def trained(name, method, *more):
+  def trained(name, method, *more, steps=2):
     rows = [{'prompt': f'{name} {x}', 'completion': f'{x}'} for x in range(40)]
     (tmp_path / f'{name}.jsonl').write_text(
         ''.join(json.dumps(row) + '\n' for row in rows)
     )
     init.main(['--base', at('base'), '--data', at(f'{name}.jsonl'),
                '--method', method, '--out', at(f'{name}.gin')])
-    sizes = {'MODEL_DIR': at(f'run_{name}'), 'TRAIN_STEPS': 2,
-             'WARMUP_STEPS': 1, 'BATCH_SIZE': 8, 'NUM_MICROBATCHES': 1,
+    sizes = {'MODEL_DIR': at(f'run_{name}'), 'TRAIN_STEPS': steps,
+             'WARMUP_STEPS': steps // 2, 'BATCH_SIZE': 8, 'NUM_MICROBATCHES': 1,
              'EVAL_BATCH_SIZE': 8, 'EVAL_EXAMPLES': 2}
     assert not train_door.main(flags.rewrite_gin_args([
         f'--gin_file={at(f"{name}.gin")}', *more,
@@ -219,6 +222,16 @@ def test_commands_lead_from_a_decoder_to_a_router_over_its_loras(tmp_path):
   assert bank_peft.experts_in(tmp_path / 'xlora') == [
       (name, tmp_path / 'xlora' / name) for name in ('expert_0', 'expert_1')
   ]
+  # Read back, it has its classifier before any step.
+  bank_command.main(['build', '--base', at('base'), '--out', at('again'),
+                     '--from', at('xlora')])
+  trained('scored', 'bank_xlora', f'--gin_file={at("again/xlora.gin")}',
+          steps=0)
+  params = params_of(run.build())
+  arrays = xlora_config.read(tmp_path / 'xlora', config['hidden_size'])
+  for name, array in bank_arrays.classifier(arrays).items():
+    assert np.any(array)
+    np.testing.assert_array_equal(params[name], array)
 
 
 def router_inputs(folder):

@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small LoRAs of one base, and banks of them."""
 
+import ast
 import functools
-import json
 
 import numpy as np
 
-from moe_peft.experts import bank
 from moe_peft.experts import bank_arrays
+from moe_peft.experts import bank_gin
 from moe_peft.hf import formats
 from moe_peft.hf import import_base
 from moe_peft.hf import peft_format
@@ -75,15 +75,18 @@ def updates(family):
   }
 
 
+def macros(file):
+  """The values that a gin file of a bank gives."""
+  lines = [x for x in file.read_text().splitlines() if not x.startswith('#')]
+  return {
+      name: ast.literal_eval(value)
+      for name, value in (line.split(' = ', 1) for line in lines)
+  }
+
+
 def rules_of(folder, **router):
   """The rules that `bank.gin` describes."""
-  values = dict(
-      line.split(' = ', 1)
-      for line in (folder / bank.GIN_FILE).read_text().splitlines()
-      if ' = ' in line and not line.startswith('#')
-  )
-  values = {k: json.loads(v.replace("'", '"').replace('\\', '\\\\'))
-            for k, v in values.items()}
+  values = macros(folder / bank_gin.FILE)
   return (adapted.rule(
       values['SITES'], bank_method.Bank, router,
       num_experts=values['NUM_EXPERTS'], rank=values['RANK'],
@@ -94,7 +97,12 @@ def rules_of(folder, **router):
 def in_jax(folder, family, **router):
   """A `Trained` of a bank under a router that has no parameters."""
   config = adapted.FAMILIES[family]
-  trained = adapted.make(rules_of(folder, **router), config)
+  return read(folder, config, rules_of(folder, **router))
+
+
+def read(folder, config, rules):
+  """A `Trained` of some rules, of which the bank holds all parameters."""
+  trained = adapted.make(rules, config)
   params = bases.load_base(str(folder), trained.params)
   assert params.keys() == trained.params.keys()
   return trained_lib.Trained(

@@ -15,6 +15,7 @@ from moe_peft.hf import export
 from moe_peft.hf import fixture
 from moe_peft.hf import folders
 from moe_peft.hf import verify
+from moe_peft.hf import xlora_config
 from moe_peft.hf import xlora_format
 from moe_peft.methods import bank as bank_method
 from moe_peft.methods import xlora
@@ -36,8 +37,7 @@ def difference(torch, model, trained):
     found = model(
         **{k: torch.from_numpy(v).long() for k, v in arrays.items()}
     ).logits.numpy()
-  bare = {k: v for k, v in trained.params.items() if '/adapter/' not in k}
-  moved = want - fixture.logits(trained, bare, arrays)
+  moved = want - fixture.logits(trained, trained.base_params, arrays)
   assert np.abs(moved).max() > 0.01 * np.abs(want).max()
   return np.abs(found - want).max() / np.abs(want).max()
 
@@ -148,7 +148,8 @@ def test_xlora_is_that_of_peft(tmp_path, hf, family, options):
 @pytest.mark.parametrize(('dropout', 'last'), [(0.2, 3), (0.0, 2)])
 def test_a_classifier_counts_its_layers_as_peft_does(tmp_path, dropout, last):
   matrices = [(np.ones((4, 5)), np.ones(5)), (np.ones((5, 3)), np.ones(3))]
-  xlora_format.write(tmp_path, '', [tmp_path / 'a'], matrices, dropout)
+  classifier = xlora_config.Classifier(matrices, dropout)
+  xlora_format.write(tmp_path, '', [tmp_path / 'a'], classifier)
   arrays = tensor_files.TensorFiles([tmp_path / folders.ADAPTER_WEIGHTS])
   scope = 'base_model.internal_xlora_classifier.layers'
   assert {name: x.shape for name, x in arrays.items()} == {
