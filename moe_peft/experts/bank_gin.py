@@ -4,6 +4,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+import textwrap
 from typing import Any
 
 from moe_peft.experts import bank_file
@@ -35,9 +36,12 @@ def write(
       'SITES': sites, 'NUM_EXPERTS': len(bank.experts), 'RANK': bank.rank,
       'ALPHA': float(bank.rank), 'INITIAL_CHECKPOINT_PATH': str(path),
   }
-  _write(folder / FILE, 'one of gin/methods/bank*.gin', values)
+  methods = 'one of gin/methods/bank*.gin'
   if classifier is None:
+    _write(folder / FILE, methods, values)
     return
+  methods += f' but {XLORA_METHOD}, which has {XLORA_FILE},'
+  _write(folder / FILE, methods, values)
   _write(folder / XLORA_FILE, f'gin/methods/{XLORA_METHOD}', {
       **values,
       'ALPHA': bank.rank * classifier.scale,
@@ -55,7 +59,10 @@ def write(
 def _write(file: Path, method: str, values: Mapping[str, Any]) -> None:
   lines = [
       '# Written by `python -m moe_peft bank`. Give it as the last gin file,',
-      f'# after a model, {method} and a run file.',
+      *textwrap.wrap(
+          f'# after a model, {method} and a run file.', 80,
+          subsequent_indent='# ',
+      ),
       *(f'{name} = {value!r}' for name, value in values.items()),
   ]
   file.write_text('\n'.join([*lines, '']), 'utf-8')

@@ -11,6 +11,7 @@ the classifier makes that came with the experts.
 
 from collections.abc import Mapping
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -158,11 +159,10 @@ def _of_xlora(file: Path) -> list[tuple[str, Path]]:
     )
   found = []
   for path in adapters.values():
-    folder = next(
-        (x for x in (
-            Path(path), file.parent / path, file.parent / Path(path).name
-        ) if (x / folders.ADAPTER_CONFIG).is_file()), None
-    )
+    places = Path(path), file.parent / path, file.parent / Path(path).name
+    # A text that is too long for a path is none: Path.is_file would fail.
+    there = lambda x: os.path.isfile(x / folders.ADAPTER_CONFIG)
+    folder = next(filter(there, places), None)
     if folder is None:
       raise errors.UserError(
           f'{file} names the expert {json.dumps(path)[:200]}, which is no '

@@ -95,9 +95,10 @@ def test_xlora_begins_as_the_average(tmp_path, hf):
   assert [name for name, _ in again] == list(banks.LORAS)
   file = folder / 'xlora' / folders.ADAPTER_CONFIG
   fields = json.loads(file.read_text())
-  file.write_text(json.dumps({**fields, 'adapters': {'0': 'user/hub'}}))
-  with refusals.refused(file, 'user/hub'):
-    bank.build([str(folder / 'xlora')], base, tmp_path / 'other')
+  for name in ('user/hub', 'x' * 999):
+    file.write_text(json.dumps({**fields, 'adapters': {'0': name}}))
+    with refusals.refused(file, name[:100]):
+      bank.build([str(folder / 'xlora')], base, tmp_path / 'other')
 
 
 def xlora_run(family, layerwise=False, num_selected=2, **classifier):

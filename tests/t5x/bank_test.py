@@ -29,10 +29,15 @@ _FILES = 'gin/models/tiny_t5.gin', 'gin/methods/{}.gin', 'gin/runs/finetune.gin'
 @pytest.mark.t5x
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ('method', 'fresh'),
-    [('bank', 'router/(?!gates)'), ('bank_xlora', '(router|hidden_')],
+    ('method', 'fresh', 'given'),
+    [
+        ('bank', 'router/(?!gates)', False),
+        ('bank_xlora', '(router|hidden_', False),
+        # As in the xlora.gin of a bank that has a classifier.
+        ('bank_xlora', "FRESH_REGEX = 'state/.*'", True),
+    ],
 )
-def test_only_the_router_learns(tmp_path, method, fresh):
+def test_only_the_router_learns(tmp_path, method, fresh, given):
   if 't5x' not in sys.modules:
     pytest.skip('t5x is not on the path')
   more = {'SITES': '.*/(query|wo)'}
@@ -44,17 +49,24 @@ def test_only_the_router_learns(tmp_path, method, fresh):
       for path, x in {**setup.trainable, **setup.frozen}.items()
       if '/router/' not in path
   }
-  base = bases.write_t5x(params, tmp_path / 'base')
+  sizes = tiny.SIZES['t5.T5Config.emb_dim'], tiny.SIZES['NUM_EXPERTS']
+  classifier = {
+      'adapter/router/kernel': rng.normal(size=sizes).astype(np.float32),
+      'adapter/router/bias': rng.normal(size=sizes[1]).astype(np.float32),
+  } if given else {}
+  if given:
+    more['FRESH_REGEX'] = 'state/.*'
+  base = bases.write_t5x(params | classifier, tmp_path / 'base')
   values = {
       **tiny.SIZES, **more, 'MODEL_DIR': str(tmp_path / 'unused'),
       'INITIAL_CHECKPOINT_PATH': str(base), 'TRAIN_STEPS': 2,
       'CHECKPOINT_PERIOD': 1,
   }
   file = tmp_path / 'leaf.gin'
-  given = [f'--gin.{name}={value!r}' for name, value in values.items()]
+  flag_values = [f'--gin.{name}={value!r}' for name, value in values.items()]
   t5x_config.main(
       flags.rewrite_gin_args([
-          *(f'--gin_file={x.format(method)}' for x in _FILES), *given,
+          *(f'--gin_file={x.format(method)}' for x in _FILES), *flag_values,
           f'--out={file}',
       ])
   )
@@ -73,7 +85,8 @@ def test_only_the_router_learns(tmp_path, method, fresh):
   for path, array in params.items():
     np.testing.assert_array_equal(after[path], array, err_msg=path)
   routers = after.keys() - params.keys()
-  assert routers and all('/router/' in f'/{path}' for path in routers)
+  assert routers and routers >= classifier.keys()
+  assert all('/router/' in f'/{path}' for path in routers)
   with ocp.PyTreeCheckpointer() as reader:
     saved = [
         reader.restore(tmp_path / f't5x/checkpoint_{step}/state')
@@ -81,6 +94,8 @@ def test_only_the_router_learns(tmp_path, method, fresh):
     ]
   first, last = (trainable.flatten(x['target']) for x in saved)
   assert routers <= first.keys()
+  for path, array in classifier.items():  # One step is not far.
+    np.testing.assert_allclose(first[path], array, atol=0.05)
   for path in routers:
     assert (first[path] != last[path]).any(), path
     np.testing.assert_array_equal(after[path], last[path], err_msg=path)
