@@ -13,6 +13,7 @@ from moe_peft.experts import bank_base
 from moe_peft.experts import bank_experts
 from moe_peft.hf import import_experts
 from moe_peft.hf import xlora_config
+from moe_peft.methods import xlora
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -95,10 +96,10 @@ def classifier(
   """The parameters of `methods.xlora.Classifier`; none of None."""
   if given is None:
     return {}
-  names = [f'hidden_{index}' for index in range(len(given.matrices) - 1)]
+  scopes = xlora.scopes(len(given.matrices))
   return {
-      f'{core_sites.ADAPTER_SCOPE}/{name}/{parameter}': array
-      for name, pair in zip([*names, 'router'], given.matrices, strict=True)
+      f'{scope}/{parameter}': array
+      for scope, pair in zip(scopes, given.matrices, strict=True)
       for parameter, array in zip(('kernel', 'bias'), pair, strict=True)
   }
 

@@ -47,7 +47,8 @@ def write(
       'hidden_size': len(first),
       'adapters': numbered(experts),
       'xlora_depth': depth,
-      'xlora_size': len(first_bias),
+      # PEFT's default where no layer is hidden.
+      'xlora_size': len(first_bias) if depth > 1 else 2048,
       'xlora_dropout_p': dropout,
       'layerwise_scalings': False,
       'softmax_temperature': classifier.temperature,
@@ -115,27 +116,28 @@ def of_run(
   Raises:
     errors.UserError: If PEFT's X-LoRA computes something else.
   """
-  _check(trained, sites)
   rule = next(
       x for x in trained.module.rules if isinstance(x, xlora.TwoPasses)
   )
-  router = sites[0].spec['router']
-  selected = router['num_selected_experts']
-  all_of_them = selected >= sites[0].spec['num_experts']
-  get = lambda name: tuple(
-      np.asarray(trained.params[f'{core_sites.ADAPTER_SCOPE}/{name}/{x}'])
-      for x in ('kernel', 'bias')
-  )
-  hidden = [get(f'hidden_{index}') for index in range(rule.depth - 1)]
+  _check(trained, sites, rule)
+  router, num_experts = sites[0].spec['router'], sites[0].spec['num_experts']
+  selected = router['num_selected_experts'] or num_experts
+  matrices = [
+      tuple(np.asarray(trained.params[f'{x}/{y}']) for y in ('kernel', 'bias'))
+      for x in xlora.scopes(rule.depth)
+  ]
   return xlora_config.Classifier(
-      [*hidden, get('router')], rule.dropout, router['temperature'],
-      None if all_of_them else selected,
+      matrices, rule.dropout, router['temperature'],
+      selected if selected < num_experts else None,
   )
 
 
 def _check(
-    trained: trained_lib.Trained, sites: Sequence[sites_lib.AdaptedSite]
+    trained: trained_lib.Trained,
+    sites: Sequence[sites_lib.AdaptedSite],
+    rule: xlora.TwoPasses,
 ) -> None:
+  """Raises errors.UserError for what PEFT's X-LoRA has not."""
   if trained.network.task_type != 'CAUSAL_LM':
     raise errors.UserError(
         "PEFT's X-LoRA knows causal models alone, and no other format has a "
@@ -148,9 +150,17 @@ def _check(
         "PEFT's X-LoRA weighs all adapted layers alike, and here some have "
         'another router.', where='ADAPTER_RULES',
     )
-  rule = next(
-      x for x in trained.module.rules if isinstance(x, xlora.TwoPasses)
-  )
+  router = sites[0].spec['router']
+  if (
+      router['selection'] not in ('all', 'top_k')
+      or router['score'] != 'softmax'
+      or router['renormalise'] or router['balancing_bias'] or 'gate' in router
+  ):
+    raise errors.UserError(
+        "PEFT's X-LoRA has the weights of all experts, or the largest of them, "
+        'as the softmax gives them.', where='routing.Router.select',
+        remedy='Train with selection.TopK and normalize = False.',
+    )
   pattern = core_sites.compile_path(rule.hidden_states)
   if not pattern.fullmatch(_HIDDEN_STATES):
     raise errors.UserError(

@@ -3,7 +3,7 @@
 """X-LoRA (arXiv 2402.07148): the model reads a text twice, to choose its LoRAs.
 
   hidden = the last hidden states of the model without adapters
-  weights = softmax(classifier(hidden) / temperature)
+  weights = top_k(softmax(classifier(hidden) / temperature))
   outputs + alpha / rank * sum_e weight_e * (inputs @ lora_a[e]) @ lora_b[e]
 
 over a bank of frozen LoRAs; the classifier is all that learns. It is one for
@@ -68,6 +68,15 @@ class ClassifierScores(scores.TokenScores):
     return read / self.temperature
 
 
+class _Adapter(nn.Module):
+  """The scope of what is of the whole model: `adapter/router/...`."""
+
+  router: nn.Module
+
+  def __call__(self, hidden):
+    return self.router(hidden)
+
+
 class Classifier(nn.Module):
   """The classifier, or what of it all layers share.
 
@@ -93,7 +102,13 @@ class Classifier(nn.Module):
         x = nn.Dropout(self.dropout, deterministic=False)(x)
     if self.num_outputs is None:
       return x
-    return _Linear(self.num_outputs, name='router')(x)
+    return _linear(self, x, self.num_outputs)
+
+
+def scopes(depth: int) -> list[str]:
+  """Paths of the matrices of a classifier, each a kernel and a bias."""
+  top = f'{sites.ADAPTER_SCOPE}/router'
+  return [*(f'{top}/hidden_{index}' for index in range(depth - 1)), top]
 
 
 class _Linear(nn.Module):
@@ -125,7 +140,7 @@ def _linear(module: nn.Module, x: jax.Array, features: int) -> jax.Array:
 class TwoPasses(inject.OutputRule):
   """Gives the sites what the classifier makes of a first pass.
 
-  Attributes:
+  Attributes, beside those of `inject.OutputRule`:
     hidden_states: Regular expression of the modules whose outputs are the last
       hidden states.
     layerwise: As of `ClassifierScores`.
@@ -141,12 +156,24 @@ class TwoPasses(inject.OutputRule):
   dropout: float = 0.2
 
   def before_call(self, model, first):
+    """As `inject.OutputRule`: logits, or if `layerwise` what they are made of.
+
+    Raises:
+      errors.UserError: If another rule has a classifier too, or
+        `hidden_states` does not name one module of each stack.
+    """
     num_experts = self.adapter_factory(site=sites.Site(), name=None).num_experts
     if num_experts == 1:  # Nothing is chosen.
       return {}
+    if sum(isinstance(rule, TwoPasses) for rule in model.rules) > 1:
+      raise errors.UserError(
+          'Two rules have a classifier of X-LoRA, and a model has one.',
+          where='ADAPTER_RULES', remedy='Name all layers in one SITES.',
+      )
     classifier = Classifier(
         None if self.layerwise else num_experts, self.depth, self.width,
-        self.dropout, name=sites.ADAPTER_SCOPE,
+        self.dropout, parent=None,
     )
+    classify = _Adapter(classifier, name=sites.ADAPTER_SCOPE)
     read = first.hidden_states(self.hidden_states)
-    return {stack: classifier(hidden) for stack, hidden in read.items()}
+    return {stack: classify(hidden) for stack, hidden in read.items()}

@@ -12,6 +12,7 @@ import pytest
 
 from moe_peft.core import first_pass
 from moe_peft.core import inject
+from moe_peft.core import tokens as tokens_lib
 from tests import tiny_network
 from tests.checks import tiny
 from tests.refusals import refused
@@ -83,6 +84,32 @@ def test_no_gradient_passes():
   np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
 
 
+class Noisy(nn.Module):
+  """A network with statistics of batches, and random numbers of its own."""
+
+  @nn.compact
+  def __call__(self, tokens):
+    x = nn.Embed(9, 4, name='encoder')(tokens)
+    x += jax.random.normal(self.make_rng('noise'), x.shape)
+    x = nn.Dense(4, name='wo')(x)
+    return nn.BatchNorm(use_running_average=False, name='batch_norm')(x)
+
+
+def test_other_collections_and_random_numbers_are_the_models():
+  rule = Reads('wo', Adds, states='batch_norm')
+  module = inject.AdaptedModule(
+      Noisy(), (rule,), describe_tokens=tokens_lib.all_real
+  )
+  keys = {'params': jax.random.key(0), 'noise': jax.random.key(1)}
+  tokens = jnp.arange(6).reshape(2, 3)
+  variables = module.init(keys, tokens)
+  _, state = module.apply(
+      variables, tokens, rngs=keys, mutable=['batch_stats']
+  )
+  assert state.keys() == {'batch_stats'}
+  assert np.abs(state['batch_stats']['batch_norm']['mean']).max() > 0
+
+
 def test_other_rules_read_none():
   tokens = tiny_network.tokens()
   module = inject.AdaptedModule(network(), (inject.OutputRule(LAST, Adds),))
@@ -93,11 +120,17 @@ def test_other_rules_read_none():
   )
 
 
-@pytest.mark.parametrize('states', ['.*/norm', '.*/layers/mlp', '.*/layers'])
-def test_modules_without_hidden_states(states):
-  """None of that name; one inside of a scan; one with other outputs."""
+@pytest.mark.parametrize(
+    ('states', 'scan'),
+    [
+        ('.*/norm', True), ('.*/layers/mlp', True), ('.*/layers', True),
+        ('encoder|decoder|decoder/embed', False),
+    ],
+)
+def test_modules_without_hidden_states(states, scan):
+  """None; one inside of a scan; one with other outputs; two of a stack."""
   module = inject.AdaptedModule(
-      network(scan=True), (Reads(LAST, Adds, states=states),)
+      network(scan=scan), (Reads(LAST, Adds, states=states),)
   )
   with refused('HIDDEN_STATES'):
     jax.eval_shape(lambda: tiny.init(module, jax.random.key(0)))

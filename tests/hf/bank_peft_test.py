@@ -18,6 +18,7 @@ from moe_peft.hf import verify
 from moe_peft.hf import xlora_config
 from moe_peft.hf import xlora_format
 from moe_peft.methods import bank as bank_method
+from moe_peft.methods import dynmole
 from moe_peft.methods import xlora
 from moe_peft.training import tensor_files
 from tests import refusals
@@ -101,12 +102,15 @@ def test_xlora_begins_as_the_average(tmp_path, hf):
       bank.build([str(folder / 'xlora')], base, tmp_path / 'other')
 
 
-def xlora_run(family, layerwise=False, num_selected=2, **classifier):
+SELECT = 'routing.Router.select'
+
+
+def xlora_run(family, layerwise=False, select=None, **classifier):
   """A `Trained` of X-LoRA over three experts of all layers."""
   scores = xlora.ClassifierScores(layerwise=layerwise, temperature=0.6)
   rule = adapted.rule(
       '.*/(query|key|value|wo)', bank_method.Bank,
-      {'scores': scores, 'select': selection.TopK(k=num_selected)},
+      {'scores': scores, 'select': select or selection.TopK(k=2)},
       xlora.TwoPasses, num_experts=3, rank=2, alpha=5.0,
   )
   rule = dataclasses.replace(rule, layerwise=layerwise, **classifier)
@@ -119,7 +123,7 @@ def xlora_run(family, layerwise=False, num_selected=2, **classifier):
     ('family', 'options'),
     [
         ('llama', {}),
-        ('llama', {'depth': 3, 'width': 5, 'num_selected': 3}),
+        ('llama', {'depth': 3, 'width': 5, 'select': selection.Soft()}),
         ('llama_scan', {'depth': 2, 'width': 5, 'dropout': 0.0}),
         ('gemma2', {}),
         ('phi3', {'depth': 2, 'width': 7}),
@@ -168,6 +172,8 @@ def test_xlora_that_peft_has_not(tmp_path):
       ('t5', {}, '--format'),
       ('llama', {'layerwise': True}, 'LAYERWISE'),
       ('llama', {'hidden_states': '.*/pre_mlp_layer_norm'}, 'HIDDEN_STATES'),
+      ('llama', {'select': selection.TopK(k=2, normalize=True)}, SELECT),
+      ('llama', {'select': dynmole.Mass()}, SELECT),
   ):
     with refusals.refused(where):
       export.export(xlora_run(family, **options), tmp_path / 'out', 'peft')

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """X-LoRA: what a first pass reads, and that decoding reads it too."""
 
+import dataclasses
 import functools
 
 import jax
@@ -110,12 +111,12 @@ def test_weights_are_those_of_the_formula(kind):
       bare.apply, mutable=('intermediates',), capture_intermediates=True
   ))(params, given)
   sown, hidden = state['routing'], hidden['intermediates']
-  matrices = params['adapter']
+  router = params['adapter']['router']
   for stack in ('encoder', 'decoder') if kind == 't5' else ('decoder',):
     x = np.asarray(hidden[stack][f'{stack}_norm']['__call__'][0])
-    for name in ('hidden_0', 'router'):
-      x = x @ matrices[name]['kernel'] + matrices[name]['bias']
-      x = np.maximum(x, 0) if name == 'hidden_0' else x
+    hidden_0 = router['hidden_0']
+    x = np.maximum(x @ hidden_0['kernel'] + hidden_0['bias'], 0)
+    x = x @ router['kernel'] + router['bias']
     weights = np.array(jax.nn.softmax(x / 0.5))
     np.put_along_axis(weights, weights.argmin(-1)[..., None], 0.0, -1)
     for layer in range(LAYERS):
@@ -189,8 +190,46 @@ def test_parameters_are_those_of_pefts_classifier(options, count):
   shapes = trainable.flatten(jax.eval_shape(
       lambda: made.init(jax.random.key(0), LENGTHS)['params']
   ))
-  trains = trainable.matcher(r'.*/adapter/(router|hidden_\d+)/.*')
+  trains = trainable.matcher('.*/adapter/router/.*')
   assert sum(x.size for path, x in shapes.items() if trains(path)) == count
+
+
+@pytest.mark.slow
+def test_the_classifier_drops_hidden_features_in_training_alone():
+  made = model('decoder', depth=2, width=16, dropout=0.5)
+  params, given = filled(made), batch('decoder', [5, 6, 7], [8, 9, 10])
+  apply = jax.jit(made.apply)
+  still, _ = apply(params, given)
+  one, other = (
+      apply(params, given, dropout_rng=jax.random.key(seed))[0]
+      for seed in (0, 1)
+  )
+  again, _ = apply(params, given, dropout_rng=jax.random.key(0))
+  np.testing.assert_array_equal(one, again)
+  for x, y in ((one, still), (other, still), (one, other)):
+    assert np.abs(x - y).max() > 1e-3
+
+
+def test_a_cache_can_be_allocated_as_flax_does():
+  """By an initialization of all steps, which the adapted pass goes through."""
+  made = model('decoder')
+  tokens = [jnp.ones((1, 6), jnp.int32)] * 2
+  shapes = lambda network: jax.eval_shape(
+      lambda: network.init(jax.random.key(0), *tokens, decode=True)
+  )
+  adapted, bare = shapes(made.module), shapes(made.module.module)
+  assert adapted['cache'].keys() == bare['cache'].keys()
+
+
+def test_two_classifiers():
+  network = model('decoder').module
+  twice = network.clone(rules=(
+      dataclasses.replace(rule(), path='.*/key'),
+      dataclasses.replace(rule(), path='.*/wo'),
+  ))
+  tokens = [jnp.ones((1, 3), jnp.int32)] * 2
+  with refused('ADAPTER_RULES'):
+    jax.eval_shape(lambda: twice.init(jax.random.key(0), *tokens))
 
 
 def test_a_stack_without_hidden_states():

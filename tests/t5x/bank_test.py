@@ -32,7 +32,7 @@ _FILES = 'gin/models/tiny_t5.gin', 'gin/methods/{}.gin', 'gin/runs/finetune.gin'
     ('method', 'fresh', 'given'),
     [
         ('bank', 'router/(?!gates)', False),
-        ('bank_xlora', '(router|hidden_', False),
+        ('bank_xlora', '(.*/)?adapter/router', False),
         # As in the xlora.gin of a bank that has a classifier.
         ('bank_xlora', "FRESH_REGEX = 'state/.*'", True),
     ],
