@@ -132,10 +132,13 @@ class HeadScores(TokenScores):
     del tokens, product
     heads = self.units(router)
     batch, length, features = inputs.shape
-    inputs = inputs.reshape(batch, length * heads, features // heads)
+    # Heads become rows when they are logits: on a mesh that divides heads, rows
+    # of features would be gathered.
+    inputs = inputs.reshape(batch, length, heads, features // heads)
     axis = 'kv' if heads > 1 else router.reads.axis
-    rows = low_rank.rows(self.kernel(router, inputs.shape[-1], axis))
-    return low_rank.project(inputs.astype(jnp.float32), rows)
+    kernel = self.kernel(router, inputs.shape[-1], axis)
+    logits = jnp.einsum('blhd,de->blhe', inputs.astype(jnp.float32), kernel)
+    return logits.reshape(batch, length * heads, router.num_experts)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from moe_peft.core import dispatch
 from moe_peft.core import expert_buffers
 from moe_peft.core import partitioning
 from moe_peft.core import routing
+from moe_peft.core import scores
 from moe_peft.core import selection
 from moe_peft.core import sites
 from moe_peft.core import tokens as tokens_lib
@@ -28,6 +29,7 @@ from moe_peft.methods import moelora
 from moe_peft.methods import mola
 from moe_peft.methods import molora
 from moe_peft.methods import mosld
+from moe_peft.methods import mov
 from moe_peft.methods import sira
 from moe_peft.methods import smoe_dropout
 from moe_peft.methods import smora
@@ -257,6 +259,31 @@ def test_einsum_moves_tokens_by_all_to_all_and_gathers_nothing(shape):
   for kind, size in found:
     if kind == 'all-reduce':
       assert size < TOKENS_PER_DATA_SHARD * IN, (kind, size)
+
+
+def test_routing_by_head_gathers_logits_and_no_heads():
+  """Heads are split over `model`, and MoV reads keys and values by head."""
+  batch, length, heads, size, experts = 4, 16, 8, 32, 2
+  mesh = partitioning.make_mesh(*MESHES['1x2x4'])
+  router = functools.partial(routing.Router, scores=scores.HeadScores())
+  site = sites.Site(
+      kernel_axis_names=('embed', 'joined_kv'), num_heads=heads
+  )
+  adapter = mov.MoV(site=site, num_experts=experts, router_factory=router)
+  shapes = lambda *shape: jnp.zeros(shape, jnp.float32)
+  given = shapes(batch, length, 3), shapes(batch, length, heads * size)
+  params = adapter.init(jax.random.key(0), *given)['params']
+
+  def loss(params, inputs, outputs):
+    return adapter.apply({'params': params}, inputs, outputs).sum()
+
+  split = jax.sharding.PartitionSpec('data', None, 'model')
+  with partitioning.use_mesh(mesh):
+    outputs = jax.device_put(given[1], jax.NamedSharding(mesh, split))
+    step = jax.jit(jax.grad(loss, argnums=(0, 2)))
+    hlo = step.lower(params, given[0], outputs).compile().as_text()
+  gathered = [size for kind, size in collectives(hlo) if kind == 'all-gather']
+  assert gathered and max(gathered) <= batch * length * heads * experts
 
 
 def test_all_experts_moves_kernels_and_no_tokens():
