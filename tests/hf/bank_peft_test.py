@@ -137,6 +137,9 @@ def test_xlora_is_that_of_peft(tmp_path, hf, family, options):
   found = verify.verify(folder)
   assert found.equal and found.same_base, found
   assert found.effect > 0.01 * found.size
+  assert [x for _, x in bank_peft.experts_in(folder)] == [
+      folder / xlora_format.EXPERT.format(index) for index in range(3)
+  ]
   # The classifier has as many parameters as PEFT's, which are all that trains.
   model, _ = verify.load(folder)
   theirs = sum(
