@@ -5,6 +5,7 @@
 from collections.abc import Iterable
 import difflib
 import inspect
+import os
 import re
 import sys
 
@@ -15,10 +16,37 @@ def nearest(name: str, names: Iterable[str]) -> str:
   return f'Did you mean {" or ".join(near)}?' if near else ''
 
 
-def misspelt(name: str, names: Iterable[str]) -> str:
-  """The one of the names that this one surely was meant to be, or ''."""
+def similar(name: str, names: Iterable[str]) -> str:
+  """The one of the names that this one is much like, or ''."""
   near = difflib.get_close_matches(name.upper(), list(names), n=1, cutoff=0.85)
   return ''.join(near)
+
+
+def misspelt(name: str, names: Iterable[str]) -> str:
+  """The one of the names that this one surely was meant to be, or ''."""
+  return next((x for x in names if _is_slip(name.upper(), x)), '')
+
+
+def _is_slip(name: str, meant: str) -> bool:
+  """Whether names differ by a letter, or by two neighbours that changed places.
+
+  A short name is soon another word (BANK is no RANK), and neither a plural nor
+  a number is a slip.
+  """
+  if name == meant:
+    return True
+  start = len(os.path.commonprefix((name, meant)))
+  rest, of_meant = name[start:], meant[start:]
+  end = len(os.path.commonprefix((rest[::-1], of_meant[::-1])))
+  after = rest[len(rest) - end :]
+  rest, of_meant = (x[: len(x) - end] for x in (rest, of_meant))
+  if len(name) < 6 or not (rest + of_meant).isalpha():
+    return False
+  if rest + of_meant == 'S' and after[:1] in ('', '_'):
+    return False
+  return max(len(rest), len(of_meant)) == 1 or (
+      len(rest) == 2 and rest == of_meant[::-1]
+  )
 
 
 def for_message(message: str, files: Iterable[str]) -> str:

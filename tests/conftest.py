@@ -4,7 +4,7 @@
 
 Eight host devices for the sharding tests. Programs are compiled quickly rather
 than well, and kept between runs: compilation is most of the time of the tests.
-A worker keeps below 2 GB: what JAX remembers is dropped when it grows.
+What JAX remembers is dropped when a worker grows towards 2 GB.
 """
 
 import ctypes
@@ -97,6 +97,9 @@ def _one_mlir_context():
     return
   from jax._src.interpreters import mlir
 
+  if not hasattr(mlir, 'make_ir_context'):  # JAX's own, which may change.
+    yield
+    return
   context = mlir.make_ir_context()
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(mlir, 'make_ir_context', lambda: context)

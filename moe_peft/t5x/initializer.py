@@ -50,9 +50,11 @@ class AdapterStateInitializer(utils.TrainStateInitializer):
       super().__init__(
           optimizer_def, init_fn, input_shapes, partitioner, input_types
       )
-    if parts := settings.macro('NUM_MICROBATCHES'):
+    parts = settings.argument('t5x.trainer.Trainer', 'num_microbatches')
+    if optimizer_def is not None and parts:
+      rows, *_ = next(iter(input_shapes.values()))
       partitioning.check_batch_size(
-          settings.macro('BATCH_SIZE') // parts,
+          rows // parts,
           partitioner.mesh,
           'BATCH_SIZE / NUM_MICROBATCHES',
       )

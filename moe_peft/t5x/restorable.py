@@ -11,7 +11,6 @@ import re
 from typing import Any
 
 from etils import epath  # Paths on a disk or in a bucket.
-import orbax.checkpoint as ocp
 from t5x import checkpoints as t5x_checkpoints
 
 from moe_peft import errors
@@ -25,6 +24,9 @@ from moe_peft.training import tensor_files
 def check(state: Mapping[str, Any]) -> None:
   """Checks the checkpoint that the gin files of this process lead to.
 
+  Only what T5X surely reads is looked at: not the newest one of a folder, and
+  of what is transformed on the way no more than that it is there.
+
   Args:
     state: State dictionary of T5X's train state, of shapes.
 
@@ -32,52 +34,87 @@ def check(state: Mapping[str, Any]) -> None:
     errors.UserError: If it is none, or of another model, method or optimizer,
       or if there is nothing left to train.
   """
-  macro = settings.macro
-  if (path := macro('CHECKPOINT_PATH')) is not None:  # t5x.eval, t5x.infer
-    restored = settings.bound('t5x.utils.RestoreCheckpointConfig')
-    if isinstance(path, str) and restored.get('mode') == 'specific':
-      _check_evaluated(path, state)
+  if (evaluated := settings.of_script('restore_checkpoint_cfg')) is not None:
+    _check_evaluated(evaluated, state)
     return
-  model_dir = macro('MODEL_DIR')
+  config, model_dir = map(settings.of_script, ('checkpoint_cfg', 'model_dir'))
   # T5X has made it by now; a plan has none.
   if not model_dir or not epath.Path(model_dir).is_dir():
     return
+  restored = getattr(config, 'restore', None)
   if steps := t5x_checkpoints.all_steps(model_dir):
-    _check_resumed(model_dir, steps[-1], state)
+    _check_resumed(model_dir, steps[-1], state, restored)
   elif (epath.Path(model_dir) / run_lock.FILE).exists():
     raise errors.UserError(
         f'{model_dir} holds a run of python -m moe_peft.train, and T5X cannot '
         'go on with it.', 'MODEL_DIR', 'Choose another folder.',
     )
-  elif path := macro('INITIAL_CHECKPOINT_PATH'):
-    is_fresh = re.compile(macro('FRESH_REGEX', '')).fullmatch
-    params = trainable.flatten(state['target'])
+  elif restored is not None and _is_specific(restored):
     check_base(
-        path, {k: x for k, x in params.items() if not is_fresh(f'target/{k}')}
+        restored.path,
+        _read(restored, state),
+        _name(restored.path, 'INITIAL_CHECKPOINT_PATH'),
     )
 
 
-def _check_evaluated(path: str, state: Mapping[str, Any]) -> None:
-  _check_is_checkpoint(path, 'CHECKPOINT_PATH')
-  if not _has_adapters_alone(path):  # Of which the base is read too.
-    check_state(path, {'target': state['target']}, 'CHECKPOINT_PATH')
+def _check_evaluated(restored: Any, state: Mapping[str, Any]) -> None:
+  """Checks what `t5x.eval` or `t5x.infer` reads."""
+  if not _is_specific(restored):
+    return
+  where = _name(restored.path, 'CHECKPOINT_PATH')
+  _check_is_checkpoint(restored.path, where)
+  if _has_adapters_alone(restored.path):  # Of which the base is read too.
+    return
+  if restored.fallback_to_scratch:  # Its adapters may be fresh.
+    check_base(restored.path, _read(restored, state), where)
+  elif not _is_transformed(restored):
+    check_state(restored.path, {'target': state['target']}, where)
+
+
+def _is_specific(restored: Any) -> bool:
+  return restored.mode == 'specific' and isinstance(restored.path, str)
+
+
+def _is_transformed(restored: Any) -> bool:
+  """Whether T5X gives what it reads other names or shapes."""
+  renames = any(new is not None for _, new in restored.assignment_map or ())
+  by_map = 1 if restored.assignment_map is not None else 0
+  return renames or len(restored.state_transformation_fns) > by_map
+
+
+def _read(restored: Any, state: Mapping[str, Any]) -> dict[str, Any]:
+  """Flat parameters that T5X reads under their own names, as far as known."""
+  if _is_transformed(restored):
+    return {}
+  fresh = [x for x, _ in restored.assignment_map or ()]
+  return {
+      name: x
+      for name, x in trainable.flatten(state['target']).items()
+      if not any(re.fullmatch(x, f'target/{name}') for x in fresh)
+  }
+
+
+def _name(path: str, macro: str) -> str:
+  """What the user calls a path that is restored."""
+  same = settings.macro(macro) == path
+  return macro if same else 'utils.RestoreCheckpointConfig.path'
 
 
 def _check_resumed(
-    model_dir: str, step: int, state: Mapping[str, Any]
+    model_dir: str, step: int, state: Mapping[str, Any], restored: Any
 ) -> None:
   """Checks the newest checkpoint of a run that goes on."""
   path = epath.Path(model_dir) / f'checkpoint_{step}'
-  total = settings.macro('TRAIN_STEPS', step)
-  if total < step:
+  total = settings.of_script('total_steps')
+  if total is not None and total < step:
     raise errors.UserError(
         f'The run in {model_dir} is at step {step} already, and TRAIN_STEPS = '
         f'{total}.', 'TRAIN_STEPS', 'Raise it, or choose another MODEL_DIR.',
     )
   if not _has_adapters_alone(path):
-    check_state(path, state, 'MODEL_DIR')
-    return
-  if 'checkpointer_cls' not in settings.bound('t5x.utils.SaveCheckpointConfig'):
+    if restored is None or not _is_transformed(restored):
+      check_state(path, state, 'MODEL_DIR')
+  elif not settings.saves_adapters():
     raise errors.UserError(
         f'{path} holds adapters alone, and T5X by itself needs everything.',
         where='MODEL_DIR',
@@ -96,8 +133,8 @@ def check_base(
   Args:
     path: A T5X checkpoint. Of one in T5X's older format, which is only read
       whole, no shapes are looked at.
-    expected: Shapes by path of the parameters that the model needs. Those of
-      adapters may be absent.
+    expected: Shapes by path of the parameters that the model needs; if none,
+      the checkpoint only has to be there. Those of adapters may be absent.
     where: What the user calls it.
 
   Raises:
@@ -109,7 +146,7 @@ def check_base(
         f'{path} holds the adapters of a run, and not their base.', where,
         'Give the base; to go on with that run, give its MODEL_DIR.',
     )
-  if shapes := _shapes(path):
+  if expected and (shapes := _shapes(path)):
     bases.check_shapes(path, _under('target/', shapes), expected, where)
 
 
@@ -196,7 +233,5 @@ def _shapes(path: Any) -> dict[str, tuple[int, ...]]:
   """Shapes by path of what a checkpoint holds; none in T5X's older format."""
   if not (folder := epath.Path(path) / 'state').is_dir():
     return {}
-  with ocp.PyTreeCheckpointer() as reader:
-    tree = reader.metadata(folder).item_metadata.tree
-  flat = trainable.flatten(tree)
+  flat = trainable.flatten(bases.orbax_metadata(folder))
   return {k: tuple(x.shape) for k, x in flat.items() if hasattr(x, 'shape')}

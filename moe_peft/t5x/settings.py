@@ -2,16 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """What gin sets for a run of T5X: values of macros, and what is refused.
 
-Refused is what asks for something and would do nothing, or not what it says, in
-a run of ours, and what T5X finds out when much has been done already.
+Refused is what surely asks for something and would do nothing, or not what it
+says, in a run of ours, and what T5X finds out when much has been done already.
+Of what only may be so there is a warning.
 """
 
+import copy
 import importlib
 import os
 from pathlib import Path
 from typing import Any
 
+from absl import logging
 import gin
+import jax
 
 from moe_peft import errors
 from moe_peft import gin_files
@@ -22,6 +26,8 @@ from moe_peft.core import quantized
 
 # What T5X makes.
 FOLDERS = ('MODEL_DIR', 'EVAL_OUTPUT_DIR', 'INFER_OUTPUT_DIR')
+_SCRIPTS = ('train', 'evaluate', 'infer')  # T5X's functions.
+_CHECKPOINTER = 'moe_peft.t5x.checkpoints.AdapterCheckpointer'
 _EXPERT_PARTITIONER = 'moe_peft.t5x.partitioners.ExpertPartitioner'
 # Macros of the embedded engine, and of our networks, that files of T5X need not
 # use; and what does the same there.
@@ -33,9 +39,9 @@ _ELSEWHERE = {
     'EVAL_MIXTURE_OR_TASK_NAME': 'infer_eval/example_ids.with_ids.name',
     'CHECKPOINTS_TO_KEEP': 'utils.SaveCheckpointConfig.keep',
     'LOG_PERIOD': 'train_script.train.stats_period',
-    'SCAN_LAYERS': 'network.T5Config.scan_layers of examples.scalable_t5',
-    'REMAT_POLICY': 'network.T5Config.remat_policy of examples.scalable_t5',
-    'ACTIVATION_DTYPE': 'network.T5Config.dtype',
+    'SCAN_LAYERS': "the network's own scan_layers, if it has one",
+    'REMAT_POLICY': "the network's own remat_policy, if it has one",
+    'ACTIVATION_DTYPE': "the network's own dtype",
 }
 
 
@@ -51,6 +57,26 @@ def macro(name: str, default: Any = None) -> Any:
 def bound(selector: str) -> dict[str, Any]:
   """What gin binds to the parameters of a configurable, in no scope."""
   return gin.config._CONFIG.get(('', selector), {})  # pylint: disable=protected-access
+
+
+def argument(selector: str, name: str, scope: str = '') -> Any:
+  """What gin gives a configurable for a parameter, built; None if nothing."""
+  given = bound(selector) | gin.config._CONFIG.get((scope, selector), {})  # pylint: disable=protected-access
+  return copy.deepcopy(given.get(name))  # By which gin builds what it names.
+
+
+def of_script(name: str) -> Any:
+  """The same of T5X's script, whichever of them runs."""
+  for _, selector in gin.config._CONFIG:  # pylint: disable=protected-access
+    if selector.rpartition('.')[2] in _SCRIPTS and name in bound(selector):
+      return argument(selector, name)
+  return None
+
+
+def saves_adapters() -> bool:
+  """Whether the checkpoints of this run hold adapters alone."""
+  save = bound('t5x.utils.SaveCheckpointConfig').get('checkpointer_cls')
+  return getattr(save, 'config_key', ('', ''))[1] == _CHECKPOINTER
 
 
 def absolute(path: Any) -> Any:
@@ -85,34 +111,44 @@ def _model() -> Any:
     return macro('MODEL')
 
 
-def _references() -> list[Any]:
-  return list(gin.config.iterate_references(gin.config._CONFIG))  # pylint: disable=protected-access
+def _referenced() -> set[tuple[str, str]]:
+  """Scopes and selectors of what anything in the configuration refers to."""
+  references = gin.config.iterate_references(gin.config._CONFIG)  # pylint: disable=protected-access
+  return {x.config_key for x in references}
+
+
+def _refers_to(selector: str) -> bool:
+  return any(x == selector for _, x in _referenced())
 
 
 def _check_names() -> None:
   """Refuses macros that nothing uses, where another was surely meant.
 
   Names of others are not ours to judge: files of sizes have many that no run
-  uses.
+  uses. What only may be meant is a warning.
   """
-  used = {x.scoped_selector.removesuffix('/gin.macro') for x in _references()}
-  known = gin_rules.RULES.keys()
+  used = {scope for scope, x in _referenced() if x == 'gin.macro'}
+  known = used & gin_rules.RULES.keys()
+  packs = argument('t5x.utils.DatasetConfig', 'pack', scope='train')
   for name in set(gin_files.macros()) - used:
-    meant = name not in known and gin_suggestions.misspelt(name, used & known)
+    what = f'Nothing in this run of T5X uses the macro {name}.'
+    meant = ''
+    if name not in gin_rules.RULES:
+      meant = gin_suggestions.misspelt(name, known)
     if meant:
-      remedy = f'Did you mean {meant}?'
-    elif name in _ELSEWHERE and macro(name) is not None:
-      remedy = f'Set {_ELSEWHERE[name]}.'
-    else:
-      continue
-    raise errors.UserError(
-        f'Nothing in this run of T5X uses the macro {name}.', name, remedy
-    )
+      raise errors.UserError(what, name, f'Did you mean {meant}?')
+    if name == 'PACKING' and packs not in (None, macro(name)):
+      raise errors.UserError(what, name, f'Set {_ELSEWHERE[name]}.')
+    if name in _ELSEWHERE and macro(name) is not None:
+      logging.warning('%s What does the same: %s.', what, _ELSEWHERE[name])
+    elif name not in gin_rules.RULES and (
+        meant := gin_suggestions.similar(name, known)
+    ):
+      logging.warning('%s There is %s.', what, meant)
 
 
 def _check_one_method() -> None:
   """Refuses adapters that are set up and belong to nothing."""
-  used = {x.selector for x in _references()}
   for _, selector in list(gin.config._CONFIG):  # pylint: disable=protected-access
     if not selector.startswith('moe_peft.methods.'):
       continue
@@ -120,7 +156,7 @@ def _check_one_method() -> None:
     is_adapter = isinstance(found.wrapped, type) and issubclass(
         found.wrapped, adapter.MoeAdapter
     )
-    if is_adapter and not any(f'.{selector}'.endswith(f'.{x}') for x in used):
+    if is_adapter and not _refers_to(selector):
       raise errors.UserError(
           f'{selector.removeprefix("moe_peft.methods.")} is set up, and the '
           'adapter is another one.', 'ADAPTER', 'Include one method file.',
@@ -128,10 +164,9 @@ def _check_one_method() -> None:
 
 
 def _check_includes() -> None:
-  """Refuses files of runs that others undo."""
-  if macro('NUM_EXPERT_PARTITIONS', 1) > 1 and not any(
-      f'.{_EXPERT_PARTITIONER}'.endswith(f'.{x.selector}')
-      for x in _references()
+  """Looks for files of runs that others undo."""
+  if macro('NUM_EXPERT_PARTITIONS', 1) > 1 and not _refers_to(
+      _EXPERT_PARTITIONER
   ):
     raise errors.UserError(
         'Nothing in this run of T5X uses the macro NUM_EXPERT_PARTITIONS.',
@@ -139,13 +174,14 @@ def _check_includes() -> None:
         remedy='Include gin/runs/t5x_expert_partitions.gin, after '
         'gin/runs/t5x_finetune.gin.',
     )
-  save = bound('t5x.utils.SaveCheckpointConfig')
-  if 'checkpointer_cls' in save and not save.get('save_dataset'):
-    raise errors.UserError(
-        'The place in the data would not be saved.',
-        where='utils.SaveCheckpointConfig.save_dataset',
-        remedy='Include gin/runs/t5x_adapter_checkpoints.gin after '
-        'gin/runs/t5x_finetune.gin.',
+  # T5X's own file of a run says False too, so whoever wants it cannot be told.
+  if saves_adapters() and not argument(
+      't5x.utils.SaveCheckpointConfig', 'save_dataset'
+  ):
+    logging.warning(
+        'utils.SaveCheckpointConfig.save_dataset = False: a run that goes on '
+        'begins with the first rows again. gin/runs/t5x_adapter_checkpoints.gin'
+        ' sets it where it comes after gin/runs/t5x_finetune.gin.'
     )
 
 
@@ -202,19 +238,28 @@ def _evaluates() -> bool:
 
 
 def _check_loop() -> None:
-  periods = macro('EVAL_PERIOD'), macro('CHECKPOINT_PERIOD')
+  """Refuses periods, batches and bases that `t5x.train` cannot have."""
+  with errors.refused(
+      'The checkpoints that the gin files describe cannot be set up.',
+      'utils.CheckpointConfig',
+  ):
+    checkpoints = of_script('checkpoint_cfg')
+  if checkpoints is None:
+    return  # It is another script.
+  periods = of_script('eval_period'), getattr(checkpoints.save, 'period', None)
   if _evaluates() and all(periods) and max(periods) % min(periods):
     raise errors.UserError(
         f'EVAL_PERIOD = {periods[0]} and CHECKPOINT_PERIOD = {periods[1]}: T5X '
         'asks that one of them is a multiple of the other.', 'EVAL_PERIOD'
     )
-  rows, parts = macro('BATCH_SIZE'), macro('NUM_MICROBATCHES')
+  rows = argument('t5x.utils.DatasetConfig', 'batch_size', scope='train')
+  parts = argument('t5x.trainer.Trainer', 'num_microbatches')
   if rows and parts and rows % parts:
     raise errors.UserError(
         f'BATCH_SIZE = {rows} is not a multiple of NUM_MICROBATCHES = {parts}.',
         'NUM_MICROBATCHES',
     )
-  base = macro('INITIAL_CHECKPOINT_PATH')
+  base = getattr(checkpoints.restore, 'path', None)
   if isinstance(base, list | tuple) and base:
     raise errors.UserError(
         'A run of T5X begins with one base.', 'INITIAL_CHECKPOINT_PATH',
@@ -223,15 +268,17 @@ def _check_loop() -> None:
 
 
 def _check_tasks(model: Any) -> None:
-  if (module := macro('MIXTURE_OR_TASK_MODULE')) is not None:
+  if module := macro('MIXTURE_OR_TASK_MODULE'):
     # T5X imports it too, after our gin files have looked for the task.
     with errors.refused('It cannot be imported.', 'MIXTURE_OR_TASK_MODULE'):
       importlib.import_module(module)
   lengths = macro('TASK_FEATURE_LENGTHS')
   if model is None or lengths is None:
     return
-  features = model.FEATURE_CONVERTER_CLS(pack=False).TASK_FEATURES
-  if set(lengths) != set(features):
+  converter = model.FEATURE_CONVERTER_CLS(pack=False)
+  features = getattr(converter, 'TASK_FEATURES', {})
+  others = getattr(converter, '_passthrough_features', {})
+  if features and set(lengths) - set(others) != set(features) - set(others):
     raise errors.UserError(
         f'The lengths are those of {", ".join(lengths)}, and the model takes '
         f'{", ".join(features)}.', 'TASK_FEATURE_LENGTHS',
@@ -240,7 +287,9 @@ def _check_tasks(model: Any) -> None:
 
 
 def _check_folders() -> None:
-  for name in FOLDERS:
+  # The first host alone writes what evaluation and inference find.
+  writes = FOLDERS if jax.process_index() == 0 else FOLDERS[:1]
+  for name in writes:
     folder = absolute(macro(name))
     if not folder or '://' in folder:
       continue

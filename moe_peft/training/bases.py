@@ -102,8 +102,7 @@ def _params(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def _orbax_arrays(folder: Path) -> tensor_files.LazyArrays:
   """The parameters in an Orbax tree, each read by itself."""
-  with _readable(folder), ocp.PyTreeCheckpointer() as checkpointer:
-    tree = checkpointer.metadata(folder.absolute()).item_metadata.tree
+  tree = orbax_metadata(folder)
   # As in `_params`, but with the whole path as the value.
   paths = jax.tree_util.tree_map_with_path(lambda path, _: path, tree)
   paths, leaves = _params(paths), _params(tree)
@@ -119,6 +118,22 @@ def _orbax_arrays(folder: Path) -> tensor_files.LazyArrays:
   )
 
 
+def orbax_metadata(folder: Any) -> dict[str, Any]:
+  """What an Orbax tree says of its arrays, such as their shapes.
+
+  Args:
+    folder: Where it lies, on a disk or in a bucket.
+
+  Raises:
+    errors.UserError: If it is not readable.
+  """
+  with _readable(folder), ocp.PyTreeCheckpointer() as checkpointer:
+    found = checkpointer.metadata(folder.absolute()).item_metadata
+    if found is None:  # So Orbax says that the file is absent or damaged.
+      raise ValueError(f'{_ORBAX_FILES[0]} is absent or damaged')
+    return found.tree
+
+
 def read_orbax(folder: Path, part: Any = None) -> dict[str, Any]:
   """Reads an Orbax tree as NumPy arrays, on whatever devices it was saved.
 
@@ -130,13 +145,11 @@ def read_orbax(folder: Path, part: Any = None) -> dict[str, Any]:
   Raises:
     errors.UserError: If it is not readable.
   """
+  tree = orbax_metadata(folder) if part is None else part
+  as_numpy = jax.tree.map(
+      lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
+  )
   with _readable(folder), ocp.PyTreeCheckpointer() as checkpointer:
-    tree = part
-    if tree is None:
-      tree = checkpointer.metadata(folder.absolute()).item_metadata.tree
-    as_numpy = jax.tree.map(
-        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
-    )
     return checkpointer.restore(
         folder.absolute(),
         args=ocp.args.PyTreeRestore(
@@ -146,7 +159,7 @@ def read_orbax(folder: Path, part: Any = None) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _readable(folder: Path) -> Iterator[None]:
+def _readable(folder: Any) -> Iterator[None]:
   """Refuses an Orbax checkpoint that is damaged."""
   try:
     yield

@@ -51,18 +51,44 @@ def _folders(tmp_path):
   return tmp_path
 
 
-def check(folders, state, **macros):
+TRAIN = """
+from __gin__ import dynamic_registration
+from t5x import train
+from t5x import utils
+train.train:
+  checkpoint_cfg = @utils.CheckpointConfig()
+  model_dir = %MODEL_DIR
+  total_steps = %TRAIN_STEPS
+utils.CheckpointConfig.restore = @utils.RestoreCheckpointConfig()
+utils.RestoreCheckpointConfig:
+  path = %INITIAL_CHECKPOINT_PATH
+  mode = 'specific'
+  assignment_map = ((%FRESH_REGEX, None),)
+  fallback_to_scratch = True
+INITIAL_CHECKPOINT_PATH = []
+TRAIN_STEPS = 8
+"""
+EVALUATE = """
+from __gin__ import dynamic_registration
+from t5x import eval as eval_script
+from t5x import utils
+eval_script.evaluate.restore_checkpoint_cfg = @utils.RestoreCheckpointConfig()
+utils.RestoreCheckpointConfig:
+  path = %CHECKPOINT_PATH
+  mode = 'specific'
+"""
+
+
+def check(folders, state, more='', **macros):
   """Checks it; values of macros that are paths lie in `folders`."""
   gin.clear_config()
-  gin.parse_config("FRESH_REGEX = 'state/.*|target/.*/adapter/.*'")
-  for name, value in macros.items():
-    value = str(folders / value) if isinstance(value, str) else value
-    gin.parse_config(f'{name} = {value!r}')
-  if 'CHECKPOINT_PATH' in macros:
-    gin.parse_config(
-        'from __gin__ import dynamic_registration\nfrom t5x import utils\n'
-        "utils.RestoreCheckpointConfig.mode = 'specific'"
-    )
+  with gin.config.interactive_mode():
+    gin.parse_config("FRESH_REGEX = 'state/.*|target/.*/adapter/.*'")
+    gin.parse_config(TRAIN if 'MODEL_DIR' in macros else EVALUATE)
+    for name, value in macros.items():
+      value = str(folders / value) if isinstance(value, str) else value
+      gin.parse_config(f'{name} = {value!r}')
+    gin.parse_config(more.replace('FOLDER', str(folders)))
   restorable.check(jax.eval_shape(lambda: state))
 
 
@@ -112,6 +138,85 @@ def test_what_is_not_the_models_is_refused(
 ):
   with refusals.refused(where, *names):
     check(folders, state, **macros)
+
+
+RESTORE = """
+from __gin__ import dynamic_registration
+from t5x import utils
+utils.RestoreCheckpointConfig."""
+FRESH = f'{RESTORE}fallback_to_scratch = True\n'
+MAPPED = """utils.RestoreCheckpointConfig.assignment_map = (
+    (%FRESH_REGEX, None),
+)"""
+BASE = {'CHECKPOINT_PATH': 'base/checkpoint_0'}
+
+
+@pytest.mark.parametrize(
+    ('more', 'macros'),
+    [
+        # What T5X looks for itself, or gives other names or shapes.
+        (f"{RESTORE}mode = 'latest'",
+         NEW | {'INITIAL_CHECKPOINT_PATH': 'base'}),
+        (f"{RESTORE}mode = 'all'", {'CHECKPOINT_PATH': 'whole'}),
+        (f"{RESTORE}assignment_map = (('target/(.*)/layers/(.*)', "
+         "r'target/\\1/layers_0/\\2'),)",
+         NEW | {'INITIAL_CHECKPOINT_PATH': 'base/checkpoint_0'}),
+        (f'{RESTORE}state_transformation_fns = (1,)', BASE),
+        # What T5X does not read.
+        (f'{RESTORE}path = []', NEW | {'INITIAL_CHECKPOINT_PATH': 'none'}),
+        (RESTORE.replace('RestoreCheckpointConfig', 'CheckpointConfig')
+         + 'restore = None', NEW | {'INITIAL_CHECKPOINT_PATH': 'none'}),
+        ('', NEW | {'CHECKPOINT_PATH': 'none'}),
+    ],
+)
+def test_what_t5x_does_not_read_as_it_is_is_its_own(folders, more, macros):
+  layer = 'layers' if 'layers' in more else 'layers_0'
+  check(folders, state_of(layer=layer), more, **macros)
+
+
+@pytest.mark.parametrize('fresh', [FRESH, FRESH + MAPPED])
+def test_fresh_adapters_are_evaluated_with_a_base_of_the_model(folders, fresh):
+  check(folders, state_of(), fresh, **BASE)
+  with refusals.refused('CHECKPOINT_PATH', 'SCAN_LAYERS = False'):
+    check(folders, state_of(layer='layers'), fresh, **BASE)
+
+
+def test_a_run_that_has_a_checkpoint_to_evaluate_is_checked(folders):
+  path = {'CHECKPOINT_PATH': 'whole/checkpoint_4'}
+  with refusals.refused('MODEL_DIR', '(4, 1)'):
+    check(folders, state_of(rank=1), **WHOLE | path)
+
+
+def test_a_path_that_is_bound_itself_is_read(folders):
+  with refusals.refused('utils.RestoreCheckpointConfig.path', 'checkpoint_0?'):
+    check(
+        folders, state_of(), f"{RESTORE}path = 'FOLDER/base'", **NEW,
+        INITIAL_CHECKPOINT_PATH='base/checkpoint_0',
+    )
+
+
+def test_runs_of_our_checkpointer_go_on(folders):
+  save = """
+from __gin__ import dynamic_registration
+from moe_peft.t5x import checkpoints
+from t5x import utils
+utils.SaveCheckpointConfig.checkpointer_cls = @checkpoints.{}
+"""
+  alone = WHOLE | {'MODEL_DIR': 'alone'}
+  check(folders, state_of(), save.format('AdapterCheckpointer'), **alone)
+  with refusals.refused('MODEL_DIR', 't5x_adapter_checkpoints.gin'):
+    stock = save.replace('moe_peft.t5x', 't5x').format('Checkpointer')
+    check(folders, state_of(), stock, **alone)
+
+
+@pytest.mark.parametrize('damage', ['', 'not JSON'])
+def test_a_checkpoint_without_metadata_is_refused(folders, damage):
+  metadata = folders / 'base/checkpoint_0/state/_METADATA'
+  metadata.write_text(damage) if damage else metadata.unlink()
+  with refusals.refused(metadata.parent, '_METADATA'):
+    check(
+        folders, state_of(), **NEW, INITIAL_CHECKPOINT_PATH='base/checkpoint_0'
+    )
 
 
 @pytest.mark.parametrize(

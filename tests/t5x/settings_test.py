@@ -2,12 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What gin files of T5X runs may not say, refused while T5X parses them."""
 
+import functools
+
+import jax
 import pytest
+import seqio
 
 from tests import refusals
 from tests.t5x import training
 
 pytest.importorskip('t5x')
+models = pytest.importorskip('moe_peft.t5x.models')
 settings = pytest.importorskip('moe_peft.t5x.settings')
 pytestmark = [pytest.mark.t5x, pytest.mark.slow]
 
@@ -42,8 +47,7 @@ def parse(tmp_path, before='', after='', **macros):
         ({'NUM_EXPRTS': 4}, 'NUM_EXPRTS', ('NUM_EXPERTS',)),
         ({'num_experts': 4}, 'num_experts', ('NUM_EXPERTS',)),
         ({'PACKING': False}, 'PACKING', ('train/utils.DatasetConfig.pack',)),
-        ({'SCAN_LAYERS': True}, 'SCAN_LAYERS', ('scalable_t5',)),
-        ({'EVAL_EXAMPLES': 8}, 'EVAL_EXAMPLES', ('EVALUATOR_NUM_EXAMPLES',)),
+        ({'LEARNIGN_RATE': 1e-3}, 'LEARNIGN_RATE', ('LEARNING_RATE',)),
         ({'NUM_EXPERT_PARTITIONS': 2}, 'NUM_EXPERT_PARTITIONS',
          ('t5x_expert_partitions.gin',)),
         # What T5X finds out late.
@@ -67,9 +71,7 @@ def test_one_message_while_gin_is_parsed(tmp_path, macros, where, names):
     ('before', 'after', 'where', 'names'),
     [
         ('', "include 'gin/methods/lora.gin'", 'ADAPTER', ('molora.MoLoRA',)),
-        # T5X's own file of a run, which ours includes, undoes both.
-        ("include 'gin/runs/t5x_adapter_checkpoints.gin'", '',
-         'utils.SaveCheckpointConfig.save_dataset', (FINETUNE,)),
+        # T5X's own file of a run, which ours includes, undoes it.
         ("include 'gin/runs/t5x_expert_partitions.gin'\n"
          'NUM_MODEL_PARTITIONS = 1', '', 'NUM_EXPERT_PARTITIONS', (FINETUNE,)),
         ('', 'from t5x.examples.t5 import network\n'
@@ -88,12 +90,83 @@ def test_what_is_well_passes(tmp_path):
   assert parse(tmp_path, after=twice, MODEL_DIR='gs://bucket/run')
 
 
-def test_periods_of_runs_without_evaluations_are_free(tmp_path):
-  none = 'import __main__ as train_script\n' + ''.join(
-      f'train_script.train.{name}_eval_dataset_cfg = None\n'
-      for name in ('train', 'infer')
+SCRIPT = 'import __main__ as train_script\ntrain_script.train.'
+CONFIG = 'from t5x import checkpoints\nfrom t5x import utils\n'
+NO_EVALUATION = SCRIPT.replace('.train.', '.train:') + """
+  train_eval_dataset_cfg = None
+  infer_eval_dataset_cfg = None
+"""
+
+
+@pytest.mark.parametrize(
+    ('after', 'macros'),
+    [
+        # Macros that T5X does not read.
+        (NO_EVALUATION, {'EVAL_PERIOD': 2, 'CHECKPOINT_PERIOD': 3}),
+        (CONFIG + 'utils.SaveCheckpointConfig.period = 500',
+         {'EVAL_PERIOD': 1500}),
+        (CONFIG + 'utils.CheckpointConfig.save = None', {'EVAL_PERIOD': 1500}),
+        (SCRIPT + 'eval_period = 500', {'EVAL_PERIOD': 1500}),
+        (CONFIG + 'train/utils.DatasetConfig.batch_size = 96',
+         {'NUM_MICROBATCHES': 3}),
+        (CONFIG + 'utils.RestoreCheckpointConfig.path = []',
+         {'INITIAL_CHECKPOINT_PATH': ['none']}),
+        # Names of others, and what says the same as T5X's files.
+        ('', dict.fromkeys(
+            ('END_LEARNING_RATE', 'MIN_LEARNING_RATE', 'NUM_EXPERTS_2',
+             'EVAL_SPLITS', 'RANKS', 'MODEL_DIRS', 'EVAL_BATCH_SIZE'), 1)),
+        ('', {'PACKING': True, 'ACTIVATION_DTYPE': 'bfloat16'}),
+        ('', {'MIXTURE_OR_TASK_MODULE': ''}),
+        # Other checkpointers do not save a place in the data.
+        *(
+            (f'{CONFIG}utils.SaveCheckpointConfig.checkpointer_cls = '
+             f'@checkpoints.{name}', {})
+            for name in ('Checkpointer', 'SaveBestCheckpointer')
+        ),
+    ],
+)
+def test_what_t5x_takes_is_not_refused(tmp_path, after, macros):
+  assert parse(tmp_path, after=after, **macros)
+
+
+@pytest.mark.parametrize(
+    ('before', 'macros', 'names'),
+    [
+        ('', {'SCAN_LAYERS': True}, ('SCAN_LAYERS', 'scan_layers')),
+        ('', {'EVAL_EXAMPLES': 8}, ('EVALUATOR_NUM_EXAMPLES',)),
+        ('', {'ACTIVATION_DTYPE': 'bfloat16'}, ('dtype',)),
+        ('', {'RANKS': 2}, ('RANKS', 'RANK.')),
+        # T5X's own file of a run, which ours includes, undoes it.
+        ("include 'gin/runs/t5x_adapter_checkpoints.gin'", {},
+         ('save_dataset', 'gin/runs/t5x_finetune.gin')),
+    ],
+)
+def test_what_may_be_meant_otherwise_is_a_warning(
+    tmp_path, caplog, before, macros, names
+):
+  parse(tmp_path, before, **macros)
+  assert all(name in caplog.text for name in names), caplog.text
+
+
+@pytest.mark.parametrize(
+    ('converter', 'lengths'),
+    [
+        (seqio.PassThroughFeatureConverter, {'text': 8}),
+        (functools.partial(
+            seqio.EncDecFeatureConverter,
+            passthrough_features={
+                'id': seqio.FeatureConverter.FeatureSpec('int32')
+            },
+        ), {'inputs': 8, 'targets': 8, 'id': 1}),
+    ],
+)
+def test_lengths_are_those_that_the_converter_asks_for(
+    tmp_path, monkeypatch, converter, lengths
+):
+  monkeypatch.setattr(
+      models.AdaptedEncoderDecoderModel, 'FEATURE_CONVERTER_CLS', converter
   )
-  assert parse(tmp_path, after=none, EVAL_PERIOD=2, CHECKPOINT_PERIOD=3)
+  assert parse(tmp_path, TASK_FEATURE_LENGTHS=lengths)
 
 
 def test_folders_that_cannot_be_made(tmp_path):
@@ -102,3 +175,12 @@ def test_folders_that_cannot_be_made(tmp_path):
   for folder in (file, file / 'run'):
     with refusals.refused('MODEL_DIR', file):
       parse(tmp_path, MODEL_DIR=str(folder))
+
+
+def test_only_the_first_host_writes_evaluations(tmp_path, monkeypatch):
+  file = tmp_path / 'file'
+  file.touch()
+  with refusals.refused('EVAL_OUTPUT_DIR', file):
+    parse(tmp_path, EVAL_OUTPUT_DIR=str(file))
+  monkeypatch.setattr(jax, 'process_index', lambda: 1)
+  assert parse(tmp_path, EVAL_OUTPUT_DIR=str(file))

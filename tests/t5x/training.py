@@ -111,7 +111,9 @@ def _main_module(script):
   # `mock.patch.dict` would also forget every module imported meanwhile.
   main, sys.modules['__main__'] = sys.modules['__main__'], script
   try:
-    yield
+    # What gin files import shows errors of scripts in a way of its own.
+    with mock.patch.object(sys, 'excepthook', sys.excepthook):
+      yield
   finally:
     sys.modules['__main__'] = main
 
@@ -177,11 +179,10 @@ def on_one_device():
 
   from moe_peft.t5x import partitioners
 
-  devices = jax.devices()[:1]
-  mesh = jax.sharding.Mesh(np.array([devices]), ('data', 'model'))
+  mesh = jax.sharding.Mesh(np.array([jax.devices()[:1]]), ('data', 'model'))
   with (
       mock.patch.object(partitioning, 'get_cpu_mesh', lambda: mesh),
-      mock.patch.object(partitioners.Partitioner, 'devices', devices),
+      mock.patch.object(partitioners.Partitioner, 'mesh', mesh),
   ):
     yield
 
