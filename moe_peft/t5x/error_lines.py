@@ -45,7 +45,7 @@ def show(kind: type, error: BaseException, trace: Any) -> None:
 
 
 def _raised_in(trace: Any) -> tuple[str, str]:
-  """Package and file of the code that raised, or called what did in Python's."""
+  """Package and file of what raised, which Python's own modules never are."""
   for frame, _ in reversed(list(traceback.walk_tb(trace))):
     package = frame.f_globals.get('__name__', '').partition('.')[0]
     if package not in sys.stdlib_module_names:

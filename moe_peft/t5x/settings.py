@@ -277,6 +277,7 @@ def _check_tasks(model: Any) -> None:
     return
   converter = model.FEATURE_CONVERTER_CLS(pack=False)
   features = getattr(converter, 'TASK_FEATURES', {})
+  # SeqIO has no public name for them.
   others = getattr(converter, '_passthrough_features', {})
   if features and set(lengths) - set(others) != set(features) - set(others):
     raise errors.UserError(

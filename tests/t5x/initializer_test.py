@@ -54,9 +54,16 @@ def test_parts_and_a_base_in_fewer_bits_fit(configured, monkeypatch):
 def test_an_evaluation_is_refused_by_what_it_cannot_do_without(
     tmp_path, monkeypatch
 ):
-  """It has no optimizer, and its base counts as in bfloat16 already."""
+  """It has no optimizer, and its base counts as in bfloat16 already.
+
+  What training shares with it, such as microbatches, is not its own.
+  """
   monkeypatch.setattr(memory, 'of_host', lambda: 1)
-  config = networks.adapted('molora', run='t5x_eval', more=WIDE)
+  config = networks.adapted(
+      'molora', imports='from t5x import trainer', run='t5x_eval',
+      more=f'{WIDE}trainer.Trainer.num_microbatches = %NUM_MICROBATCHES\n'
+      'NUM_MICROBATCHES = 3\n',
+  )
   with (
       training.configured(
           'eval', config, tmp_path / 'gin', CHECKPOINT_PATH='absent',

@@ -58,6 +58,19 @@ def test_an_orbax_checkpoint_is_a_base(tmp_path):
     np.testing.assert_array_equal(read[name], value)
 
 
+@pytest.mark.parametrize('damage', ['', 'not JSON'])
+def test_an_orbax_checkpoint_without_metadata_is_refused(tmp_path, damage):
+  state = bases.write_t5x(BASE, tmp_path) / 'state'
+  file = state / '_METADATA'
+  # The other file still says that it is one.
+  (state / '_CHECKPOINT_METADATA').touch()
+  file.write_text(damage) if damage else file.unlink()
+  for read in (lambda: bases.load_base(str(tmp_path), BASE),
+               lambda: bases.read_orbax(state)):
+    with refusals.refused(state, '_METADATA'):
+      read()
+
+
 @pytest.mark.slow
 def test_the_small_base_ships_and_fits_its_model(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
