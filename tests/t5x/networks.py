@@ -4,6 +4,8 @@
 
 import dataclasses
 
+import pytest
+
 # Divisible by the eight host devices.
 _T5 = """
 network.T5Config:
@@ -159,6 +161,13 @@ utils.SaveCheckpointConfig.period = 1
 TRAIN_STEPS = 1
 RANDOM_SEED = 7
 """
+
+
+def require(name: str) -> None:
+  """Skips a test where the packages of a network are absent."""
+  pytest.importorskip(NETWORKS[name].package)
+  if NETWORKS[name].package == 'flaxformer':
+    pytest.importorskip('aqt')  # It imports it: pip install --no-deps aqtp
 
 
 def adapted(

@@ -50,8 +50,7 @@ LIKE_OTHERS = {
 )
 def test_a_public_leaf_is_adapted_and_trained(leaf, tmp_path):
   name = LEAVES[leaf]
-  package = networks.NETWORKS[name].package
-  pytest.importorskip(package)
+  networks.require(name)
   config = networks.adapted(
       'molora', name, imports='import seqio', sizes=leaf,
       more=BYTES if name.endswith('t5') else '',
@@ -64,7 +63,8 @@ def test_a_public_leaf_is_adapted_and_trained(leaf, tmp_path):
   with (
       training.on_one_device(),
       training.configured(
-          'train', config, tmp_path / 'gin', package, **macros
+          'train', config, tmp_path / 'gin', networks.NETWORKS[name].package,
+          **macros,
       ) as train,
   ):
     rng = np.random.default_rng(0)

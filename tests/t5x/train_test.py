@@ -42,6 +42,7 @@ long = functools.partial(pytest.param, marks=pytest.mark.long)
     ],
 )
 def test_only_adapters_train(bases, tmp_path, network, method, more):
+  networks.require(network)
   base, base_params = bases(network)
   rank = {} if method == 'mov_wo' else {'RANK': 2}
   state = training.train(
