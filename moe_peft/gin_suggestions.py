@@ -49,6 +49,13 @@ def _is_slip(name: str, meant: str) -> bool:
   )
 
 
+def _of_module(module: str, attribute: str) -> str:
+  """The same where a module has no such attribute."""
+  if module.startswith('t5x.') and attribute in ('train', 'eval', 'infer'):
+    return f'Run it with python -m t5x.{attribute}.'
+  return nearest(attribute, dir(sys.modules[module]))
+
+
 def for_message(message: str, files: Iterable[str]) -> str:
   """What may have been meant, by an error message of gin.
 
@@ -61,14 +68,9 @@ def for_message(message: str, files: Iterable[str]) -> str:
   """
   import gin
 
-  match = re.search(
-      r"<module 't5x\.\w+'.*has no attribute (train|eval|infer)", message
-  )
-  if match:
-    return f'Run it with python -m t5x.{match[1]}.'
   match = re.search(r"<module '([\w.]+)'.*has no attribute (\w+)", message)
   if match:
-    return nearest(match[2], dir(sys.modules[match[1]]))
+    return _of_module(*match.groups())
   match = re.search(
       r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'",
       message,

@@ -260,6 +260,11 @@ def _check_router(layer: str, method: str, router: routing.Router) -> None:
         'torch, which our files do not have.', 'LAYERWISE',
         'Train with LAYERWISE = False.',
     )
+  _check_capacity(layer, method, router)
+
+
+def _check_capacity(layer: str, method: str, router: routing.Router) -> None:
+  """Raises errors.UserError where a token depends on others of its batch."""
   capacity, choosing = router.capacity, router.select.limits_evaluation
   if choosing and (capacity.group_size or router.scores.units(router) > 1):
     raise refusal(

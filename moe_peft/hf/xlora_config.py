@@ -100,12 +100,7 @@ def read(folder: Path, width: int) -> Classifier:
         file, 'hidden_size', config.get('hidden_size'),
         f'the base has {width} features', 'Give --base the one of the X-LoRA.',
     )
-  dropout = config.get('xlora_dropout_p', 0.2)
-  if type(dropout) not in (int, float) or not 0 <= dropout < 1:
-    raise lora_config.refused(
-        file, 'xlora_dropout_p', dropout,
-        'must be a number of at least 0 and below 1',
-    )
+  dropout = _rate(file, config.get('xlora_dropout_p', 0.2))
   selected = config.get('top_k_lora')
   if selected is not None and whole('top_k_lora', None) > num_experts:
     raise lora_config.refused(
@@ -114,9 +109,19 @@ def read(folder: Path, width: int) -> Classifier:
   number = lambda field: lora_config.number(file, field, config.get(field, 1))
   sizes = [width, *[hidden] * (depth - 1), num_experts]
   return Classifier(
-      _matrices(folder, sizes, dropout), float(dropout),
+      _matrices(folder, sizes, dropout), dropout,
       number('softmax_temperature'), selected, number('global_scaling_weight'),
   )
+
+
+def _rate(file: Path, value: Any) -> float:
+  """A rate of dropout, checked; errors as of `lora_config.refused`."""
+  if type(value) not in (int, float) or not 0 <= value < 1:
+    raise lora_config.refused(
+        file, 'xlora_dropout_p', value,
+        'must be a number of at least 0 and below 1',
+    )
+  return float(value)
 
 
 def _check_fields(file: Path, config: Mapping[str, Any]) -> int:

@@ -150,17 +150,7 @@ def _check(
         "PEFT's X-LoRA weighs all adapted layers alike, and here some have "
         'another router.', where='ADAPTER_RULES',
     )
-  router = sites[0].spec['router']
-  if (
-      router['selection'] not in ('all', 'top_k')
-      or router['score'] != 'softmax'
-      or router['renormalise'] or router['balancing_bias'] or 'gate' in router
-  ):
-    raise errors.UserError(
-        "PEFT's X-LoRA has the weights of all experts, or the largest of them, "
-        'as the softmax gives them.', where='routing.Router.select',
-        remedy='Train with selection.TopK and normalize = False.',
-    )
+  _check_selection(sites[0].spec['router'])
   pattern = core_sites.compile_path(rule.hidden_states)
   if not pattern.fullmatch(_HIDDEN_STATES):
     raise errors.UserError(
@@ -171,4 +161,18 @@ def _check(
     raise errors.UserError(
         f'The run trained {min(trained.changed)} too, which an X-LoRA has no '
         'room for.', where='TRAINABLE_REGEX',
+    )
+
+
+def _check_selection(router: Mapping[str, Any]) -> None:
+  """Raises errors.UserError for weights that PEFT's X-LoRA has not."""
+  if (
+      router['selection'] not in ('all', 'top_k')
+      or router['score'] != 'softmax'
+      or router['renormalise'] or router['balancing_bias'] or 'gate' in router
+  ):
+    raise errors.UserError(
+        "PEFT's X-LoRA has the weights of all experts, or the largest of them, "
+        'as the softmax gives them.', where='routing.Router.select',
+        remedy='Train with selection.TopK and normalize = False.',
     )

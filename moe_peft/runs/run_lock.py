@@ -30,12 +30,7 @@ def take(folder: Path) -> IO[str]:
     errors.UserError: If another process has it, if it cannot be written, or if
       it holds a run of T5X.
   """
-  if (folder / _OF_T5X).exists():
-    raise errors.UserError(
-        f'{folder} holds a run of T5X.',
-        where='MODEL_DIR',
-        remedy='Go on with python -m t5x.train, or choose another folder.',
-    )
+  _check_engine(folder)
   try:
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / FILE).open('a+', encoding='utf-8')
@@ -63,3 +58,13 @@ def take(folder: Path) -> IO[str]:
     file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
     file.flush()
   return file
+
+
+def _check_engine(folder: Path) -> None:
+  """Raises errors.UserError for the folder of a run of T5X."""
+  if (folder / _OF_T5X).exists():
+    raise errors.UserError(
+        f'{folder} holds a run of T5X.',
+        where='MODEL_DIR',
+        remedy='Go on with python -m t5x.train, or choose another folder.',
+    )

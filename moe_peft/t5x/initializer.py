@@ -50,14 +50,9 @@ class AdapterStateInitializer(utils.TrainStateInitializer):
       super().__init__(
           optimizer_def, init_fn, input_shapes, partitioner, input_types
       )
-    parts = settings.argument('t5x.trainer.Trainer', 'num_microbatches')
-    if optimizer_def is not None and parts:
+    if optimizer_def is not None:
       rows, *_ = next(iter(input_shapes.values()))
-      partitioning.check_batch_size(
-          rows // parts,
-          partitioner.mesh,
-          'BATCH_SIZE / NUM_MICROBATCHES',
-      )
+      _check_microbatches(rows, partitioner.mesh)
     # Devices that a plan names are absent, and tell no memory.
     if getattr(partitioner, 'devices', None) is None:
       self._check_memory(partitioner.mesh)
@@ -90,3 +85,11 @@ class AdapterStateInitializer(utils.TrainStateInitializer):
           remedy=f'Raise it, {narrower}or take a smaller base or smaller '
           'adapters.',
       )
+
+
+def _check_microbatches(rows: int, mesh: Any) -> None:
+  """Raises errors.UserError if a mesh cannot split a part of a batch."""
+  if parts := settings.argument('t5x.trainer.Trainer', 'num_microbatches'):
+    partitioning.check_batch_size(
+        rows // parts, mesh, 'BATCH_SIZE / NUM_MICROBATCHES'
+    )

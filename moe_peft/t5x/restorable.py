@@ -20,6 +20,16 @@ from moe_peft.t5x import settings
 from moe_peft.training import bases
 from moe_peft.training import tensor_files
 
+# Parts of a state, what a checkpoint holds where they differ, and what to do.
+_PARTS = (
+    ('target/', 'parameters of another method or size',
+     'Give the method file and the sizes, such as NUM_EXPERTS and RANK, that '
+     'they were trained with (config.gin of the run has them)'),
+    ('state/param_states/', 'the state of another optimizer',
+     'Give the OPTIMIZER, and the method file, of the run (config.gin has '
+     'them)'),
+)
+
 
 def check(state: Mapping[str, Any]) -> None:
   """Checks the checkpoint that the gin files of this process lead to.
@@ -175,14 +185,7 @@ def check_state(
       for name, x in trainable.flatten(state).items()
       if hasattr(x, 'shape')  # T5X's MultiOptimizer has None in some places.
   }
-  for root, what, remedy in (
-      ('target/', 'parameters of another method or size',
-       'Give the method file and the sizes, such as NUM_EXPERTS and RANK, that '
-       'they were trained with (config.gin of the run has them)'),
-      ('state/param_states/', 'the state of another optimizer',
-       'Give the OPTIMIZER, and the method file, of the run (config.gin has '
-       'them)'),
-  ):
+  for root, what, remedy in _PARTS:
     of_model = _under(root, expected)
     problems = tensor_files.misfits(_under(root, saved), of_model)
     if of_model and problems:
