@@ -36,17 +36,6 @@ def write(folder: Path, bank: bank_file.Bank) -> None:
       base=json.dumps(bank.base_model or 'the base'),
       names=json.dumps(bank.names), k=min(3, len(bank.experts)),
   )
-  xlora = ''
-  if bank.classifier:
-    xlora = (
-        'and `xlora/` is the X-LoRA whose classifier came with them '
-        '(`use_cache` must be False; for moe_peft `xlora.gin`). '
-    )
-  elif (folder / 'xlora').is_dir():
-    xlora = (
-        'and trains an X-LoRA from `xlora/`, which begins as their average '
-        '(`use_cache` must be False). '
-    )
   served = ' '.join(f'{x}=experts/{x}' for x in bank.names)
   text = (
       f'# {len(bank.experts)} experts on {name}\n\n{table}\n\n'
@@ -56,11 +45,26 @@ def write(folder: Path, bank: bank_file.Bank) -> None:
       '`bank.gin` is for moe_peft, with one of `gin/methods/bank*.gin`. '
       '`experts/` holds plain LoRAs: PEFT routes over them with Arrow,\n\n'
       f'```python\n{code}```\n\n'
-      f'{xlora}vLLM serves them by name: '
+      f'{_xlora(folder, bank)}vLLM serves them by name: '
       f'`vllm serve BASE --enable-lora --max-lora-rank {bank.rank} '
       f'--lora-modules {served}`.\n'
   )
   (folder / 'README.md').write_text(text, encoding='utf-8')
+
+
+def _xlora(folder: Path, bank: bank_file.Bank) -> str:
+  """What PEFT's X-LoRA does with the bank; nothing where there is none."""
+  if bank.classifier:
+    return (
+        'and `xlora/` is the X-LoRA whose classifier came with them '
+        '(`use_cache` must be False; for moe_peft `xlora.gin`). '
+    )
+  if (folder / 'xlora').is_dir():
+    return (
+        'and trains an X-LoRA from `xlora/`, which begins as their average '
+        '(`use_cache` must be False). '
+    )
+  return ''
 
 
 def _cell(text: str) -> str:

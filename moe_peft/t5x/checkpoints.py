@@ -213,12 +213,6 @@ class AdapterCheckpointer:
           where=_BASE_BINDINGS,
           remedy='Say where the base lies now.',
       )
-
-    def keep_base(from_checkpoint, unused_state, is_resuming=False):
-      del is_resuming
-      frozen = self._frozen(from_checkpoint['target'])
-      return {'target': trainable.unflatten(frozen)}
-
     restorable.check_base(
         base_path,
         self._frozen(self._train_state.state_dict()['target']),
@@ -228,7 +222,7 @@ class AdapterCheckpointer:
     train_state = self._restore_stock(
         base_path,
         saved['dtype'],
-        state_transformation_fns=(keep_base,),
+        state_transformation_fns=(self._keep_base,),
         fallback_state=state,
     )
     found = self._identity(train_state)
@@ -242,6 +236,12 @@ class AdapterCheckpointer:
           remedy='Give the path of the base on which they were trained.',
       )
     return train_state
+
+  def _keep_base(self, from_checkpoint, unused_state, is_resuming=False):
+    """A transformation of T5X: of a checkpoint the base alone is read."""
+    del is_resuming
+    frozen = self._frozen(from_checkpoint['target'])
+    return {'target': trainable.unflatten(frozen)}
 
   def _restore_stock(self, path: str, dtype: Any, **kwargs: Any) -> Any:
     # T5X's manager tidies the folder it is given: not that of the base.
