@@ -90,10 +90,8 @@ def verify(folder: Path, base: str = '', offline: bool = False) -> Verdict:
     with model.disable_adapter():
       plain = _logits(model, expected)
     without = largest(plain - base_logits)
-  effect = largest(ours - base_logits)
-  return Verdict(
-      difference, without, effect, largest(ours), _tolerance(folder)
-  )
+  effect, size = largest(ours - base_logits), largest(ours)
+  return Verdict(difference, without, effect, size, _tolerance(folder))
 
 
 def _tolerance(folder: Path) -> float:
