@@ -28,8 +28,7 @@ _YEARS = 10 * 365 * 86400
 
 def check_words(run: small_run.SmallRun) -> list[str]:
   """What is wrong with what a process has said: no more than one error."""
-  # Records are read elsewhere, where the folder of the drill means nothing.
-  said, found = run.said().replace(f'{run.folder.parent}/', ''), []
+  said, found = run.said(), []
   if 'Traceback' in said or 'Fatal Python' in said:
     found.append('a stack trace: ' + said[-300:])
   if len(re.findall('^error: ', said, re.M)) > 1:
