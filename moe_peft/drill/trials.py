@@ -70,6 +70,8 @@ def run(num_trials: int, seed: int, out: Path, work: Path) -> bool:
       record = {'seed': seed, 'trial': number, **victim.trial(number, rng)}
       if number == group[-1]:
         victim.finish(record)
+      # Whoever reads the record knows no folder of this machine.
+      record['lost'] = [x.replace(f'{work}/', '') for x in record['lost']]
       records.append(record)
       with (out / RECORDS).open('a', encoding='utf-8') as file:
         file.write(json.dumps(record) + '\n')
