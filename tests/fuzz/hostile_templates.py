@@ -7,7 +7,7 @@ from tests.fuzz import mutations
 
 def mutate(random: mutations.Random, content: bytes) -> bytes:
   """Mutates a Jinja template: adds what is hostile, or lines and words."""
-  lines = content.decode().split('\n')
+  lines = content.decode('utf-8', 'surrogatepass').split('\n')
   if random.random() < 0.5:
     lines.insert(random.randrange(len(lines) + 1), random.choice(_JINJA))
   else:
@@ -15,7 +15,7 @@ def mutate(random: mutations.Random, content: bytes) -> bytes:
     words = lines[at].split(' ')
     words[random.randrange(len(words))] = random.choice(_JINJA_WORDS)
     lines[at] = ' '.join(words)
-  mutant = '\n'.join(lines).encode()
+  mutant = '\n'.join(lines).encode('utf-8', 'surrogatepass')
   return mutant if random.random() < 0.7 else mutations.as_text(random, mutant)
 
 
