@@ -7,7 +7,7 @@ from tests.fuzz import mutations
 
 def mutate(random: mutations.Random, content: bytes) -> bytes:
   """Mutates a Jinja template: adds what is hostile, or lines and words."""
-  lines = content.decode('utf-8', 'surrogatepass').split('\n')
+  lines = content.decode().split('\n')
   if random.random() < 0.5:
     lines.insert(random.randrange(len(lines) + 1), random.choice(_JINJA))
   else:
@@ -15,7 +15,7 @@ def mutate(random: mutations.Random, content: bytes) -> bytes:
     words = lines[at].split(' ')
     words[random.randrange(len(words))] = random.choice(_JINJA_WORDS)
     lines[at] = ' '.join(words)
-  mutant = '\n'.join(lines).encode('utf-8', 'surrogatepass')
+  mutant = '\n'.join(lines).encode()
   return mutant if random.random() < 0.7 else mutations.as_text(random, mutant)
 
 
@@ -55,7 +55,7 @@ _JINJA = (
     '{{ {}|xmlattr }}', '{{ 1/0 }}', '{{ "9" * 9999|int }}', '{% block x %}',
     '{{ ("9" * 99999)|int }}', '{{ (9**99999)|string }}', '{% raw %}', '{#',
     '{% set messages = 3 %}', '{% for m in messages recursive %}'
-    '{{ loop(messages) }}{% endfor %}', '{{ "\ud800" }}', '{{ bos_token * 3 }}',
+    '{{ loop(messages) }}{% endfor %}', '{{ "\\ud800" }}', '{{ bos_token * 3 }}',
     '{{ [[[1]]]|sum(start=[]) }}', '{{ range(9)|random }}', '{{ now() }}',
     '{{ undefined.x.y }}', '{{ caller() }}', '{{ varargs }}', '{{ loop }}',
     *('{{ ' + x * 500 + '1' + y * 500 + ' }}' for x, y in ('()', '[]')),
