@@ -55,8 +55,9 @@ _JINJA = (
     '{{ {}|xmlattr }}', '{{ 1/0 }}', '{{ "9" * 9999|int }}', '{% block x %}',
     '{{ ("9" * 99999)|int }}', '{{ (9**99999)|string }}', '{% raw %}', '{#',
     '{% set messages = 3 %}', '{% for m in messages recursive %}'
-    '{{ loop(messages) }}{% endfor %}', '{{ "\\ud800" }}', '{{ bos_token * 3 }}',
-    '{{ [[[1]]]|sum(start=[]) }}', '{{ range(9)|random }}', '{{ now() }}',
+    '{{ loop(messages) }}{% endfor %}', '{{ "\\ud800" }}',
+    '{{ bos_token * 3 }}', '{{ [[[1]]]|sum(start=[]) }}',
+    '{{ range(9)|random }}', '{{ now() }}',
     '{{ undefined.x.y }}', '{{ caller() }}', '{{ varargs }}', '{{ loop }}',
     *('{{ ' + x * 500 + '1' + y * 500 + ' }}' for x, y in ('()', '[]')),
     '{% if 1 %}' * 300 + '{% endif %}' * 300, '{{ 1' + ' ~ 1' * 5000 + ' }}',
