@@ -250,6 +250,10 @@ def test_the_gin_file_describes_the_model(tmp_path):
             'use_bidirectional_attention', 'True',
         ),
         (
+            {'model_type': 'gemma2', 'use_bidirectional_attention': True},
+            'use_bidirectional_attention', 'True',
+        ),
+        (
             {'model_type': 'mistral', 'layer_types': ['sliding_attention']},
             'layer_types', 'sliding_attention',
         ),
