@@ -139,7 +139,8 @@ def _import(args: argparse.Namespace) -> None:
   )
   if args.experts:
     print(
-        f'{args.out}: train its routers with '
+        f'{args.out}: train '
+        f'{"its routers" if len(args.experts) > 1 else "the LoRA"} with '
         f'--gin_file={args.out / "model.gin"} '
         f'--gin_file={args.out / "experts.gin"} '
         '--gin_file=gin/runs/finetune.gin '

@@ -61,17 +61,23 @@ class TemplateTokens:
     and so has the example.
     """
     text = ''.join(parts)
-    if _MARK in text:
-      return [self._encode_marked(part) for part in parts]
-    whole = self._encode(self._tokenizer, text)
     edges = list(itertools.accumulate(map(len, parts)))
+    if _MARK in text:
+      return [
+          self._encode_marked(part, begins=end == len(part))
+          for part, end in zip(parts, edges, strict=True)
+      ]
+    whole = self._encode(self._tokenizer, text)
     found = [[] for _ in parts]
     number = 0
     for token, (start, end) in zip(whole.ids, whole.offsets, strict=True):
       while number < len(parts) - 1 and start >= edges[number]:
         number += 1
       if end > edges[number]:
-        return [self._encode(self._tokenizer, x).ids for x in parts]
+        return [
+            self._encode(self._reader(True, edge == len(part)), part).ids
+            for part, edge in zip(parts, edges, strict=True)
+        ]
       found[number].append(token)
     return found
 
@@ -137,14 +143,21 @@ class TemplateTokens:
     with tokenizer_file.refused(f'{file} fails on a text'):
       return tokenizer.encode(text, add_special_tokens=False)
 
-  def _encode_marked(self, part: str) -> list[int]:
-    """Ids of a text, of whose special tokens those with a mark are text."""
+  def _reader(self, special_tokens: bool, begins: bool) -> Any:
+    """A tokenizer, as of `vocabularies.read_tokenizer`."""
     file = self.vocabulary.tokenizer_file
-    texts = vocabularies.read_tokenizer(file, special_tokens_in_text=False)
+    return vocabularies.read_tokenizer(file, special_tokens, begins)
+
+  def _encode_marked(self, part: str, begins: bool) -> list[int]:
+    """Ids of a text, of whose special tokens those with a mark are text.
+
+    `begins` says whether it is the beginning of a row.
+    """
     ids, start = [], 0
     for found in itertools.chain(self._special_texts.finditer(part), [None]):
       text = part[start : found.start() if found else None]
       plain = text.replace(_MARK, '')
+      texts = self._reader(False, begins and start == 0)
       ids += self._encode(texts, plain).ids
       if found:
         ids.append(self._tokenizer.token_to_id(found[0]))

@@ -56,6 +56,15 @@ def read(file: str) -> Any:
   return tokenizer
 
 
+def within_texts(tokenizer: Any) -> Any:
+  """The same for what stands within a text: some begin texts with a space."""
+  content = json.loads(tokenizer.to_str())
+  for stage in _stages(content.get('pre_tokenizer')):
+    if stage.get('prepend_scheme') == 'first':
+      stage['prepend_scheme'] = 'never'
+  return type(tokenizer).from_str(json.dumps(content))
+
+
 @contextlib.contextmanager
 def tried(what: str) -> Iterator[None]:
   """As `refused`, in silence: a panic shows where in Rust it is."""

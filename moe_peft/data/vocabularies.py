@@ -198,25 +198,32 @@ class TokenizerVocabulary(seqio.Vocabulary):
     return hash(self._settings())
 
 
-def read_tokenizer(file: str, special_tokens_in_text: bool = True) -> Any:
+def read_tokenizer(
+    file: str, special_tokens_in_text: bool = True, begins: bool = True
+) -> Any:
   """Reads a `tokenizer.json`; returns a `tokenizers.Tokenizer`, not to change.
 
   Args:
     file: Its path.
     special_tokens_in_text: Whether special tokens in a text are more than text.
+    begins: Whether it reads whole texts, and not what stands within one.
 
   Raises:
     errors.UserError: If the package or the file is missing or damaged.
   """
   path = os.path.expanduser(file)
   time = os.stat(path).st_mtime_ns if os.path.exists(path) else 0
-  return _read_tokenizer(path, time, special_tokens_in_text)
+  return _read_tokenizer(path, time, special_tokens_in_text, begins)
 
 
 @functools.lru_cache(maxsize=4)  # The largest take a second and 200 MB each.
-def _read_tokenizer(path: str, time: int, special_tokens_in_text: bool) -> Any:
+def _read_tokenizer(
+    path: str, time: int, special_tokens_in_text: bool, begins: bool
+) -> Any:
   del time  # Another time is another file.
   tokenizer = tokenizer_file_lib.read(path)
+  if not begins:
+    tokenizer = tokenizer_file_lib.within_texts(tokenizer)
   tokenizer.no_truncation()  # The run decides on lengths, not the file.
   tokenizer.no_padding()
   tokenizer.encode_special_tokens = not special_tokens_in_text

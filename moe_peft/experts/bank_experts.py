@@ -173,8 +173,8 @@ def of_peft(
   for path, layer in base.layers.items():
     if layer.module in modules and layer.scales is None:
       down, up, scale = modules[layer.module]
-      up = up[slice(*(layer.rows or (None,)))] * np.float32(scale)
-      pairs[path] = down.T, up.T
+      down, up = _own_ranks(down, up[slice(*(layer.rows or (None,)))])
+      pairs[path] = down.T, up.T * np.float32(scale)
   columns = {}
   for column in COLUMNS.values():
     if (folder / f'{column}.safetensors').is_file():
@@ -186,6 +186,19 @@ def of_peft(
       sha256=_digest(pairs),
   )
   return Expert(record, pairs, columns)
+
+
+def _own_ranks(
+    down: np.ndarray, up: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """A [rank, in] and B [out, rank] of a layer without what fills up the rank.
+
+  Of Phi, `peft_format` sets the ranks of layers that are one module side by
+  side, zero in the rows of the others, and gives all modules as many.
+  """
+  used = up.any(axis=0)
+  used[0] |= not used.any()  # One stays of a layer to which nothing is added.
+  return down[used], up[:, used]
 
 
 def of_bank(

@@ -7,6 +7,8 @@ import dataclasses
 import reprlib
 from typing import Any
 
+import numpy as np
+
 from moe_peft import errors
 from moe_peft.hf import folders
 
@@ -108,6 +110,27 @@ def check_depth(
         f'{len(tensors.shapes)} tensors.', where=field,
         remedy='Fetch the folder again.',
     )
+
+
+def tied(tensors: folders.Tensors, embedding: str, logits: str) -> str:
+  """The name of the embedding that is the output layer, too.
+
+  Files have it by one of the two names, or by both.
+
+  Raises:
+    errors.UserError: If the two differ, which transformers 4 and 5 take for
+      different models.
+  """
+  found = [name for name in (embedding, logits) if name in tensors.shapes]
+  if len(found) == 2 and not np.array_equal(*(tensors[x] for x in found)):
+    raise errors.UserError(
+        f'{FILE} ties the output layer to the embedding, and {logits} differs '
+        f'from {embedding}.', where='tie_word_embeddings',
+        remedy=f'Write false there to keep {logits}, as transformers 5 reads '
+        'the folder; or take the tensor out, which transformers 4 leaves '
+        'unread.',
+    )
+  return next(iter(found), embedding)
 
 
 def to_gin(

@@ -107,7 +107,10 @@ def to_hf(
   Raises:
     errors.UserError: If no family has such a model.
   """
-  written = dict(hf_config) or _written(config)
+  # What is written has another type, and no code of the base beside it. Version
+  # 5 would take `dtype`, its own spelling, for `torch_dtype`.
+  kept = {k: v for k, v in hf_config.items() if k not in ('dtype', 'auto_map')}
+  written = kept or _written(config)
   fields = families.fields_of(written)
   name = families.FAMILIES[written['model_type']].name
   return {
@@ -269,11 +272,12 @@ def plan(
       f'model.layers.{i}.self_attn.rotary_emb.inv_freq'
       for i in range(config.num_layers)
   }
-  if config.logits_via_embedding:
-    # A tied output layer is written to some files all the same; transformers
-    # reads the embedding then.
-    ignored.add(HF_LOGITS)
   expected, rows = joined(entries_lib.source_shapes(found), family)
+  if config.logits_via_embedding:
+    tied = base_config.tied(tensors, HF_EMBEDDING, HF_LOGITS)
+    expected[tied] = expected.pop(HF_EMBEDDING)
+    rows[HF_EMBEDDING] = tied, ...
+    ignored.add(HF_LOGITS)
   folders.check_shapes(tensors, expected, ignored)
   offset = 0.0 if tensors.whole_norms else family.norm_offset
 

@@ -122,6 +122,10 @@ def _qwen3(fields: base_config.Fields) -> dict[str, Any]:
 
 
 def _gemma(fields: base_config.Fields) -> dict[str, Any]:
+  if fields.boolean('use_bidirectional_attention'):
+    raise base_config.unsupported(
+        'use_bidirectional_attention', True, 'causal attention'
+    )
   return {
       **_attention_bias(fields),
       'embedding_scale': fields.integer('hidden_size') ** 0.5,
@@ -142,10 +146,6 @@ def _gemma2(
 
 
 def _gemma3(fields: base_config.Fields) -> dict[str, Any]:
-  if fields.boolean('use_bidirectional_attention'):
-    raise base_config.unsupported(
-        'use_bidirectional_attention', True, 'causal attention'
-    )
   every = fields.integer('sliding_window_pattern', 6, maximum=2**10)
   pattern = ('local',) * (every - 1) + ('global',)
   return {**_gemma2(fields, pattern), 'qk_norm': 'head'}

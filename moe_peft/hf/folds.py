@@ -86,9 +86,11 @@ def experts(
   if site.spec.get('always_on'):
     yield weighted(site, np.eye(site.spec['num_experts'])[index])
     return
-  # What all experts share has one entry, which each of them gets.
+  # What all experts share has one entry, which each of them gets. Columns (of
+  # DoRA) are outputs of the layer, and no experts.
   tensors = {
-      name: array[index : index + 1] if len(array) > 1 else array
+      name: array[index : index + 1]
+      if len(array) > 1 and not name.startswith('column_') else array
       for name, array in site.expert_tensors.items()
   }
   if site.spec['kind'] != 'block':

@@ -34,6 +34,10 @@ _KNOWN = {
 # The window of Phi-3 for 4,096 tokens. The first files do not say it, and
 # llama.cpp goes by the sizes (its pull request 8931).
 _OLD_PHI_WINDOW = 2047
+# Of LLaMA 3, Falcon 3 and Mistral, by how texts are split.
+_BEGIN_WITH_BOS = (
+    'llama3', 'llama-v3', 'llama-bpe', 'falcon3', 'pixtral', 'tekken'
+)
 _LARGEST_GEMMAS = {'gemma2': 46, 'gemma3': 62}  # Layers of the 27B.
 
 
@@ -43,9 +47,16 @@ def special_id(fields: Mapping[str, Any], name: str) -> Any:
 
 
 def adds_bos(fields: Mapping[str, Any]) -> bool:
-  """Whether rows begin with bos; by default those of SentencePiece do."""
-  is_pieces = fields.get('tokenizer.ggml.model') == 'llama'
-  return fields.get('tokenizer.ggml.add_bos_token', is_pieces) is True
+  """Whether rows begin with bos.
+
+  Where a file does not say it, as those of LLaMA 3 before 2025, rows of
+  SentencePiece do, and those of some byte pairs (llama.cpp, `llama-vocab.cpp`).
+  """
+  default = (
+      fields.get('tokenizer.ggml.model') == 'llama'
+      or fields.get('tokenizer.ggml.pre') in _BEGIN_WITH_BOS
+  )
+  return fields.get('tokenizer.ggml.add_bos_token', default) is True
 
 
 class Metadata:

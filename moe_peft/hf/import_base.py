@@ -98,9 +98,13 @@ def import_base(
     folders.write_json(folder / HF_CONFIG_FILE, hf_config)
     name = hub_id or hf_config.get('_name_or_path')
     name = name if isinstance(name, str) else ''
-    folders.write_json(
-        folder / SOURCE_FILE, {'base_model': name, 'layout': layout}
-    )
+    # In a model that reads images the decoder's modules have other names: under
+    # its name, adapters would be put on none of them.
+    part = isinstance(tensors, folders.Renamed)
+    source_json = {'base_model': '' if part else name, 'layout': layout}
+    if part:
+      source_json['part_of'] = name
+    folders.write_json(folder / SOURCE_FILE, source_json)
     if file_format == 'orbax':
       lazy_arrays.write_orbax(folder, params)
     else:

@@ -46,6 +46,10 @@ class ImportedExperts:
 
   def to_gin(self) -> str:
     """Returns a gin file to be included after `gin/methods/molora.gin`."""
+    trains = [
+        '# Only the routers learn; remove this line to train the experts too.',
+        "TRAINABLE_REGEX = '.*/adapter/router/.*'",
+    ]
     return '\n'.join([
         '# Written by `python -m moe_peft hf import --experts`.',
         "include 'gin/methods/molora.gin'",
@@ -54,8 +58,7 @@ class ImportedExperts:
         f'NUM_EXPERTS = {self.num_experts}',
         f'RANK = {self.rank}',
         f'ALPHA = {self.alpha}',
-        '# Only the routers learn; remove this line to train the experts too.',
-        "TRAINABLE_REGEX = '.*/adapter/router/.*'",
+        *(trains if self.num_experts > 1 else ()),  # One expert has no router.
         '',
     ])
 

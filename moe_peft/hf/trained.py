@@ -207,7 +207,7 @@ def from_run(base_model: str = '') -> Trained:
 
   Raises:
     errors.UserError: If the run has no checkpoint or a model of an unknown
-      family.
+      family, and as of `name_of_base`.
   """
   from moe_peft.training import experiment as experiment_lib
   from moe_peft.training import loop
@@ -230,7 +230,7 @@ def from_run(base_model: str = '') -> Trained:
       model=experiment.model,
       params={k: np.asarray(v) for k, v in params.items()},
       hf_config=import_base.read_hf_config(folder) if folder else {},
-      base_model=base_model or source.get('base_model', ''),
+      base_model=name_of_base(source, base_model),
       base_folder=folder,
       changed=[k for k in setup.trainable if not trainable.is_adapter(k)],
       inputs_end=asked.ends,
@@ -243,6 +243,26 @@ def from_run(base_model: str = '') -> Trained:
           + ' (first digits of our fingerprint)',
       },
   )
+
+
+def name_of_base(source: Mapping[str, Any], given: str) -> str:
+  """The name of a base on the Hub; '' for none.
+
+  Args:
+    source: What its import recorded.
+    given: As the user says; '' for nothing.
+
+  Raises:
+    errors.UserError: For a name of what is a part of a larger model.
+  """
+  if given and 'part_of' in source:
+    raise errors.UserError(
+        'The base is the decoder of a model that reads images, where its '
+        f'modules have other names: under the name {given} nothing would load '
+        'the adapters.', where='--hub_id',
+        remedy='Leave it out: the base is written into the folder.',
+    )
+  return given or source.get('base_model', '')
 
 
 def _base_folder(path: str | None) -> Path | None:

@@ -8,7 +8,9 @@ from moe_peft.data import chat
 from moe_peft.data import examples
 from moe_peft.data import messages
 from moe_peft.data import template_tokens
+from moe_peft.data import vocabularies
 from tests import refusals
+from tests import small_tokenizers
 from tests.data import small_chat
 
 _HELLO = ('user', 'hi'), ('assistant', 'ho'), ('user', 'so?'), (
@@ -164,6 +166,27 @@ def test_special_tokens_in_messages_are_text(tmp_path):
   of = chat.Chat(template_tokens.make(vocabulary))
   (row,) = of.rows(_conversation(('user', said), ('assistant', 'no')))
   assert len(special(row)) == len(special(plain)) + 2
+
+
+def test_special_tokens_in_messages_change_no_other_token(tmp_path):
+  """As Mistral's: a space begins a text, and nothing within one."""
+  pre = small_tokenizers.tokenizers.pre_tokenizers
+  tokenizer = small_tokenizers.byte_fallback()
+  tokenizer.normalizer = None
+  tokenizer.pre_tokenizer = pre.Metaspace(prepend_scheme='first', split=False)
+  file = tmp_path / 'tokenizer.json'
+  tokenizer.save(str(file))
+  (tmp_path / 'chat_template.jinja').write_text(
+      '{% for x in messages %}<s>{{ x.content }}</s>{% endfor %}'
+  )
+  vocabulary = vocabularies.TokenizerVocabulary(str(file), 2)
+  of = chat.Chat(template_tokens.make(vocabulary))
+  answer = ('assistant', 'the cat')
+  (plain,) = of.rows(_conversation(('user', 'the mat'), answer))
+  (row,) = of.rows(_conversation(('user', 'the mat</s>'), answer))
+  assert row.features['targets'] == plain.features['targets']
+  the = plain.features['inputs'][:2]  # Behind <s>.
+  assert row.features['inputs'][:2] == the
 
 
 def test_pairs_of_answers(tmp_path):

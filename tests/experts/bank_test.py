@@ -61,14 +61,16 @@ def test_loras_of_other_ranks_scales_and_sites_become_one_bank(
   )
 
 
-def test_experts_are_added_and_taken_out(tmp_path):
-  sources, base = banks.write_all(tmp_path, 'llama')
+@pytest.mark.parametrize('family', ['llama', 'phi3'])
+def test_experts_are_added_and_taken_out(tmp_path, family):
+  sources, base = banks.write_all(tmp_path, family)
   folder = tmp_path / 'bank'
   bank.build(sources[:2], base, folder)
   before = bank.load(folder)[1]
   bank.add(folder, [f'last={sources[2]}'])
   made, grown = bank.load(folder)
   assert made.names == ['all', 'few', 'last']
+  assert made.rank == 3  # Of Phi, folders of PEFT have three layers in one.
   for path, array in before.items():
     np.testing.assert_allclose(
         grown[path][:2], array, atol=1e-6, err_msg=path

@@ -3,6 +3,7 @@
 """Small LoRAs of one base, and banks of them."""
 
 import ast
+import dataclasses
 import functools
 
 import numpy as np
@@ -51,7 +52,7 @@ def _loras(family):
 def write_all(tmp_path, family, layout='t5'):
   """PEFT folders by name, and an imported base of the same sizes."""
   for name, (trained, params) in _loras(family).items():
-    trained = trained_lib.Trained(trained.model, params)
+    trained = dataclasses.replace(trained, params=params)
     folder = tmp_path / 'loras' / name
     folder.mkdir(parents=True)
     peft_format.write_adapter(folder, trained, trained.sites, NAME)

@@ -226,6 +226,21 @@ def test_the_code_of_cards_runs_without_us_and_jax(exported, tmp_path, hf):
   assert max(differences) < verify.TOLERANCE
 
 
+@pytest.mark.hf
+def test_a_folder_is_loaded_in_the_type_that_it_was_written_in(tmp_path, hf):
+  """Transformers 5 writes `dtype`, and reads it before `torch_dtype`."""
+  import transformers
+
+  code = {'auto_map': {'AutoModelForCausalLM': 'modeling_llama.OfTheBase'}}
+  llama = adapted.FAMILIES['llama2'] | {'dtype': 'bfloat16'} | code
+  export.export(adapted.make('lora', llama), tmp_path / 'out', 'merged')
+  model = transformers.AutoModelForCausalLM.from_pretrained(
+      tmp_path / 'out', trust_remote_code=True
+  )
+  assert model.dtype == hf.float32
+  check(tmp_path / 'out')
+
+
 @pytest.mark.slow
 @pytest.mark.hf
 def test_what_trains_beside_adapters_is_part_of_them(tmp_path, hf):

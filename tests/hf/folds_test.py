@@ -38,6 +38,16 @@ def test_tensors_have_the_shapes_of_the_spec(method, family):
     )
 
 
+@pytest.mark.parametrize('method', ['all_kinds', 'newer_plain'])
+def test_tensors_of_an_expert_alone_have_the_shapes_of_its_spec(method):
+  for site in adapted.make(method, 'llama').sites:
+    for index in range(site.spec['num_experts']):
+      for alone in folds.experts(site, index):
+        assert {k: v.shape for k, v in alone.torch_tensors.items()} == (
+            expert_shapes.expert_shapes(alone.spec)
+        )
+
+
 def test_an_expert_of_a_block_is_a_lora_on_each_of_its_layers():
   block = adapted.make('mixlora', 'llama').sites
   block = next(x for x in block if x.spec['kind'] == 'block')

@@ -229,6 +229,21 @@ def test_old_files_of_phi_3_do_not_say_their_window(
   assert decoder_base.from_hf(fields.hf_config(())).window == window
 
 
+@pytest.mark.parametrize(
+    ('fields', 'adds'),
+    [
+        ({'model': 'llama'}, True),
+        ({'model': 'llama', 'add_bos_token': False}, False),
+        ({'model': 'gpt2', 'pre': 'llama-bpe'}, True),
+        ({'model': 'gpt2', 'pre': 'tekken', 'add_bos_token': False}, False),
+        ({'model': 'gpt2', 'pre': 'qwen2'}, False),
+    ],
+)
+def test_whether_rows_begin_with_bos_as_llama_cpp_reads_files(fields, adds):
+  fields = {f'tokenizer.ggml.{name}': x for name, x in fields.items()}
+  assert gguf_config.adds_bos(fields) == adds
+
+
 def test_factors_of_short_rows_alone_are_refused():
   with refused('x.gguf', 'rope_factors_long'):
     metadata('phi3').hf_config((), {'rope_factors_short.weight': [1.0] * 4})

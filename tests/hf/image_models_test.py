@@ -4,8 +4,13 @@
 
 import pytest
 
+from moe_peft.hf import export
 from moe_peft.hf import image_models
+from moe_peft.hf import import_base
+from moe_peft.hf import trained as trained_lib
+from moe_peft.hf import verify
 from tests import refusals
+from tests.hf import adapted
 
 
 def test_the_text_config_keeps_the_outer_ids():
@@ -37,3 +42,39 @@ def test_other_files_stay_and_one_without_a_text_config_is_refused():
 )
 def test_tensors_have_the_names_of_the_language_model(name, expected):
   assert image_models.text_name(name) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.hf
+def test_adapters_of_the_decoder_lie_beside_it(tmp_path, hf):
+  """PEFT puts them on no module of the whole model, and only warns."""
+  import transformers
+
+  small = {
+      'hidden_size': 16, 'intermediate_size': 16, 'num_hidden_layers': 1,
+      'num_attention_heads': 2,
+  }
+  text = {
+      k: x for k, x in adapted.FAMILIES['gemma3'].items() if k != 'model_type'
+  }
+  config = transformers.Gemma3Config(
+      text_config=text, vision_config={**small, 'image_size': 28},
+      mm_tokens_per_image=1,
+  )
+  whole = transformers.Gemma3ForConditionalGeneration(config)
+  whole.save_pretrained(tmp_path / 'whole')
+  name = 'google/gemma-3-4b-it'
+  base = tmp_path / 'base'
+  import_base.import_base(
+      tmp_path / 'whole', base, file_format='safetensors', hub_id=name
+  )
+  source = import_base.read_source(base)
+  trained = adapted.make(
+      'lora', import_base.read_hf_config(base),
+      base_model=trained_lib.name_of_base(source, ''),
+  )
+  export.export(trained, tmp_path / 'out', 'peft')
+  verdict = verify.verify(tmp_path / 'out')
+  assert verdict.equal and verdict.effect > 0.1
+  with refusals.refused('--hub_id', name):
+    trained_lib.name_of_base(source, name)

@@ -128,6 +128,28 @@ def test_logits_equal_those_of_transformers(tmp_path, hf, layout, tied):
   assert np.abs(difference).max() < 1e-5 * np.abs(theirs).max()
 
 
+@pytest.mark.hf
+@pytest.mark.parametrize('names', ['lm_head', 'lm_head embed_tokens'])
+def test_a_tied_embedding_may_have_either_name(tmp_path, hf, names):
+  """`save_model` of safetensors keeps the first name alone."""
+  config = {**SMALL, 'tie_word_embeddings': True}
+  tensors = random_tensors(config)
+  embedding = tensors['lm_head.weight'] = tensors['model.embed_tokens.weight']
+  if 'embed_tokens' not in names:
+    del tensors['model.embed_tokens.weight']
+  folder = write_model(tmp_path / 'hf', config, tensors)
+  ours = import_base.import_base(folder, tmp_path / 'base')
+  tokens = token_ids(config)
+  theirs = torch_logits(hf, folder, tokens)
+  difference = jax_logits(ours, tmp_path / 'base', tokens) - theirs
+  assert np.abs(difference).max() < 1e-5 * np.abs(theirs).max()
+  # Version 4 computes with the embedding, and version 5 with the other tensor.
+  tensors['model.embed_tokens.weight'] = 2 * embedding
+  other = write_model(tmp_path / 'other', config, tensors)
+  with refusals.refused('tie_word_embeddings', 'lm_head.weight'):
+    import_base.import_base(other, tmp_path / 'base1')
+
+
 def write_gguf(file, config, tensors, architecture='llama'):
   """A GGUF file as llama.cpp's converter writes it, in float32."""
   gguf = pytest.importorskip('gguf')
@@ -225,6 +247,10 @@ def test_the_gin_file_describes_the_model(tmp_path):
         ),
         (
             {'model_type': 'gemma3_text', 'use_bidirectional_attention': True},
+            'use_bidirectional_attention', 'True',
+        ),
+        (
+            {'model_type': 'gemma2', 'use_bidirectional_attention': True},
             'use_bidirectional_attention', 'True',
         ),
         (

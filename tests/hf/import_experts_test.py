@@ -132,4 +132,6 @@ def test_base_and_experts_are_imported_together(tmp_path):
   assert sorted(params) == sorted(trained.params)
   for name, array in trained.params.items():
     np.testing.assert_allclose(params[name], array, atol=1e-6, err_msg=name)
-  assert 'NUM_EXPERTS = 1' in (tmp_path / 'out' / 'experts.gin').read_text()
+  written = (tmp_path / 'out' / 'experts.gin').read_text()
+  assert 'NUM_EXPERTS = 1' in written
+  assert 'TRAINABLE_REGEX' not in written  # There is no router.
