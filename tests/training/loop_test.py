@@ -235,6 +235,10 @@ def test_another_experiment_is_refused_and_nothing_is_lost(trained):
     open_checkpoints(tiny.experiment(folder, SEED=1))
   with refusals.refused('MODEL_DIR', 'trainable parameters'):
     open_checkpoints(tiny.experiment(folder, RANK=3))
+  with refusals.refused('TRAIN_STEPS', folder, 4, 3):
+    train(tiny.experiment(folder, TRAIN_STEPS=3))
+  with refusals.refused('PACKING', folder / 'checkpoints/4'):
+    train(tiny.experiment(folder, TRAIN_STEPS=5, PACKING=True))
   # The run itself still continues.
   assert open_checkpoints(tiny.experiment(folder, TRAIN_STEPS=5)) == 4
 
