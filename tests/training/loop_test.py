@@ -27,6 +27,7 @@ from moe_peft.training import hosts
 from moe_peft.training import loop
 from moe_peft.training import method_settings
 from moe_peft.training import metrics
+from moe_peft.training import run
 from moe_peft.training import train_step
 from tests import refusals
 from tests.training import tiny
@@ -595,3 +596,8 @@ def test_a_damaged_checkpoint_without_checksums_is_named(trained, tmp_path):
       file.write_bytes(b'')
   with refusals.refused(tmp_path / 'checkpoints' / '4', 'damaged'):
     train(tiny.experiment(tmp_path, TRAIN_STEPS=5))
+
+
+def test_folders_are_shown_by_their_names(capsys):
+  run.console.print('writing to runs/[lr=1]/[/b]')
+  assert 'runs/[lr=1]/[/b]' in capsys.readouterr().err
