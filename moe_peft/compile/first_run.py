@@ -24,6 +24,7 @@ from moe_peft import atomic
 from moe_peft import errors
 from moe_peft import gin_files
 from moe_peft.core import trainable
+from moe_peft.data import catalog
 from moe_peft.data import converters
 from moe_peft.data import local
 from moe_peft.data import registration
@@ -120,6 +121,7 @@ def write(base: Path, data: str, method: str, out: Path, force: bool) -> str:
   )
   load(lengths)
   gin.get_configurable(local.register_task)(**task)  # Of this vocabulary.
+  catalog.check_features(name, ('inputs', 'targets'), '--data')
   record = registration.RECORDS[name]
   lengths, kept = _lengths(record.sizes['train'])
   load(lengths)

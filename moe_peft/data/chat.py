@@ -154,7 +154,8 @@ class Chat:
           'vocabularies.TokenizerVocabulary.stop_ids.',
       )
     whole, spans = self._render(conversation)
-    if not self.tokens.template.marks_answers:
+    # Marks tell who speaks, and not what is given.
+    if not self.tokens.template.marks_answers or conversation.given:
       spans = self._found_spans(conversation, whole)
     edges = [0, *(edge for span in spans for edge in span), len(whole)]
     parts = self.tokens.encode([

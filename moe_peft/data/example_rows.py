@@ -92,6 +92,12 @@ def register(
       split: _rows(found, vocabulary, chats, options.turns)
       for split, found in parsed.items()
   }
+  for split, found in splits.items():
+    if not found:  # Of plain dialogues, which may begin with their only answer.
+      raise errors.UserError(
+          f'No row of {split} has a question before its answer.',
+          parsed[split][0].place, 'Give some that have.',
+      )
   counts = ', '.join(f'{len(x):,} of {split}' for split, x in splits.items())
   how = f'; {chats.says()}' if chats else ''
   _logger.info('%s: %s, examples: %s%s.', name, row_format.says, counts, how)
@@ -203,6 +209,11 @@ def _dialogues(
 ) -> list[rows.Row]:
   """Answers with all that was said before as a plain text."""
   answers = example.answers if turns == chat.EACH else example.answers[-1:]
+  if answers == (0,):
+    _logger.info(
+        '%s: the only answer has no question before it, and is left out.',
+        example.place,
+    )
   return [
       rows.Row(
           messages.dialogue(example.messages[:number]),
@@ -245,7 +256,7 @@ def _tokens(
         'Rows of input_ids are for decoders with a tokenizer.json.',
         example.place, 'Give rows of inputs and targets, as texts.',
     )
-  limit = vocabulary.vocab_size
+  limit = vocabulary.vocab_size - vocabulary.id_offset  # As in the file.
   if (most := max(example.ids)) >= limit:
     raise errors.UserError(
         f'The id {most} is none of the vocabulary, which has {limit}.',

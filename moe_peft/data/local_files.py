@@ -83,7 +83,8 @@ def examples(file: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _reader(file: str):
   if _JSON.search(file):
-    return json_lines if '.jsonl' in file else _json_rows
+    is_lines = '.jsonl' in os.path.basename(file)
+    return json_lines if is_lines else _json_rows
   if file.endswith(arrow_files.ENDINGS):
     return arrow_files.rows
   if _TABLE.search(file):

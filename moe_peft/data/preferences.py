@@ -7,6 +7,7 @@ For training (DPO) a row becomes two ordinary rows, side by side in one example;
 for evaluation it is a question with two choices.
 """
 
+import collections
 from collections.abc import Mapping
 
 import numpy as np
@@ -150,11 +151,18 @@ def _choices(question, example) -> tf.data.Dataset:
 def margin(targets, scores) -> dict[str, float]:
   """Mean log-likelihood of the chosen answers minus the rejected ones', nats.
 
+  A pair of which one answer is missing (an evaluation cut after `num_examples`)
+  does not count.
+
   Args:
     targets: `ranking.RankTarget`, one for each answer.
     scores: <float>[len(targets)], summed log-likelihoods; also a tuple of which
       this is the first element.
   """
   scores = scores[0] if isinstance(scores, tuple) else scores
-  signs = np.array([1.0 if target.is_correct else -1.0 for target in targets])
-  return {'margin': float(2 * np.mean(signs * np.asarray(scores, float)))}
+  pairs = collections.defaultdict(list)
+  for target, score in zip(targets, scores, strict=True):
+    sign = 1.0 if target.is_correct else -1.0
+    pairs[target.question].append(sign * float(score))
+  margins = [sum(pair) for pair in pairs.values() if len(pair) == len(ANSWERS)]
+  return {'margin': float(np.mean(margins))}

@@ -38,8 +38,8 @@ class Row:
 
   @property
   def key(self) -> str:
-    """Rows with equal keys are in one split."""
-    return self.inputs
+    """Rows with equal keys are in one split; texts ask nothing."""
+    return self.inputs or self.targets
 
 
 @dataclasses.dataclass(frozen=True)

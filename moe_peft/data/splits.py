@@ -111,7 +111,7 @@ def _split(
 
 
 def _warn_of_leaks(splits: Splits, task: str) -> None:
-  trained = {row.key for row in splits.get('train', ()) if row.key}
+  trained = {row.key for row in splits.get('train', ())}
   for split, rows in splits.items():
     shared = sum(row.key in trained for row in rows)
     if split != 'train' and shared:

@@ -33,8 +33,8 @@ def check(
     lengths: TASK_FEATURE_LENGTHS.
 
   Raises:
-    errors.UserError: There is nothing to evaluate, no question would be whole,
-      or a metric takes more than a text or a score.
+    errors.UserError: There is nothing to evaluate, no question would be whole
+      or has a wrong choice, or a metric takes more than a text or a score.
   """
   if not num_rows:
     raise errors.UserError(
@@ -52,6 +52,13 @@ def check(
         'so no question would be whole.',
         where='EVAL_EXAMPLES',
         remedy=f'Set it to {choices} or more.',
+    )
+  if choices > 1 and all(
+      example.get('is_correct') for example in examples.as_numpy_iterator()
+  ):
+    raise errors.UserError(
+        f'The split {split!r} has the right choices alone: it is there to '
+        'train on.', where=task.name, remedy='Choose another split.',
     )
   if unknown := output_types(task) - _OUTPUTS:
     raise errors.UserError(

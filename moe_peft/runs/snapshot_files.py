@@ -129,6 +129,9 @@ def write(
 ) -> None:
   """Writes a snapshot, and the rows with the first one.
 
+  Snapshots of other rows, as of another split, are removed: they are no part of
+  the same story.
+
   Args:
     run_dir: Folder of the run.
     step: Step of the parameters.
@@ -137,11 +140,15 @@ def write(
   """
   folder = run_dir / FOLDER
   folder.mkdir(parents=True, exist_ok=True)
-  if not (folder / _ROWS).exists():
-    json_file.write(
-        folder / _ROWS,
-        {'rows': [{'task': row.task, **row.pieces} for row in rows]},
-    )
+  held_out = [
+      {'task': row.task, **{k: list(x) for k, x in row.pieces.items()}}
+      for row in rows
+  ]
+  known = json_file.read(folder / _ROWS)
+  if known is None or known.value.get('rows') != held_out:
+    for snapshot in folder.glob('step_*.npz'):
+      snapshot.unlink()
+    json_file.write(folder / _ROWS, {'rows': held_out})
   buffer = io.BytesIO()
   np.savez_compressed(
       buffer, **{site: x.astype(np.float16) for site, x in weights.items()}

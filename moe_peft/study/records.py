@@ -73,6 +73,12 @@ class Records:
     _write(self._results, self.rows)
 
   def _append(self, row: Row) -> None:
+    key = (row['name'], row['seed'])
+    if key in ((x['name'], x['seed']) for x in self.rows):
+      raise json_file.damaged(
+          self._results,
+          f'Two rows are of {row["name"]} with seed {row["seed"]}.',
+      )
     self.rows.append(row)
     for column in ('base', 'adapted'):
       if row[column].keys() != self.rows[0]['adapted'].keys():
@@ -232,14 +238,15 @@ def text(values: Values) -> str:
 def score(row: Row) -> float:
   """How good a run is: higher is better.
 
-  The mean over the tasks that were trained on, since held-out ones do not tune.
-  Of a metric of which less is better, it is the negative.
+  The mean over the tasks that were trained on, since held-out ones do not tune;
+  over all where none of them was. Of a metric of which less is better, it is
+  the negative.
   """
-  lower = row.get('lower_is_better', ())
+  lower, adapted = row.get('lower_is_better', ()), row['adapted']
+  trained = [task for task in adapted if task not in row['held_out']]
   return statistics.fmean(
-      -value if task in lower else value
-      for task, value in row['adapted'].items()
-      if task not in row['held_out']
+      -adapted[task] if task in lower else adapted[task]
+      for task in trained or adapted
   )
 
 

@@ -139,10 +139,10 @@ def _comparison(
     rows: Sequence[records.Row], reference: Sequence[records.Row]
 ) -> list[str]:
   """Cells of the columns that compare a method with the reference."""
-  scores, others = (
-      [means(row['adapted'], row['held_out'])['mean'] for row in side]
-      for side in (rows, reference)
-  )
+  first = lambda row: next(iter(
+      means(row['adapted'], row['held_out']).values()
+  ))
+  scores, others = (list(map(first, side)) for side in (rows, reference))
   delta = statistics.fmean(scores) - statistics.fmean(others)
   mark = '**' if spread.differ(scores, others) else ''
   return [

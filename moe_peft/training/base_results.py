@@ -44,7 +44,8 @@ def _digest(
   """A hash of all that the results of the base depend on."""
   experiment = setup.experiment
   what = {
-      'base': setup.base or experiment.seed,
+      # Where no file holds the base, the seed makes it.
+      'base': setup.base if setup.base['sha256'] else experiment.seed,
       'network': repr(experiment.model.without_adapters().module),
       'dtype': str(experiment.base_dtype),
       'task': experiment.eval_name,

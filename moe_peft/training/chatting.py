@@ -171,8 +171,10 @@ class Chatter:
     Returns:
       <float>[num_experts] by the name of the layer, such as `mlp/wo`, averaged
       over layers and over the tokens that wrote the answer (of an encoder, over
-      those it read); empty if no adapter has a router.
+      those it read); empty if no adapter has a router, or no token was written.
     """
+    if not self._last[1]:
+      return {}
     batch = self._last_batch()
     with self._setup.context():
       sown = jax.device_get(jax.jit(

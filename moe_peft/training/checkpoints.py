@@ -38,8 +38,17 @@ class _IteratorHandler(ocp.CheckpointHandler):
       message = str(error)
       if 'Failed to restore dataset iterator' not in message:
         raise  # A file of the checkpoint itself.
-      # '... from checkpoint: FILE; No such file or directory. ...'
+      # '... from checkpoint: FILE; No such file or directory. ...', or in its
+      # place 'Iterator::Root::...', a step that reads rows otherwise.
       file = message.partition('checkpoint: ')[2].partition(';')[0]
+      if file.startswith('Iterator::'):
+        raise errors.UserError(
+            f'The run {directory.parent} read its rows in other steps, and '
+            'cannot be continued in these.',
+            where='PACKING',
+            remedy='Put back what it was, or, if it is the same, what else '
+            'says how tasks read rows; or choose another MODEL_DIR.',
+        ) from error
       raise errors.UserError(
           f'The run {directory.parent} was reading this file, and cannot be '
           'continued without it.',

@@ -98,13 +98,21 @@ def notes_to_continue(
   """What checkpoints note of the data and the method of a run.
 
   Raises:
-    errors.UserError: If they are not those of its newest checkpoint.
+    errors.UserError: If they are not those of its newest checkpoint, or that
+      has more steps than are asked for: its scores would be taken for theirs.
   """
   notes = {
       'data': provenance.identities(experiment.mixture_or_task_name),
       'method': method_settings.settings(),
   }
   if step := checkpointer.latest_step():
+    if step > experiment.train_steps:
+      raise errors.UserError(
+          f'{experiment.run_dir} has {step} steps, more than '
+          f'{experiment.train_steps}.',
+          where='TRAIN_STEPS',
+          remedy=f'Set it to {step} or more, or choose another MODEL_DIR.',
+      )
     saved = checkpointer.restore_notes(step)
     if not experiment.allow_changed_data:
       provenance.check_identities(step, saved.get('data'), notes['data'])
@@ -183,9 +191,8 @@ def _run_steps(setup, state, first_step, data, notes, checkpointer, evaluate,
 
   def evaluate_if_due(step):
     if experiment.eval_period and step % experiment.eval_period == 0:
-      with stopped.interrupting():
+      with log.stopped_clock(), stopped.interrupting():
         evaluate(step, {**setup.frozen, **state.params})
-      log.start_clock()
 
   def save(step, metrics):
     log.flush()

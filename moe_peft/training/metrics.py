@@ -111,6 +111,15 @@ class TrainLog:
     self.wait()
     self._time = time.monotonic() - self._begun.get('seconds', 0.0)
 
+  @contextlib.contextmanager
+  def stopped_clock(self) -> Iterator[None]:
+    """What happens within, in the middle of a period, is not counted."""
+    self.wait()
+    jax.block_until_ready(self._sums)  # The device may be steps behind.
+    stopped = time.monotonic()
+    yield
+    self._time += time.monotonic() - stopped
+
   def add(self, metrics: Metrics) -> None:
     """Adds the metrics of a step to those since the last row."""
     if self._begun:

@@ -43,7 +43,8 @@ from moe_peft.training import schedules
 from moe_peft.training import scoring
 from moe_peft.training import train_step
 
-console = rich.console.Console(stderr=True, highlight=False)
+# Names of folders may have brackets, which are no markup.
+console = rich.console.Console(stderr=True, highlight=False, markup=False)
 
 # Rows of each task whose routing is observed. The share of an expert is then a
 # mean over thousands of tokens; all scored rows would take as long again.

@@ -95,6 +95,17 @@ def test_init_writes_a_run_made_to_measure(folder, tmp_path, capsys):
   assert sorted(x.name for x in tmp_path.iterdir()) == ['my run.gin']
 
 
+def test_init_names_what_trains_on_pairs(folder, tmp_path):
+  rows = [{'prompt': str(n), 'chosen': 'b', 'rejected': 'a'} for n in range(60)]
+  pairs = tmp_path / 'own.jsonl'
+  pairs.write_text(''.join(f'{json.dumps(row)}\n' for row in rows))
+  with refusals.refused('--data', 'gin/runs/dpo.gin'):
+    init.main([
+        '--base', str(folder), '--data', str(pairs),
+        '--out', str(tmp_path / 'own.gin'),
+    ])
+
+
 def _arguments(folder, **bindings):
   values = {
       **decoder_only_test.SIZES,
@@ -200,7 +211,7 @@ def test_a_collapsed_run_is_judged_as_evaluations_judge_it(
 
 
 @pytest.mark.slow
-def test_an_answer_may_be_left_in_the_middle(run_dir):
+def test_an_answer_may_be_left_in_the_middle(run_dir, monkeypatch):
   gin_files.load_gin([str(run_dir / 'config.gin')])
   talk = chatting.Chatter(max_tokens=40, system='be brief')
   whole = ''.join(talk.answer('hi'))
@@ -215,6 +226,10 @@ def test_an_answer_may_be_left_in_the_middle(run_dir):
   pieces.close()
   assert whole.startswith(talk.messages[-1]['content'])
   assert talk.messages[-1]['content'].startswith(first)
+  # An answer that was left before its first token has no experts.
+  monkeypatch.setattr(talk, '_stream', lambda ids: iter(()))
+  assert not ''.join(talk.answer('hi')) and talk.experts() == {}
+  monkeypatch.undo()
   # The first turns are left out once the row is full.
   for number in range(6):
     ''.join(talk.answer(f'again {number}'))

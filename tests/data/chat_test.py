@@ -103,6 +103,13 @@ def test_generation_tags_say_what_is_learned(tmp_path):
   )
 
 
+@pytest.mark.parametrize('template', [small_chat.CHATML, _MARKED])
+def test_given_answers_are_not_learned_together(tmp_path, template):
+  of = _chat(tmp_path, template, turns=chat.TOGETHER)
+  (row,) = of.rows(_conversation(*_HELLO, given=3))
+  assert _shown(of, row)[2] == 'yes<|im_end|>'
+
+
 def test_all_of_a_conversation_may_be_learned(tmp_path):
   of = _chat(tmp_path, learn_all=True)
   (row,) = of.rows(_conversation(*_HELLO))

@@ -112,6 +112,17 @@ def test_models_without_templates_read_plain_dialogues(tmp_path):
       local.register_task('my_bad', train=path, vocabulary=bytes_, **option)
 
 
+def test_dialogues_that_begin_with_their_only_answer(tmp_path, caplog):
+  alone = {'messages': [{'role': 'assistant', 'content': 'welcome'}]}
+  bad = _write(tmp_path / 'bad.jsonl', [alone])
+  some = _write(tmp_path / 'some.jsonl', [alone, _talk('why?', 'so')])
+  with caplog.at_level(logging.INFO, 'moe_peft'):
+    assert len(_examples(local.register_task('my_task', train=some))) == 1
+  assert f'{some}, line 1: the only answer has no question' in caplog.text
+  with refusals.refused(f'{bad}, line 1', 'validation'):
+    local.register_task('my_bad', train=some, validation=bad)
+
+
 def test_pairs_of_answers_have_three_features(tmp_path, vocabulary):
   row = {'prompt': 'q', 'chosen': ' good', 'rejected': ' b'}
   path = _write(tmp_path / 'a.jsonl', [row])
@@ -158,12 +169,39 @@ def test_rows_of_tokens(tmp_path, vocabulary):
     local.register_task('my_bad', train=path, vocabulary=vocabulary)
 
 
+def test_ids_beyond_a_file_whose_id_0_is_no_padding(tmp_path, vocabulary):
+  shifted = small_chat.vocabulary(tmp_path, small_chat.CHATML, eos_id=0)
+  assert shifted.id_offset == 1
+  size = vocabulary.vocab_size
+  good = _write(tmp_path / 'a.jsonl', [{'input_ids': [4, size - 1]}])
+  local.register_task('my_task', train=good, vocabulary=shifted)
+  bad = _write(tmp_path / 'b.jsonl', [{'input_ids': [4, size]}])
+  with refusals.refused(f'{bad}, line 1', size):
+    local.register_task('my_bad', train=bad, vocabulary=shifted)
+
+
 def test_texts_are_learned_whole(tmp_path, vocabulary):
   path = _write(tmp_path / 'a.jsonl', [{'text': 'ab'}])
   name = local.register_task('my_task', train=path, vocabulary=vocabulary)
   (example,) = _examples(name)
   assert not example['inputs'].size
   assert small_chat.text(vocabulary, example['targets']) == 'ab<|im_end|>'
+
+
+def test_a_file_of_texts_is_split_by_them(tmp_path, vocabulary, caplog):
+  texts = [{'text': f'text {i % 50}'} for i in range(60)]
+  path = _write(tmp_path / 'a.jsonl', texts)
+  name = local.register_task('my_task', data=path, vocabulary=vocabulary)
+  found = {
+      split: [tuple(x['targets'].tolist()) for x in _examples(name, split)]
+      for split in ('train', 'validation', 'test')
+  }
+  assert sum(map(len, found.values())) == 60
+  assert not {*found['train']} & {*found['validation'], *found['test']}
+  local.register_task(
+      'my_leak', train=path, test=path, vocabulary=vocabulary
+  )
+  assert '60 of 60 inputs of test are also in train' in caplog.text
 
 
 def test_prompts_of_decoders_do_not_end(tmp_path, vocabulary):

@@ -77,6 +77,13 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, name, write):
   assert _read(str(tmp_path / name)) == _ROWS
 
 
+def test_the_name_of_a_folder_says_nothing_of_its_files(tmp_path):
+  folder = tmp_path / 'rows.jsonl'
+  folder.mkdir()
+  _json(folder / 'a.json')
+  assert _read(str(folder / 'a.json')) == _ROWS
+
+
 def test_folders_of_datasets(tmp_path):
   folder = tmp_path / 'train'
   folder.mkdir()

@@ -31,6 +31,16 @@ def test_what_cannot_be_evaluated_is_refused(kind, num_rows, where):
     task_checks.check(task(kind), 'test', num_rows, examples, LENGTHS)
 
 
+def test_a_split_of_right_choices_alone_is_refused():
+  score = task(seqio.metrics.ModelOutputType.SCORE)
+  examples = lambda *is_correct: tf.data.Dataset.from_tensor_slices(
+      {'num_choices': [2, 2], 'is_correct': list(is_correct)}
+  )
+  task_checks.check(score, 'test', 2, examples(True, False), LENGTHS)
+  with refused('mine', 'train'):
+    task_checks.check(score, 'train', 2, examples(True, True), LENGTHS)
+
+
 def test_texts_and_scores_can_be_evaluated():
   examples = tf.data.Dataset.from_tensors({'targets': 1})
   for kind in ('PREDICTION', 'SCORE'):

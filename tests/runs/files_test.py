@@ -155,6 +155,11 @@ def test_snapshots(tmp_path):
   read = snapshot_files.read(tmp_path)
   assert read.rows == rows and read.steps == (0, 2, 10)
   np.testing.assert_array_equal(read.weights(2)[SITE], np.full((1, 2, 3), 0.5))
+  # Of other rows, as of another split, begins a new story.
+  other = (*rows, snapshot_files.HeldOutRow('ner', {'decoder': ('c',)}))
+  snapshot_files.write(tmp_path, 12, {SITE: np.ones((2, 2, 3))}, other)
+  read = snapshot_files.read(tmp_path)
+  assert read.rows == other and read.steps == (12,)
 
 
 def test_lines_of_later_steps_and_half_lines_go_when_a_run_resumes(tmp_path):

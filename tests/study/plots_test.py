@@ -26,3 +26,9 @@ def test_every_mean_and_task_has_a_panel_and_the_best_is_on_top(tmp_path):
                     't (base 1.0)', 'u (base 5.0)']
   # Drawn upwards: the best mean of the trained tasks comes last.
   assert [t for t in texts if t in ('good', 'bad')][:2] == ['bad', 'good']
+
+
+def test_held_out_tasks_alone_are_drawn(tmp_path):
+  rows = [{**row(name, 0, 9.0, 1.0), 'held_out': ['t', 'u']} for name in 'ab']
+  plots.save(rows, tmp_path / 'plot.svg', 'a')
+  assert (tmp_path / 'plot.svg').stat().st_size

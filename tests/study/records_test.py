@@ -35,6 +35,7 @@ def without(name):
         ([ROW | {'rows': {'t': '1f'}}], ['rows[0]', '"rows"', 't: ', '100']),
         ([ROW | {'rows': {'u': '1f'}}], ['rows[0]', '"rows"', 'u: ']),
         ([ROW, ROW | {'seed': 1, 'adapted': {'u': 2.0}}], ['one', 'seed 1']),
+        ([ROW, ROW], ['Two', 'one', 'seed 0']),
     ],
 )
 def test_a_damaged_row_is_named(content, names, tmp_path):
@@ -71,6 +72,11 @@ def test_less_is_better_where_the_metric_says_so():
   row = ROW | {'held_out': ['u'], 'adapted': {'t': 2.0, 'u': 90.0}}
   assert records.score(row) == 2.0
   assert records.score(row | {'lower_is_better': ['t']}) == -2.0
+
+
+def test_a_study_of_held_out_tasks_alone_scores_them():
+  row = ROW | {'held_out': ['t', 'u'], 'adapted': {'t': 2.0, 'u': 90.0}}
+  assert records.score(row) == 46.0
 
 
 def test_a_score_that_is_no_number_stays_json(tmp_path):

@@ -72,6 +72,16 @@ def test_held_out_tasks_have_a_mean_of_their_own():
   assert lines[4] == '| a | 10 | 1 | 2.0 | 7.0 | 2.0 | 7.0 |'
 
 
+def test_held_out_tasks_alone_are_compared():
+  zero_shot = [
+      {**row, 'held_out': ['t']}
+      for row in (*rows('a', 2.0, 4.0), *rows('b', 12.0, 12.0))
+  ]
+  head, *_, last = tables.table(zero_shot, 'a').splitlines()
+  assert 'held-out mean | mean - a' in head
+  assert '| +9.0 |' in last
+
+
 def test_many_tasks_are_lines():
   tasks = [f't{i}' for i in range(20)]
   scores = dict.fromkeys(tasks, 2.0)

@@ -10,7 +10,7 @@ from moe_peft.training import scoring
 RESULTS = {'task': {'loss': 1.5}}
 
 
-def setup(run_dir, folder=None, seed=0, base=None):
+def setup(run_dir, folder=None, seed=0, sha256='0'):
   bare = types.SimpleNamespace(module='network')
   model = types.SimpleNamespace(without_adapters=lambda: bare)
   experiment = types.SimpleNamespace(
@@ -18,8 +18,9 @@ def setup(run_dir, folder=None, seed=0, base=None):
       base_dtype='float32', eval_name='task', eval_split='validation',
       task_feature_lengths={'inputs': 8, 'targets': 4},
   )
+  base = {'path': sha256 and '/base', 'sha256': sha256}
   return types.SimpleNamespace(
-      experiment=experiment, base=base or {}, trainable={}, frozen={}
+      experiment=experiment, base=base, trainable={}, frozen={}
   )
 
 
@@ -38,11 +39,14 @@ def test_runs_of_one_base_evaluate_it_once(tmp_path, monkeypatch):
     assert found == RESULTS
   assert evaluated == ['base']
   # Another base, other rows, and a run that names no folder have their own.
-  base = {'path': '/base'}
-  base_results.of(setup(tmp_path / 'first', shared, base=base), evaluator)
+  base_results.of(setup(tmp_path / 'first', shared, sha256='1'), evaluator)
   others = types.SimpleNamespace(fingerprint='other rows')
   base_results.of(setup(tmp_path / 'first', shared), others)
   assert len(evaluated) == len(list(shared.iterdir())) == 3
   base_results.of(setup(tmp_path / 'alone'), evaluator)
   assert len(evaluated) == 4
   assert (tmp_path / 'alone/base_results.json').is_file()
+  # The seed makes a base that no file holds, and no other.
+  for seed, sha256 in ((0, None), (1, None), (1, None), (1, '0')):
+    base_results.of(setup(tmp_path / 'x', shared, seed, sha256), evaluator)
+  assert len(evaluated) == 6

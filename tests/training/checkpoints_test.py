@@ -239,6 +239,20 @@ def test_data_that_have_moved_are_named(tmp_path):
       checkpointer.restore(1, state, rows())
 
 
+def test_rows_that_are_read_in_other_steps_are_named(tmp_path):
+  rows = tf.data.Dataset.range(8).map(lambda x: {'x': x})
+  before, now = (
+      dataset_iterator.TfDatasetIterator(x, checkpoint=True)
+      for x in (rows.shuffle(4), rows.batch(2))
+  )
+  state, folder = {'x': jnp.zeros(3)}, tmp_path / 'checkpoints'
+  with contextlib.closing(checkpoints.Checkpointer(tmp_path, 1, {})) as opened:
+    opened.save(1, state, before)
+    opened.wait()
+    with refusals.refused('PACKING', folder / '1'):
+      opened.restore(1, state, now)
+
+
 def test_what_a_kill_left_half_written_goes_with_the_next_save(tmp_path):
   """Not while others look: the one that saves may be alive."""
   half = tmp_path / 'checkpoints' / '3.orbax-checkpoint-tmp'

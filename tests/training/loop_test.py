@@ -27,6 +27,7 @@ from moe_peft.training import hosts
 from moe_peft.training import loop
 from moe_peft.training import method_settings
 from moe_peft.training import metrics
+from moe_peft.training import run
 from moe_peft.training import train_step
 from tests import refusals
 from tests.training import tiny
@@ -235,6 +236,10 @@ def test_another_experiment_is_refused_and_nothing_is_lost(trained):
     open_checkpoints(tiny.experiment(folder, SEED=1))
   with refusals.refused('MODEL_DIR', 'trainable parameters'):
     open_checkpoints(tiny.experiment(folder, RANK=3))
+  with refusals.refused('TRAIN_STEPS', folder, 4, 3):
+    train(tiny.experiment(folder, TRAIN_STEPS=3))
+  with refusals.refused('PACKING', folder / 'checkpoints/4'):
+    train(tiny.experiment(folder, TRAIN_STEPS=5, PACKING=True))
   # The run itself still continues.
   assert open_checkpoints(tiny.experiment(folder, TRAIN_STEPS=5)) == 4
 
@@ -591,3 +596,8 @@ def test_a_damaged_checkpoint_without_checksums_is_named(trained, tmp_path):
       file.write_bytes(b'')
   with refusals.refused(tmp_path / 'checkpoints' / '4', 'damaged'):
     train(tiny.experiment(tmp_path, TRAIN_STEPS=5))
+
+
+def test_folders_are_shown_by_their_names(capsys):
+  run.console.print('writing to runs/[lr=1]/[/b]')
+  assert 'runs/[lr=1]/[/b]' in capsys.readouterr().err

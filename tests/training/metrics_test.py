@@ -4,6 +4,7 @@
 
 import contextlib
 import json
+import types
 
 from clu import metrics as clu_metrics
 import jax.numpy as jnp
@@ -75,6 +76,25 @@ def test_a_period_without_target_tokens_has_no_loss(tmp_path):
   """JSON has no NaN."""
   ((row,), _) = write(tmp_path, (1, of_step(1.0, 0)))
   assert row['loss'] is None and row['grad_norm'] == 1
+
+
+def test_an_evaluation_within_a_period_costs_it_no_time(tmp_path, monkeypatch):
+  now = 0.0
+  clock = types.SimpleNamespace(monotonic=lambda: now)
+  monkeypatch.setattr(metrics, 'time', clock)
+  progress = progress_lib.Progress('train', 10)
+  log = metrics.TrainLog(tmp_path, 0, progress, lambda step: 0.1)
+  with contextlib.closing(log):
+    now = 1.0
+    log.add(of_step(1.0, 8))
+    with log.stopped_clock():
+      now = 101.0
+    assert log.begun()['seconds'] == 1
+    now = 104.0
+    log.add(of_step(1.0, 8))
+    log.write(2)
+  ((row,), _) = metrics_files.read_lines(tmp_path / metrics_files.TRAIN)
+  assert row['steps_per_second'] == 2 / (1 + 3)
 
 
 def test_a_resumed_run_writes_its_steps_once(tmp_path):

@@ -304,6 +304,9 @@ def test_held_out_pairs_are_ranked():
   for function in task.score_metric_fns:
     values |= function(targets, scores)
   assert values == {'accuracy': 100.0, 'margin': 1.5}
+  # An odd number of rows cuts the last pair, which is no pair then.
+  cut = preference_data.margin(targets[:3], [*scores[:2], -50.0])
+  assert cut == {'margin': 1.5}
 
 
 @pytest.mark.slow
