@@ -93,7 +93,7 @@ def register(
       for split, found in parsed.items()
   }
   for split, found in splits.items():
-    if not found:  # Of plain dialogues, which may begin with their only answer.
+    if not found:
       raise errors.UserError(
           f'No row of {split} has a question before its answer.',
           parsed[split][0].place, 'Give some that have.',
@@ -175,14 +175,22 @@ def _rows(
     errors.UserError: A row cannot be an example.
   """
   made: list[Any] = []
+  left_out = []
   for example in parsed:
     of_example = _rows_of(example, vocabulary, conversations, turns)
+    if not of_example:  # A plain dialogue that begins with its only answer.
+      left_out.append(example.place)
     if example.example_id is not None:
       of_example = [
           dataclasses.replace(row, example_id=example.example_id)
           for row in of_example
       ]
     made += of_example
+  if left_out:
+    _logger.info(
+        'Left out: %d answers without a question before them; the first is %s.',
+        len(left_out), left_out[0],
+    )
   return made
 
 
@@ -209,11 +217,6 @@ def _dialogues(
 ) -> list[rows.Row]:
   """Answers with all that was said before as a plain text."""
   answers = example.answers if turns == chat.EACH else example.answers[-1:]
-  if answers == (0,):
-    _logger.info(
-        '%s: the only answer has no question before it, and is left out.',
-        example.place,
-    )
   return [
       rows.Row(
           messages.dialogue(example.messages[:number]),

@@ -115,7 +115,7 @@ def register_task(
   parsed = files.read(name, reader)
   example_rows.register(
       name, parsed, reader.format, options, metric_fns, keys.ranked,
-      vocabulary, files=files.all(), too_long=_policy(too_long, keys.ranked),
+      vocabulary, files=files.found(), too_long=_policy(too_long, keys.ranked),
   )
   return name
 

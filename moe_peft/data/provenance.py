@@ -17,9 +17,10 @@ def identities(name: str) -> dict[str, str]:
   """What the rows of a task or mixture are, to tell whether they change.
 
   Returns:
-    SHA-256 of the user's files by path, of rows by task, of what a cache says
-    of itself by its folder; the version of a TFDS data set by its name. Tasks
-    that were not registered by this package have none.
+    SHA-256 of the user's files by path, and of their splits by the task; of
+    rows by task, of what a cache says of itself by its folder; the version of a
+    TFDS data set by its name. Tasks that were not registered by this package
+    have none.
 
   Raises:
     errors.UserError: Unknown name.
@@ -52,7 +53,15 @@ def check_identities(
   Raises:
     errors.UserError: The data have changed.
   """
-  if then is None or sorted(then.values()) == sorted(now.values()):
+  if then is None:
+    return
+  if not any(x.startswith(registration.SPLITS_OF) for x in then):
+    # An older version did not say which file was of which split.
+    now = {
+        k: v for k, v in now.items()
+        if not k.startswith(registration.SPLITS_OF)
+    }
+  if sorted(then.values()) == sorted(now.values()):
     return
   changed = next(
       name for name in (*now, *then) if then.get(name) != now.get(name)

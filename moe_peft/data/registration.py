@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
+import itertools
 import re
 from typing import Any
 
@@ -20,6 +21,8 @@ from moe_peft.data import rows as rows_lib
 from moe_peft.data import span_corruption as span_corruption_lib
 
 RowsFn = Callable[[], Mapping[str, Sequence[rows_lib.Row]]]
+# What the identity of the splits of a task begins with.
+SPLITS_OF = 'splits of '
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +34,8 @@ class TaskRecord:
     rows_fn: Returns split -> rows; reads nothing before it is called.
     vocabulary: Vocabulary of inputs and targets.
     span_corruption: None for tasks that ask and answer.
-    files: The user's files from which the rows were read, if there are any.
+    files: The user's files from which the rows were read, if there are any, by
+      their split.
     inputs_eos: Whether inputs end with the end of a sequence.
     too_long: One of `lengths.POLICIES`, for long examples.
     chat: How conversations become tokens, a `chat.Chat`, if rows are some.
@@ -41,7 +45,7 @@ class TaskRecord:
   rows_fn: RowsFn
   vocabulary: seqio.Vocabulary
   span_corruption: span_corruption_lib.SpanCorruption | None = None
-  files: tuple[str, ...] = ()
+  files: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
   inputs_eos: bool = True
   too_long: str = lengths.ERROR
   chat: Any = None
@@ -88,15 +92,21 @@ class TaskRecord:
     return len(self.vocabulary.encode(text))
 
   def identities(self) -> dict[str, str]:
-    """SHA-256 of every file, or of the rows of a task without files."""
+    """SHA-256 of every file, or of the rows of a task without files.
+
+    And of which file is of which split: a held-out one may come to be trained
+    on.
+    """
     if self.files:
-      return {file: _sha256(file) for file in self.files}
+      found = {x: _sha256(x) for x in itertools.chain(*self.files.values())}
+      of_splits = {k: [found[x] for x in v] for k, v in self.files.items()}
+      return found | {SPLITS_OF + self.name: _digest(sorted(of_splits.items()))}
     rows = [
         (split, row.inputs, row.targets, *row.choices)
         for split, of_split in sorted(self.rows_fn().items())
         for row in of_split
     ]
-    return {self.name: hashlib.sha256(repr(rows).encode()).hexdigest()}
+    return {self.name: _digest(rows)}
 
   def dataset(
       self, split: str, shuffle_files: bool, seed: int | None = None
@@ -120,6 +130,10 @@ class TaskRecord:
       features['training'] = tf.fill([len(rows)], split == 'train')
     features |= rows_lib.id_column(rows)
     return tf.data.Dataset.from_tensor_slices(features)
+
+
+def _digest(value: Sequence[Any]) -> str:
+  return hashlib.sha256(repr(value).encode()).hexdigest()
 
 
 def _sha256(file: str) -> str:

@@ -38,10 +38,11 @@ class Files:
     files = {name: getattr(self, name) for name in rows_lib.SPLITS}
     return {split: paths for split, paths in files.items() if paths}
 
-  def all(self) -> tuple[str, ...]:
-    """The files themselves."""
-    given = self.of_splits.values() or [self.data]
-    return tuple(file for paths in given for file in local_files.find(paths))
+  def found(self) -> dict[str, list[str]]:
+    """The files themselves by their split, or by the shares of `data`."""
+    shares = ', '.join(map(str, self.fractions))
+    given = self.of_splits or {f'split in {shares}': self.data}
+    return {split: local_files.find(paths) for split, paths in given.items()}
 
   def read(
       self, task: str, read: Callable[[Paths], Sequence[examples.Parsed]]

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of looking tasks up and of checking feature lengths."""
 
+from pathlib import Path
+
 import pytest
 import seqio
 
@@ -120,9 +122,34 @@ def test_data_are_told_apart(tmp_path):
   file.write_text('{"inputs": "walk", "targets": "walked"}\n')
   name = local.register_task('told_apart', train=str(file))
   first = provenance.identities(name)
-  assert list(first) == [str(file)]
+  assert list(first) == [str(file), 'splits of told_apart']
   file.write_text(file.read_text() * 2)
   assert provenance.identities(name) != first
+
+
+def test_files_that_change_their_splits_are_told(tmp_path):
+  files = [str(tmp_path / f'{x}.jsonl') for x in ('first', 'second')]
+  for file in files:
+    row = '{"inputs": "walk %d", "targets": "%s"}\n'
+    Path(file).write_text(''.join(row % (i, file[-8:]) for i in range(40)))
+  of = lambda name, **given: provenance.identities(
+      local.register_task(name, **given)
+  )
+  then = of('as_they_were', train=files[0], test=files[1])
+  provenance.check_identities(2, then, of(
+      'of_another_name', train=files[0], test=files[1]
+  ))
+  with refusals.refused('splits of swapped', 'step 2', 'ALLOW_CHANGED_DATA'):
+    provenance.check_identities(2, then, of(
+        'swapped', train=files[1], test=files[0]
+    ))
+  shared = of('shared', data=files)
+  with refusals.refused('splits of other_shares'):
+    provenance.check_identities(2, shared, of(
+        'other_shares', data=files, split_fractions=(0.5, 0.3, 0.2)
+    ))
+  older = {x: then[x] for x in files}  # It did not say which is which.
+  provenance.check_identities(2, older, then)
 
 
 def test_caches_are_told_apart(tmp_path):

@@ -118,7 +118,8 @@ def test_dialogues_that_begin_with_their_only_answer(tmp_path, caplog):
   some = _write(tmp_path / 'some.jsonl', [alone, _talk('why?', 'so')])
   with caplog.at_level(logging.INFO, 'moe_peft'):
     assert len(_examples(local.register_task('my_task', train=some))) == 1
-  assert f'{some}, line 1: the only answer has no question' in caplog.text
+  assert '1 answers without a question' in caplog.text
+  assert f'the first is {some}, line 1.' in caplog.text
   with refusals.refused(f'{bad}, line 1', 'validation'):
     local.register_task('my_bad', train=some, validation=bad)
 
