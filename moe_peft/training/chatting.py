@@ -186,7 +186,12 @@ class Chatter:
       chosen = batch['decoder_loss_weights'] > 0 if reads_answer else valid
       kind = re.sub(r'(.*/)?layers_\d+/', '', site)
       found.setdefault(kind, []).append(weights[chosen].mean(0))
-    return {kind: np.mean(x, axis=0) for kind, x in found.items()}
+    # Of MoLA the lower layers have fewer experts.
+    return {
+        kind: sum(np.pad(x, (0, max(map(len, xs)) - len(x))) for x in xs)
+        / len(xs)
+        for kind, xs in found.items()
+    }
 
   def _last_batch(self) -> dict[str, np.ndarray]:
     """Model features of the last prompt and its answer, one row."""
