@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from moe_peft import errors
 from moe_peft.core import dispatch
 from moe_peft.core import low_rank
+from moe_peft.core import observe
 from moe_peft.core import routing as routing_lib
 from moe_peft.core import sites
 from moe_peft.core import tokens as tokens_lib
@@ -114,7 +115,8 @@ class MoeAdapter(nn.Module):
     router = self._router(in_axis, num_heads, name, **router_fields)
     if router is None:
       return None
-    return self._sow(router(features, tokens, active=self._active()), features)
+    active = self._active()
+    return self._sow(router(features, tokens, active=active), features, active)
 
   @nn.nowrap
   def mix(
@@ -168,8 +170,9 @@ class MoeAdapter(nn.Module):
       product, logits = jnp.split(both, [len(ours)], axis=-1)
     elif rows is not None:
       logits = low_rank.project(inputs.astype(jnp.float32), rows)
-    routing = self._sow(router(inputs, tokens, logits, self._active()), inputs)
-    return routing, product
+    active = self._active()
+    routing = router(inputs, tokens, logits, active)
+    return self._sow(routing, inputs, active), product
 
   @nn.nowrap
   def _expert_logits(self, router, inputs, kernel) -> jax.Array | None:
@@ -201,13 +204,15 @@ class MoeAdapter(nn.Module):
     )
 
   @nn.nowrap
-  def _sow(self, routing, features) -> routing_lib.Routing:
+  def _sow(self, routing, features, active) -> routing_lib.Routing:
     """Sows what a router reports."""
     for metric, value in routing.metrics.items():
       # T5X's models and Flaxformer's scans expect three axes.
       self.sow('intermediates', metric, value.reshape(1, 1, 1))
     if not self.is_initializing():  # What is sown is no state of a model.
       weights = routing.combine_weights
+      if self.experts_by_depth is not None:
+        weights = jnp.where(active, weights, observe.ABSENT)
       shape = (*features.shape[:2], -1, weights.shape[-1])
       self.sow('routing', 'combine_weights', weights.reshape(shape).mean(2))
     return routing
