@@ -115,6 +115,7 @@ class MoeAdapter(nn.Module):
     router = self._router(in_axis, num_heads, name, **router_fields)
     if router is None:
       return None
+    self._require_tokens(features)
     active = self._active()
     return self._sow(router(features, tokens, active=active), features, active)
 
@@ -160,6 +161,7 @@ class MoeAdapter(nn.Module):
     router = self._router(in_axis, None, 'router')
     if router is None:
       return None, None
+    self._require_tokens(inputs)
     product, logits = None, self._expert_logits(router, inputs, kernel)
     rows = router.rows(inputs.shape[-1]) if logits is None else None
     all_experts = self.execution in ('auto', 'all_experts')
@@ -230,6 +232,17 @@ class MoeAdapter(nn.Module):
     parts = len(self.experts_by_depth)
     part = index * parts // self.site.num_layers
     return jnp.arange(self.num_experts) < jnp.array(self.experts_by_depth)[part]
+
+  @nn.nowrap
+  def _require_tokens(self, features: jax.Array) -> None:
+    """Raises errors.UserError for features that are not those of tokens."""
+    if features.ndim != 3:
+      raise errors.UserError(
+          f'{self.site.path} has features of {features.ndim} axes, and a '
+          'router reads [batch, length, features].', where='SITES',
+          remedy='Leave such layers out, or give them a rule of their own with '
+          'one expert.',
+      )
 
   @nn.nowrap
   def drop(self, x: jax.Array, rate: float) -> jax.Array:
