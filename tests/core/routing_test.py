@@ -181,7 +181,7 @@ def test_inactive_experts_get_nothing():
     'select,form',
     [
         (selection.TopK(k=1), 'switch'),
-        (smora.BiasedTopK(k=1, softmax=True), 'sira'),
+        (smora.BiasedTopK(k=1, softmax=True, normalize=False), 'sira'),
     ],
 )
 def test_masked_experts_count_in_no_loss(select, form):
