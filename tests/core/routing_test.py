@@ -17,6 +17,7 @@ from moe_peft.core import tokens as tokens_lib
 from moe_peft.methods import adamix
 from moe_peft.methods import adamole
 from moe_peft.methods import expert_choice
+from moe_peft.methods import flylora
 from moe_peft.methods import smora
 from tests.refusals import refused
 
@@ -175,6 +176,15 @@ def test_inactive_experts_get_nothing():
   np.testing.assert_array_equal(
       result.combine_weights, jnp.broadcast_to(jnp.array([0.0, 1.0]), (1, 4, 2))
   )
+
+
+def test_inactive_ranks_get_nothing_though_fewer_than_k_are_left():
+  router = flylora.FlyLoRARouter(num_experts=2, select=flylora.Largest(k=2))
+  result = router.apply(
+      {'params': {'bias': jnp.zeros(2)}}, LOGITS,
+      active=jnp.array([False, True]),
+  )
+  np.testing.assert_array_equal(result.combine_weights[0, 0], [0.0, 1.0])
 
 
 @pytest.mark.parametrize(
