@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from moe_peft import errors
 from moe_peft.core import dispatch
 from moe_peft.core import low_rank
+from moe_peft.core import observe
 from moe_peft.core import routing as routing_lib
 from moe_peft.core import sites
 from moe_peft.core import tokens as tokens_lib
@@ -114,7 +115,9 @@ class MoeAdapter(nn.Module):
     router = self._router(in_axis, num_heads, name, **router_fields)
     if router is None:
       return None
-    return self._sow(router(features, tokens, active=self._active()), features)
+    self._require_tokens(features)
+    active = self._active()
+    return self._sow(router(features, tokens, active=active), features, active)
 
   @nn.nowrap
   def mix(
@@ -158,6 +161,7 @@ class MoeAdapter(nn.Module):
     router = self._router(in_axis, None, 'router')
     if router is None:
       return None, None
+    self._require_tokens(inputs)
     product, logits = None, self._expert_logits(router, inputs, kernel)
     rows = router.rows(inputs.shape[-1]) if logits is None else None
     all_experts = self.execution in ('auto', 'all_experts')
@@ -168,8 +172,9 @@ class MoeAdapter(nn.Module):
       product, logits = jnp.split(both, [len(ours)], axis=-1)
     elif rows is not None:
       logits = low_rank.project(inputs.astype(jnp.float32), rows)
-    routing = self._sow(router(inputs, tokens, logits, self._active()), inputs)
-    return routing, product
+    active = self._active()
+    routing = router(inputs, tokens, logits, active)
+    return self._sow(routing, inputs, active), product
 
   @nn.nowrap
   def _expert_logits(self, router, inputs, kernel) -> jax.Array | None:
@@ -201,13 +206,15 @@ class MoeAdapter(nn.Module):
     )
 
   @nn.nowrap
-  def _sow(self, routing, features) -> routing_lib.Routing:
+  def _sow(self, routing, features, active) -> routing_lib.Routing:
     """Sows what a router reports."""
     for metric, value in routing.metrics.items():
       # T5X's models and Flaxformer's scans expect three axes.
       self.sow('intermediates', metric, value.reshape(1, 1, 1))
     if not self.is_initializing():  # What is sown is no state of a model.
       weights = routing.combine_weights
+      if self.experts_by_depth is not None:
+        weights = jnp.where(active, weights, observe.ABSENT)
       shape = (*features.shape[:2], -1, weights.shape[-1])
       self.sow('routing', 'combine_weights', weights.reshape(shape).mean(2))
     return routing
@@ -225,6 +232,17 @@ class MoeAdapter(nn.Module):
     parts = len(self.experts_by_depth)
     part = index * parts // self.site.num_layers
     return jnp.arange(self.num_experts) < jnp.array(self.experts_by_depth)[part]
+
+  @nn.nowrap
+  def _require_tokens(self, features: jax.Array) -> None:
+    """Raises errors.UserError for features that are not those of tokens."""
+    if features.ndim != 3:
+      raise errors.UserError(
+          f'{self.site.path} has features of {features.ndim} axes, and a '
+          'router reads [batch, length, features].', where='SITES',
+          remedy='Leave such layers out, or give them a rule of their own with '
+          'one expert.',
+      )
 
   @nn.nowrap
   def drop(self, x: jax.Array, rate: float) -> jax.Array:

@@ -103,6 +103,8 @@ class Routed:
       expert before any drop: 1 where it is selected.
     valid: <bool>[batch, length].
     groups: The capacity groups; None: rows.
+    active: <bool>[num_experts], False for experts that do not exist at this
+      layer, which have neither probability nor load; None: all exist.
   """
 
   probs: jax.Array
@@ -110,6 +112,12 @@ class Routed:
   load: jax.Array
   valid: jax.Array
   groups: capacity_lib.Groups | None = None
+  active: jax.Array | None = None
+
+  @property
+  def num_experts(self) -> int | jax.Array:
+    """How many experts this layer has, a number or a traced <int32>[]."""
+    return self.probs.shape[-1] if self.active is None else self.active.sum()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +156,8 @@ class LoadBalance:
       has_tokens = arrays[-1].any(axis=(1, 2))
       losses = jnp.where(has_tokens, jax.vmap(load_balancing_loss)(*arrays), 0)
       loss = losses.sum() / jnp.maximum(has_tokens.sum(), 1)
-    return loss / (routed.probs.shape[-1] ** 2 if self.form == 'sira' else 1)
+    loss *= routed.num_experts / routed.probs.shape[-1]
+    return loss / (routed.num_experts**2 if self.form == 'sira' else 1)
 
 
 @dataclasses.dataclass(frozen=True)

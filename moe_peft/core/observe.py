@@ -14,12 +14,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from moe_peft.core import sites
 from moe_peft.core import tokens
 from moe_peft.core import trainable
 
 COLLECTION = 'routing'
+# Weight of an expert that a layer of a scan has no place for (MoLA).
+ABSENT = -1.0
 _SOWN = re.compile(rf'(?P<site>.*)/{sites.ADAPTER_SCOPE}/combine_weights')
 
 
@@ -54,26 +57,39 @@ def row_sums(weights: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
   """Sums over the real tokens of each row.
 
   Args:
-    weights: <float32>[batch, length, num_experts], not negative.
+    weights: <float32>[batch, length, num_experts], `ABSENT` or not negative.
     valid: <bool>[batch, length].
 
   Returns:
-    `load` [batch, num_experts], the weights; `entropy` [batch], in units of
-    log(num_experts), of a token's weights divided by their sum; `selected`
-    [batch], the experts with a weight; `left_behind` [batch], the tokens
-    without any; `tokens` [batch].
+    `load` [batch, num_experts], the weights, see `existing`; `entropy` [batch],
+    in units of log(num_experts), of a token's weights divided by their sum;
+    `selected` [batch], the experts with a weight; `left_behind` [batch], the
+    tokens without any; `tokens` [batch].
   """
   mask = valid.astype(jnp.float32)
-  shares = weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-9)
+  there = jnp.maximum(weights, 0.0)
+  shares = there / jnp.maximum(there.sum(-1, keepdims=True), 1e-9)
   entropy = -jax.scipy.special.xlogy(shares, shares).sum(-1)
+  number = jnp.maximum((weights[0, 0] >= 0).sum(), 2.0)
   used = (weights > 0).sum(-1)
   return {
       'load': jnp.sum(weights * mask[..., None], axis=1),
-      'entropy': (entropy * mask).sum(1) / jnp.log(max(weights.shape[-1], 2)),
+      'entropy': (entropy * mask).sum(1) / jnp.log(number),
       'selected': (used * mask).sum(1),
       'left_behind': ((used == 0) * mask).sum(1),
       'tokens': mask.sum(1),
   }
+
+
+def existing(weights: np.ndarray) -> np.ndarray:
+  """Leaves out the experts that a layer does not have.
+
+  Args:
+    weights: <float>[..., num_experts], weights of a site or sums of them.
+  """
+  weights = np.asarray(weights)
+  absent = (weights < 0).any(axis=tuple(range(weights.ndim - 1)))
+  return weights[..., ~absent]
 
 
 def batch_sums(

@@ -90,7 +90,9 @@ class Adapted:
     """
     if not isinstance(path, str):
       path = '/'.join(map(str, path))
-    return trainable.matcher(self.trainable_regex)(path)
+    # Optimizers change what has no gradient too, by weight decay.
+    trains = trainable.matcher(self.trainable_regex)(path)
+    return trains and not trainable.is_constant(path)
 
   def mask(self, params: Params) -> Any:
     """True for what trains, in a tree like the parameters, as Optax takes it.
@@ -114,7 +116,13 @@ class Adapted:
     Raises:
       errors.UserError: Nothing would train.
     """
-    return trainable.split(trainable.flatten(params), self.trainable_regex)
+    flat = trainable.flatten(params)
+    trained, frozen = trainable.split(flat, self.trainable_regex)
+    constants = {k: x for k, x in trained.items() if not self.trains(k)}
+    return (
+        {k: x for k, x in trained.items() if k not in constants},
+        frozen | constants,
+    )
 
   def merge(self, *parts: Params) -> dict[str, Any]:
     """Nested parameters of several parts; a later one wins.

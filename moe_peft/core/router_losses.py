@@ -33,7 +33,8 @@ class Variance:
   def __call__(self, routed: losses.Routed) -> jax.Array:
     probs = losses.shares(routed.probs)
     mean = losses.mean_over(probs, routed.valid)
-    return -losses.mean_over((probs - mean) ** 2, routed.valid).mean()
+    variance = losses.mean_over((probs - mean) ** 2, routed.valid)
+    return -variance.mean(where=routed.active)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +69,9 @@ class JensenShannon:
 
   def __call__(self, routed: losses.Routed) -> jax.Array:
     probs = losses.shares(routed.probs)
-    largest = jnp.log(float(max(probs.shape[-1], 2)))
+    largest = jnp.log(jnp.maximum(routed.num_experts, 2.0))
     mean = losses.mean_over(probs, routed.valid)
-    balanced = jnp.minimum(losses.entropy(mean), self.balance * largest)
+    balanced = jnp.minimum(_entropy(mean), self.balance * largest)
     certain = losses.mean_over(
         jnp.maximum(_entropy(probs), self.certainty * largest), routed.valid
     )

@@ -149,7 +149,7 @@ class Router(nn.Module):
     metrics = {}
     if self.is_mutable_collection('intermediates'):  # Not in evaluation.
       routed = losses_lib.Routed(
-          decision.probs, logits, load, context.valid(), groups
+          decision.probs, logits, load, context.valid(), groups, active
       )
       metrics = {loss.name: loss(routed) for loss in self.losses}
       metrics |= _metrics(routed, gates, groups)
@@ -243,16 +243,16 @@ def _metrics(
     gates: <float32>[batch, length, num_experts], final weights.
     groups: The capacity groups.
   """
-  valid, num_experts = routed.valid, gates.shape[-1]
+  valid, num_experts = routed.valid, routed.num_experts
   mean = lambda x: losses_lib.mean_over(x.astype(jnp.float32), valid)
   used = valid[..., None] & (gates > 0)
   if groups.expert_capacity is None:
-    usage = mean(used).mean()
+    usage = mean(used).mean(where=routed.active)
   else:
     slots = groups.num_groups * groups.expert_capacity * num_experts
     usage = used.sum() / slots
   shares = losses_lib.shares(routed.probs)
-  uniform = jnp.log(float(max(num_experts, 2)))
+  uniform = jnp.log(jnp.maximum(num_experts, 2.0))
   weights = jnp.where(used, gates, 0.0)
   # The number of equal weights that would be as spread out: of k selected
   # experts one may still have nearly all of the weight (arXiv 2603.10160).

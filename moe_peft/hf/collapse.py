@@ -165,8 +165,10 @@ def measure_fn(trained: trained_lib.Trained) -> Measure:
         *(jax.device_get(run(params, batch)) for batch in made), strict=True
     )
     gates = {
-        site: np.sum([x[site]['load'] for x in sums], 0, np.float64)
-        / sum(x[site]['tokens'] for x in sums)
+        site: observe.existing(
+            np.sum([x[site]['load'] for x in sums], 0, np.float64)
+            / sum(x[site]['tokens'] for x in sums)
+        )
         for site in sums[0]
     }
     return float(sum(losses) / sum(tokens)), gates

@@ -63,7 +63,9 @@ class Largest(smora.BiasedTopK):
                          context.active)
     selected = selection.select_top_k(who, self.num_selected(context))
     probs = jax.nn.softmax(who)
-    decision = self.decide(probs, jnp.ones_like(who), selected, who)
+    # Ranks that this layer does not have, where it has fewer than k.
+    gates = selection.mask(jnp.ones_like(who), context.active)
+    decision = self.decide(probs, gates, selected, who)
     return self.balanced(decision, bias, context)
 
 

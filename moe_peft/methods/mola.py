@@ -8,7 +8,7 @@ Experts are MoLoRA's, the gate is the normalized top-2. From the paper: rank
 `by_depth` gives any method such numbers. Outside of a scan every layer has
 exactly its own experts. Inside one all layers must have arrays of one shape,
 so they have the largest number, and each masks those beyond its own: they get
-no weight and no gradient.
+no weight and no gradient, and count in no loss.
 """
 
 from collections.abc import Callable, Sequence

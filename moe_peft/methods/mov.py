@@ -46,7 +46,7 @@ class MoV(adapter.MoeAdapter):
     self.require_all_experts(
         'vectors are mixed, and no token has to travel to them.'
     )
-    batch, length, features = outputs.shape
+    features = outputs.shape[-1]
     axis = self.site.kernel_axis_names[1]
     scaling = self.param_with_axes(
         'scaling',
@@ -62,6 +62,7 @@ class MoV(adapter.MoeAdapter):
       return (outputs.astype(dtype) * scaling[0].astype(dtype)).astype(
           outputs.dtype
       )
+    batch, length, _ = outputs.shape
     weights = routing.combine_weights.astype(dtype)
     vectors = (scaling - 1 if self.residual else scaling).astype(dtype)
     if weights.shape[1] == length:

@@ -62,7 +62,9 @@ class BiasedTopK(selection.TopK):
     load = losses.mean_over(
         decision.selected.astype(jnp.float32), context.valid()
     )
-    gates = balance_by_gradient(decision.gates, bias, load)
+    # Experts that do not exist would lower the mean below every load.
+    excess = load - load.mean(where=context.active)
+    gates = balance_by_gradient(decision.gates, bias, excess)
     return dataclasses.replace(decision, gates=gates)
 
 
@@ -83,7 +85,7 @@ class SMoRA(molora.MoLoRA):
 
 @jax.custom_vjp
 def balance_by_gradient(
-    gates: jax.Array, bias: jax.Array, mean_load: jax.Array
+    gates: jax.Array, bias: jax.Array, excess: jax.Array
 ) -> jax.Array:
   """Returns `gates`; going back, the bias gets `sign(load - mean(load))`.
 
@@ -96,15 +98,16 @@ def balance_by_gradient(
   Args:
     gates: <float32>[batch, length, num_experts].
     bias: <float32>[num_experts].
-    mean_load: <float32>[num_experts], mean selections per token.
+    excess: <float32>[num_experts], `load - mean(load)`, of the mean selections
+      per token.
   """
-  del bias, mean_load
+  del bias, excess
   return gates
 
 
-def _balance_forward(gates, bias, mean_load):
+def _balance_forward(gates, bias, excess):
   del bias
-  return gates, jnp.sign(mean_load - mean_load.mean())
+  return gates, jnp.sign(excess)
 
 
 def _balance_backward(sign, cotangent):

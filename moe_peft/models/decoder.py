@@ -129,11 +129,9 @@ class Decoder(nn.Module):
     )
     x = _norm(cfg, 'decoder_norm')(x)
     x = layers.length_dropout(cfg.dropout_rate, deterministic)(x)
-    if logit_positions is not None:
-      x = jnp.take_along_axis(x, logit_positions[..., None], axis=1)
     return stack.output(
         cfg, self.token_embedder, x, score_targets, cfg.logits_divisor,
-        cfg.logits_softcap,
+        cfg.logits_softcap, logit_positions,
     )
 
 

@@ -138,6 +138,7 @@ def output(
     targets: jax.Array | None = None,
     divisor: float = 1.0,
     softcap: float = 0.0,
+    positions: jax.Array | None = None,
 ) -> jax.Array | token_scores.TokenScores:
   """Applies the output layer, in the current scope where it is not tied.
 
@@ -145,12 +146,14 @@ def output(
     config: Sizes and options of a network.
     embedder: The embedding.
     x: `[batch, length, embed]`.
-    targets: `<int32>[batch, length]`, whose scores are wanted and not logits.
+    targets: `<int32>[batch, n]`, whose scores are wanted and not logits.
     divisor: Divides the logits.
     softcap: Bound of the logits, which approach it as tanh does; 0: none.
+    positions: `<int32>[batch, n]`, where in the row logits are wanted; None:
+      everywhere.
 
   Returns:
-    `<float32>[batch, length, vocab]`, also in a bfloat16 model: softmax needs
+    `<float32>[batch, n, vocab]`, also in a bfloat16 model: softmax needs
     it. Or the scores of the targets.
   """
 
@@ -167,11 +170,21 @@ def output(
         dtype=jnp.float32,
         name='logits_dense',
     )
+
+  def wanted(x):
+    if positions is None:
+      return x
+    return jnp.take_along_axis(x, positions[..., None], axis=1)
+
+  params = (dense or embedder).variables.get('params', {})
+  if 'adapter' in params:  # It runs where its layer is called, on whole rows.
+    logits = wanted(finish(dense(x)))
+    return logits if targets is None else token_scores.of_logits(
+        logits, targets
+    )
+  x = wanted(x)
   if targets is None:
     return finish(dense(x) if dense else embedder.attend(x))
-  params = (dense or embedder).variables['params']
-  if 'adapter' in params:  # An adapter runs only where its layer is called.
-    return token_scores.of_logits(finish(dense(x)), targets)
   kernel = params['kernel'] if dense else params['embedding'].T
   return token_scores.of_features(
       lambda x: finish(layers.product_in_float32(x, kernel)),

@@ -9,6 +9,7 @@ from typing import Any
 from clu import metric_writers
 import numpy as np
 
+from moe_peft.core import observe
 from moe_peft.routers import statistics
 
 # So many bad periods in a row make a warning: a router may pass through a bad
@@ -63,6 +64,8 @@ class RouterLog:
     """
     self._watch_gradients(step, gradients)
     sites = {site: _rounded(of_site) for site, of_site in means.items()}
+    # A layer of a scan with one expert has a router with nothing to choose.
+    sites = {site: x for site, x in sites.items() if len(x['load']) > 1}
     if not sites:
       return
     self._write({'step': step, 'sites': sites})
@@ -143,7 +146,7 @@ def _others(news: Collection[str]) -> str:
 def _rounded(means: Mapping[str, np.ndarray]) -> dict[str, Any]:
   """Numbers for the log, which has a row a site and period."""
   return {
-      'load': [float(f'{x:.5g}') for x in np.asarray(means['load'])],
+      'load': [float(f'{x:.5g}') for x in observe.existing(means['load'])],
       'selected': round(float(means['selected']), 4),
       'left_behind': round(float(means['left_behind']), 5),
   }

@@ -15,9 +15,10 @@ from moe_peft.models import stack
 
 _by_layer = functools.partial(trainable.by_layer, axis=stack.PARAM_SCAN_AXIS)
 # The low-rank halves of an expert's update; MixLoRA has a pair for each matrix,
-# `wi_0_lora_a` and so on. A bottleneck is taken without its activation.
+# `wi_0_lora_a` and so on, and MoDULA's `shared_` one is of no expert. A
+# bottleneck is taken without its activation.
 _HALVES = {'lora_a': 'lora_b', 'down': 'up'}
-_FIRST_HALF = re.compile('(?P<prefix>.*)(?P<half>lora_a|down)')
+_FIRST_HALF = re.compile('(?!shared_)(?P<prefix>.*)(?P<half>lora_a|down)')
 
 
 def by_site(params: Mapping[str, Any]) -> dict[str, np.ndarray]:

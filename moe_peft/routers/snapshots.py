@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from moe_peft.core import observe
 from moe_peft.core import partitioning
 from moe_peft.core import tokens as tokens_lib
 from moe_peft.models import dataset_ids
@@ -66,7 +67,8 @@ class Snapshots:
       if not self._compiled.eval_shape(params, self._batch):
         return {}
       weights = jax.device_get(self._compiled(params, self._batch))
-    return {site: x[: len(self._tasks)] for site, x in weights.items()}
+    rows = len(self._tasks)
+    return {site: observe.existing(x)[:rows] for site, x in weights.items()}
 
   def rows(self) -> list[tuple[str, dict[str, list[str]]]]:
     """Task and, by stack, pieces of text of each row, padding left out.

@@ -74,7 +74,8 @@ def measure(
 
   return tasks, {
       site: {
-          **{n: means(site, n) for n in ('load', 'entropy', 'left_behind')},
+          'load': observe.existing(means(site, 'load')),
+          **{n: means(site, n) for n in ('entropy', 'left_behind')},
           'chance': _chance([sums[task][site] for task in tasks]),
       }
       for site in sums[tasks[0]]
@@ -112,7 +113,7 @@ def _chance(by_task) -> float:
   """
   if len(by_task) < 2:
     return math.nan
-  loads = np.concatenate([x['load'] for x in by_task])
+  loads = observe.existing(np.concatenate([x['load'] for x in by_task]))
   tasks = np.repeat(np.arange(len(by_task)), [len(x['load']) for x in by_task])
   real = np.concatenate([x['tokens'] for x in by_task]) > 0
   chance = statistics.permuted_information(

@@ -193,8 +193,10 @@ def router_log(path: Path, rows: Iterable[Mapping[str, Any]]) -> RouterCurves:
   columns = {'load': {}, 'selected': {}, 'left_behind': {}}
   try:
     for name, column in columns.items():
-      for site in by_step[steps[-1]]:
+      for site, last in by_step[steps[-1]].items():
         values = [by_step[step][site][name] for step in steps]
+        if name == 'load':  # There were experts that a layer does not have.
+          values = [load[: len(last['load'])] for load in values]
         column[site] = np.array(values, np.float64)
         if column[site].ndim != (2 if name == 'load' else 1):
           raise ValueError(f'{name} of {site}')

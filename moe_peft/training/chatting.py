@@ -14,6 +14,7 @@ import seqio
 import tensorflow as tf
 
 from moe_peft import errors
+from moe_peft.core import observe
 from moe_peft.core import trainable
 from moe_peft.data import converters
 from moe_peft.data import example_ids
@@ -187,8 +188,14 @@ class Chatter:
       reads_answer = weights.shape[1] == batch['decoder_loss_weights'].shape[1]
       chosen = batch['decoder_loss_weights'] > 0 if reads_answer else valid
       kind = re.sub(r'(.*/)?layers_\d+/', '', site)
-      found.setdefault(kind, []).append(weights[chosen].mean(0))
-    return {kind: np.mean(x, axis=0) for kind, x in found.items()}
+      mean = observe.existing(weights)[chosen].mean(0)
+      found.setdefault(kind, []).append(mean)
+    # Of MoLA the lower layers have fewer experts.
+    return {
+        kind: sum(np.pad(x, (0, max(map(len, xs)) - len(x))) for x in xs)
+        / len(xs)
+        for kind, xs in found.items()
+    }
 
   def _last_batch(self) -> dict[str, np.ndarray]:
     """Model features of the last prompt and its answer, one row."""

@@ -106,7 +106,7 @@ def test_init_names_what_trains_on_pairs(folder, tmp_path):
     ])
 
 
-def _arguments(folder, **bindings):
+def _arguments(folder, method='molora', **bindings):
   values = {
       **decoder_only_test.SIZES,
       'MIXTURE_OR_TASK_NAME': '@local.register_task()',
@@ -119,7 +119,7 @@ def _arguments(folder, **bindings):
       "local.register_task.name = 'own'\n"
       f"local.register_task.data = '{folder}/my-rows.jsonl'\n"
   )
-  files = ('gin/methods/molora.gin', 'gin/runs/finetune.gin')
+  files = (f'gin/methods/{method}.gin', 'gin/runs/finetune.gin')
   return flags.rewrite_gin_args([
       f'--gin_file={folder}/model.gin',
       *(f'--gin_file={file}' for file in files),
@@ -179,6 +179,20 @@ def test_a_run_talks(run_dir, capsys, monkeypatch):
   assert said(infer.main, rows, '--chat', '--json').out == answer
   with refusals.refused('the message', 'TASK_FEATURE_LENGTHS'):
     said(chat.main, 'x' * 200)
+
+
+@pytest.mark.slow
+def test_layers_with_fewer_experts_talk_too(folder, tmp_path, capsys):
+  train.main(_arguments(folder, 'mola', MODEL_DIR=tmp_path / 'run',
+                        TRAIN_STEPS=2, EVAL_EXAMPLES=2,
+                        EXPERTS_BY_DEPTH=(2, 3)))
+  gin_files.load_gin([str(tmp_path / 'run' / 'config.gin')])
+  talk = chatting.Chatter(max_tokens=4)
+  list(talk.answer('hi'))
+  for weights in talk.experts().values():
+    assert weights.shape == (3,)
+    assert weights.sum() == pytest.approx(1, abs=1e-4)
+    assert weights[2] < 0.5  # One of two layers has it.
 
 
 @pytest.mark.slow

@@ -66,6 +66,17 @@ def test_no_expert():
     molora.MoLoRA(site=SITE, num_experts=0).init(jax.random.key(0), X, Y)
 
 
+def test_layers_without_tokens_take_one_expert():
+  pooled, row = (x[:, 0] for x in (X, Y))
+  for method in (molora.MoLoRA, mov.MoV):
+    adapter = method(site=SITE, num_experts=1)
+    got, _ = adapter.init_with_output(jax.random.key(0), pooled, row)
+    np.testing.assert_allclose(got, row, rtol=1e-6)
+    adapter = method(site=SITE, num_experts=3)
+    with refused('SITES', '2 axes', 'one expert'):
+      adapter.init(jax.random.key(0), pooled, row)
+
+
 def test_an_axis_of_one_expert_is_not_sharded():
   for num_experts, want in ((1, 'unmodeled'), (2, 'expert')):
     adapter = molora.MoLoRA(site=SITE, num_experts=num_experts)

@@ -2,11 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sums of routing, by site."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe_peft.core import inject
 from moe_peft.core import observe
+from moe_peft.methods import mola
+from moe_peft.models import t5
 
 BATCH = {
     'encoder_input_tokens': np.array([[5, 6, 0]]),
@@ -62,6 +68,49 @@ def test_two_passes_count_as_their_mean():
   np.testing.assert_allclose(
       observe.batch_sums(sown, BATCH)[site]['load'], [0.5, 0.5]
   )
+
+
+@pytest.mark.slow
+def test_layers_of_a_scan_have_the_experts_that_they_have():
+  """MoLA in a scan is shown as it is outside of one."""
+
+  def sums(scan):
+    config = t5.T5Config(
+        vocab_size=8, emb_dim=6, num_heads=1, head_dim=4, mlp_dim=5,
+        num_encoder_layers=2, num_decoder_layers=2, scan_layers=scan,
+    )
+    module = inject.AdaptedModule(t5.Transformer(config), (inject.OutputRule(
+        '.*encoder/.*/wo', functools.partial(
+            mola.by_depth, experts_by_depth=(2, 3)
+        )
+    ),))
+    ids = jnp.array([[5, 6, 0]])
+    run = lambda key: module.init_with_output(
+        key, ids, ids, ids, enable_dropout=False
+    )[1]['params']
+    params = run(jax.random.key(0))
+    _, found = module.apply(
+        {'params': params}, ids, ids, ids, enable_dropout=False,
+        mutable=['routing'],
+    )
+    batch = {'encoder_input_tokens': ids, 'decoder_target_tokens': ids}
+    return {
+        site: observe.row_sums(*sown)
+        for site, sown in observe.combine_weights(
+            found['routing'], batch
+        ).items()
+    }
+
+  for index, (scanned, unrolled) in enumerate(
+      zip(sums(True).items(), sums(False).items(), strict=True)
+  ):
+    (site, got), (want_site, want) = scanned, unrolled
+    assert site == want_site
+    load = observe.existing(got['load'])
+    assert load.shape == want['load'].shape == (1, (2, 3)[index])
+    assert load.sum() == pytest.approx(2)  # Two tokens.
+    np.testing.assert_array_equal(got['selected'], want['selected'])
+    assert 0 < got['entropy'][0] <= 2 + 1e-5
 
 
 @pytest.mark.slow

@@ -79,7 +79,8 @@ def test_it_is_what_gin_makes_of_the_same_file(name):
   trained, _ = gin.get_configurable(trainable.split)(
       {path: np.zeros(shape) for path, shape in shapes.items()}
   )
-  assert set(trained) == set(filter(ours.trains, shapes))
+  changes = {path for path in trained if not trainable.is_constant(path)}
+  assert changes == set(filter(ours.trains, shapes))
   factors = gin.query_parameter('%LOSS_FACTORS')
   assert factors.keys() == ours.loss_factors.keys()
   for name, factor in factors.items():  # Numbers, or macros by name.
@@ -128,6 +129,23 @@ def test_the_mask_is_what_optax_takes():
   assert all((x == 0).all() for x in frozen.values())
   assert one.trains(('wi', 'adapter', 'lora_a'))
   assert not one.trains('wi/kernel')
+
+
+def test_what_is_taken_out_of_the_kernel_does_not_decay():
+  one = adapted('pissa', rank=2)
+  params = one.module.init(jax.random.key(0), IDS)['params']
+  params = jax.tree.map(jnp.ones_like, params)
+  optimizer = optax.partition(
+      {True: optax.adamw(0.1, weight_decay=1.0), False: optax.set_to_zero()},
+      one.mask,
+  )
+  grads = jax.tree.map(jnp.zeros_like, params)
+  updates, _ = optimizer.update(grads, optimizer.init(params), params)
+  moved = {k for k, x in trainable.flatten(updates).items() if x.any()}
+  assert {path.split('/')[-1] for path in moved} == {'lora_a', 'lora_b'}
+  trained, frozen = one.split(params)
+  assert set(trained) == moved
+  assert 'wi/adapter/frozen_a' in frozen
 
 
 def test_a_loop_of_ones_own(tmp_path):

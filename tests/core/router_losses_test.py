@@ -53,6 +53,13 @@ def test_by_hand_without_padding_and_with_finite_gradients(loss):
   assert not np.any(grad[~VALID])
 
 
+def test_an_expert_that_nobody_uses_leaves_gradients_finite():
+  probs = jnp.asarray(PROBS / PROBS[..., :2].sum(-1, keepdims=True))
+  probs = probs.at[..., 2].set(0.0)
+  for loss in WANT:
+    assert np.isfinite(jax.grad(lambda p: loss(routed(p)))(probs)).all()  # noqa: B023
+
+
 def test_balanced_and_certain_routers_have_no_divergence_to_lose():
   # Each of the four real tokens is sure of an expert, and both are used.
   probs = np.eye(2)[[[0, 1, 0], [0, 1, 0]]] * 0.98 + 0.01

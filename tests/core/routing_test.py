@@ -9,6 +9,7 @@ import pytest
 
 from moe_peft.core import capacity
 from moe_peft.core import losses
+from moe_peft.core import router_losses
 from moe_peft.core import routing
 from moe_peft.core import scores
 from moe_peft.core import selection
@@ -16,6 +17,7 @@ from moe_peft.core import tokens as tokens_lib
 from moe_peft.methods import adamix
 from moe_peft.methods import adamole
 from moe_peft.methods import expert_choice
+from moe_peft.methods import flylora
 from moe_peft.methods import smora
 from tests.refusals import refused
 
@@ -174,6 +176,55 @@ def test_inactive_experts_get_nothing():
   np.testing.assert_array_equal(
       result.combine_weights, jnp.broadcast_to(jnp.array([0.0, 1.0]), (1, 4, 2))
   )
+
+
+def test_inactive_ranks_get_nothing_though_fewer_than_k_are_left():
+  router = flylora.FlyLoRARouter(num_experts=2, select=flylora.Largest(k=2))
+  result = router.apply(
+      {'params': {'bias': jnp.zeros(2)}}, LOGITS,
+      active=jnp.array([False, True]),
+  )
+  np.testing.assert_array_equal(result.combine_weights[0, 0], [0.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    'select,form',
+    [
+        (selection.TopK(k=1), 'switch'),
+        (smora.BiasedTopK(k=1, softmax=True, normalize=False), 'sira'),
+    ],
+)
+def test_masked_experts_count_in_no_loss(select, form):
+  """As layers of a scan have them, in the place of layers with two experts."""
+  options = dict(
+      select=select,
+      losses=(
+          losses.LoadBalance(form), losses.RouterZ(), router_losses.Variance(),
+          router_losses.JensenShannon(), router_losses.Tsallis(),
+      ),
+  )
+
+  def run(num_experts, active):
+    def objective(params):
+      found = routing.Router(num_experts, **options).apply(
+          {'params': params}, LOGITS, active=active, mutable=['intermediates']
+      )[0]
+      loss = sum(x for k, x in found.metrics.items() if k.endswith('_loss'))
+      return loss, found
+
+    params = {'kernel': jnp.eye(2, num_experts), 'bias': jnp.zeros(num_experts)}
+    return jax.value_and_grad(objective, has_aux=True)(params)
+
+  (_, want), want_grads = run(2, None)
+  (_, got), grads = run(5, jnp.arange(5) < 2)
+  for name, value in want.metrics.items():
+    np.testing.assert_allclose(
+        got.metrics[name], value, rtol=1e-5, err_msg=name
+    )
+  for name, value in want_grads.items():
+    np.testing.assert_allclose(
+        grads[name][..., :2], value, rtol=1e-4, atol=1e-6, err_msg=name
+    )
 
 
 def test_heads_share_a_kernel():

@@ -56,6 +56,18 @@ def test_with_constant_gates_nothing_is_lost(family):
 
 
 @pytest.mark.slow
+def test_layers_of_a_scan_with_fewer_experts_collapse():
+  trained = adapted.make('mola', 't5_scan')
+  measure = collapse.measure_fn(trained)
+  result = collapse.collapse(trained, ROWS, None, measure)
+  assert np.isfinite(result.losses['collapsed'])
+  _, gates = measure(trained.params, collapse.make_batches(trained, ROWS))
+  for site in trained.sites:
+    assert gates[site.path].shape == (site.spec['num_experts'],)
+    np.testing.assert_allclose(gates[site.path].sum(), 1.0, atol=1e-6)
+
+
+@pytest.mark.slow
 def test_gates_are_means_over_real_tokens():
   trained = adapted.make('molora')
   measure = collapse.measure_fn(trained)

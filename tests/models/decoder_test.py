@@ -414,6 +414,29 @@ def test_logits_at_the_targets_alone_change_neither_loss_nor_gradient():
   assert scores.target.shape == (3, 8)
 
 
+@pytest.mark.slow
+def test_a_router_at_the_output_layer_sees_whole_rows():
+  rule = dataclasses.replace(RULES[0], path='.*/(query|logits_dense)')
+  module = inject.AdaptedModule(decoder.Transformer(CONFIG), (rule,))
+  full = dataclasses.replace(model(), module=module)
+  short = dataclasses.replace(full, target_length=3)
+  ids = tokens(batch=2, length=6)
+  batch = {
+      'decoder_target_tokens': ids, 'decoder_input_tokens': ids,
+      'decoder_loss_weights': jnp.broadcast_to(jnp.arange(6) >= 3, ids.shape),
+      'decoder_segment_ids': jnp.ones_like(ids),
+  }
+  params = full.init(jax.random.key(0), {'inputs': 3, 'targets': 3})['params']
+  params['decoder']['logits_dense']['adapter']['lora_b'] += 0.3
+  expected, actual = (
+      jax.jit(model.loss)(params, batch) for model in (full, short)
+  )
+  jax.tree.map(
+      functools.partial(np.testing.assert_allclose, rtol=1e-5),
+      expected, actual,
+  )
+
+
 @pytest.mark.parametrize(
     'field,value,name',
     [

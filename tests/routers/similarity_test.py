@@ -51,6 +51,18 @@ def test_a_shared_lora_a():
   np.testing.assert_allclose(shared[SITE], each[SITE], rtol=1e-12)
 
 
+def test_a_pair_that_every_token_uses_makes_experts_no_more_alike():
+  draw = np.random.default_rng(0).normal
+  experts = _params(lora_a=draw(size=(3, 7, 2)), lora_b=draw(size=(3, 2, 5)))
+  shared = _params(
+      shared_lora_a=draw(size=(1, 7, 2)), shared_lora_b=draw(size=(1, 2, 5))
+  )
+  np.testing.assert_array_equal(
+      similarity.by_site(experts | shared)[SITE],
+      similarity.by_site(experts)[SITE],
+  )
+
+
 def test_vectors_are_compared_by_their_distance_from_one():
   scaling = np.array([[1.5, 1.0], [3.0, 1.0], [1.0, 0.5], [0.5, 1.0]])
   np.testing.assert_allclose(

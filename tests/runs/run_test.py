@@ -46,6 +46,15 @@ def test_reads_everything(run_dir):
   assert run.snapshots.rows[0].pieces['encoder'] == ('a', 'b', '⟨end⟩')
 
 
+def test_a_log_that_began_with_experts_that_a_layer_does_not_have(run_dir):
+  path = run_dir / 'metrics' / 'routers.jsonl'
+  first, last = map(json.loads, path.read_text().splitlines())
+  for site in first['sites'].values():
+    site['load'] += [0.0, 0.0]
+  path.write_text(f'{json.dumps(first)}\n{json.dumps(last)}\n')
+  assert run_lib.read(run_dir).router_log.load[SITE].shape == (2, 4)
+
+
 def test_half_written_last_line_is_skipped_and_told(run_dir):
   path = run_dir / 'metrics' / 'train.jsonl'
   text = path.read_text()
