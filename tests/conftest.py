@@ -43,6 +43,11 @@ os.environ['XLA_FLAGS'] = ' '.join(
 gc.set_threshold(100_000, 20, 5)
 
 _WORKER_BYTES = 2 << 30
+_LIBC = ctypes.CDLL(None) if sys.platform == 'linux' else None
+if _LIBC:
+  # Otherwise threads, of which JAX and TensorFlow have dozens, take memory from
+  # arenas of their own, and what is free in one is of no use to another.
+  _LIBC.mallopt(-8, 1)  # M_ARENA_MAX
 
 
 def pytest_collection_finish():
@@ -57,31 +62,43 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 @pytest.fixture(scope='session')
-def _cleared_at():
-  """Bytes of the worker when it was last cleared, in a list of one."""
-  return [0]
+def _left_at():
+  """Bytes of the worker when memory was last given back, and last cleared."""
+  return {'trimmed': 0, 'cleared': 0}
 
 
-@pytest.fixture(scope='module', autouse=True)
-def _bounded_memory(_cleared_at):
+@pytest.fixture(autouse=True)
+def _bounded_memory(_left_at):
   """Drops compiled programs once a worker has grown; disk still has them.
 
-  Clearing takes up to a second, and what comes after it is compiled again.
-  Libraries do not give back what they hold, so a worker that is as large as
-  clearing left it is not cleared again.
+  Freed memory goes back to the system first, which is quick. Clearing takes up
+  to a second, and what comes after it is compiled again. Libraries do not give
+  back what they hold, so a worker that is as large as clearing left it is not
+  cleared again.
   """
   yield
-  if 'jax' not in sys.modules:
+  limit = max(_WORKER_BYTES * 3 // 4, _left_at['trimmed'] + _WORKER_BYTES // 64)
+  if 'jax' not in sys.modules or _size() < limit:
     return
-  size = psutil.Process().memory_info().rss
-  if size < max(_WORKER_BYTES * 3 // 4, _cleared_at[0] + _WORKER_BYTES // 16):
+  _left_at['trimmed'] = _trimmed_size()
+  limit = max(_WORKER_BYTES * 3 // 4, _left_at['cleared'] + _WORKER_BYTES // 24)
+  if _left_at['trimmed'] < limit:
     return
   sys.modules['jax'].clear_caches()
   gc.collect()
   gc.freeze()  # What libraries were loaded since.
-  if sys.platform == 'linux':
-    ctypes.CDLL(None).malloc_trim(0)  # Gives freed memory back to the system.
-  _cleared_at[0] = psutil.Process().memory_info().rss
+  _left_at['trimmed'] = _left_at['cleared'] = _trimmed_size()
+
+
+def _size() -> int:
+  return psutil.Process().memory_info().rss
+
+
+def _trimmed_size() -> int:
+  """Gives freed memory back to the system; bytes of the worker after it."""
+  if _LIBC:
+    _LIBC.malloc_trim(0)
+  return _size()
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -14,6 +14,14 @@ FILE = 'bank.gin'
 # In its place, for the method that reads the classifier of an X-LoRA. Other
 # methods have macros of the same names, with other values.
 XLORA_FILE, XLORA_METHOD = 'xlora.gin', 'bank_xlora.gin'
+# Settings that are not its own would make it another classifier, silently.
+_SETTINGS = """
+from __gin__ import dynamic_registration
+
+from moe_peft.methods import xlora
+
+xlora.TwoPasses.settings = {!r}
+"""
 
 
 def write(
@@ -41,7 +49,7 @@ def write(
     _write(folder / FILE, methods, values)
     return
   methods += f' but {XLORA_METHOD}, which has {XLORA_FILE},'
-  _write(folder / FILE, methods, values)
+  _write(folder / FILE, methods, values, _SETTINGS.format(XLORA_FILE))
   _write(folder / XLORA_FILE, f'gin/methods/{XLORA_METHOD}', {
       **values,
       'ALPHA': bank.rank * classifier.scale,
@@ -56,7 +64,9 @@ def write(
   })
 
 
-def _write(file: Path, method: str, values: Mapping[str, Any]) -> None:
+def _write(
+    file: Path, method: str, values: Mapping[str, Any], more: str = ''
+) -> None:
   lines = [
       '# Written by `python -m moe_peft bank`. Give it as the last gin file,',
       *textwrap.wrap(
@@ -65,4 +75,4 @@ def _write(file: Path, method: str, values: Mapping[str, Any]) -> None:
       ),
       *(f'{name} = {value!r}' for name, value in values.items()),
   ]
-  file.write_text('\n'.join([*lines, '']), 'utf-8')
+  file.write_text('\n'.join([*lines, more]), 'utf-8')

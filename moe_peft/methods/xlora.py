@@ -147,6 +147,8 @@ class TwoPasses(inject.OutputRule):
     depth: Matrices of the classifier.
     width: Outputs of all but the last one.
     dropout: Rate of dropout behind all but the last one.
+    settings: Name of the gin file of a bank whose classifier needs it, set by
+      that for other methods; then this model is refused.
   """
 
   hidden_states: str = r'(.*/)?(encoder|decoder)_norm'
@@ -154,14 +156,23 @@ class TwoPasses(inject.OutputRule):
   depth: int = 1
   width: int = 2048
   dropout: float = 0.2
+  settings: str | None = None
 
   def before_call(self, model, first):
     """As `inject.OutputRule`: logits, or if `layerwise` what they are made of.
 
     Raises:
-      errors.UserError: If another rule has a classifier too, or
-        `hidden_states` does not name one module of each stack.
+      errors.UserError: If another rule has a classifier too, if
+        `hidden_states` does not name one module of each stack, and if the
+        settings of the classifier were not given.
     """
+    if self.settings is not None:
+      raise errors.UserError(
+          'This bank has a classifier, and bank.gin is for methods without it.',
+          where='bank.gin',
+          remedy=f'Give {self.settings} of the same folder in its place; or '
+          'build a bank of the experts alone, each with --from.',
+      )
     num_experts = self.adapter_factory(site=sites.Site(), name=None).num_experts
     if num_experts == 1:  # Nothing is chosen.
       return {}

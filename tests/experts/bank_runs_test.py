@@ -240,6 +240,28 @@ def router_inputs(folder):
   return [x.shape[1] for path, x in params.items() if path.endswith('lora_a')]
 
 
+def test_a_classifier_comes_with_its_own_settings(tmp_path):
+  """Without them X-LoRA is refused; other methods need none."""
+  experts = [bank_file.Record(x, '', 'peft', 'name') for x in ('one', 'two')]
+  zeros = np.zeros((8, 2), np.float32)
+  bank_gin.write(
+      tmp_path, bank_file.Bank(experts, {}, '', {}, 't5', 2, 'theirs'),
+      FEW['SITES'], tmp_path,
+      xlora_config.Classifier([(zeros, zeros[0])], temperature=0.6),
+  )
+  own, others = tmp_path / bank_gin.XLORA_FILE, tmp_path / bank_gin.FILE
+  load(tmp_path / 'x', 'bank', others)
+  setup = experiment_lib.lay_out(run.build())
+  assert 'adapter/router/kernel' not in setup.trainable
+  load(tmp_path / 'x', 'bank_xlora', own)
+  setup = experiment_lib.lay_out(run.build())
+  assert setup.trainable['adapter/router/kernel'].shape[-1] == 2
+  for files in ([others], [own, others]):
+    load(tmp_path / 'x', 'bank_xlora', *files)
+    with refusals.refused(bank_gin.FILE, bank_gin.XLORA_FILE):
+      experiment_lib.lay_out(run.build())
+
+
 @pytest.mark.slow
 def test_experts_that_do_not_train_must_come_with_the_base(base, tmp_path):
   load(tmp_path / 'x', 'bank', INITIAL_CHECKPOINT_PATH=base)

@@ -5,6 +5,7 @@
 import ast
 import dataclasses
 import functools
+import re
 
 import numpy as np
 
@@ -77,12 +78,9 @@ def updates(family):
 
 
 def macros(file):
-  """The values that a gin file of a bank gives."""
-  lines = [x for x in file.read_text().splitlines() if not x.startswith('#')]
-  return {
-      name: ast.literal_eval(value)
-      for name, value in (line.split(' = ', 1) for line in lines)
-  }
+  """The values of macros that a gin file of a bank gives."""
+  lines = re.findall(r'^([A-Z_]+) = (.*)', file.read_text(), re.MULTILINE)
+  return {name: ast.literal_eval(value) for name, value in lines}
 
 
 def rules_of(folder, **router):
