@@ -182,6 +182,7 @@ def test_extras_markers_and_programs_exist(monkeypatch):
   runpy.run_path(str(ROOT / 'setup.py'))
   markers = {'slow', 'long', 't5x', 'hf', 'or', 'not', 'and'}
   others = {'echo', 'llama-server', 'mkdocs', 'ruff', 'unzip', 'vllm'}
+  others |= {'for', 'set', 'done'}  # Loops of the shell.
   packages = ('moe_peft', 'benchmarks', 'tests', 't5x', 'sglang')
   for command in COMMANDS:
     if named(command, 'pip', 'install') and '-r' in command:
