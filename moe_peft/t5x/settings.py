@@ -251,6 +251,11 @@ def _check_loop() -> None:
         f'BATCH_SIZE = {rows} is not a multiple of NUM_MICROBATCHES = {parts}.',
         'NUM_MICROBATCHES',
     )
+  if (keep := getattr(checkpoints.save, 'keep', None)) is not None and keep < 1:
+    raise errors.UserError(
+        f'With keep = {keep} no checkpoint is left.',
+        'utils.SaveCheckpointConfig.keep', 'None keeps all.',
+    )
   base = getattr(checkpoints.restore, 'path', None)
   if isinstance(base, list | tuple) and base:
     raise errors.UserError(

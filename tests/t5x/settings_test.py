@@ -72,6 +72,8 @@ def test_one_message_while_gin_is_parsed(tmp_path, macros, where, names):
     ('before', 'after', 'where', 'names'),
     [
         ('', "include 'gin/methods/lora.gin'", 'ADAPTER', ('molora.MoLoRA',)),
+        ('', 'from t5x import utils\nutils.SaveCheckpointConfig.keep = 0',
+         'utils.SaveCheckpointConfig.keep', (0,)),
         # T5X's own file of a run, which ours includes, undoes it.
         ("include 'gin/runs/t5x_expert_partitions.gin'\n"
          'NUM_MODEL_PARTITIONS = 1', '', 'NUM_EXPERT_PARTITIONS', (FINETUNE,)),
