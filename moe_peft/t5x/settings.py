@@ -96,7 +96,7 @@ def check() -> None:
   _check_names()
   _check_one_method()
   _check_includes()
-  _check_engine()
+  check_engine()
   _check_partitioner()
   _check_loop()
   _check_folders()
@@ -177,8 +177,8 @@ def _check_includes() -> None:
     )
 
 
-def _check_engine() -> None:
-  """Refuses what moe_peft.train alone does."""
+def check_engine() -> None:
+  """Raises errors.UserError for what moe_peft.train alone does."""
   if macro('TRAIN_STEPS_RELATIVE'):
     raise errors.UserError(
         'Steps are counted from 0 here, whatever the base has been through, '
