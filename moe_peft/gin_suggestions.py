@@ -55,10 +55,10 @@ _SCRIPTS = {'train': 'train', 'evaluate': 'eval', 'infer': 'infer'}
 
 def _of_module(module: str, attribute: str) -> str:
   """The same where a module has no such attribute."""
-  # `python -m moe_peft` is under another name in `sys.modules`.
-  is_script = module.startswith('t5x.') or module not in sys.modules
+  is_script = module.startswith('t5x.') or module.endswith('__main__')
   if is_script and attribute in _SCRIPTS:
     return f'Run it with python -m t5x.{_SCRIPTS[attribute]}.'
+  # What runs is under another name there.
   return nearest(attribute, dir(sys.modules.get(module)))
 
 

@@ -47,7 +47,7 @@ def test_messages_of_gin_name_what_was_meant():
     [
         ('t5x.eval', 'train', 'train'),
         ('t5x.train', 'evaluate', 'eval'),
-        # Which Python runs as `__main__`.
+        # `python -m moe_peft`.
         ('moe_peft.__main__', 'infer', 'infer'),
     ],
 )
