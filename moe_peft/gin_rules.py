@@ -149,7 +149,8 @@ RULES: Mapping[str, Rule] = {
     'EVAL_MIXTURE_OR_TASK_NAME': optional(text),
     'TRAIN_FILES': paths,
     'VALIDATION_FILES': paths,
-    'TASK_FEATURE_LENGTHS': some(each(_COUNT, dict)),
+    # None, in T5X's evaluations: as long as the longest example.
+    'TASK_FEATURE_LENGTHS': optional(some(each(_COUNT, dict))),
     'EXAMPLE_IDS': optional(ids),
     'TRAIN_STEPS': whole(0),
     'BATCH_SIZE': _COUNT,

@@ -49,11 +49,17 @@ def _is_slip(name: str, meant: str) -> bool:
   )
 
 
+# T5X's functions, which its gin files find in the script that runs.
+_SCRIPTS = {'train': 'train', 'evaluate': 'eval', 'infer': 'infer'}
+
+
 def _of_module(module: str, attribute: str) -> str:
   """The same where a module has no such attribute."""
-  if module.startswith('t5x.') and attribute in ('train', 'eval', 'infer'):
-    return f'Run it with python -m t5x.{attribute}.'
-  return nearest(attribute, dir(sys.modules[module]))
+  is_script = module.startswith('t5x.') or module.endswith('__main__')
+  if is_script and attribute in _SCRIPTS:
+    return f'Run it with python -m t5x.{_SCRIPTS[attribute]}.'
+  # What runs is under another name there.
+  return nearest(attribute, dir(sys.modules.get(module)))
 
 
 def for_message(message: str, files: Iterable[str]) -> str:

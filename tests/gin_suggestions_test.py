@@ -40,3 +40,23 @@ def test_messages_of_gin_name_what_was_meant():
   assert files[0] in suggest('Unable to open file: gin/methods/molra.gin. ...')
   assert 'Import inject' in suggest("'inject' was not provided by an import")
   assert not suggest('Something else.')
+
+
+@pytest.mark.parametrize(
+    ('module', 'attribute', 'script'),
+    [
+        ('t5x.eval', 'train', 'train'),
+        ('t5x.train', 'evaluate', 'eval'),
+        # `python -m moe_peft`.
+        ('moe_peft.__main__', 'infer', 'infer'),
+    ],
+)
+def test_the_script_of_a_gin_file_of_t5x_is_named(module, attribute, script):
+  said = f"<module '{module}' from 'x.py'> has no attribute {attribute}"
+  remedy = gin_suggestions.for_message(said, [])
+  assert remedy.endswith(f' t5x.{script}.')
+
+
+def test_what_a_module_has_is_suggested():
+  said = "<module 'moe_peft.gin_suggestions' from ''> has no attribute neares"
+  assert 'nearest' in gin_suggestions.for_message(said, [])

@@ -1,13 +1,34 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What T5X does after each of its statistics periods: looks for divergence."""
+"""What T5X does after each of its statistics periods: looks for divergence.
 
-from collections.abc import Mapping
+T5X asks actions where `concurrent_metrics` is False, and after an evaluation
+again, whose answer takes the place of the one before.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import logging
 import numpy as np
 from t5x import trainer
+
+_TRAINING = 'train'  # T5X's name of what it trains on.
+
+
+def stop_when_diverged(
+    max_periods: int = 3,
+) -> Mapping[str, Sequence[trainer.BaseAction]]:
+  """The actions of a run that ends when it has diverged.
+
+  Args:
+    max_periods: As of `StopWhenDiverged`.
+
+  Returns:
+    One action, for all times at which T5X asks.
+  """
+  action = StopWhenDiverged(max_periods)
+  return {mode.name: (action,) for mode in trainer.ActionMode}
 
 
 class StopWhenDiverged(trainer.BaseAction):
@@ -31,7 +52,9 @@ class StopWhenDiverged(trainer.BaseAction):
       self, train_state: Any, metrics_by_task: Mapping[str, Mapping[str, Any]]
   ) -> bool:
     """Whether training ends; T5X calls this on the first host only."""
-    loss = metrics_by_task['train']['loss'].value
+    if _TRAINING not in metrics_by_task:  # After an evaluation.
+      return self._periods >= self._max_periods
+    loss = metrics_by_task[_TRAINING]['loss'].value
     self._periods = 0 if np.isfinite(loss).all() else self._periods + 1
     if self._periods < self._max_periods:
       return False

@@ -10,6 +10,7 @@ import sys
 import traceback
 from typing import Any
 
+from absl import flags
 import gin
 
 from moe_peft import errors
@@ -39,9 +40,20 @@ def show(kind: type, error: BaseException, trace: Any) -> None:
       and not gin.config_is_locked()
       and _raised_in(trace)[0] == 'gin'
   ):
-    print(f'error: {gin_files.explained(error)}', file=sys.stderr)
+    said = gin_files.explained(error, _flag(error))
+    print(f'error: {said}', file=sys.stderr)
   else:
     _previous(kind, error, trace)
+
+
+def _flag(error: Exception) -> str:
+  """The flag that gin cannot read, which has but the number of its line."""
+  known = 'gin_bindings' in flags.FLAGS
+  given = flags.FLAGS['gin_bindings'].value if known else []
+  line = getattr(error, 'lineno', None) or 0
+  if getattr(error, 'filename', None) or not 0 < line <= len(given):
+    return ''
+  return f'--gin.{given[line - 1]}'.strip()
 
 
 def _raised_in(trace: Any) -> tuple[str, str]:

@@ -21,6 +21,7 @@ from moe_peft import gin_files
 from moe_peft import gin_values
 from moe_peft.core import trainable
 from moe_peft.t5x import settings
+from moe_peft.t5x import task_check
 from moe_peft.training import budget
 
 # Features whose shapes T5X's models ask for.
@@ -41,6 +42,7 @@ def _check(config: Any) -> None:
   gin_values.check_config()
   if _imported():
     settings.check()
+    task_check.check()
 
 
 def _imported() -> bool:

@@ -17,6 +17,7 @@ from moe_peft.core import quantized
 from moe_peft.models import decoder_only
 from moe_peft.models import encoder_decoder
 from moe_peft.runs import config_file
+from moe_peft.t5x import settings
 from moe_peft.training import bases
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import objectives
@@ -152,6 +153,7 @@ def base_of(experiment: experiment_lib.Experiment, folder: Path) -> str:
 
 
 def _check(experiment: experiment_lib.Experiment) -> None:
+  settings.check_engine()  # Macros that the leaf may not have any more.
   if type(experiment.objective) is not objectives.TargetTokens:
     raise errors.UserError(
         f'{type(experiment.objective).__name__} is for the embedded engine; '

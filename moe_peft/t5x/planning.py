@@ -50,6 +50,11 @@ def load(
   paths = dict.fromkeys(('MODEL_DIR', 'INITIAL_CHECKPOINT_PATH'), unused)
   with _script_as_main():
     gin_files_lib.load_gin(gin_files, bindings, search_paths, trust, paths)
+  if settings.of_script('total_steps') is None:
+    raise errors.UserError(
+        'It is no run of T5X.', gin_files[-1],
+        'Leave out --t5x, or include gin/runs/t5x_finetune.gin.',
+    )
 
 
 def subject() -> subject_lib.Subject:

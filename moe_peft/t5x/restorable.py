@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import re
 from typing import Any
 
+from absl import logging
 from etils import epath  # Paths on a disk or in a bucket.
 from t5x import checkpoints as t5x_checkpoints
 
@@ -59,12 +60,34 @@ def check(state: Mapping[str, Any]) -> None:
         f'{model_dir} holds a run of python -m moe_peft.train, and T5X cannot '
         'go on with it.', 'MODEL_DIR', 'Choose another folder.',
     )
-  elif restored is not None and _is_specific(restored):
+  elif _is_checkpoint(epath.Path(model_dir)):
+    raise errors.UserError(
+        f'{model_dir} is a checkpoint, in which a run would begin anew.',
+        'MODEL_DIR', 'To go on with its run, give the folder that it is in.',
+    )
+  elif not getattr(restored, 'path', None):
+    _warn_of_no_base(state)
+  elif _is_specific(restored):
     check_base(
         restored.path,
         _read(restored, state),
         _name(restored.path, 'INITIAL_CHECKPOINT_PATH'),
     )
+
+
+def _warn_of_no_base(state: Mapping[str, Any]) -> None:
+  """Says that what is frozen is random, which trials of speed may mean."""
+  trains = trainable.matcher(
+      settings.macro('TRAINABLE_REGEX', trainable.ADAPTER_REGEX)
+  )
+  if all(map(trains, trainable.flatten(state['target']))):
+    return
+  logging.warning(
+      'INITIAL_CHECKPOINT_PATH names no base: adapters are trained on random '
+      'parameters.%s',
+      ' They are saved without these, so nothing can be done with them.'
+      if settings.saves_adapters() else '',
+  )
 
 
 def _check_evaluated(restored: Any, state: Mapping[str, Any]) -> None:
@@ -122,6 +145,11 @@ def _check_resumed(
         f'{total}.', 'TRAIN_STEPS', 'Raise it, or choose another MODEL_DIR.',
     )
   if not _has_adapters_alone(path):
+    if not _is_checkpoint(path):
+      raise errors.UserError(
+          f'{path} holds no checkpoint.', 'MODEL_DIR',
+          'Move it away: the run goes on from the one before.',
+      )
     if restored is None or not _is_transformed(restored):
       check_state(path, state, 'MODEL_DIR')
   elif not settings.saves_adapters():
@@ -205,17 +233,26 @@ def _under(root: str, shapes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_is_checkpoint(path: str, where: str) -> None:
   folder = epath.Path(path)
-  if not folder.exists():
+  with errors.refused(  # Of a bucket.
+      f'{path} cannot be read.', where,
+      'Check the network and the credentials of this machine.',
+  ):
+    is_there = folder.exists()
+  if not is_there:
     raise errors.UserError(
         f'{path} does not exist.', where, _nearest(folder.parent)
     )
-  # The file is that of T5X's older format.
-  if not re.fullmatch(r'checkpoint_\d+', folder.name) or not any(
-      (folder / name).exists() for name in ('state', 'checkpoint')
-  ):
+  if not _is_checkpoint(folder):
     raise errors.UserError(
         f'{path} is no checkpoint of T5X.', where, _nearest(folder)
     )
+
+
+def _is_checkpoint(folder: epath.Path) -> bool:
+  # The file is that of T5X's older format.
+  return bool(re.fullmatch(r'checkpoint_\d+', folder.name)) and any(
+      (folder / name).exists() for name in ('state', 'checkpoint')
+  )
 
 
 def _nearest(folder: epath.Path) -> str:

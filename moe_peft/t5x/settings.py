@@ -8,7 +8,6 @@ Of what only may be so there is a warning.
 """
 
 import copy
-import importlib
 import os
 from pathlib import Path
 from typing import Any
@@ -54,14 +53,14 @@ def macro(name: str, default: Any = None) -> Any:
   return build() if build else value
 
 
-def bound(selector: str) -> dict[str, Any]:
-  """What gin binds to the parameters of a configurable, in no scope."""
-  return gin.config._CONFIG.get(('', selector), {})  # pylint: disable=protected-access
+def bound(selector: str, scope: str = '') -> dict[str, Any]:
+  """What gin binds to the parameters of a configurable in a scope alone."""
+  return gin.config._CONFIG.get((scope, selector), {})  # pylint: disable=protected-access
 
 
 def argument(selector: str, name: str, scope: str = '') -> Any:
   """What gin gives a configurable for a parameter, built; None if nothing."""
-  given = bound(selector) | gin.config._CONFIG.get((scope, selector), {})  # pylint: disable=protected-access
+  given = bound(selector) | bound(selector, scope)
   return copy.deepcopy(given.get(name))  # By which gin builds what it names.
 
 
@@ -97,18 +96,10 @@ def check() -> None:
   _check_names()
   _check_one_method()
   _check_includes()
-  _check_engine()
+  check_engine()
   _check_partitioner()
   _check_loop()
   _check_folders()
-  _check_tasks(_model())
-
-
-def _model() -> Any:
-  with errors.refused(
-      'The model that the gin files describe cannot be made.', 'MODEL'
-  ):
-    return macro('MODEL')
 
 
 def _referenced() -> set[tuple[str, str]]:
@@ -129,7 +120,8 @@ def _check_names() -> None:
   """
   used = {scope for scope, x in _referenced() if x == 'gin.macro'}
   known = used & gin_rules.RULES.keys()
-  packs = argument('t5x.utils.DatasetConfig', 'pack', scope='train')
+  # Of training: a file that it shares with evaluations may have PACKING.
+  packs = bound('t5x.utils.DatasetConfig', scope='train').get('pack')
   for name in set(gin_files.macros()) - used:
     what = f'Nothing in this run of T5X uses the macro {name}.'
     meant = ''
@@ -185,8 +177,8 @@ def _check_includes() -> None:
     )
 
 
-def _check_engine() -> None:
-  """Refuses what moe_peft.train alone does."""
+def check_engine() -> None:
+  """Raises errors.UserError for what moe_peft.train alone does."""
   if macro('TRAIN_STEPS_RELATIVE'):
     raise errors.UserError(
         'Steps are counted from 0 here, whatever the base has been through, '
@@ -259,31 +251,16 @@ def _check_loop() -> None:
         f'BATCH_SIZE = {rows} is not a multiple of NUM_MICROBATCHES = {parts}.',
         'NUM_MICROBATCHES',
     )
+  if (keep := getattr(checkpoints.save, 'keep', None)) is not None and keep < 1:
+    raise errors.UserError(
+        f'With keep = {keep} no checkpoint is left.',
+        'utils.SaveCheckpointConfig.keep', 'None keeps all.',
+    )
   base = getattr(checkpoints.restore, 'path', None)
   if isinstance(base, list | tuple) and base:
     raise errors.UserError(
         'A run of T5X begins with one base.', 'INITIAL_CHECKPOINT_PATH',
         'Give one path.',
-    )
-
-
-def _check_tasks(model: Any) -> None:
-  if module := macro('MIXTURE_OR_TASK_MODULE'):
-    # T5X imports it too, after our gin files have looked for the task.
-    with errors.refused('It cannot be imported.', 'MIXTURE_OR_TASK_MODULE'):
-      importlib.import_module(module)
-  lengths = macro('TASK_FEATURE_LENGTHS')
-  if model is None or lengths is None:
-    return
-  converter = model.FEATURE_CONVERTER_CLS(pack=False)
-  features = getattr(converter, 'TASK_FEATURES', {})
-  # SeqIO has no public name for them.
-  others = getattr(converter, '_passthrough_features', {})
-  if features and set(lengths) - set(others) != set(features) - set(others):
-    raise errors.UserError(
-        f'The lengths are those of {", ".join(lengths)}, and the model takes '
-        f'{", ".join(features)}.', 'TASK_FEATURE_LENGTHS',
-        f'Give {dict.fromkeys(features, 64)}, for example.',
     )
 
 
@@ -295,9 +272,15 @@ def _check_folders() -> None:
     if not folder or '://' in folder:
       continue
     parents = (Path(folder), *Path(folder).parents)
-    there = next(x for x in parents if x.exists())
+    there = next(x for x in parents if os.path.lexists(x))  # A broken link too.
     if not there.is_dir() or not os.access(there, os.W_OK):
-      wrong = 'is not writable' if there.is_dir() else 'is a file'
+      wrong = 'is not writable' if there.is_dir() else 'is no folder'
       raise errors.UserError(
           f'{there} {wrong}.', name, 'Choose another folder.'
+      )
+    if name == 'INFER_OUTPUT_DIR' and any(Path(folder).glob('*.COMPLETED')):
+      logging.warning(
+          '%s has answers already, and T5X makes none of them again, whatever '
+          'CHECKPOINT_PATH is: choose another INFER_OUTPUT_DIR, or delete its '
+          'files *.COMPLETED.', folder,
       )

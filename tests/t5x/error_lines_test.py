@@ -5,6 +5,7 @@
 import importlib
 import importlib.util
 import sys
+import types
 
 import gin
 import pytest
@@ -69,6 +70,16 @@ def test_what_gin_cannot_read_has_none(shown, source, words):
   said = shown(lambda: gin.parse_config(source))
   assert said.startswith('error: ') and said.count('\n') == 1
   assert all(word in said for word in words), said
+
+
+@pytest.mark.parametrize('flag', ['RANK = ', 'RANK 2', 'MODEL_DIR = x'])
+def test_a_flag_that_gin_cannot_read_is_named(shown, monkeypatch, flag):
+  given = ['A = 1', flag, 'B = 2']
+  known = {'gin_bindings': types.SimpleNamespace(value=given)}
+  monkeypatch.setattr(error_lines.flags, 'FLAGS', known)
+  said = shown(lambda: gin.parse_config(given))
+  assert said.startswith('error: ') and said.count('\n') == 1
+  assert f'--gin.{flag.strip()}' in said
 
 
 def test_other_errors_have_their_trace(shown):

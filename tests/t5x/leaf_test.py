@@ -103,12 +103,18 @@ def test_a_base_that_t5x_cannot_restore_is_written_beside(base, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('macro', 'value'), [('NUM_MICROBATCHES', 2), ('TRAIN_STEPS', 0)]
+    ('macro', 'value', 'method'),
+    [
+        ('NUM_MICROBATCHES', 2, 'molora'),
+        ('TRAIN_STEPS', 0, 'molora'),
+        ('REMAT_POLICY', 'auto', 'molora'),
+        ('STARTS_FROM_BASE', True, 'pissa'),  # The leaf has no such macro.
+    ],
 )
 def test_what_means_something_else_there_is_refused(
-    macro, value, base, tmp_path
+    macro, value, method, base, tmp_path
 ):
-  experiment = tiny.experiment(tmp_path, **{macro: value})
+  experiment = tiny.experiment(tmp_path, method, **{macro: value})
   with refusals.refused(macro, 'T5X'):
     leaf.make(experiment, gin.config_str(), str(base), tmp_path / 'leaf.gin')
   with refusals.refused(macro, 'T5X'):

@@ -132,6 +132,11 @@ def test_the_step_is_that_of_the_trainer(tmp_path, monkeypatch, network, more):
   assert size(step.optimizer) == 2 * size(step.trained)
 
 
+def test_a_file_of_the_embedded_engine_is_refused():
+  with refusals.refused('configs/quickstart.gin', '--t5x'):
+    planning.load(['configs/quickstart.gin'], [], '')
+
+
 @pytest.mark.slow
 def test_a_slice_of_the_host(tmp_path, capsys):
   leaf, file = tmp_path / 'leaf.gin', tmp_path / 'aot.json'

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What T5X may begin with: a base, a run that goes on, what is evaluated."""
 
+from etils import epath
 import gin
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,7 @@ def _folders(tmp_path):
   write(tmp_path / 'alone/checkpoint_4', state_of(), adapters_alone=True)
   (tmp_path / 'old/checkpoint_7').mkdir(parents=True)
   (tmp_path / 'old/checkpoint_7/checkpoint').touch()
+  (tmp_path / 'cut_off/checkpoint_6').mkdir(parents=True)
   (tmp_path / 'hf').mkdir()
   (tmp_path / 'new').mkdir()
   (tmp_path / 'embedded').mkdir()
@@ -109,6 +111,10 @@ WHOLE = {'MODEL_DIR': 'whole', 'TRAIN_STEPS': 8}
          ('t5x_adapter_checkpoints.gin',)),
         (state_of(), {'MODEL_DIR': 'embedded'}, 'MODEL_DIR',
          ('moe_peft.train',)),
+        (state_of(), {'MODEL_DIR': 'whole/checkpoint_4'}, 'MODEL_DIR',
+         ('is a checkpoint',)),
+        (state_of(), WHOLE | {'MODEL_DIR': 'cut_off'}, 'MODEL_DIR',
+         ('cut_off/checkpoint_6',)),
         *(
             (state_of(), NEW | {'INITIAL_CHECKPOINT_PATH': path},
              'INITIAL_CHECKPOINT_PATH', names)
@@ -195,18 +201,51 @@ def test_a_path_that_is_bound_itself_is_read(folders):
     )
 
 
-def test_runs_of_our_checkpointer_go_on(folders):
-  save = """
+SAVE = """
 from __gin__ import dynamic_registration
 from moe_peft.t5x import checkpoints
 from t5x import utils
-utils.SaveCheckpointConfig.checkpointer_cls = @checkpoints.{}
+utils.SaveCheckpointConfig.checkpointer_cls = @checkpoints.AdapterCheckpointer
 """
+
+
+def test_runs_of_our_checkpointer_go_on(folders):
   alone = WHOLE | {'MODEL_DIR': 'alone'}
-  check(folders, state_of(), save.format('AdapterCheckpointer'), **alone)
+  check(folders, state_of(), SAVE, **alone)
   with refusals.refused('MODEL_DIR', 't5x_adapter_checkpoints.gin'):
-    stock = save.replace('moe_peft.t5x', 't5x').format('Checkpointer')
+    stock = SAVE.replace('moe_peft.t5x', 't5x').replace('Adapter', '')
     check(folders, state_of(), stock, **alone)
+
+
+NO_BASE = f"{RESTORE.replace('RestoreCheckpoint', 'Checkpoint')}restore = None"
+
+
+@pytest.mark.parametrize(
+    ('more', 'base', 'words'),
+    [
+        ('', None, ('INITIAL_CHECKPOINT_PATH', 'random')),
+        ('', [], ('INITIAL_CHECKPOINT_PATH', 'random')),
+        (NO_BASE, 'base/checkpoint_0', ('INITIAL_CHECKPOINT_PATH', 'random')),
+        (SAVE, None, ('INITIAL_CHECKPOINT_PATH', 'random', 'without these')),
+        ("TRAINABLE_REGEX = '.*'", None, ()),  # It is trained from scratch.
+        ('', 'base/checkpoint_0', ()),
+    ],
+)
+def test_adapters_on_random_parameters_are_a_warning(
+    folders, caplog, more, base, words
+):
+  check(folders, state_of(), more, **NEW, INITIAL_CHECKPOINT_PATH=base)
+  assert all(word in caplog.text for word in words)
+  assert words or not caplog.text
+
+
+def test_a_bucket_that_cannot_be_read_is_named(folders, monkeypatch):
+  def denied(path):
+    raise PermissionError('Anonymous caller')
+
+  monkeypatch.setattr(type(epath.Path('/')), 'exists', denied)
+  with refusals.refused('CHECKPOINT_PATH', 'Anonymous', 'credentials'):
+    check(folders, state_of(), CHECKPOINT_PATH='whole/checkpoint_4')
 
 
 @pytest.mark.parametrize('damage', ['', 'not JSON'])

@@ -58,6 +58,7 @@ def parse(tmp_path, before='', after='', **macros):
          ('my_tasks',)),
         ({'TASK_FEATURE_LENGTHS': {'inputs': 8}}, 'TASK_FEATURE_LENGTHS',
          ('targets',)),
+        ({'TASK_FEATURE_LENGTHS': None}, 'TASK_FEATURE_LENGTHS', ('targets',)),
         ({'TASK_FEATURE_LENGTHS': {'inputs': 8, 'targets': 8, 'more': 8}},
          'TASK_FEATURE_LENGTHS', ('more',)),
     ],
@@ -71,6 +72,8 @@ def test_one_message_while_gin_is_parsed(tmp_path, macros, where, names):
     ('before', 'after', 'where', 'names'),
     [
         ('', "include 'gin/methods/lora.gin'", 'ADAPTER', ('molora.MoLoRA',)),
+        ('', 'from t5x import utils\nutils.SaveCheckpointConfig.keep = 0',
+         'utils.SaveCheckpointConfig.keep', (0,)),
         # T5X's own file of a run, which ours includes, undoes it.
         ("include 'gin/runs/t5x_expert_partitions.gin'\n"
          'NUM_MODEL_PARTITIONS = 1', '', 'NUM_EXPERT_PARTITIONS', (FINETUNE,)),
@@ -170,10 +173,11 @@ def test_lengths_are_those_that_the_converter_asks_for(
 
 
 def test_folders_that_cannot_be_made(tmp_path):
-  file = tmp_path / 'file'
+  file, link = tmp_path / 'file', tmp_path / 'link'
   file.touch()
-  for folder in (file, file / 'run'):
-    with refusals.refused('MODEL_DIR', file):
+  link.symlink_to(tmp_path / 'absent')
+  for folder, wrong in ((file, file), (file / 'run', file), (link, link)):
+    with refusals.refused('MODEL_DIR', wrong):
       parse(tmp_path, MODEL_DIR=str(folder))
 
 
