@@ -3,14 +3,20 @@
 """Which data a run reads, and where its rows stand."""
 
 from collections.abc import Mapping, Sequence
+import hashlib
+import itertools
 from pathlib import Path
+from typing import Any
 
 import seqio
+import tensorflow as tf
 
 from moe_peft import errors
 from moe_peft.data import cache
 from moe_peft.data import catalog
 from moe_peft.data import registration
+
+_SPLITS_OF = 'splits of '
 
 
 def identities(name: str) -> dict[str, str]:
@@ -30,11 +36,38 @@ def identities(name: str) -> dict[str, str]:
     if task.requires_caching:
       found |= {str(task.cache_dir): cache.identity(Path(task.cache_dir))}
     elif task.name in registration.RECORDS:
-      found |= registration.RECORDS[task.name].identities()
+      found |= _of_record(registration.RECORDS[task.name])
     elif isinstance(task.source, seqio.TfdsDataSource):
       info = task.source.tfds_dataset.info
       found |= {info.name: str(info.version)}
   return found
+
+
+def _of_record(record: registration.TaskRecord) -> dict[str, str]:
+  """Of every file, or of the rows of a task without files.
+
+  And of which file is of which split: a held-out one may come to be trained on.
+  """
+  if record.files:
+    found = {x: _of_file(x) for x in itertools.chain(*record.files.values())}
+    of_splits = {k: [found[x] for x in v] for k, v in record.files.items()}
+    return found | {_SPLITS_OF + record.name: _of(sorted(of_splits.items()))}
+  rows = [
+      (split, row.inputs, row.targets, *row.choices)
+      for split, of_split in sorted(record.rows_fn().items())
+      for row in of_split
+  ]
+  return {record.name: _of(rows)}
+
+
+def _of(value: Sequence[Any]) -> str:
+  return hashlib.sha256(repr(value).encode()).hexdigest()
+
+
+def _of_file(file: str) -> str:
+  """Of a file on a disk or in a bucket."""
+  with tf.io.gfile.GFile(file, 'rb') as opened:
+    return hashlib.sha256(opened.read()).hexdigest()
 
 
 def check_identities(
@@ -55,12 +88,10 @@ def check_identities(
   """
   if then is None:
     return
-  if not any(x.startswith(registration.SPLITS_OF) for x in then):
+  if not any(x.startswith(_SPLITS_OF) for x in then):
     # An older version did not say which file was of which split.
-    now = {
-        k: v for k, v in now.items()
-        if not k.startswith(registration.SPLITS_OF)
-    }
+    of_splits = {x for x in now if x.startswith(_SPLITS_OF)}
+    now = {x: now[x] for x in now.keys() - of_splits}
   if sorted(then.values()) == sorted(now.values()):
     return
   changed = next(

@@ -5,8 +5,6 @@
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
-import hashlib
-import itertools
 import re
 from typing import Any
 
@@ -21,8 +19,6 @@ from moe_peft.data import rows as rows_lib
 from moe_peft.data import span_corruption as span_corruption_lib
 
 RowsFn = Callable[[], Mapping[str, Sequence[rows_lib.Row]]]
-# What the identity of the splits of a task begins with.
-SPLITS_OF = 'splits of '
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,23 +87,6 @@ class TaskRecord:
       return len(text.encode())
     return len(self.vocabulary.encode(text))
 
-  def identities(self) -> dict[str, str]:
-    """SHA-256 of every file, or of the rows of a task without files.
-
-    And of which file is of which split: a held-out one may come to be trained
-    on.
-    """
-    if self.files:
-      found = {x: _sha256(x) for x in itertools.chain(*self.files.values())}
-      of_splits = {k: [found[x] for x in v] for k, v in self.files.items()}
-      return found | {SPLITS_OF + self.name: _digest(sorted(of_splits.items()))}
-    rows = [
-        (split, row.inputs, row.targets, *row.choices)
-        for split, of_split in sorted(self.rows_fn().items())
-        for row in of_split
-    ]
-    return {self.name: _digest(rows)}
-
   def dataset(
       self, split: str, shuffle_files: bool, seed: int | None = None
   ) -> tf.data.Dataset:
@@ -130,16 +109,6 @@ class TaskRecord:
       features['training'] = tf.fill([len(rows)], split == 'train')
     features |= rows_lib.id_column(rows)
     return tf.data.Dataset.from_tensor_slices(features)
-
-
-def _digest(value: Sequence[Any]) -> str:
-  return hashlib.sha256(repr(value).encode()).hexdigest()
-
-
-def _sha256(file: str) -> str:
-  """The hash of a file on a disk or in a bucket."""
-  with tf.io.gfile.GFile(file, 'rb') as opened:
-    return hashlib.sha256(opened.read()).hexdigest()
 
 
 RECORDS: dict[str, TaskRecord] = {}
