@@ -73,16 +73,16 @@ class Records:
     _write(self._results, self.rows)
 
   def _append(self, row: Row) -> None:
-    run = f'{row["name"]} with seed {row["seed"]}'
-    if (row['name'], row['seed']) in ((x['name'], x['seed']) for x in self.rows):
+    key = row['name'], row['seed']
+    run = '{} with seed {}'.format(*key)
+    if key in [(x['name'], x['seed']) for x in self.rows]:
       raise json_file.damaged(self._results, f'Two rows are of {run}.')
     self.rows.append(row)
     for column in ('base', 'adapted'):
       if row[column].keys() != self.rows[0]['adapted'].keys():
         raise json_file.damaged(
             self._results,
-            f'Row {run} scores other tasks in its column "{column}" than the '
-            'first row.',
+            f'{run} has other tasks than the first row in "{column}".',
         )
 
   def trial(
