@@ -48,8 +48,8 @@ class FirstPass:
 
     Returns:
       Outputs, <float>[batch, length, features], of the encoder (True) and of
-      the decoder (False), as far as the method runs them and adapters read
-      them. While the adapted model is made they are those of other parameters.
+      the decoder (False), as far as the method runs them. While the adapted
+      model is made they are those of other parameters.
 
     Raises:
       errors.UserError: If no module matches, two of a stack do, or one inside
@@ -67,14 +67,12 @@ class FirstPass:
     """Runs the bare model; returns the collections that it has written."""
     adapted = self.adapted
     model, variables = adapted.module.unbind()
-    options = dict(capture_intermediates=capture)
+    options = dict(capture_intermediates=capture, method=self._call)
     if adapted.is_initializing():  # Then it has no parameters yet.
       _, state = model.init_with_output(
-          jax.random.key(0), mutable=True, method=self._call, **options
+          jax.random.key(0), mutable=True, **options
       )
       return state
-    alone = _read_encoder_alone(variables['params']) and self._given(model)
-    options['method'] = self._encode if alone else self._call
     kept = {k: x for k, x in variables.items() if k != 'cache'}
     caches = adapted.is_mutable_collection('cache')
     if caches and adapted.has_variable('cache', _CACHE):
@@ -93,33 +91,12 @@ class FirstPass:
     if self.method != 'decode':
       return getattr(model, self.method)(*self.args, **self.kwargs)
     # It was given what the adapted encoder made.
-    encoded = self._encode(model)
     given = tokens.named(type(model).decode, self.args, self.kwargs)
-    return model.decode(**given | {'encoded': encoded})
-
-  def _encode(self, model: nn.Module) -> Any:
-    """Calls the encoder alone."""
-    return model.encode(**self._given(model))
-
-  def _given(self, model: nn.Module) -> dict[str, Any]:
-    """What the encoder takes of the method's arguments; empty if unknown."""
-    encode = getattr(model, 'encode', None)
-    known = inspect.signature(encode).parameters if encode else ()
-    given = tokens.named(
-        getattr(type(model), self.method), self.args, self.kwargs
-    )
-    return {name: x for name, x in given.items() if name in known}
-
-
-def _read_encoder_alone(params: Mapping[str, Any]) -> bool:
-  """Whether all layers that have adapters read tokens of the encoder."""
-  scope = sites.ADAPTER_SCOPE
-  # What is in that scope at the top is of no layer.
-  adapted = {
-      '/'.join(names[:names.index(scope, 1)])
-      for names in traverse_util.flatten_dict(params) if scope in names[1:]
-  }
-  return bool(adapted) and all(map(sites.reads_encoder, adapted))
+    known = inspect.signature(model.encode).parameters
+    given['encoded'] = model.encode(**{
+        name: x for name, x in given.items() if name in known
+    })
+    return model.decode(**given)
 
 
 def _outputs(sown: Mapping[str, Any], path: str) -> dict[bool, jax.Array]:

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The contract of a first pass: what a rule and its adapters get of it."""
 
-import collections
 import dataclasses
 
 from flax import linen as nn
@@ -83,42 +82,6 @@ def test_no_gradient_passes():
       for adapters in (True, False)
   )
   np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
-
-
-def runs(module, params, *args, **kwargs):
-  """How often a call runs each stack, and its outputs."""
-  found = collections.Counter()
-
-  def count(next_fun, args, kwargs, context):
-    if context.method_name == '__call__':
-      found['/'.join(context.module.path)] += 1
-    return next_fun(*args, **kwargs)
-
-  with nn.intercept_methods(count):
-    outputs = module.apply({'params': params}, *args, **kwargs)
-  return (found['encoder'], found['decoder']), outputs
-
-
-def test_the_decoder_runs_once_where_no_adapter_reads_it():
-  """With one there that adds nothing, both passes run, to the same end."""
-  tokens = tiny_network.tokens()
-  rules = (Reads('encoder/.*/wo', Adds), inject.OutputRule(LAST, Adds))
-  one, both = (
-      inject.AdaptedModule(network(), rules[:n]) for n in (1, 2)
-  )
-  params = both.init(jax.random.key(0), *tokens)['params']
-  alone = jax.tree.map(lambda x: x, params)
-  del alone['decoder']['layers_0']['mlp']['wo']['adapter']
-  want = runs(both, params, *tokens)
-  found = runs(one, alone, *tokens)
-  assert (found[0], want[0]) == ((2, 1), (2, 2))
-  np.testing.assert_array_equal(found[1], want[1])
-  # A step of decoding reads nothing of a first pass then.
-  encoded = one.apply({'params': alone}, tokens[0], method='encode')
-  want = runs(both, params, encoded, *tokens, method='decode')
-  found = runs(one, alone, encoded, *tokens, method='decode')
-  assert (found[0], want[0]) == ((1, 1), (1, 2))
-  np.testing.assert_array_equal(found[1], want[1])
 
 
 class Noisy(nn.Module):
