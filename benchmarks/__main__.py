@@ -14,6 +14,7 @@ from pathlib import Path
 import subprocess
 from typing import Any
 
+from benchmarks import tables
 from benchmarks import worker
 from moe_peft import errors
 from moe_peft.cli import flags
@@ -29,6 +30,7 @@ TABLES = {
     'decode': 'tokens per second, greedy and beams',
     'input': 'the data path against the step',
     'startup': 'imports, --help, the first step',
+    'quantized': 'what a base loses in bfloat16, int8 and nf4',
     'card': 'bfloat16 on one accelerator against PEFT, if it is named',
 }
 
@@ -46,8 +48,8 @@ def main(argv: Sequence[str]) -> int | None:
   )
   parser.add_argument(
       '--only', nargs='+', choices=TABLES,
-      default=[name for name in TABLES if name != 'card'],
-      metavar='TABLE', help='tables to run (default: all but card)',
+      default=[name for name in TABLES if name not in ('quantized', 'card')],
+      metavar='TABLE', help='tables to run (default: all but the last two)',
   )
   parser.add_argument(
       '--quick', action='store_true',
@@ -64,6 +66,11 @@ def main(argv: Sequence[str]) -> int | None:
   parser.add_argument(
       '--minutes', type=flags.positive_number, default=8.0, metavar='M',
       help='time that `card` takes at most (default: 8)',
+  )
+  parser.add_argument(
+      '--experiment', default=tables.Options.experiment, metavar='FILE',
+      help='gin file whose base and rows `quantized` takes (default: '
+      f'{tables.Options.experiment})',
   )
   parser.add_argument(
       '--out', type=Path, default=Path('runs/benchmarks'),

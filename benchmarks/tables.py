@@ -21,6 +21,7 @@ class Options:
     peer_python: Interpreter of the peers' environment, or None.
     minutes: Time that the table of a card takes at most.
     folder: Where tables are written.
+    experiment: Gin file whose base `quantized` compares.
   """
 
   quick: bool = False
@@ -28,6 +29,7 @@ class Options:
   peer_python: str | None = None
   minutes: float = 8.0
   folder: Path = Path('runs/benchmarks')
+  experiment: str = 'configs/quickstart.gin'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,7 +43,7 @@ def run(name: str, args: Mapping[str, Any], threads: int) -> None:
   for table in importlib.import_module(f'benchmarks.{name}').run(
       tables.Options(
           args['quick'], threads, args['peer_python'], args['minutes'],
-          args['out'],
+          args['out'], args['experiment'],
       ),
       lambda text: print(f'\r{name}: {text:<60.60}', end='', file=sys.stderr),
   ):
