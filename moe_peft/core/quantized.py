@@ -218,6 +218,24 @@ def _quantize(
   )
 
 
+def as_given(stored: Any, names: Sequence[str]) -> Any:
+  """A parameter as `quantize` takes it: layers stand as in the network.
+
+  Args:
+    stored: A `QuantizedArray` or another parameter, which stays as it is.
+    names: Logical names of the axes.
+
+  Returns:
+    What has its shape.
+  """
+  if not isinstance(stored, QuantizedArray):
+    return stored
+  shape, (layers, _) = list(stored.shape), _layers(names)
+  if layers is not None:
+    shape.insert(layers, shape.pop(0))
+  return jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
+
+
 def quantize(kernel: Any, kind: str, names: Sequence[str]) -> QuantizedArray:
   """Quantizes a kernel, one layer of a scanned stack after the other.
 

@@ -279,7 +279,10 @@ def prepare(
   path = experiment.initial_checkpoint_path
   structs = {**setup.trainable, **setup.frozen}
   # It may hold adapters too: experts that were trained elsewhere.
-  base = {} if path is None else bases.load_base(path, structs)
+  base = {} if path is None else bases.load_base(path, {
+      name: quantized.as_given(x, setup.axis_names.get(name, ()))
+      for name, x in structs.items()
+  })
   experiment.objective.check(setup.trainable, base)
   missing = [name for name in structs if name not in base]
   bases.check_given(
