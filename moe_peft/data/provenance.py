@@ -50,8 +50,11 @@ def _of_record(record: registration.TaskRecord) -> dict[str, str]:
   """
   if record.files:
     found = {x: _of_file(x) for x in itertools.chain(*record.files.values())}
-    of_splits = {k: [found[x] for x in v] for k, v in record.files.items()}
-    return found | {_SPLITS_OF + record.name: _of(sorted(of_splits.items()))}
+    of_splits = [
+        (split, sorted(found[x] for x in files))
+        for split, files in sorted(record.files.items())
+    ]
+    return found | {_SPLITS_OF + record.name: _of(of_splits)}
   rows = [
       (split, row.inputs, row.targets, *row.choices)
       for split, of_split in sorted(record.rows_fn().items())
@@ -94,8 +97,10 @@ def check_identities(
     now = {x: now[x] for x in now.keys() - of_splits}
   if sorted(then.values()) == sorted(now.values()):
     return
+  differ = [x for x in (*now, *then) if then.get(x) != now.get(x)]
+  moved = {None, *then.values()} & {None, *now.values()}
   changed = next(
-      name for name in (*now, *then) if then.get(name) != now.get(name)
+      (x for x in differ if not {then.get(x), now.get(x)} <= moved), differ[0]
   )
   was, now = (str(x.get(changed, 'absent'))[:12] for x in (then, now))
   raise errors.UserError(

@@ -40,7 +40,7 @@ class Files:
 
   def found(self) -> dict[str, list[str]]:
     """The files themselves by their split, or by the shares of `data`."""
-    shares = ', '.join(map(str, self.fractions))
+    shares = ', '.join(str(float(x)) for x in self.fractions)
     given = self.of_splits or {f'split in {shares}': self.data}
     return {split: local_files.find(paths) for split, paths in given.items()}
 

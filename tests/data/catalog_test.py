@@ -148,6 +148,15 @@ def test_files_that_change_their_splits_are_told(tmp_path):
     provenance.check_identities(2, shared, of(
         'other_shares', data=files, split_fractions=(0.5, 0.3, 0.2)
     ))
+  provenance.check_identities(2, shared, of(
+      'as_whole_numbers', data=files[::-1], split_fractions=(0.8, 0.1, 0.1)
+  ))
+  moved = tmp_path / 'moved.jsonl'
+  moved.write_text(Path(files[0]).read_text())
+  with refusals.refused('splits of moved_too'):  # Not the file, which is known.
+    provenance.check_identities(2, shared, of(
+        'moved_too', data=[str(moved), files[1]], split_fractions=(1, 0, 0)
+    ))
   older = {x: then[x] for x in files}  # It did not say which is which.
   provenance.check_identities(2, older, then)
 
