@@ -11,6 +11,7 @@ from moe_peft import atomic
 from moe_peft import errors
 
 _NOT_RUN = '# Hardware and hours: not run.'
+_NOTE = '# Compiled for '
 _CONTINUED = '#   '
 
 
@@ -68,15 +69,18 @@ def write(file: Path, reports: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _begin(report: Mapping[str, Any]) -> str:
-  return f'# Compiled for {report["topology"]},'
+  return f'{_NOTE}{report["topology"]},'
 
 
 def _with_note(header: list[str], report: Mapping[str, Any]) -> list[str]:
-  begin = _begin(report)
+  last = len(header)
   for start, text in enumerate(header):
-    if text.startswith((begin, _NOT_RUN)):
-      end = start + 1
-      while end < len(header) and header[end].startswith(_CONTINUED):
-        end += 1
+    if not text.startswith((_NOTE, _NOT_RUN)):
+      continue
+    end = start + 1
+    while end < len(header) and header[end].startswith(_CONTINUED):
+      end += 1
+    if text.startswith((_begin(report), _NOT_RUN)):
       return header[:start] + note(report) + header[end:]
-  return header + note(report)
+    last = end  # A new one comes after the notes of other slices.
+  return header[:last] + note(report) + header[last:]

@@ -92,6 +92,19 @@ def existing(weights: np.ndarray) -> np.ndarray:
   return weights[..., ~absent]
 
 
+def choices(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """`existing` by site, of the sites that have a choice.
+
+  A layer of a scan with one expert has a router with nothing to choose; outside
+  of a scan it has none.
+
+  Args:
+    weights: As `existing` takes them, by site.
+  """
+  there = {site: existing(x) for site, x in weights.items()}
+  return {site: x for site, x in there.items() if x.shape[-1] > 1}
+
+
 def batch_sums(
     collection: Mapping[str, Any], batch: Mapping[str, jax.Array]
 ) -> dict[str, dict[str, jax.Array]]:

@@ -152,7 +152,8 @@ class Adapted:
     """Writes the adapters, and what else trains, as one safetensors file.
 
     Args:
-      params: Nested parameters.
+      params: All parameters, nested: `merge(frozen, trained)`, since adapters
+        have parts that do not train.
       file: The file; what is there is replaced.
 
     Raises:
@@ -193,7 +194,7 @@ class Adapted:
           + (f', and {len(wrong) - 1} more.' if wrong[1:] else '.'),
           where=file,
           remedy='Adapt the same model with the same method, sites and '
-          'options.',
+          'options, and save all parameters, not only what trains.',
       )
     return trainable.unflatten({**trainable.flatten(params), **tensors})
 

@@ -61,7 +61,9 @@ class RandomChoice(selection.TopK):
     selected = jnp.broadcast_to(
         selection.select_top_k(noise, self.k), probs.shape
     )
-    return self.decide(probs, jnp.full_like(probs, 1.0 / self.k), selected)
+    selected &= probs > 0  # Not at this layer.
+    gates = selected / selected.sum(axis=-1, keepdims=True)
+    return self.decide(probs, gates, selected)
 
 
 class AdaMixRouter(routing.Router):

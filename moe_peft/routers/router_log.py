@@ -63,9 +63,8 @@ class RouterLog:
         as the mean over the period's steps.
     """
     self._watch_gradients(step, gradients)
-    sites = {site: _rounded(of_site) for site, of_site in means.items()}
-    # A layer of a scan with one expert has a router with nothing to choose.
-    sites = {site: x for site, x in sites.items() if len(x['load']) > 1}
+    loads = observe.choices({site: x['load'] for site, x in means.items()})
+    sites = {site: _rounded(x, means[site]) for site, x in loads.items()}
     if not sites:
       return
     self._write({'step': step, 'sites': sites})
@@ -143,10 +142,12 @@ def _others(news: Collection[str]) -> str:
   return f' and {len(news) - 1} other sites' if len(news) > 1 else ''
 
 
-def _rounded(means: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _rounded(
+    load: np.ndarray, means: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
   """Numbers for the log, which has a row a site and period."""
   return {
-      'load': [float(f'{x:.5g}') for x in observe.existing(means['load'])],
+      'load': [float(f'{x:.5g}') for x in load],
       'selected': round(float(means['selected']), 4),
       'left_behind': round(float(means['left_behind']), 5),
   }

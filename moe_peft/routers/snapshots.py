@@ -68,7 +68,7 @@ class Snapshots:
         return {}
       weights = jax.device_get(self._compiled(params, self._batch))
     rows = len(self._tasks)
-    return {site: observe.existing(x)[:rows] for site, x in weights.items()}
+    return {site: x[:rows] for site, x in observe.choices(weights).items()}
 
   def rows(self) -> list[tuple[str, dict[str, list[str]]]]:
     """Task and, by stack, pieces of text of each row, padding left out.

@@ -72,13 +72,14 @@ def measure(
     parts = [sums[task][site] for task in tasks]
     return np.array([x[name].sum(0) / max(x['tokens'].sum(), 1) for x in parts])
 
+  loads = observe.choices({x: means(x, 'load') for x in sums[tasks[0]]})
   return tasks, {
       site: {
-          'load': observe.existing(means(site, 'load')),
+          'load': load,
           **{n: means(site, n) for n in ('entropy', 'left_behind')},
           'chance': _chance([sums[task][site] for task in tasks]),
       }
-      for site in sums[tasks[0]]
+      for site, load in loads.items()
   }
 
 

@@ -4,6 +4,10 @@
 
 T5X asks actions where `concurrent_metrics` is False, and after an evaluation
 again, whose answer takes the place of the one before.
+
+T5X saves a run that ends in its last epoch (from one save or evaluation to
+another) twice at one step. `AdapterCheckpointer` leaves out the second; of
+whole checkpoints Orbax raises `StepAlreadyExistsError`, and the first is there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,10 +29,14 @@ def stop_when_diverged(
     max_periods: As of `StopWhenDiverged`.
 
   Returns:
-    One action, for all times at which T5X asks.
+    One action that looks, and one that repeats its answer after evaluations.
   """
-  action = StopWhenDiverged(max_periods)
-  return {mode.name: (action,) for mode in trainer.ActionMode}
+  looks = StopWhenDiverged(max_periods)
+  repeats = _Repeat(looks)
+  return {
+      mode.name: (looks if mode is trainer.ActionMode.TRAIN else repeats,)
+      for mode in trainer.ActionMode
+  }
 
 
 class StopWhenDiverged(trainer.BaseAction):
@@ -48,15 +56,18 @@ class StopWhenDiverged(trainer.BaseAction):
     self._max_periods = max_periods
     self._periods = 0
 
+  @property
+  def has_diverged(self) -> bool:
+    """Whether enough periods in a row were not finite."""
+    return self._periods >= self._max_periods
+
   def run(
       self, train_state: Any, metrics_by_task: Mapping[str, Mapping[str, Any]]
   ) -> bool:
     """Whether training ends; T5X calls this on the first host only."""
-    if _TRAINING not in metrics_by_task:  # After an evaluation.
-      return self._periods >= self._max_periods
     loss = metrics_by_task[_TRAINING]['loss'].value
     self._periods = 0 if np.isfinite(loss).all() else self._periods + 1
-    if self._periods < self._max_periods:
+    if not self.has_diverged:
       return False
     logging.error(
         'The loss is not finite in %d periods in a row, up to step %d, and the '
@@ -65,3 +76,16 @@ class StopWhenDiverged(trainer.BaseAction):
         self._periods, int(np.asarray(train_state.step)),
     )
     return True
+
+
+class _Repeat(trainer.BaseAction):
+  """Says after an evaluation what training has said before it."""
+
+  def __init__(self, looks: StopWhenDiverged):
+    self._looks = looks
+
+  def run(
+      self, train_state: Any, metrics_by_task: Mapping[str, Mapping[str, Any]]
+  ) -> bool:
+    """Whether training ends, whatever the evaluation has found."""
+    return self._looks.has_diverged

@@ -166,12 +166,6 @@ def _check(experiment: experiment_lib.Experiment) -> None:
         'A run of T5X without a step scores nothing.', where='TRAIN_STEPS',
         remedy='Score the model with python -m moe_peft train.',
     )
-  if experiment.base_dtype in quantized.KINDS:
-    raise errors.UserError(
-        'T5X restores a base as floats.',
-        where='BASE_DTYPE',
-        remedy="Use 'bfloat16', or train with python -m moe_peft train.",
-    )
   if experiment.num_microbatches > 1:
     raise errors.UserError(
         'T5X adds up the gradients of microbatches, each of them a mean; here '

@@ -121,7 +121,9 @@ def _check_names() -> None:
   used = {scope for scope, x in _referenced() if x == 'gin.macro'}
   known = used & gin_rules.RULES.keys()
   # Of training: a file that it shares with evaluations may have PACKING.
-  packs = bound('t5x.utils.DatasetConfig', scope='train').get('pack')
+  packs = copy.deepcopy(
+      bound('t5x.utils.DatasetConfig', scope='train').get('pack')
+  )
   for name in set(gin_files.macros()) - used:
     what = f'Nothing in this run of T5X uses the macro {name}.'
     meant = ''

@@ -12,6 +12,9 @@ from moe_peft.data import catalog
 from moe_peft.data import registration
 from moe_peft.t5x import settings
 
+_DATA = 't5x.utils.DatasetConfig'
+_WITH_IDS = 'moe_peft.data.example_ids.with_ids'
+
 
 def check() -> None:
   """Makes the model of what was parsed, and looks at its tasks.
@@ -34,9 +37,7 @@ def check() -> None:
 
 
 def _check_lengths(model: Any) -> None:
-  given = settings.argument(
-      't5x.utils.DatasetConfig', 'task_feature_lengths', scope='train'
-  )
+  given = settings.argument(_DATA, 'task_feature_lengths', scope='train')
   # `t5x.eval` looks for the longest example where there are none.
   trains, infers = map(settings.of_script, ('total_steps', 'mode'))
   if given is None and (trains is not None or infers is not None):
@@ -62,10 +63,14 @@ def _check_lengths(model: Any) -> None:
 
 def _check_split() -> None:
   """Refuses a split that `t5x.eval` or `t5x.infer` surely does not find."""
-  data = settings.of_script('dataset_cfg')
-  if data is None or data.use_cached:
+  if settings.of_script('total_steps') is not None:
+    return  # Training names its data in scopes.
+  # Not built: what gives a task may register it, which T5X does once more.
+  name = settings.bound(_DATA).get('mixture_or_task_name')
+  if getattr(name, 'config_key', ('', ''))[1] == _WITH_IDS:
+    name = settings.macro('MIXTURE_OR_TASK_NAME')
+  if not isinstance(name, str) or settings.argument(_DATA, 'use_cached'):
     return
-  name = data.mixture_or_task_name
   task = catalog.get_task_or_mixture(name)
   # Sources of others may have more than they name, such as slices of TFDS.
   if (
@@ -73,4 +78,5 @@ def _check_split() -> None:
       or name in registration.RECORDS
       or settings.of_script('inference_evaluator_cls')
   ):
-    catalog.check_split(name, data.split, 'utils.DatasetConfig.split')
+    split = settings.argument(_DATA, 'split')
+    catalog.check_split(name, split, 'utils.DatasetConfig.split')

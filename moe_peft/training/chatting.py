@@ -184,12 +184,13 @@ class Chatter:
           )
       )(self._params, batch))
     found: dict[str, list[np.ndarray]] = {}
-    for site, (weights, valid) in sown.items():
+    by_site = observe.choices({site: x for site, (x, _) in sown.items()})
+    for site, weights in by_site.items():
+      _, valid = sown[site]
       reads_answer = weights.shape[1] == batch['decoder_loss_weights'].shape[1]
       chosen = batch['decoder_loss_weights'] > 0 if reads_answer else valid
       kind = re.sub(r'(.*/)?layers_\d+/', '', site)
-      mean = observe.existing(weights)[chosen].mean(0)
-      found.setdefault(kind, []).append(mean)
+      found.setdefault(kind, []).append(weights[chosen].mean(0))
     # Of MoLA the lower layers have fewer experts.
     return {
         kind: sum(np.pad(x, (0, max(map(len, xs)) - len(x))) for x in xs)

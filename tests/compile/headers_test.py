@@ -22,7 +22,11 @@ from __gin__ import dynamic_registration
 
 RANK = 4  # Hardware and hours: not run.
 """
-REPORTS = sorted(gin_files.resource('results/aot').glob('*/*.json'))
+REPORTS = [
+    file
+    for file in sorted(gin_files.resource('results/aot').glob('*/*.json'))
+    if file.parent.name != 'slices'  # Made of no leaf.
+]
 
 
 def test_notes_take_the_place_of_what_was_there(tmp_path):
@@ -45,7 +49,7 @@ def test_notes_take_the_place_of_what_was_there(tmp_path):
   second = '# Compiled for v5p-8, data 4 x model 2 with RANK=8, not run: too '
   second = [second + 'large.']
   lines = file.read_text().splitlines()
-  assert lines[2:7] == [*first, '# Published:', '#   62.22.', *second]
+  assert lines[2:7] == [*first, *second, '# Published:', '#   62.22.']
   assert lines[7:] == LEAF.splitlines()[5:]
 
 

@@ -295,6 +295,24 @@ def test_the_example_of_a_foreign_model_runs(tmp_path, monkeypatch):
   assert names['loss'] < 10 and len(names['trained']) == 2 * 2 * 3
 
 
+def test_the_example_saves_what_is_taken_out_of_the_kernel(
+    tmp_path, monkeypatch
+):
+  """It does not train, and belongs to the adapter all the same."""
+  monkeypatch.chdir(tmp_path)
+  one = adapted('pissa', rank=2)
+  fresh = one.module.init(jax.random.key(0), IDS)['params']
+  params = jax.tree.map(jnp.ones_like, fresh)
+  (line,) = re.findall(r'^adapted\.save.*', example('gemma'), re.M)
+  trained, frozen = one.split(params)
+  exec(line, {'adapted': one, 'trained': trained, 'frozen': frozen})
+  loaded = trainable.flatten(one.load(fresh, 'adapters.safetensors'))
+  assert all(loaded[k].all() for k in loaded if trainable.is_adapter(k))
+  one.save(trained, 'adapters.safetensors')
+  with refused('adapters.safetensors', 'frozen_a', 'all parameters'):
+    one.load(fresh, 'adapters.safetensors')
+
+
 def test_the_example_of_nnx_runs():
   names = {'model': Mlp(), 'rows': IDS}
   exec(compile(example('nnx'), 'docs/models.md', 'exec'), names)

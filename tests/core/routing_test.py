@@ -178,11 +178,21 @@ def test_inactive_experts_get_nothing():
   )
 
 
-def test_inactive_ranks_get_nothing_though_fewer_than_k_are_left():
-  router = flylora.FlyLoRARouter(num_experts=2, select=flylora.Largest(k=2))
+@pytest.mark.parametrize(
+    'router,params',
+    [
+        (flylora.FlyLoRARouter(num_experts=2, select=flylora.Largest(k=2)),
+         {'bias': jnp.zeros(2)}),
+        (adamix.AdaMixRouter(num_experts=2, select=adamix.RandomChoice(k=2)),
+         {}),
+    ],
+)
+def test_what_is_inactive_gets_nothing_though_fewer_than_k_are_left(
+    router, params
+):
   result = router.apply(
-      {'params': {'bias': jnp.zeros(2)}}, LOGITS,
-      active=jnp.array([False, True]),
+      {'params': params}, LOGITS, active=jnp.array([False, True]),
+      rngs={'dropout': jax.random.key(0)},
   )
   np.testing.assert_array_equal(result.combine_weights[0, 0], [0.0, 1.0])
 

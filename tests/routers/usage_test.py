@@ -5,7 +5,9 @@
 import jax.numpy as jnp
 import numpy as np
 
+from moe_peft.core import observe
 from moe_peft.core import partitioning
+from moe_peft.routers import snapshots
 from moe_peft.routers import usage
 
 SITE = 'decoder/layers_0/mlp/wo'
@@ -45,6 +47,24 @@ def test_means_are_over_the_tokens_of_a_task():
   np.testing.assert_allclose(of_site['entropy'], [4 / 7, 1.0])
   np.testing.assert_allclose(of_site['left_behind'], [0, 0])
   assert 0 <= of_site['chance'] <= np.log(2)
+
+
+def test_a_layer_of_a_scan_with_one_expert_has_nothing_to_choose():
+  """Neither the means over sites nor the snapshots know of it."""
+
+  class Scanned(_Model):
+
+    def apply(self, params, batch, mutable):
+      tokens = batch['decoder_target_tokens'][..., None]
+      layers = jnp.array([[1.0, observe.ABSENT], [0.5, 0.5]])
+      weights = layers[:, None, None] * jnp.ones_like(tokens, jnp.float32)
+      sown = {'adapter': {'combine_weights': (weights,)}}
+      return None, {'routing': {'decoder': {'decoder': {'mlp': {'wo': sown}}}}}
+
+  rows, mesh = batch((1, 1, 2)), partitioning.make_mesh()
+  _, sites = usage.measure(Scanned(), {}, [('a', rows)], mesh, lambda: None)
+  weights = snapshots.Snapshots(Scanned(), {'a': rows}, mesh).weights({})
+  assert [*sites] == [*weights] == ['decoder/layers_1/mlp/wo']
 
 
 def test_a_model_without_routers_has_none():

@@ -119,6 +119,8 @@ NO_EVALUATION = SCRIPT.replace('.train.', '.train:') + """
             ('END_LEARNING_RATE', 'MIN_LEARNING_RATE', 'NUM_EXPERTS_2',
              'EVAL_SPLITS', 'RANKS', 'MODEL_DIRS', 'EVAL_BATCH_SIZE'), 1)),
         ('', {'PACKING': True, 'ACTIVATION_DTYPE': 'bfloat16'}),
+        (CONFIG + 'OTHER = True\ntrain/utils.DatasetConfig.pack = %OTHER',
+         {'PACKING': True}),
         ('', {'MIXTURE_OR_TASK_MODULE': ''}),
         # Other checkpointers do not save a place in the data.
         *(

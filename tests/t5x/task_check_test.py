@@ -9,6 +9,7 @@ from tests.t5x import training
 
 pytest.importorskip('t5x')
 pytest.importorskip('moe_peft.t5x.task_check')
+settings = pytest.importorskip('moe_peft.t5x.settings')
 pytestmark = [pytest.mark.t5x, pytest.mark.slow]
 
 LEAF = """
@@ -31,7 +32,7 @@ def parse(tmp_path, script, more='', **macros):
   file.write_text(LEAF.format(script=script, more=more))
   macros.setdefault(f'{script.upper()}_OUTPUT_DIR', str(tmp_path / 'out'))
   with training.parsed(script, [file], **macros):
-    pass
+    return settings.of_script('dataset_cfg')  # As T5X builds it next.
 
 
 SPLIT = 'utils.DatasetConfig.split'
@@ -47,6 +48,24 @@ def test_a_split_that_is_not_there(tmp_path, script, task):
 
 OTHERS = 't5x_test_reverse'  # Registered by `training`, not by this package.
 CACHED = TYPO + 'utils.DatasetConfig.use_cached = True\n'
+# As T5X's infer_from_tfexample_file.gin: a task is registered when it is built.
+FROM_FILE = """
+from t5x import infer
+utils.DatasetConfig:
+  mixture_or_task_name = @infer.create_task_from_tfexample_file()
+  split = 'infer'
+infer.create_task_from_tfexample_file:
+  paths = __file__
+  file_type = 'tfrecord'
+  inputs_key = 'inputs'
+  targets_key = None
+  features = {}
+"""
+# A task itself, and not its name.
+OBJECT = """
+utils.DatasetConfig.mixture_or_task_name = @seqio.get_mixture_or_task()
+seqio.get_mixture_or_task.task_or_mixture_name = 'past_tense'
+"""
 
 
 @pytest.mark.parametrize(
@@ -56,6 +75,8 @@ CACHED = TYPO + 'utils.DatasetConfig.use_cached = True\n'
         ('infer', TYPO, {'MIXTURE_OR_TASK_NAME': OTHERS}),
         ('eval', CACHED, {}),
         ('infer', CACHED, {}),
+        ('infer', FROM_FILE.replace('__file__', repr([__file__])), {}),
+        ('eval', OBJECT, {}),
         ('eval', '', {}),
         # T5X's own default: as long as the longest example.
         ('eval', 'TASK_FEATURE_LENGTHS = None\n', {}),
@@ -65,7 +86,7 @@ CACHED = TYPO + 'utils.DatasetConfig.use_cached = True\n'
 )
 def test_what_t5x_takes_is_not_refused(tmp_path, script, more, macros):
   training.add_task()
-  parse(tmp_path, script, more, **macros)
+  assert parse(tmp_path, script, more, **macros)
 
 
 def test_inference_needs_lengths(tmp_path):
