@@ -258,8 +258,7 @@ def name_of_base(
     file_format: As of `from_run`.
 
   Raises:
-    errors.UserError: Adapters would be put on the base of that name, and what
-      was trained is a part of it.
+    errors.UserError: For adapters of a part of the model of that name.
   """
   if given and 'part_of' in source and file_format in ('peft', 'experts'):
     raise errors.UserError(
@@ -272,10 +271,10 @@ def name_of_base(
 
 
 def _base_folder(path: str | None) -> Path | None:
-  if path is None:
-    return None
   from moe_peft.training import bases
 
+  if path is None:
+    return None
   folder = bases.find(path)
   # The path may name a file, or the checkpoint_0 of an imported base.
   inside = not folder.is_dir() or folder.name.startswith('checkpoint_')
