@@ -95,7 +95,10 @@ def _answer(chatter, line: str) -> None:
 def _print_experts(found) -> None:
   console = rich.console.Console(stderr=True, highlight=False)
   if not found:
-    console.print('No router has chosen an expert.', style='dim')
+    console.print(
+        'No experts: the run has no routers, or the answer no tokens.',
+        style='dim',
+    )
   for site, weights in found.items():
     best = weights.argsort()[::-1][:_MOST_SHOWN]
     shares = weights / max(weights.sum(), 1e-9)

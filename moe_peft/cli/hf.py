@@ -190,7 +190,7 @@ def _export(args: argparse.Namespace) -> int:
   if args.collapse:  # Judged before the run is loaded.
     collapse.read_rows(args.collapse, args.per_task)
   number = None if args.example_id is None else _id_number(args.example_id)
-  trained = trained_lib.from_run(args.hub_id)
+  trained = trained_lib.from_run(args.hub_id, args.format)
   if number is not None:
     from moe_peft.hf import one_id
 

@@ -154,8 +154,10 @@ class Chat:
           'vocabularies.TokenizerVocabulary.stop_ids.',
       )
     whole, spans = self._render(conversation)
-    # Marks tell who speaks, and not what is given.
-    if not self.tokens.template.marks_answers or conversation.given:
+    # Marks tell who speaks, and not which answers are given.
+    given = conversation.messages[: conversation.given]
+    answers_given = any(x['role'] == messages_lib.ASSISTANT for x in given)
+    if not self.tokens.template.marks_answers or answers_given:
       spans = self._found_spans(conversation, whole)
     edges = [0, *(edge for span in spans for edge in span), len(whole)]
     parts = self.tokens.encode([

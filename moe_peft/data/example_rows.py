@@ -89,7 +89,9 @@ def register(
   decoder = isinstance(vocabulary, vocabularies.TokenizerVocabulary)
   chats = options.chat(vocabulary) if _are_messages(parsed) else None
   splits = {
-      split: _rows(found, vocabulary, chats, options.turns)
+      split: _rows(
+          found, vocabulary, chats, options.turns, f'{split} of {name}'
+      )
       for split, found in parsed.items()
   }
   for split, found in splits.items():
@@ -135,7 +137,7 @@ def as_tokens(
   """
   if conversations is None and _are_messages({'': parsed}):
     conversations = Options().chat(vocabulary)
-  found = _rows(parsed, vocabulary, conversations, None)
+  found = _rows(parsed, vocabulary, conversations, None, 'the rows')
   end = (vocabulary.eos_id,)
   return [
       row if isinstance(row, rows.TokenRow) else rows.TokenRow(
@@ -162,6 +164,7 @@ def _rows(
     vocabulary: seqio.Vocabulary,
     conversations: chat.Chat | None,
     turns: str | None,
+    what: str,
 ) -> list[rows.Row] | list[rows.TokenRow]:
   """Rows of examples, all of one kind.
 
@@ -170,6 +173,7 @@ def _rows(
     vocabulary: Vocabulary of the model.
     conversations: How conversations become tokens; None for plain texts.
     turns: 'each' for every answer, where conversations are plain texts.
+    what: What messages call the examples.
 
   Raises:
     errors.UserError: A row cannot be an example.
@@ -188,8 +192,8 @@ def _rows(
     made += of_example
   if left_out:
     _logger.info(
-        'Left out: %d answers without a question before them; the first is %s.',
-        len(left_out), left_out[0],
+        'Left out of %s: %d of %d rows, without a question before the answer; '
+        'the first is %s.', what, len(left_out), len(parsed), left_out[0],
     )
   return made
 

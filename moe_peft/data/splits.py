@@ -117,6 +117,6 @@ def _warn_of_leaks(splits: Splits, task: str) -> None:
     shared = sum(row.key in trained for row in rows)
     if split != 'train' and shared:
       logging.getLogger(__name__).warning(
-          'Task %s: %d of %d inputs of %s are also in train.',
+          'Task %s: %d of %d rows of %s are also in train, answers aside.',
           task, shared, len(rows), split,
       )

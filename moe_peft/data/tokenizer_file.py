@@ -57,12 +57,22 @@ def read(file: str) -> Any:
 
 
 def within_texts(tokenizer: Any) -> Any:
-  """The same for what stands within a text: some begin texts with a space."""
+  """The same for what stands within a text: some begin texts with a space.
+
+  It is another tokenizer only for those that do.
+  """
   content = json.loads(tokenizer.to_str())
-  for stage in _stages(content.get('pre_tokenizer')):
-    if stage.get('prepend_scheme') == 'first':
-      stage['prepend_scheme'] = 'never'
-  return type(tokenizer).from_str(json.dumps(content))
+  first = [
+      stage for stage in _stages(content.get('pre_tokenizer'))
+      if stage.get('prepend_scheme') == 'first'
+  ]
+  if not first:
+    return tokenizer
+  for stage in first:
+    stage['prepend_scheme'] = 'never'
+  within = type(tokenizer).from_str(json.dumps(content))
+  within.encode_special_tokens = tokenizer.encode_special_tokens
+  return within
 
 
 @contextlib.contextmanager

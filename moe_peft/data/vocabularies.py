@@ -220,10 +220,11 @@ def read_tokenizer(
 def _read_tokenizer(
     path: str, time: int, special_tokens_in_text: bool, begins: bool
 ) -> Any:
+  if not begins:
+    whole = _read_tokenizer(path, time, special_tokens_in_text, True)
+    return tokenizer_file_lib.within_texts(whole)
   del time  # Another time is another file.
   tokenizer = tokenizer_file_lib.read(path)
-  if not begins:
-    tokenizer = tokenizer_file_lib.within_texts(tokenizer)
   tokenizer.no_truncation()  # The run decides on lengths, not the file.
   tokenizer.no_padding()
   tokenizer.encode_special_tokens = not special_tokens_in_text

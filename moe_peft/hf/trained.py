@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_peft import errors
-from moe_peft import gin_files
 from moe_peft.core import inject
 from moe_peft.core import trainable
 from moe_peft.data import chat as chat_lib
@@ -200,10 +199,12 @@ class Trained:
     ]
 
 
-def from_run(base_model: str = '') -> Trained:
+def from_run(base_model: str = '', file_format: str = 'peft') -> Trained:
   """Restores the newest checkpoint of the run that gin describes.
 
-  `base_model` is the name of the base on the Hub, where the run has none.
+  Args:
+    base_model: Name of the base on the Hub, where the run has none.
+    file_format: What it is to be written as, of `formats.FORMATS`.
 
   Raises:
     errors.UserError: If the run has no checkpoint or a model of an unknown
@@ -217,6 +218,9 @@ def from_run(base_model: str = '') -> Trained:
   experiment = dataclasses.replace(run.build(), base_dtype=jnp.float32)
   network = getattr(experiment.model.module, 'module', None)
   networks.of(getattr(network, 'config', None))
+  folder = _base_folder(experiment.initial_checkpoint_path)
+  source = import_base.read_source(folder) if folder else {}
+  base_model = name_of_base(source, base_model, file_format)
   setup = experiment_lib.prepare(experiment)
   with contextlib.closing(loop.open_checkpoints(setup)) as checkpointer:
     params = jax.device_get(loop.restore_params(setup, checkpointer))
@@ -224,13 +228,11 @@ def from_run(base_model: str = '') -> Trained:
   asked = prompts.of_task(
       experiment.mixture_or_task_name, experiment.model.input_vocabulary, False
   )
-  folder = _base_folder(experiment.initial_checkpoint_path)
-  source = import_base.read_source(folder) if folder else {}
   return Trained(
       model=experiment.model,
       params={k: np.asarray(v) for k, v in params.items()},
       hf_config=import_base.read_hf_config(folder) if folder else {},
-      base_model=name_of_base(source, base_model),
+      base_model=base_model,
       base_folder=folder,
       changed=[k for k in setup.trainable if not trainable.is_adapter(k)],
       inputs_end=asked.ends,
@@ -245,17 +247,20 @@ def from_run(base_model: str = '') -> Trained:
   )
 
 
-def name_of_base(source: Mapping[str, Any], given: str) -> str:
+def name_of_base(
+    source: Mapping[str, Any], given: str, file_format: str
+) -> str:
   """The name of a base on the Hub; '' for none.
 
   Args:
     source: What its import recorded.
     given: As the user says; '' for nothing.
+    file_format: As of `from_run`.
 
   Raises:
-    errors.UserError: For a name of what is a part of a larger model.
+    errors.UserError: For adapters of a part of the model of that name.
   """
-  if given and 'part_of' in source:
+  if given and 'part_of' in source and file_format in ('peft', 'experts'):
     raise errors.UserError(
         'The base is the decoder of a model that reads images, where its '
         f'modules have other names: under the name {given} nothing would load '
@@ -266,11 +271,11 @@ def name_of_base(source: Mapping[str, Any], given: str) -> str:
 
 
 def _base_folder(path: str | None) -> Path | None:
+  from moe_peft.training import bases
+
   if path is None:
     return None
-  folder = Path(path).expanduser()
-  if not folder.exists():
-    folder = gin_files.resource(path)
+  folder = bases.find(path)
   # The path may name a file, or the checkpoint_0 of an imported base.
   inside = not folder.is_dir() or folder.name.startswith('checkpoint_')
   return folder.parent if inside else folder

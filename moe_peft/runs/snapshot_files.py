@@ -19,6 +19,7 @@ import zlib
 import numpy as np
 
 from moe_peft import atomic
+from moe_peft import errors
 from moe_peft.runs import json_file
 
 FOLDER = 'routing'
@@ -130,7 +131,7 @@ def write(
   """Writes a snapshot, and the rows with the first one.
 
   Snapshots of other rows, as of another split, are removed: they are no part of
-  the same story.
+  the same story. So are those whose rows cannot be read.
 
   Args:
     run_dir: Folder of the run.
@@ -144,7 +145,10 @@ def write(
       {'task': row.task, **{k: list(x) for k, x in row.pieces.items()}}
       for row in rows
   ]
-  known = json_file.read(folder / _ROWS)
+  try:
+    known = json_file.read(folder / _ROWS)
+  except errors.UserError:  # A run does not end for rows that it can write.
+    known = None
   if known is None or known.value.get('rows') != held_out:
     for snapshot in folder.glob('step_*.npz'):
       snapshot.unlink()

@@ -101,18 +101,19 @@ def notes_to_continue(
     errors.UserError: If they are not those of its newest checkpoint, or that
       has more steps than are asked for: its scores would be taken for theirs.
   """
+  step = checkpointer.latest_step() or 0
+  if step > experiment.train_steps:  # Asked before all data are read.
+    raise errors.UserError(
+        f'{experiment.run_dir} has {step} steps, more than '
+        f'{experiment.train_steps}.',
+        where='TRAIN_STEPS',
+        remedy=f'Set it to {step} or more, or choose another MODEL_DIR.',
+    )
   notes = {
       'data': provenance.identities(experiment.mixture_or_task_name),
       'method': method_settings.settings(),
   }
-  if step := checkpointer.latest_step():
-    if step > experiment.train_steps:
-      raise errors.UserError(
-          f'{experiment.run_dir} has {step} steps, more than '
-          f'{experiment.train_steps}.',
-          where='TRAIN_STEPS',
-          remedy=f'Set it to {step} or more, or choose another MODEL_DIR.',
-      )
+  if step:
     saved = checkpointer.restore_notes(step)
     if not experiment.allow_changed_data:
       provenance.check_identities(step, saved.get('data'), notes['data'])

@@ -110,6 +110,16 @@ def test_given_answers_are_not_learned_together(tmp_path, template):
   assert _shown(of, row)[2] == 'yes<|im_end|>'
 
 
+def test_a_given_question_keeps_the_marks(tmp_path):
+  """They are where answers are, however earlier ones are written."""
+  template = _MARKED.replace(
+      '{% generation %}', '{% if loop.last %}[think]{% endif %}{% generation %}'
+  )
+  of = _chat(tmp_path, template, turns=chat.TOGETHER)
+  (row,) = of.rows(_conversation(*_HELLO, given=1))
+  assert _shown(of, row)[2] == 'ho<|im_end|>yes<|im_end|>'
+
+
 def test_all_of_a_conversation_may_be_learned(tmp_path):
   of = _chat(tmp_path, learn_all=True)
   (row,) = of.rows(_conversation(*_HELLO))

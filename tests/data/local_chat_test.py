@@ -118,7 +118,7 @@ def test_dialogues_that_begin_with_their_only_answer(tmp_path, caplog):
   some = _write(tmp_path / 'some.jsonl', [alone, _talk('why?', 'so')])
   with caplog.at_level(logging.INFO, 'moe_peft'):
     assert len(_examples(local.register_task('my_task', train=some))) == 1
-  assert '1 answers without a question' in caplog.text
+  assert 'Left out of train of my_task: 1 of 2 rows' in caplog.text
   assert f'the first is {some}, line 1.' in caplog.text
   with refusals.refused(f'{bad}, line 1', 'validation'):
     local.register_task('my_bad', train=some, validation=bad)
@@ -202,7 +202,7 @@ def test_a_file_of_texts_is_split_by_them(tmp_path, vocabulary, caplog):
   local.register_task(
       'my_leak', train=path, test=path, vocabulary=vocabulary
   )
-  assert '60 of 60 inputs of test are also in train' in caplog.text
+  assert '60 of 60 rows of test are also in train' in caplog.text
 
 
 def test_prompts_of_decoders_do_not_end(tmp_path, vocabulary):

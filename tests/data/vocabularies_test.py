@@ -107,6 +107,22 @@ def test_special_tokens_in_a_text_are_text_unless_asked_for(tmp_path):
   assert asked.encode(text)[0] == 1
 
 
+def test_only_tokenizers_that_begin_texts_are_read_twice(tmp_path):
+  file = write_tokenizer(tmp_path)
+  read = vocabularies.read_tokenizer
+  assert read(file, begins=False) is read(file)
+  tokenizer = tokenizers.Tokenizer.from_file(file)
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(
+      prepend_scheme='first'
+  )
+  other = str(tmp_path / 'other.json')
+  tokenizer.save(other)
+  for special in (True, False):
+    within = read(other, special, begins=False)
+    assert within is not read(other, special)
+    assert within.encode_special_tokens is not special
+
+
 def test_a_token_above_the_embedding_is_named(tmp_path):
   """Texts have no special tokens, so there may be one more than rows."""
   file = write_tokenizer(tmp_path)

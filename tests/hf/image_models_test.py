@@ -5,12 +5,14 @@
 import pytest
 
 from moe_peft.hf import export
+from moe_peft.hf import folders
 from moe_peft.hf import image_models
 from moe_peft.hf import import_base
 from moe_peft.hf import trained as trained_lib
 from moe_peft.hf import verify
 from tests import refusals
 from tests.hf import adapted
+from tests.training import tiny
 
 
 def test_the_text_config_keeps_the_outer_ids():
@@ -71,10 +73,22 @@ def test_adapters_of_the_decoder_lie_beside_it(tmp_path, hf):
   source = import_base.read_source(base)
   trained = adapted.make(
       'lora', import_base.read_hf_config(base),
-      base_model=trained_lib.name_of_base(source, ''),
+      base_model=trained_lib.name_of_base(source, '', 'peft'),
   )
   export.export(trained, tmp_path / 'out', 'peft')
   verdict = verify.verify(tmp_path / 'out')
   assert verdict.equal and verdict.effect > 0.1
   with refusals.refused('--hub_id', name):
-    trained_lib.name_of_base(source, name)
+    trained_lib.name_of_base(source, name, 'experts')
+
+
+def test_a_decoder_is_named_as_the_whole_model_by_cards_alone(tmp_path):
+  name = 'google/gemma-3-4b-it'
+  source = {'base_model': '', 'part_of': name}
+  for file_format in ('merged', 'full', 'gguf'):
+    assert trained_lib.name_of_base(source, name, file_format) == name
+  # What is refused is so before the base, of which there is none, is read.
+  folders.write_json(tmp_path / import_base.SOURCE_FILE, source)
+  tiny.load(tmp_path / 'run', INITIAL_CHECKPOINT_PATH=str(tmp_path))
+  with refusals.refused('--hub_id', name):
+    trained_lib.from_run(name, 'peft')

@@ -160,6 +160,11 @@ def test_snapshots(tmp_path):
   snapshot_files.write(tmp_path, 12, {SITE: np.ones((2, 2, 3))}, other)
   read = snapshot_files.read(tmp_path)
   assert read.rows == other and read.steps == (12,)
+  # So do rows that cannot be read: a run goes on.
+  (tmp_path / 'routing' / 'rows.json').write_text('{"rows": [')
+  snapshot_files.write(tmp_path, 14, {SITE: np.ones((2, 2, 3))}, other)
+  read = snapshot_files.read(tmp_path)
+  assert read.rows == other and read.steps == (14,)
 
 
 def test_lines_of_later_steps_and_half_lines_go_when_a_run_resumes(tmp_path):
