@@ -95,15 +95,19 @@ _EVALUATES = """
 """
 
 
+def _by_default():
+  """A job in the background ignores Ctrl-C, one of nohup SIGHUP, and so would
+  their children."""
+  for number in signals.NUMBERS:
+    signal.signal(number, signal.SIG_DFL)
+
+
 def end(body, numbers, setup=None, wait=0.2):
   """Status and output of a command to which signals come."""
   with subprocess.Popen(
       [sys.executable, '-c', f'{_BEGIN}{body}\nflags.run(main)'],
       stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-      # A job in the background ignores Ctrl-C, and so would its children.
-      preexec_fn=setup or (
-          lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-      ),
+      preexec_fn=setup or _by_default,
   ) as process:
     try:
       assert process.stdout.readline() == 'up\n'

@@ -102,7 +102,8 @@ def notes_to_continue(
       has more steps than are asked for: its scores would be taken for theirs.
   """
   step = checkpointer.latest_step() or 0
-  if step > experiment.train_steps:  # Asked before all data are read.
+  # Asked before all data are read. With no steps at all a run is only scored.
+  if 0 < experiment.train_steps < step:
     raise errors.UserError(
         f'{experiment.run_dir} has {step} steps, more than '
         f'{experiment.train_steps}.',

@@ -42,7 +42,8 @@ def test_files_of_splits(tmp_path, given):
   path = _write(tmp_path / 'a.jsonl', *rows)
   paths = dict.fromkeys(('train', 'validation', 'test', 'data')) | {given: path}
   files = splits.Files(**paths, fractions=(1, 0, 0))
-  assert files.all() == (path,)
+  of = {'data': 'split in 1.0, 0.0, 0.0', 'train': 'train'}
+  assert files.found() == {of[given]: [path]}
   read = files.read('my', _reader())
   assert list(read) == ['train'] and len(read['train']) == 20
 
