@@ -178,8 +178,7 @@ def _rows(
   Raises:
     errors.UserError: A row cannot be an example.
   """
-  made: list[Any] = []
-  left_out = []
+  made, left_out = [], []
   for example in parsed:
     of_example = _rows_of(example, vocabulary, conversations, turns)
     if not of_example:  # A plain dialogue that begins with its only answer.

@@ -93,8 +93,7 @@ def check_identities(
     return
   if not any(x.startswith(_SPLITS_OF) for x in then):
     # An older version did not say which file was of which split.
-    of_splits = {x for x in now if x.startswith(_SPLITS_OF)}
-    now = {x: now[x] for x in now.keys() - of_splits}
+    now = {k: v for k, v in now.items() if not k.startswith(_SPLITS_OF)}
   if sorted(then.values()) == sorted(now.values()):
     return
   differ = [x for x in (*now, *then) if then.get(x) != now.get(x)]

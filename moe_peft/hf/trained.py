@@ -262,10 +262,9 @@ def name_of_base(
   """
   if given and 'part_of' in source and file_format in ('peft', 'experts'):
     raise errors.UserError(
-        'The base is the decoder of a model that reads images, where its '
-        f'modules have other names: under the name {given} nothing would load '
-        'the adapters.', where='--hub_id',
-        remedy='Leave it out: the base is written into the folder.',
+        f'The base is the decoder of {given}, a model that reads images, whose '
+        'modules have other names: no adapter would be loaded.', '--hub_id',
+        'Leave it out: the base is written into the folder.',
     )
   return given or source.get('base_model', '')
 
