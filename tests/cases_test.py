@@ -281,7 +281,10 @@ def test_tensors_of_other_types_are_named(dtype, tmp_path):
     import_base.import_base(folder, tmp_path / 'base')
 
 
-@pytest.mark.parametrize('shard', ['', '.', '..', '../x', '/x', 'gone', None])
+@pytest.mark.parametrize(
+    'shard',
+    ['', '.', '..', '../x', '/x', 'gone', None, 999 * 'x', 200 * 'é', '\ud800'],
+)
 def test_shards_lie_beside_their_index(shard, tmp_path):
   folder = llama(tmp_path / 'hf')
   (folder / 'model.safetensors').rename(folder / 'a.safetensors')

@@ -4,6 +4,7 @@
 
 from collections.abc import Collection, Iterable, Mapping
 import json
+import os
 from pathlib import Path
 import shutil
 from typing import Any
@@ -143,14 +144,15 @@ def _sharded(index: Path) -> tensor_files.TensorFiles:
   named = weights if isinstance(weights, dict) else {'': None}
   if not all(
       isinstance(x, str) and Path(x).name == x and x not in ('', '..')
-      for x in named.values()
+      and len(x) < 256 for x in named.values()
   ):
     raise errors.UserError(
         f'weight_map of {index} must give each tensor the name of a file '
         'beside it.', where=index, remedy='Fetch the folder again.',
     )
   shards = [index.parent / name for name in sorted(set(named.values()))]
-  if missing := [x.name for x in shards if not x.is_file()]:
+  # `Path.is_file` raises for names that no file can have.
+  if missing := [x.name for x in shards if not os.path.isfile(x)]:
     raise errors.UserError(
         f'{missing[0]} of {index} is not there.', where=index,
         remedy='Fetch the folder again.',

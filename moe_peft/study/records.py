@@ -235,9 +235,8 @@ def text(values: Values) -> str:
 def score(row: Row) -> float:
   """How good a run is: higher is better.
 
-  The mean over the tasks that were trained on, since held-out ones do not tune;
-  over all where none of them was. Of a metric of which less is better, it is
-  the negative.
+  The mean over the tasks that were trained on, since held-out ones do not tune,
+  or else over all. A metric of which less is better counts negatively.
   """
   lower, adapted = row.get('lower_is_better', ()), row['adapted']
   trained = [task for task in adapted if task not in row['held_out']]
@@ -257,6 +256,7 @@ def _row(fields: json_file.Fields) -> Row:
   fields.get('base', dict)
   fields.get('adapted', dict)
   fields.mapping('tuned', str)
+  fields.texts('lower_is_better')
   columns = {
       name: fields.mapping(name, float)
       for name in ('base', 'adapted', 'constant')

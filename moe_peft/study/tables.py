@@ -152,13 +152,12 @@ def _comparison(
 
 
 def _ratio(rows, reference, key: str) -> str:
-  sides = _by_device(rows, key), _by_device(reference, key)
+  ours, theirs = (
+      {k: statistics.median(x) for k, x in _by_device(side, key).items()}
+      for side in (rows, reference)
+  )
   # A GPU's second is not a CPU's.
-  shared = [device for device in sides[0] if device in sides[1]]
-  ratios = [
-      statistics.median(sides[0][device]) / statistics.median(sides[1][device])
-      for device in shared
-  ]
+  ratios = [x / theirs[k] for k, x in ours.items() if theirs.get(k)]
   return f'{statistics.fmean(ratios):.2f}' if ratios else ''
 
 

@@ -31,6 +31,7 @@ def without(name):
         ([ROW, ROW | {'adapted': [2.0]}], ['rows[1]', 'adapted']),
         ([ROW | {'base': {'t': 'x'}}], ['rows[0]', 'base', '"t"']),
         ([ROW | {'tuned': 'x'}], ['rows[0]', 'tuned']),
+        ([ROW | {'lower_is_better': 3}], ['rows[0]', 'lower_is_better']),
         ([ROW | {'rows': {'t': 'zz'}}], ['rows[0]', '"rows"', 't: ']),
         ([ROW | {'rows': {'t': '1f'}}], ['rows[0]', '"rows"', 't: ', '100']),
         ([ROW | {'rows': {'u': '1f'}}], ['rows[0]', '"rows"', 'u: ']),

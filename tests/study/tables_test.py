@@ -41,6 +41,15 @@ def test_cost_and_what_was_tuned():
   assert len({line.count('|') for line in lines}) == 1
 
 
+def test_nothing_is_compared_with_what_cost_nothing():
+  costs = lambda seconds: {'seconds_per_step': seconds, 'peak_memory_bytes': 8}
+  text = tables.table(
+      [{**ROW, **costs(0.0)}, {**ROW, 'name': 'b', **costs(3.0)}],
+      reference='a',
+  )
+  assert text.splitlines()[-1] == '| b | 10 | 1 | 2.0 | 2.0 | +0.0 |  | 1.00 |'
+
+
 def test_costs_are_compared_on_the_same_device():
   on = lambda device, seconds: {
       'device': device, 'seconds_per_step': seconds, 'peak_memory_bytes': 8
