@@ -151,7 +151,6 @@ def _sharded(index: Path) -> tensor_files.TensorFiles:
         'beside it.', where=index, remedy='Fetch the folder again.',
     )
   shards = [index.parent / name for name in sorted(set(named.values()))]
-  # `Path.is_file` raises for names that no file can have.
   if missing := [x.name for x in shards if not os.path.isfile(x)]:
     raise errors.UserError(
         f'{missing[0]} of {index} is not there.', where=index,
