@@ -14,7 +14,7 @@ _JAX = [
     'jax>=0.10.0,<0.11',
     'flax>=0.12.4,<0.13',
     'optax>=0.2.6,<0.3',
-    'orbax-checkpoint>=0.12.0,<0.13',
+    'orbax-checkpoint>=0.12.5,<0.13',
 ]
 _DATA = [
     'seqio>=0.0.20,<0.1',

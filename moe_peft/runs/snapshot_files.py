@@ -69,7 +69,8 @@ class SnapshotFiles:
         }
     except (
         OSError, EOFError, ValueError, TypeError, RuntimeError, SyntaxError,
-        struct.error, tokenize.TokenError, zlib.error, zipfile.BadZipFile,
+        MemoryError, struct.error, tokenize.TokenError, zlib.error,
+        zipfile.BadZipFile,
     ) as e:
       raise json_file.damaged(path, f'No arrays can be read ({e}).') from e
     for site, array in weights.items():
