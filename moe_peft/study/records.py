@@ -238,7 +238,7 @@ def score(row: Row) -> float:
   The mean over the tasks that were trained on, since held-out ones do not tune,
   or else over all. A metric of which less is better counts negatively.
   """
-  lower, adapted = row.get('lower_is_better', ()), row['adapted']
+  lower, adapted = row.get('lower_is_better') or (), row['adapted']
   trained = [task for task in adapted if task not in row['held_out']]
   return statistics.fmean(
       -adapted[task] if task in lower else adapted[task]
