@@ -200,7 +200,9 @@ def router_log(path: Path, rows: Iterable[Mapping[str, Any]]) -> RouterCurves:
         column[site] = np.array(values, np.float64)
         if column[site].ndim != (2 if name == 'load' else 1):
           raise ValueError(f'{name} of {site}')
-  except (TypeError, KeyError, ValueError, OverflowError) as e:
+  except (
+      AttributeError, TypeError, KeyError, ValueError, OverflowError
+  ) as e:
     raise json_file.damaged(
         path, '"sites" must map the same sites to "load", "selected" and '
         '"left_behind" in every line.'

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from moe_peft.runs import config_file
+from moe_peft.runs import metrics_files
 from moe_peft.runs import run as run_lib
 from moe_peft.runs import run_file
 from tests import refusals
@@ -243,3 +244,10 @@ def test_names_are_short_and_unique():
 def test_no_runs():
   with refusals.refused('RUN'):
     run_lib.read_all([])
+
+
+@pytest.mark.parametrize('sites', [1.5, 'x', [1], {SITE: 2.0}, None])
+def test_a_router_log_without_sites_is_damaged(sites, tmp_path):
+  path = tmp_path / 'routers.jsonl'
+  with refusals.refused(path, '"sites"'):
+    metrics_files.router_log(path, [{'step': 1, 'sites': sites}])
