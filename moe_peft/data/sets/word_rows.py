@@ -17,6 +17,7 @@ from moe_peft.data.sets import lexicon
 MAX_EVAL_ROWS = 400
 
 Builder = Callable[[lexicon.Lexicon], Iterable[rows.Row]]
+Splits = dict[str, tuple[rows.Row, ...]]
 
 
 def _is_vowel(phone: str) -> bool:
@@ -212,7 +213,7 @@ def rhyme(words: lexicon.Lexicon) -> Iterator[rows.Row]:
 
 
 @functools.cache
-def split_rows(builder: Builder) -> dict[str, tuple[rows.Row, ...]]:
+def split_rows(builder: Builder) -> Splits:
   """Returns split -> rows of one builder, in a fixed pseudo-random order.
 
   Evaluation splits have at most `MAX_EVAL_ROWS`; the rest of their rows is not

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import seqio
 
+from moe_peft import errors
 from moe_peft.data import catalog
 from moe_peft.data import registration
+from moe_peft.data import vocabularies
 from moe_peft.data.sets import words
 
 _LENGTHS = {'inputs': 32, 'targets': 24}
@@ -207,3 +209,30 @@ def test_a_span_corruption_task_evaluates_alike_under_all_seeds():
       not np.array_equal(a['inputs'], b['inputs'])
       for a, b in zip(first, second, strict=True)
   )
+
+
+def test_words_of_another_vocabulary_are_the_same_with_a_space():
+  vocabulary = vocabularies.byte_vocabulary()
+  names = [
+      words.register(name, vocabulary) for name in ('morphology', 'article')
+  ]
+  assert names == ['tokens_morphology', 'tokens_article']
+  assert catalog.task_names('tokens_morphology') == [
+      f'tokens_{name}' for name in catalog.task_names('morphology')
+  ]
+  for name in ('lemma', 'article'):
+    plain = registration.RECORDS[name].rows_fn()
+    spaced = registration.RECORDS[f'tokens_{name}'].rows_fn()
+    assert spaced.keys() == plain.keys()
+    for ours, theirs in zip(spaced['test'], plain['test'], strict=True):
+      assert ours.inputs == theirs.inputs
+      assert ours.targets == f' {theirs.targets}'
+      assert ours.choices == tuple(f' {c}' for c in theirs.choices)
+
+
+def test_words_of_another_vocabulary_refuse_what_is_unknown():
+  with pytest.raises(errors.UserError, match='no adaptation task .* .plural.'):
+    words.register('plural', vocabularies.byte_vocabulary())
+  words.register('lemma', vocabularies.byte_vocabulary())
+  with pytest.raises(errors.UserError, match='other arguments'):
+    words.register('lemma', seqio.ByteVocabulary(extra_ids=1))
