@@ -19,6 +19,8 @@ from moe_peft import errors
 
 # Most characters of a line of JSON: a file without line feeds is no JSON Lines.
 _MAX_CHARACTERS = 10_000_000
+# Most levels of a value of JSON.
+_MAX_DEPTH = 100
 # Most that a gzip file may grow: texts shrink to a third, or to a twentieth
 # where they repeat.
 _MAX_RATIO = 100
@@ -141,13 +143,15 @@ def parse(text: str, place: str, remedy: str) -> Any:
     remedy: What to write instead.
 
   Raises:
-    errors.UserError: It is no JSON, or has a key twice, NaN or infinity, or
-      half of a surrogate pair, which no text can hold.
+    errors.UserError: It is no JSON, or has a key twice, NaN or infinity, half
+      of a surrogate pair, which no text can hold, or a hundred levels.
   """
   try:
     value = _decode(text)
     if '\\u' in text:
       json.dumps(value, ensure_ascii=False).encode('utf-8')
+    if text.count('[') + text.count('{') > _MAX_DEPTH and is_deep(value):
+      raise ValueError('it is nested too deeply')
   except UnicodeEncodeError as error:
     raise errors.UserError(
         f'{error.object[error.start]!a} is half of a surrogate pair and no '
@@ -160,6 +164,22 @@ def parse(text: str, place: str, remedy: str) -> Any:
         f'It is broken JSON: {what}.', place, remedy
     ) from error
   return value
+
+
+def is_deep(value: Any) -> bool:
+  """Whether a value of JSON has more levels than anything that is meant.
+
+  What reads it next may call itself for each of them, and templates do.
+  """
+  level = [value]
+  for _ in range(_MAX_DEPTH):
+    level = [
+        x for node in level if isinstance(node, (dict, list))
+        for x in (node.values() if isinstance(node, dict) else node)
+    ]
+    if not level:
+      return False
+  return True
 
 
 def _checked_object(value: Any, place: str, what: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from moe_peft import atomic
 from moe_peft import errors
+from moe_peft.data import text_files
 
 # Version of all files of a run. Files of version 1 do not name theirs.
 VERSION = 2
@@ -27,7 +28,6 @@ _NAMES = {
 _REQUIRED = object()
 # Limit of whole numbers: what NumPy holds and every format prints is smaller.
 _LIMIT = 2**63
-_MAX_DEPTH = 100
 _REMEDY = 'Restore the file, or make it again with the command that wrote it.'
 
 
@@ -66,15 +66,9 @@ def loads(text: str) -> Any:
       json.dumps(value, ensure_ascii=False).encode('utf-8')
   except RecursionError as e:
     raise ValueError('it is nested too deeply') from e
-  level = [value]
-  for _ in range(_MAX_DEPTH):
-    level = [
-        x for node in level if isinstance(node, (dict, list))
-        for x in (node.values() if isinstance(node, dict) else node)
-    ]
-    if not level:
-      return value
-  raise ValueError('it is nested too deeply')
+  if text_files.is_deep(value):
+    raise ValueError('it is nested too deeply')
+  return value
 
 
 def damaged(path: Path, what: str) -> errors.UserError:

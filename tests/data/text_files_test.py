@@ -30,6 +30,12 @@ def test_bytes_that_are_no_text_are_named():
     list(text_files.lines(b'a\n\xff\n', 'x.txt'))
 
 
+def test_rows_of_many_lists_are_not_deep():
+  content = f'{{"a": {[[1]] * 500}}}'.encode()
+  ((_, row),) = text_files.json_lines(content, 'x.jsonl')
+  assert row == {'a': [[1]] * 500}
+
+
 def test_json_lines_skip_empty_ones_and_keep_their_numbers():
   content = '\ufeff{"a": "x\x85y"}\r\n \n{"a": "\\ud83d\\ude00"}\n'.encode()
   assert list(text_files.json_lines(content, 'x.jsonl')) == [
@@ -45,6 +51,7 @@ def test_json_lines_skip_empty_ones_and_keep_their_numbers():
         (r'{"x\udc00": 1}', r'\udc00'),
         ('{"a": ', 'column'),
         ('[' * 100_000, ''),
+        (f'{{"a": {"[" * 200}{"]" * 200}}}', 'nested too deeply'),
         (f'{{"a": {"1" * 5000}}}', ''),
         ('[1]', '[1]'),
     ],
