@@ -105,7 +105,15 @@ def _read(file: Path, options: StudyOptions, folder: Path) -> Configuration:
         {'MODEL_DIR': 'unused'},
     )
 
-  load_gin()
+  try:
+    load_gin()
+  except errors.UserError as error:
+    if file.name in str(error):
+      raise
+    # What is missing stands in no line; but in which file, of many?
+    raise errors.UserError(
+        f'{file}: {error.what}', error.where, error.remedy
+    ) from error
   macros = {
       name: gin.query_parameter(f'%{name}') for name in gin_files.macros()
   }

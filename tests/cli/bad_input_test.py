@@ -108,6 +108,7 @@ FLAGS = [
     ('study study --split=tset', '--split', 'tset', 'test'),
     ('study bad_study', 'RANK = 0', 'two.gin, line 2'),
     ('study seeds_study', 'SEEDS'),
+    ('study lacking_study', 'lacking_study/one.gin', '--gin.'),
     ('study tune_study', 'TUNE'),
     ('plan', '--gin_file'),
     ('plan --gin_file=nowhere.gin', 'nowhere.gin'),
@@ -233,6 +234,8 @@ def inputs(refusals, config_of_run):
   refusals.write('circle.gin', "include 'circle.gin'\n")
   refusals.write('bad_study/two.gin', leaf + 'RANK = 0\n')
   refusals.write('seeds_study/one.gin', leaf + "SEEDS = (0, 'x')\n")
+  lacking = "include 'gin/methods/molora.gin'\n"
+  refusals.write('lacking_study/one.gin', lacking)
   refusals.write('tune_study/one.gin', leaf + "TUNE = {'NOPE': (1, 2)}\n")
   return refusals
 
