@@ -119,6 +119,11 @@ def _read(file: Path, options: StudyOptions, folder: Path) -> Configuration:
   macros = {
       name: gin.query_parameter(f'%{name}') for name in gin_files.macros()
   }
+  if 'MODEL_DIR' not in macros:  # It would end each run with an error.
+    raise errors.UserError(
+        f'{file} describes no run: it has no MODEL_DIR.', file,
+        'Include a run file, such as gin/runs/finetune.gin.',
+    )
   if options.tune:
     grid = {k: values for k, values in options.tune.items() if k in macros}
   else:

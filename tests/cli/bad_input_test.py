@@ -109,6 +109,7 @@ FLAGS = [
     ('study bad_study', 'RANK = 0', 'two.gin, line 2'),
     ('study seeds_study', 'SEEDS'),
     ('study lacking_study', 'lacking_study/one.gin', '--gin.'),
+    ('study method_study', 'method_study/one.gin', 'MODEL_DIR'),
     ('study tune_study', 'TUNE'),
     ('plan', '--gin_file'),
     ('plan --gin_file=nowhere.gin', 'nowhere.gin'),
@@ -234,8 +235,8 @@ def inputs(refusals, config_of_run):
   refusals.write('circle.gin', "include 'circle.gin'\n")
   refusals.write('bad_study/two.gin', leaf + 'RANK = 0\n')
   refusals.write('seeds_study/one.gin', leaf + "SEEDS = (0, 'x')\n")
-  lacking = "include 'gin/methods/molora.gin'\n"
-  refusals.write('lacking_study/one.gin', lacking)
+  for name, file in (('lacking', 'runs/finetune'), ('method', 'methods/lora')):
+    refusals.write(f'{name}_study/one.gin', f"include 'gin/{file}.gin'\n")
   refusals.write('tune_study/one.gin', leaf + "TUNE = {'NOPE': (1, 2)}\n")
   return refusals
 
