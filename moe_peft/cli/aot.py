@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
       'be repeated',
   )
   parser.add_argument(
-      '--json', type=flags.output_file, metavar='FILE',
+      '--json', type=flags.output_file('.json'), metavar='FILE',
       help='also write a file of JSON',
   )
   parser.add_argument(

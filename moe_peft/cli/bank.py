@@ -78,7 +78,7 @@ def _add_show(commands) -> None:
   parser.set_defaults(run_command=_show)
   parser.add_argument('bank', metavar='BANK', type=Path)
   parser.add_argument(
-      '--out', type=flags.output_file, metavar='FILE.svg',
+      '--out', type=flags.output_file('.svg'), metavar='FILE.svg',
       help='picture of similarities',
   )
 

@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
       help='holds a folder with results.json for each study',
   )
   parser.add_argument(
-      '--out', type=flags.output_file, required=True, metavar='FILE'
+      '--out', type=flags.output_file('.md'), required=True, metavar='FILE'
   )
   parser.add_argument(
       '--reference', default='lora', metavar='NAME',

@@ -98,17 +98,23 @@ def positive_number(text: str) -> float:
   return value
 
 
-def output_file(text: str) -> Path:
-  """Type of a flag that names a file to write."""
-  path = Path(text).expanduser()
-  if path.is_dir():
-    raise argparse.ArgumentTypeError(
-        f'{text} is a folder; name a file in it, or another one'
-    )
-  if path.exists() and not path.is_file():  # A device would be replaced.
-    raise argparse.ArgumentTypeError(f'{text} is no ordinary file')
-  output_folder(str(path.absolute().parent))
-  return path
+def output_file(ending: str) -> Callable[[str], Path]:
+  """Type of a flag that names a file to write, of a kind such as '.html'."""
+
+  def parse(text: str) -> Path:
+    path = Path(text).expanduser()
+    if path.is_dir():
+      raise argparse.ArgumentTypeError(
+          f'{text} is a folder; name a file in it, or another one'
+      )
+    if path.exists() and not path.is_file():  # A device would be replaced.
+      raise argparse.ArgumentTypeError(f'{text} is no ordinary file')
+    if path.suffix != ending:  # Else a file of the run would be replaced.
+      raise argparse.ArgumentTypeError(f'{text} does not end in {ending}')
+    output_folder(str(path.absolute().parent))
+    return path
+
+  return parse
 
 
 def output_folder(text: str) -> Path:

@@ -48,7 +48,7 @@ def _parser() -> flags.Parser:
       help='a file of gin/methods/ (default: molora)',
   )
   parser.add_argument(
-      '--out', type=flags.output_file, required=True, metavar='FILE',
+      '--out', type=flags.output_file('.gin'), required=True, metavar='FILE',
       help='the gin file to write',
   )
   parser.add_argument(

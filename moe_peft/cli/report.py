@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int | None:
       'runs', metavar='RUN', nargs='+', type=Path, help='MODEL_DIR of a run'
   )
   parser.add_argument(
-      '--out', metavar='FILE', type=flags.output_file,
+      '--out', metavar='FILE', type=flags.output_file('.html'),
       help='HTML file to write (default: report.html in the run, or in the '
       'current directory for several runs)',
   )

@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int | None:
       '--gin_file=configs/quickstart.gin --out my_t5x.gin',
   )
   parser.add_argument(
-      '--out', required=True, type=flags.output_file, metavar='FILE',
+      '--out', required=True, type=flags.output_file('.gin'), metavar='FILE',
       help='file to write',
   )
   flags.add_gin_flags(parser)

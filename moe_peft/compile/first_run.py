@@ -19,6 +19,7 @@ import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
+import seqio
 
 from moe_peft import atomic
 from moe_peft import errors
@@ -28,6 +29,7 @@ from moe_peft.data import catalog
 from moe_peft.data import converters
 from moe_peft.data import local
 from moe_peft.data import registration
+from moe_peft.data.sets import words  # noqa: F401  (registers tasks)
 from moe_peft.training import memory
 from moe_peft.training import run
 
@@ -101,13 +103,12 @@ def write(base: Path, data: str, method: str, out: Path, force: bool) -> str:
   Raises:
     errors.UserError: Anything that does not exist or does not fit.
   """
-  if out.suffix != '.gin' or (out.exists() and not force):
+  if out.exists() and not force:
     raise errors.UserError(
-        f'{out} exists.' if out.suffix == '.gin' else f'{out} is no gin file.',
-        '--out', 'Name a new file that ends in .gin, or add --force.',
+        f'{out} exists.', '--out', 'Name a new file, or add --force.'
     )
   model, files = _model_file(base), [f'gin/methods/{method}.gin', _RUN]
-  name = re.sub(r'\W', '_', Path(data).name.partition('.')[0]) or 'rows'
+  name = task_name(data)
   task = {'name': name, 'data': data, 'split_fractions': (0.9, 0.1, 0.0)}
   given = {
       'MODEL_DIR': f'runs/{out.stem}', 'MIXTURE_OR_TASK_NAME': name,
@@ -146,6 +147,14 @@ def write(base: Path, data: str, method: str, out: Path, force: bool) -> str:
       macros['RANK'] = 1, 'The smallest: there are few tokens to learn from.'
     _write_checked(Leaf(model, files[0], macros, task).text(command), out)
   return command
+
+
+def task_name(data: str) -> str:
+  """The name of a file as one of a task; no shipped task has it."""
+  name = re.sub(r'\W', '_', Path(data).name.partition('.')[0]) or 'rows'
+  taken = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
+  own = registration.RECORDS.get(name)
+  return f'my_{name}' if name in taken and not (own and own.files) else name
 
 
 def _model_file(base: Path) -> str:

@@ -20,13 +20,15 @@ ENDINGS = ('.parquet', '.arrow')
 # of DatasetDict.save_to_disk the second, beside a folder for each split.
 _STATE = 'state.json'
 _SPLITS = 'dataset_dict.json'
+# What files in the format that can be read in any order (Feather) begin with.
+_FILE = b'ARROW1'
 
 
 def rows(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields (place, row), the place for messages.
 
   Args:
-    file: A .parquet file, or an .arrow file in the streaming format.
+    file: A .parquet file, or an .arrow file in either of Arrow's formats.
 
   Raises:
     errors.UserError: pyarrow is not installed, or the file is broken.
@@ -41,7 +43,9 @@ def rows(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
       for row in batch.to_pylist():
         number += 1
         yield f'{file}, row {number}', row
-  except (pa.ArrowException, OSError, ValueError, tf.errors.OpError) as error:
+  except (  # Times may be such that Python has none.
+      pa.ArrowException, OSError, ValueError, OverflowError, tf.errors.OpError
+  ) as error:
     if isinstance(error, errors.UserError):
       raise
     raise errors.UserError(
@@ -59,7 +63,12 @@ def _batches(pa: Any, file: str) -> Iterator[Any]:
   if file.endswith('.parquet'):
     parquet = packages.import_optional('pyarrow.parquet', 'parquet')
     return parquet.ParquetFile(source).iter_batches()
-  return iter(pa.ipc.open_stream(source))
+  is_file = source.read(len(_FILE)) == _FILE
+  source.seek(0)
+  if not is_file:
+    return iter(pa.ipc.open_stream(source))
+  opened = pa.ipc.open_file(source)
+  return (opened.get_batch(i) for i in range(opened.num_record_batches))
 
 
 def in_folder(folder: str) -> list[str]:

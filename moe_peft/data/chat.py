@@ -155,8 +155,10 @@ class Chat:
       )
     whole, spans = self._render(conversation)
     # Marks tell who speaks, and not which answers are given.
-    given = conversation.messages[: conversation.given]
-    answers_given = any(x['role'] == messages_lib.ASSISTANT for x in given)
+    said = [
+        x for x in conversation.messages if x['role'] == messages_lib.ASSISTANT
+    ]
+    answers_given = len(said) > len(conversation.answers)
     if not self.tokens.template.marks_answers or answers_given:
       spans = self._found_spans(conversation, whole)
     edges = [0, *(edge for span in spans for edge in span), len(whole)]

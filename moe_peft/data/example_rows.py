@@ -45,6 +45,16 @@ class Options:
             f'{", ".join(map(str, known))}.', f'{_ARGUMENT}{name}',
         )
 
+  def check_text(self, row_format: formats.Format) -> None:
+    """Raises errors.UserError for what only conversations have, of texts."""
+    defaults = Options()
+    for name in ('turns', 'loss', 'template'):
+      if (value := getattr(self, name)) != getattr(defaults, name):
+        raise errors.UserError(
+            f'{name} = {value!r} is for conversations, and the rows are '
+            f'{row_format.says}.', f'{_ARGUMENT}{name}', 'Leave it out.',
+        )
+
   def chat(self, vocabulary: seqio.Vocabulary) -> chat.Chat | None:
     """The chats of a model, or None for vocabularies without templates."""
     if not isinstance(vocabulary, vocabularies.TokenizerVocabulary):
@@ -87,7 +97,11 @@ def register(
     errors.UserError: A row cannot be an example.
   """
   decoder = isinstance(vocabulary, vocabularies.TokenizerVocabulary)
-  chats = options.chat(vocabulary) if _are_messages(parsed) else None
+  chats = None
+  if _are_messages(parsed):
+    chats = options.chat(vocabulary)
+  else:
+    options.check_text(row_format)
   splits = {
       split: _rows(
           found, vocabulary, chats, options.turns, f'{split} of {name}'

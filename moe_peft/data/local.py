@@ -27,6 +27,7 @@ has the length of prompts as `inputs` and that of answers as `targets`.
 
 from collections.abc import Sequence
 import functools
+import math
 
 import seqio
 
@@ -121,7 +122,9 @@ def register_task(
 
 
 def register_mixture(
-    name: str, tasks: Sequence[str], rates: Sequence[float] | None = None
+    name: str,
+    tasks: str | Sequence[str],
+    rates: Sequence[float] | None = None,
 ) -> str:
   """Registers a mixture of tasks; returns its name.
 
@@ -137,22 +140,23 @@ def register_mixture(
   Raises:
     errors.UserError: Unknown task, or rates that do not fit.
   """
-  settings = {'tasks': list(tasks), 'rates': rates and list(rates)}
+  tasks = [tasks] if isinstance(tasks, str) else list(tasks)
+  settings = {'tasks': tasks, 'rates': rates and list(rates)}
   if not registration.is_new([name], settings):
     return name
-  if not tasks:
+  if not tasks or len(set(tasks)) < len(tasks):  # SeqIO keeps one rate of each.
     raise errors.UserError(
-        f'The mixture {name!r} has no tasks.', 'local.register_mixture.tasks',
-        'Give some.',
+        f'The tasks of the mixture {name!r} are {tasks}.',
+        'local.register_mixture.tasks', 'Give one or more, each once.',
     )
   for task in tasks:
     catalog.get_task_or_mixture(task)
   if rates is None:
     rates = [_num_train_rows(task) for task in tasks]
-  if len(rates) != len(tasks) or min(rates) <= 0:
+  if len(rates) != len(tasks) or not 0 < min(rates) <= max(rates) < math.inf:
     raise errors.UserError(
-        f'The {len(tasks)} tasks of {name!r} need as many rates, all above 0, '
-        f'not {list(rates)}.', 'local.register_mixture.rates',
+        f'The {len(tasks)} tasks of {name!r} need as many rates, all above 0 '
+        f'and finite, not {list(rates)}.', 'local.register_mixture.rates',
     )
   seqio.MixtureRegistry.add(name, list(zip(tasks, rates, strict=True)))
   return name

@@ -39,9 +39,7 @@ def find(paths: str | Sequence[str]) -> list[str]:
     pattern = os.path.expanduser(str(pattern))
     try:
       # A name may hold what patterns are made of.
-      files = [pattern] if tf.io.gfile.exists(pattern) else (
-          sorted(tf.io.gfile.glob(pattern))
-      )
+      files = [pattern] if tf.io.gfile.exists(pattern) else _matched(pattern)
       folders = [file for file in files if tf.io.gfile.isdir(file)]
     except tf.errors.OpError as error:
       raise errors.UserError(f'It cannot be read: {error}', pattern) from error
@@ -58,6 +56,24 @@ def find(paths: str | Sequence[str]) -> list[str]:
   for file in found:
     _reader(file)
   return found
+
+
+def _matched(pattern: str) -> list[str]:
+  """The files that a pattern names; hidden ones only if it begins so.
+
+  Raises:
+    errors.UserError: It has `**`, by which TensorFlow means one folder.
+  """
+  if '**' in pattern:
+    raise errors.UserError(
+        '** does not stand for any number of folders here.', pattern,
+        'Give a list of patterns, one for each depth, as in folder/*/*.jsonl.',
+    )
+  is_hidden = lambda path: os.path.basename(path).startswith('.')
+  return sorted(
+      file for file in tf.io.gfile.glob(pattern)
+      if is_hidden(pattern) or not is_hidden(file)
+  )
 
 
 def examples(file: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -83,7 +99,7 @@ def examples(file: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _reader(file: str):
   if _JSON.search(file):
-    is_lines = '.jsonl' in os.path.basename(file)
+    is_lines = file.removesuffix('.gz').endswith('.jsonl')
     return json_lines if is_lines else _json_rows
   if file.endswith(arrow_files.ENDINGS):
     return arrow_files.rows
@@ -121,13 +137,17 @@ def _table_rows(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
   """Rows of a table whose first line names the columns."""
   csv.field_size_limit(_MAX_CELL)
   # What the lines are is the csv module's to say: cells may hold line feeds.
-  lines = text_files.lines(_content(file), file)
-  text = io.StringIO('\n'.join(line for _, line in lines), newline='')
-  delimiter = '\t' if '.tsv' in os.path.basename(file) else ','
+  content = text_files.decode(_content(file), file)
+  table = content.lstrip('\r\n')
+  blank = content[: len(content) - len(table)].count('\n')
+  text = io.StringIO(table, newline='')
+  delimiter = '\t' if file.removesuffix('.gz').endswith('.tsv') else ','
   reader = csv.DictReader(text, delimiter=delimiter, strict=True)
   try:
     if len(set(reader.fieldnames or ())) < len(reader.fieldnames or ()):
-      raise errors.UserError('Two columns have one name.', f'{file}, line 1')
+      raise errors.UserError(
+          'Two columns have one name.', f'{file}, line {blank + 1}'
+      )
     for number, row in enumerate(reader, start=1):
       place = f'{file}, row {number}'
       if None in row or None in row.values():
@@ -139,7 +159,7 @@ def _table_rows(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
       yield place, row
   except csv.Error as error:
     raise errors.UserError(
-        f'It is no CSV: {error}.', f'{file}, line {reader.line_num + 1}'
+        f'It is no CSV: {error}.', f'{file}, line {blank + reader.line_num + 1}'
     ) from error
 
 

@@ -32,6 +32,7 @@ class Conversation:
 
   Attributes:
     messages: Objects with `role` and `content`, a text; more for tool calls.
+      An answer with `weight` 0 is not learned, as in OpenAI's files.
     tools: Descriptions of tools, or None.
     variables: Further variables of the template.
     given: Number of messages at the beginning that are not learned, whoever
@@ -59,7 +60,9 @@ class Conversation:
     return tuple(
         number
         for number, message in enumerate(self.messages)
-        if number >= self.given and message['role'] == ASSISTANT
+        if number >= self.given
+        and message['role'] == ASSISTANT
+        and message.get('weight', 1)
     )
 
 
@@ -86,9 +89,10 @@ def of_sharegpt(row: Mapping[str, Any], place: str) -> Conversation:
             f"'from' is {role!r:.40}, which is none of "
             f'{", ".join(_SHAREGPT_ROLES)}.', place,
         )
-      renamed.append(
-          {'role': _SHAREGPT_ROLES[role], 'content': turn.get('value')}
-      )
+      renamed.append({
+          'role': _SHAREGPT_ROLES[role], 'content': turn.get('value'),
+          'weight': turn.get('weight'),
+      })
     turns = renamed
   found = messages(turns, 'conversations', place)
   if isinstance(row.get('system'), str) and row['system'].strip():
@@ -118,7 +122,7 @@ def conversation(
   )
   if not result.answers:
     raise errors.UserError(
-        f'No message is of the role {ASSISTANT!r}; the roles are '
+        f'No message to learn is of the role {ASSISTANT!r}; the roles are '
         f'{[x["role"] for x in found]!s:.100}. Nothing is learned.', place,
         'Leave the row out.',
     )
@@ -203,6 +207,11 @@ def _message(value: Any, which: str, place: str) -> dict[str, Any]:
     raise errors.UserError(
         f'tool_calls of the {which} must be a list of objects, not '
         f'{calls!r:.60}.', place,
+    )
+  weight = found.get('weight', 1)
+  if type(weight) not in (bool, int, float) or weight not in (0, 1):
+    raise errors.UserError(
+        f'The weight of the {which} must be 0 or 1, not {weight!r:.60}.', place
     )
   empty = found['role'] == ASSISTANT and not calls
   if not isinstance(content, str) or (empty and not content.strip()):

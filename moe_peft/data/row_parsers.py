@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows of a user's file to examples, one function a format."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import difflib
 import itertools
@@ -29,6 +29,8 @@ _ALPACA_WITH_INPUT = (
     '### Response:\n'
 )
 _NO_LOSS = -100  # The label of a token that is not learned, as in PyTorch.
+# Columns of TRL: 1 at the tokens that are learned.
+_LEARNED = ('completion_mask', 'assistant_masks')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +189,10 @@ def _common_messages(prompt, chosen, rejected):
 
 
 def tokens(row: Mapping[str, Any], place: str) -> examples.TokenIds:
-  """A row of `input_ids`, and perhaps of `labels`."""
+  """A row of `input_ids`, and perhaps of `labels` and of masks.
+
+  Padding, where `attention_mask` is 0, is left out.
+  """
   ids = _get(row, 'input_ids', place)
   labels = row.get('labels')
   labels = ids if labels is None else labels
@@ -204,13 +209,38 @@ def tokens(row: Mapping[str, Any], place: str) -> examples.TokenIds:
         f"'labels' must have, for each of the {len(ids)} ids, the id itself or "
         f'{_NO_LOSS}.', place, 'Do not shift them: that is done here.',
     )
-  learned = tuple(label != _NO_LOSS for label in labels)
-  if not any(learned):
+  masks = [_mask(row, name, len(ids), place) for name in _LEARNED]
+  real = _mask(row, 'attention_mask', len(ids), place)
+  kept = [
+      (token, label != _NO_LOSS and all(learned))
+      for token, label, is_real, *learned in zip(
+          ids, labels, real, *masks, strict=True
+      )
+      if is_real
+  ]
+  if not any(learned for _, learned in kept):
     raise errors.UserError(
-        f"'labels' are {_NO_LOSS} everywhere: nothing is learned.", place,
-        'Leave the row out.',
+        f"'labels' are {_NO_LOSS}, or masks 0, everywhere: nothing is learned.",
+        place, 'Leave the row out.',
     )
-  return examples.TokenIds(tuple(ids), learned, place)
+  found, learned = zip(*kept, strict=True)
+  return examples.TokenIds(found, learned, place)
+
+
+def _mask(
+    row: Mapping[str, Any], name: str, length: int, place: str
+) -> Sequence[int]:
+  """A column of 0 and 1 for each token; 1 everywhere if there is none."""
+  mask = row.get(name)
+  if mask is None:
+    return [1] * length
+  if not isinstance(mask, list) or len(mask) != length or not all(
+      type(x) in (int, bool) and x in (0, 1) for x in mask
+  ):
+    raise errors.UserError(
+        f'{name!r} must have 0 or 1 for each of the {length} ids.', place
+    )
+  return mask
 
 
 def text(row: Mapping[str, Any], place: str) -> rows.Row:

@@ -14,6 +14,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from moe_peft import errors
 from moe_peft.data import arrow_files
 from moe_peft.data import local_files
 from moe_peft.data import packages
@@ -113,15 +114,19 @@ def _places(folder: Path, subset: str | None) -> list[Path]:
 def _split_files(folder: Path, split: str, part: str | None):
   for name in _SPLIT_NAMES.get(split, (split,)):
     stem = f'{name}_{part}' if part else name
-    found = [
-        *folder.glob(f'{stem}.*'),
-        *folder.glob(f'{stem}-*'),
-        *(folder / stem).glob('*'),
-    ]
-    files = [
-        f for f in found if f.name.endswith(_ENDINGS) and f.name not in _NO_ROWS
-    ]
-    if files:
+    found: dict[tuple[Path, str], list[Path]] = {}
+    for pattern in (f'{stem}.*', f'{stem}-*', f'{stem}/*'):
+      for file in folder.glob(pattern):
+        ending = next((x for x in _ENDINGS if file.name.endswith(x)), None)
+        if ending and file.name not in _NO_ROWS:
+          found.setdefault((folder / pattern, ending), []).append(file)
+    if len(found) > 1:  # Surely the same rows twice.
+      kinds = ', '.join(sorted(f'{path}{end}' for path, end in found))
+      raise errors.UserError(
+          f'{stem} is there in several forms: {kinds}.', folder,
+          'Keep one of them.',
+      )
+    for files in found.values():
       return tuple(sorted(files))
   return ()
 

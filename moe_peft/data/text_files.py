@@ -85,6 +85,13 @@ def lines(
       ) from error
 
 
+def decode(content: bytes, file: str | os.PathLike) -> str:
+  """The whole of UTF-8 text, ends of lines as they are; as of `lines`."""
+  for _ in lines(content, file):
+    pass  # It names the line that is no UTF-8.
+  return content.removeprefix(_BYTE_ORDER_MARK).decode('utf-8')
+
+
 def json_lines(
     content: bytes, file: str | os.PathLike
 ) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -16,10 +16,12 @@ FILE = 'config.json'
 HfConfig = Mapping[str, Any]
 
 
-def unsupported(field: str, value: Any, supported: str) -> errors.UserError:
+def unsupported(
+    field: str, value: Any, supported: str, file: str = FILE
+) -> errors.UserError:
   """The error of a field whose value our models do not compute."""
   return errors.UserError(
-      f'{FILE} has {field} {reprlib.repr(value)}, which cannot be imported.',
+      f'{file} has {field} {reprlib.repr(value)}, which cannot be imported.',
       where=field, remedy=f'Take a model that has {supported}.',
   )
 
@@ -40,12 +42,16 @@ def sizes(config: HfConfig, names: Mapping[str, str]) -> dict[str, int]:
 
 
 def integer(
-    field: str, value: Any, minimum: int = 1, maximum: int = 2**31 - 1
+    field: str,
+    value: Any,
+    minimum: int = 1,
+    maximum: int = 2**31 - 1,
+    file: str = FILE,
 ) -> int:
   """Returns the value; raises errors.UserError if it is another thing."""
   if type(value) is not int or not minimum <= value <= maximum:
     raise unsupported(
-        field, value, f'an integer from {minimum} to {maximum} there'
+        field, value, f'an integer from {minimum} to {maximum} there', file
     )
   return value
 

@@ -148,7 +148,10 @@ def _gemma2(
 def _gemma3(fields: base_config.Fields) -> dict[str, Any]:
   every = fields.integer('sliding_window_pattern', 6, maximum=2**10)
   pattern = ('local',) * (every - 1) + ('global',)
-  return {**_gemma2(fields, pattern), 'qk_norm': 'head'}
+  # Its class in transformers keeps attn_logit_softcapping and never reads it.
+  return {
+      **_gemma2(fields, pattern), 'qk_norm': 'head', 'attention_softcap': 0.0
+  }
 
 
 def _olmo2(fields: base_config.Fields) -> dict[str, Any]:
@@ -265,11 +268,13 @@ def fields_of(config: base_config.HfConfig) -> base_config.Fields:
 
 def activation(fields: base_config.Fields) -> str:
   """The activation of the MLP, as Flax calls it."""
-  name = fields.get('hidden_act')
-  if fields.config['model_type'].startswith('gemma'):
+  name, kind = fields.get('hidden_act'), fields.config['model_type']
+  if kind == 'gemma':
     name = fields.get('hidden_activation', name)
     # The first files of Gemma say gelu and mean its approximation.
     name = 'gelu_pytorch_tanh' if name == 'gelu' else name
+  elif kind in ('gemma2', 'gemma3_text'):  # hidden_act is not read there.
+    name = fields.get('hidden_activation', 'gelu_pytorch_tanh')
   if not isinstance(name, str) or name not in _ACTIVATIONS:
     raise base_config.unsupported(
         'hidden_act', name, f'one of {", ".join(_ACTIVATIONS)}'

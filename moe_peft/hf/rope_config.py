@@ -153,6 +153,10 @@ def _standard(
   part = 'partial_rotary_factor'
   if (fraction := given.get(part, fields.get(part))) is not None:
     result[part] = base_config.number(part, fraction)
+    if fields.config['model_type'] != 'phi3' and result[part] != 1.0:
+      # Transformers 5 rotates the whole heads of the other families all the
+      # same, and version 4 fails.
+      raise base_config.unsupported(part, fraction, '1.0')
   result |= {k: given[k] for k in _FIELDS[kind] if k in given}
   if _LENGTH in _FIELDS[kind]:
     # Phi-3 has the length outside of the field, and that one takes precedence.

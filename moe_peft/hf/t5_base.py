@@ -76,6 +76,7 @@ def from_hf(config: base_config.HfConfig, layout: str = 't5') -> t5.T5Config:
     raise base_config.unsupported(
         'feed_forward_proj', activation, f'one of {", ".join(_ACTIVATIONS)}'
     )
+  base_config.check_fixed(config, _parts(activation))
   decoder_layers = config.get('num_decoder_layers')
   result = t5.T5Config(
       **sizes,
@@ -97,6 +98,15 @@ def from_hf(config: base_config.HfConfig, layout: str = 't5') -> t5.T5Config:
   )
   t5.check_config(result)
   return result
+
+
+def _parts(activation: str) -> dict[str, Any]:
+  """What transformers writes beside `feed_forward_proj`, and believes more."""
+  name = activation.removeprefix('gated-')
+  return {
+      'dense_act_fn': 'gelu_new' if name == 'gelu' else name,
+      'is_gated_act': name != activation,
+  }
 
 
 def _scales_logits(config: base_config.HfConfig) -> bool:

@@ -66,7 +66,8 @@ def read(
   if (folder / _TOKENIZER).is_file():
     tokenizer = vocabularies.read_tokenizer(str(folder / _TOKENIZER))
   named = _named(tokenizer, files[_TOKENIZER_CONFIG])
-  generation = _ids(files[folders.GENERATION_CONFIG], 'eos_token_id', num_ids)
+  file = folders.GENERATION_CONFIG
+  generation = _ids(files[file], 'eos_token_id', num_ids, file)
   ends = generation or _ids(hf_config, 'eos_token_id', num_ids)
   end = named('eos_token')
   if end is not None and end < num_ids:
@@ -92,17 +93,20 @@ def read(
 
 
 def _ids(
-    config: Mapping[str, Any], name: str, num_ids: int
+    config: Mapping[str, Any],
+    name: str,
+    num_ids: int,
+    file: str = base_config.FILE,
 ) -> tuple[int, ...]:
   """The id, or the ids, of a field; none where it is absent or null."""
   value = config.get(name)
   if value is None:
     return ()
   if value == []:
-    raise base_config.unsupported(name, value, 'an id there')
+    raise base_config.unsupported(name, value, 'an id there', file)
   values = value if isinstance(value, list) else [value]
   return tuple(
-      base_config.integer(name, x, 0, num_ids - 1) for x in values
+      base_config.integer(name, x, 0, num_ids - 1, file) for x in values
   )
 
 

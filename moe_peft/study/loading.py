@@ -92,11 +92,9 @@ def _check_names(options: StudyOptions, names: Sequence[str]) -> None:
       )
 
 
-def _read(file: Path, options: StudyOptions, folder: Path) -> Configuration:
-  """Loads a file's configuration and reads its macros."""
-  import gin
-
-  def load_gin(*bindings):
+def _load(file: Path, options: StudyOptions, *bindings: str) -> None:
+  """Loads a file's configuration with more bindings; errors name the file."""
+  try:
     gin_files.load_gin(
         [str(file), *options.gin_file],
         [*options.gin_bindings, *bindings],
@@ -104,11 +102,28 @@ def _read(file: Path, options: StudyOptions, folder: Path) -> Configuration:
         options.trust_gin,
         {'MODEL_DIR': 'unused'},
     )
+  except errors.UserError as error:
+    if file.name in str(error):
+      raise
+    # What is missing stands in no line of a file.
+    raise errors.UserError(
+        f'{file}: {error.what}', error.where, error.remedy
+    ) from error
 
-  load_gin()
+
+def _read(file: Path, options: StudyOptions, folder: Path) -> Configuration:
+  """Loads a file's configuration and reads its macros."""
+  import gin
+
+  _load(file, options)
   macros = {
       name: gin.query_parameter(f'%{name}') for name in gin_files.macros()
   }
+  if 'MODEL_DIR' not in macros:  # It would end each run with an error.
+    raise errors.UserError(
+        f'{file} describes no run: it has no MODEL_DIR.', file,
+        'Include a run file, such as gin/runs/finetune.gin.',
+    )
   if options.tune:
     grid = {k: values for k, values in options.tune.items() if k in macros}
   else:
@@ -120,7 +135,7 @@ def _read(file: Path, options: StudyOptions, folder: Path) -> Configuration:
     )
   for name, values in grid.items():
     for value in values:
-      load_gin(f'{name}={value}')  # Says what is wrong with a value.
+      _load(file, options, f'{name}={value}')  # Says what is wrong with it.
   bank_of = macros.get('BANK_OF', ())
   if bank_of and grid:
     raise errors.UserError(

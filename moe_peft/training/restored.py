@@ -90,12 +90,15 @@ def infer(
   )
   encoded, length = _encode(lines, talks, experiment)
   setup, params = restore(experiment)
+  rng = decoding_options.pop('rng', None)
   generate = jax.jit(
-      lambda params, tokens, ids: experiment.model.generate(
+      lambda params, tokens, ids, start: experiment.model.generate(
           trainable.unflatten(params),
           tokens,
           experiment.task_feature_lengths['targets'],
           example_ids=ids,
+          # A key for each batch: equal lines get samples of their own.
+          rng=None if rng is None else jax.random.fold_in(rng, start),
           **decoding_options,
       )
   )
@@ -110,7 +113,7 @@ def infer(
       ids = np.zeros((size, 1), np.int32)
       ids[: len(part), 0] = told[start : start + size]
     with setup.context():
-      answers = jax.device_get(generate(params, tokens, ids))
+      answers = jax.device_get(generate(params, tokens, ids, start))
     for answer in answers[: len(part)]:
       yield experiment.model.output_vocabulary.decode(answer.tolist())
 

@@ -69,6 +69,13 @@ FLAGS = [
     ('report run --out', '--out'),
     ('report run --out=folder', '--out', 'folder'),
     ('report run --out=latin1.txt/page.html', '--out', 'latin1.txt'),
+    ('report run --out=run/config.gin', '--out', '.html'),
+    ('bank show bank --out=bank/bank.json', '--out', '.svg'),
+    ('evidence study --out=object.json', '--out', '.md'),
+    ('t5x_config --gin_file=study/one.gin --out=rows.jsonl', '--out', '.gin'),
+    ('init --base=bases/tiny_t5 --data=rows.jsonl --out=rows.jsonl', '.gin'),
+    ('aot --topology=v5e-8 --gin_file=study/one.gin --json=study/one.gin',
+     '--json', '.json'),
     ('report ~no_such_user/run', '~no_such_user'),
     ('evidence folder --out=folder', '--out', 'folder'),
     ('t5x_config --gin_file=study/one.gin --out=folder', '--out', 'folder'),
@@ -101,6 +108,8 @@ FLAGS = [
     ('study study --split=tset', '--split', 'tset', 'test'),
     ('study bad_study', 'RANK = 0', 'two.gin, line 2'),
     ('study seeds_study', 'SEEDS'),
+    ('study lacking_study', 'lacking_study/one.gin', '--gin.'),
+    ('study method_study', 'method_study/one.gin', 'MODEL_DIR'),
     ('study tune_study', 'TUNE'),
     ('plan', '--gin_file'),
     ('plan --gin_file=nowhere.gin', 'nowhere.gin'),
@@ -226,6 +235,8 @@ def inputs(refusals, config_of_run):
   refusals.write('circle.gin', "include 'circle.gin'\n")
   refusals.write('bad_study/two.gin', leaf + 'RANK = 0\n')
   refusals.write('seeds_study/one.gin', leaf + "SEEDS = (0, 'x')\n")
+  for name, file in (('lacking', 'runs/finetune'), ('method', 'methods/lora')):
+    refusals.write(f'{name}_study/one.gin', f"include 'gin/{file}.gin'\n")
   refusals.write('tune_study/one.gin', leaf + "TUNE = {'NOPE': (1, 2)}\n")
   return refusals
 

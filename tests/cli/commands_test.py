@@ -139,6 +139,16 @@ def test_infer_answers_each_line_with_one(run_dir, decode, capsys, monkeypatch):
   assert capsys.readouterr().out.count('\n') == 3
 
 
+@pytest.mark.slow
+def test_batches_of_equal_lines_have_samples_of_their_own(
+    run_dir, capsys, monkeypatch
+):
+  write_stdin(monkeypatch, b'past tense: walk\n' * 16)
+  infer.main([str(run_dir), '--decode=sample'])
+  answers = capsys.readouterr().out.splitlines()
+  assert len(answers) == 16 and answers[:8] != answers[8:]
+
+
 def test_line_breaks_within_an_answer_are_escaped(
     run_dir, capsys, monkeypatch
 ):

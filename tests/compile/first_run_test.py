@@ -35,3 +35,17 @@ def test_values_are_quoted(tmp_path, name):
   assert gin.query_parameter('%MODEL_DIR') == name
   assert gin.query_parameter('local.register_task.data') == name
   assert gin.query_parameter('%TRAIN_STEPS') == 30
+
+
+@pytest.mark.parametrize(
+    'data, name',
+    [
+        ("we'ird %x é.jsonl", 'we_ird__x_é'),
+        ('rows/past_tense.csv', 'my_past_tense'),
+        ('morphology.jsonl', 'my_morphology'),
+        ('data/*.jsonl', '_'),
+        ('.jsonl', 'rows'),
+    ],
+)
+def test_no_task_has_the_name_of_a_shipped_one(data, name):
+  assert first_run.task_name(data) == name

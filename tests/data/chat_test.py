@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of conversations as tokens."""
 
+import dataclasses
+
 import pytest
 
 from moe_peft.data import chat
@@ -108,6 +110,15 @@ def test_given_answers_are_not_learned_together(tmp_path, template):
   of = _chat(tmp_path, template, turns=chat.TOGETHER)
   (row,) = of.rows(_conversation(*_HELLO, given=3))
   assert _shown(of, row)[2] == 'yes<|im_end|>'
+
+
+@pytest.mark.parametrize('template', [small_chat.CHATML, _MARKED])
+def test_answers_of_weight_0_are_not_learned_together(tmp_path, template):
+  of = _chat(tmp_path, template, turns=chat.TOGETHER)
+  given = _conversation(*_HELLO)
+  messages = [*given.messages[:-1], {**given.messages[-1], 'weight': 0}]
+  (row,) = of.rows(dataclasses.replace(given, messages=tuple(messages)))
+  assert _shown(of, row)[2] == 'ho<|im_end|>'
 
 
 def test_a_given_question_keeps_the_marks(tmp_path):

@@ -40,6 +40,11 @@ def _messages(*pairs):
         ({'input_ids': [4, 0, 5], 'labels': [-100, 0, 5]},
          examples.TokenIds((4, 0, 5), (False, True, True))),
         ({'input_ids': [4, 5]}, examples.TokenIds((4, 5), (True, True))),
+        ({'input_ids': [0, 4, 5, 0], 'attention_mask': [0, 1, 1, 0]},
+         examples.TokenIds((4, 5), (True, True))),
+        ({'input_ids': [4, 5, 6], 'completion_mask': [0, 1, 1],
+          'assistant_masks': [0, 0, 1]},
+         examples.TokenIds((4, 5, 6), (False, False, True))),
         ({'prompt': 'q', 'chosen': 'a', 'rejected': 'b'},
          examples.Preference('q', 'a', 'b')),
         ({'chosen': 'why? so it is', 'rejected': 'why? not'},
@@ -108,6 +113,15 @@ def test_messages_keep_what_templates_may_need():
   assert _parse({'messages': columns}).messages == (_USER, _ANSWER)
 
 
+def test_answers_of_weight_0_are_not_learned():
+  turns = [{'role': 'user', 'content': 'q'}, {**_ANSWER, 'weight': 0}] * 2
+  turns[3] = {**_ANSWER, 'weight': 1}
+  assert _parse({'messages': turns}).answers == (3,)
+  turns = [{'from': 'human', 'value': 'q'}, {'from': 'gpt', 'value': 'a'}] * 2
+  turns[3] = {**turns[3], 'weight': 0}
+  assert _parse({'conversations': turns}).answers == (1,)
+
+
 def test_sharegpt_may_have_a_system_message_beside():
   turns = [{'from': 'user', 'value': 'q'}, {'from': 'gpt', 'value': 'a'}]
   parsed = _parse({'conversations': turns, 'system': 's'})
@@ -153,6 +167,12 @@ def test_sharegpt_may_have_a_system_message_beside():
         ({'input_ids': [1, 2], 'labels': [2, 3]}, ["'labels'", '-100']),
         ({'input_ids': [1, 2], 'labels': [-100]}, ["'labels'"]),
         ({'input_ids': [1], 'labels': [-100]}, ['nothing']),
+        ({'input_ids': [1], 'completion_mask': [0]}, ['nothing']),
+        ({'input_ids': [1], 'attention_mask': [0]}, ['nothing']),
+        ({'input_ids': [1, 2], 'attention_mask': [1]}, ["'attention_mask'"]),
+        ({'input_ids': [1], 'assistant_masks': [2]}, ["'assistant_masks'"]),
+        ({'messages': [_USER, {**_ANSWER, 'weight': 0.5}]}, ['weight', '0.5']),
+        ({'messages': [_USER, {**_ANSWER, 'weight': 0}]}, ['assistant']),
         ({'text': ''}, ["'text'"]),
     ],
 )  # fmt: skip

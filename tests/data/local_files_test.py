@@ -51,13 +51,17 @@ def _parquet(path):
   pq.write_table(pa.Table.from_pylist(_ROWS), path)
 
 
-def _arrow(path):
+def _arrow(path, kind='new_stream'):
   pytest.importorskip('pyarrow')
   import pyarrow as pa
 
   table = pa.Table.from_pylist(_ROWS)
-  with pa.ipc.new_stream(str(path), table.schema) as writer:
+  with getattr(pa.ipc, kind)(str(path), table.schema) as writer:
     writer.write_table(table)
+
+
+def _arrow_file(path):
+  _arrow(path, 'new_file')
 
 
 @pytest.mark.parametrize(
@@ -70,6 +74,9 @@ def _arrow(path):
         ('a.tsv', _tsv),
         ('a.parquet', _parquet),
         ('a.arrow', _arrow),
+        ('a.arrow', _arrow_file),
+        ('a.jsonl.json', _json),
+        ('a.tsv.csv', _csv),
     ],
 )
 def test_every_kind_of_file_gives_the_same_rows(tmp_path, name, write):
@@ -82,6 +89,42 @@ def test_the_name_of_a_folder_says_nothing_of_its_files(tmp_path):
   folder.mkdir()
   _json(folder / 'a.json')
   assert _read(str(folder / 'a.json')) == _ROWS
+
+
+@pytest.mark.parametrize(
+    'content, cell',
+    [
+        (b'text\r\n"a\r\nb"\r\n', 'a\r\nb'),  # As JSON keeps it.
+        (b'text\n"a\nb"\n', 'a\nb'),
+        (b'\xef\xbb\xbf\n\r\n"text"\na\n', 'a'),
+        ('text\na\x85b\u2028\f\n'.encode(), 'a\x85b\u2028\f'),
+        (b'text\rNA\r', 'NA'),
+    ],
+)
+def test_cells_are_kept_as_they_are(tmp_path, content, cell):
+  (tmp_path / 'a.csv').write_bytes(content)
+  assert _read(str(tmp_path / 'a.csv')) == [{'text': cell}]
+
+
+def test_what_a_pattern_matches(tmp_path):
+  (tmp_path / 'deep').mkdir()
+  for name in ('a.jsonl', '.a.jsonl', 'deep/b.jsonl'):
+    _json_of_lines(tmp_path / name)
+  assert local_files.find(f'{tmp_path}/*') == [f'{tmp_path}/a.jsonl']
+  assert local_files.find(f'{tmp_path}/.*l') == [f'{tmp_path}/.a.jsonl']
+  # TensorFlow matches one folder by **, and so a part of the rows.
+  with refusals.refused(f'{tmp_path}/**/*.jsonl', '**', '*/*.jsonl'):
+    local_files.find(f'{tmp_path}/**/*.jsonl')
+
+
+def test_times_that_python_does_not_have(tmp_path):
+  pa = pytest.importorskip('pyarrow')
+  path = str(tmp_path / 'a.arrow')
+  table = pa.table({'t': pa.array([2**55], pa.timestamp('s'))})
+  with pa.ipc.new_stream(path, table.schema) as writer:
+    writer.write_table(table)
+  with refusals.refused(path):
+    _read(path)
 
 
 def test_folders_of_datasets(tmp_path):
@@ -130,6 +173,7 @@ def test_columns_of_one_name_are_refused(tmp_path):
         ('a.csv', 'a,b\n1,2,3\n', ', row 1', ['2']),
         ('a.csv', 'a,a\n1,2\n', ', line 1', ['one name']),
         ('a.csv', 'a,b\n"1"x,2\n', ', line 2', []),
+        ('a.csv', '\n\na,b\n"1"x,2\n', ', line 4', []),
         ('a.json', '[{"a": 1}, 3]', ', row 2', ['3']),
         ('a.json', '[{"a": 1},', '', ['JSON']),
         ('a.json', '{"a": 1}\n{', ', line 2', ['JSON']),

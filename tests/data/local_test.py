@@ -351,6 +351,17 @@ def test_registering_again(tmp_path):
     local.register_mixture('my_task', ['past_tense'])
 
 
+@pytest.mark.parametrize(
+    'name, value', [('turns', 'last'), ('loss', 'all'), ('template', 'chatml')]
+)
+def test_what_only_conversations_have_is_refused(tmp_path, name, value):
+  path = _write(tmp_path / 'a.jsonl', [_row(0)])
+  with refusals.refused(
+      f'local.register_task.{name}', value, 'inputs and targets'
+  ):
+    local.register_task('my_task', train=path, **{name: value})
+
+
 def test_mixture(tmp_path):
   small = _write(tmp_path / 'a.jsonl', [_row(0)])
   large = _write(tmp_path / 'b.jsonl', [_row(i) for i in range(1, 10)])
@@ -364,8 +375,13 @@ def test_mixture(tmp_path):
   assert {t.name: mixture.get_rate(t) for t in mixture.tasks} == {
       'my_small': 1.0, 'my_large': 9.0
   }
-  with refusals.refused('local.register_mixture.rates', [1.0, 0.0]):
-    local.register_mixture('my_bad', tasks, rates=[1.0, 0.0])
+  for rates in ([1.0, 0.0], [float('inf'), 1.0], [1.0]):
+    with refusals.refused('local.register_mixture.rates', rates):
+      local.register_mixture('my_bad', tasks, rates=rates)
+  for wrong in ([], ['my_small', 'my_small']):
+    with refusals.refused('local.register_mixture.tasks', wrong):
+      local.register_mixture('my_bad', wrong)
+  assert local.register_mixture('my_one', 'my_small') == 'my_one'
   with refusals.refused('MIXTURE_OR_TASK_NAME', "'my_smal'"):
     local.register_mixture('my_bad', ['my_smal'])
 

@@ -84,6 +84,9 @@ FAMILIES = {
         'query_pre_attn_scalar': 16, 'rope_theta': 500.0,
         'rope_local_base_freq': 20.0, **_HEADS,
         'rope_scaling': {'rope_type': 'linear', 'factor': 8.0},
+        # Transformers computes the latter only, and reads no hidden_act.
+        'attn_logit_softcapping': 1.0, 'final_logit_softcapping': 3.0,
+        'hidden_act': 'silu',
     },
     'phi3': {'model_type': 'phi3', 'sliding_window': 8},
     'phi4_mini': {

@@ -286,6 +286,8 @@ def spoil(folder, config, tensors, how):
     config = {**config, 'model_type': 'qwen3_moe'}
   elif how == 'activation':
     config = {**config, 'feed_forward_proj': 'gelu'}
+  elif how == 'parts':
+    config = {**config, 'dense_act_fn': 'relu'}
   elif how == 'sizes':
     config = {k: v for k, v in config.items() if k != 'd_kv'}
   elif how == 'text':
@@ -319,6 +321,7 @@ def spoil(folder, config, tensors, how):
         ('quantized', '{folder}', ('quantized', 'I8')),
         ('qwen3_moe', 'model_type', ("'qwen3_moe'", 'llama', 'experts')),
         ('activation', 'feed_forward_proj', ("'gelu'", 'gated-gelu')),
+        ('parts', 'dense_act_fn', ("'relu'", "'gelu_new'")),
         ('sizes', 'config.json', ('d_kv',)),
         ('text', 'd_model', ('import os',)),
         ('epsilon', 'layer_norm_epsilon', ('1e-05', '1e-06')),

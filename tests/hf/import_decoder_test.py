@@ -241,6 +241,12 @@ def test_the_gin_file_describes_the_model(tmp_path):
             'rope_parameters.mrope_section', '[2]',
         ),
         ({'rope_parameters': {'rope_theta': 0.5}}, 'rope_theta', '0.5'),
+        # Transformers rotates all of a head here, whatever the field says.
+        ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor', '0.5'),
+        (  # The exact one: that gelu means tanh is so of the first Gemma alone.
+            {'model_type': 'gemma2', 'hidden_activation': 'gelu'},
+            'hidden_act', "'gelu'",
+        ),
         (
             {'model_type': 'gemma3_text', 'layer_types': ['full_attention']},
             'layer_types', 'full_attention',

@@ -34,7 +34,7 @@ SPELLINGS = {
         {'rope_type': 'linear', 'factor': 2.0, 'rope_theta': 1e4},
     ),
     'partial': (
-        {'partial_rotary_factor': 0.5},
+        {'model_type': 'phi3', 'partial_rotary_factor': 0.5},
         {'rope_theta': 1e4, 'partial_rotary_factor': 0.5},
     ),
     'phi3': (

@@ -101,7 +101,7 @@ def test_what_rows_end_with(config, generation, tokenizer, ends, tmp_path):
     ],
 )
 def test_ids_that_are_none_are_named(name, content, field, tmp_path):
-  with refusals.refused(field):
+  with refusals.refused(field, f'{name}.json'):
     read(tmp_path, **{name: content})
 
 

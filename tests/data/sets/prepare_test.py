@@ -321,3 +321,14 @@ def test_rte_is_found_under_the_name_of_glue(local):
   )
   ((_, row),) = source.rows()
   assert (row['premise'], row['hypothesis']) == ('A.', 'B.')
+
+
+def test_rows_that_are_there_twice_are_refused(tmp_path):
+  folder = tmp_path / 'boolq'
+  for name in ('train.jsonl', 'train-00000-of-00001.jsonl'):
+    _write_rows(folder / name, [{'label': 1}])
+    find = lambda: source_rows.find([tmp_path], 'boolq', None, 'train')
+    if name == 'train.jsonl':
+      assert len(find().files) == 1
+  with refusals.refused(folder, 'train.*.jsonl', 'train-*.jsonl'):
+    find()
