@@ -74,16 +74,36 @@ def _decoded(
   """
   rows, _, width = features.shape
   begun = router.has_variable('cache', 'prompt_sum')
+  before = (1,) * _cache_offset(router)
   total = router.variable(
-      'cache', 'prompt_sum', jnp.zeros, (rows, width), jnp.float32
+      'cache', 'prompt_sum', jnp.zeros, (*before, rows, width), jnp.float32
   )
-  ended = router.variable('cache', 'prompt_ended', jnp.zeros, (rows,), bool)
+  ended = router.variable(
+      'cache', 'prompt_ended', jnp.zeros, (*before, rows), bool
+  )
   if not begun:
     return features
+  until = total.value.reshape(rows, 1, width)
   if tokens.in_prompt is not None:
-    sums = total.value[:, None] + _sums(features, tokens)
-    total.value = sums[:, -1]
-    return sums
-  total.value += jnp.where(ended.value[:, None], 0.0, features[:, 0])
-  ended.value = jnp.ones_like(ended.value)
-  return total.value[:, None]
+    sums = until + _sums(features, tokens)
+  else:
+    sums = until + jnp.where(ended.value.reshape(rows, 1, 1), 0.0, features)
+    ended.value = jnp.ones_like(ended.value)
+  total.value = sums[:, -1].reshape(total.value.shape)
+  return sums
+
+
+def _cache_offset(router: nn.Module) -> int:
+  """Axes before the rows in the cache, as T5X's decoding calls it.
+
+  Decoding, ours and T5X's, takes the rows of all entries from one axis: in a
+  model with a scan from the second, since layers are the first. What such a
+  model has outside of its scan (`logits_dense`) needs that axis too. Inside of
+  it no parent is the model, and the scan adds the axis.
+  """
+  module = router
+  while isinstance(module, nn.Module):
+    if getattr(module, 'scan_layers', False):
+      return 1
+    module = module.parent
+  return 0

@@ -16,7 +16,11 @@ from moe_peft.data import cache
 from moe_peft.data import catalog
 from moe_peft.data import registration
 
-_SPLITS_OF = 'splits of '
+# Beginnings of names: which file is of which split, what was made of the rows
+# that are read, and how often a mixture draws from a task.
+_SPLITS_OF, _ROWS_OF, _SHARE_OF = _KINDS = (
+    'splits of ', 'rows of ', 'share of '
+)
 
 
 def identities(name: str) -> dict[str, str]:
@@ -25,14 +29,15 @@ def identities(name: str) -> dict[str, str]:
   Returns:
     SHA-256 of the user's files by path, and of their splits by the task; of
     rows by task, of what a cache says of itself by its folder; the version of a
-    TFDS data set by its name. Tasks that were not registered by this package
-    have none.
+    TFDS data set by its name; the shares of a mixture's tasks. Tasks that were
+    not registered by this package have none of their own.
 
   Raises:
     errors.UserError: Unknown name.
   """
   found = {}
-  for task in seqio.get_subtasks(catalog.get_task_or_mixture(name)):
+  source = catalog.get_task_or_mixture(name)
+  for task in seqio.get_subtasks(source):
     if task.requires_caching:
       found |= {str(task.cache_dir): cache.identity(Path(task.cache_dir))}
     elif task.name in registration.RECORDS:
@@ -40,13 +45,38 @@ def identities(name: str) -> dict[str, str]:
     elif isinstance(task.source, seqio.TfdsDataSource):
       info = task.source.tfds_dataset.info
       found |= {info.name: str(info.version)}
-  return found
+      found |= _of_settings(task.name)
+  return found | _shares(source)
+
+
+def _shares(source: seqio.Task | seqio.Mixture) -> dict[str, str]:
+  """How often a mixture draws from each task; of a task nothing."""
+  if not isinstance(source, seqio.Mixture):
+    return {}
+  rates = {task.name: source.get_rate(task) for task in source.tasks}
+  total = sum(rates.values()) or 1.0
+  # The value names the task too: shares that change places are others.
+  return {
+      _SHARE_OF + task: f'{100 * rate / total:.4g} % {task}'
+      for task, rate in rates.items()
+  }
+
+
+def _of_settings(task: str) -> dict[str, str]:
+  """Of what a TFDS task of this package takes from its data set."""
+  settings = registration.settings(task)
+  if not settings:
+    return {}
+  splits = sorted((settings['splits'] or {}).items())
+  read = [splits, settings['inputs_key'], settings['targets_key']]
+  return {_ROWS_OF + task: _of(read)}
 
 
 def _of_record(record: registration.TaskRecord) -> dict[str, str]:
   """Of every file, or of the rows of a task without files.
 
-  And of which file is of which split: a held-out one may come to be trained on.
+  And of which file is of which split: a held-out one may come to be trained on;
+  and of the rows that columns, templates and turns make of the files.
   """
   if record.files:
     found = {x: _of_file(x) for x in itertools.chain(*record.files.values())}
@@ -54,7 +84,10 @@ def _of_record(record: registration.TaskRecord) -> dict[str, str]:
         (split, sorted(found[x] for x in files))
         for split, files in sorted(record.files.items())
     ]
-    return found | {_SPLITS_OF + record.name: _of(of_splits)}
+    return found | {
+        _SPLITS_OF + record.name: _of(of_splits),
+        _ROWS_OF + record.name: record.content,
+    }
   rows = [
       (split, row.inputs, row.targets, *row.choices)
       for split, of_split in sorted(record.rows_fn().items())
@@ -91,9 +124,9 @@ def check_identities(
   """
   if then is None:
     return
-  if not any(x.startswith(_SPLITS_OF) for x in then):
-    # An older version did not say which file was of which split.
-    now = {k: v for k, v in now.items() if not k.startswith(_SPLITS_OF)}
+  # Older versions did not tell everything.
+  untold = tuple(x for x in _KINDS if not any(y.startswith(x) for y in then))
+  now = {k: v for k, v in now.items() if not k.startswith(untold)}
   if sorted(then.values()) == sorted(now.values()):
     return
   differ = [x for x in (*now, *then) if then.get(x) != now.get(x)]
@@ -101,14 +134,20 @@ def check_identities(
   changed = next(
       (x for x in differ if not {then.get(x), now.get(x)} <= moved), differ[0]
   )
-  was, now = (str(x.get(changed, 'absent'))[:12] for x in (then, now))
+  was, now = (_shown(x.get(changed, 'absent')) for x in (then, now))
   raise errors.UserError(
       f'The data have changed since step {step}: {changed} was {was} and now '
-      f'is {now} (SHA-256, or a version).',
+      f'is {now} (SHA-256, a version, or a share).',
       where=changed,
-      remedy='Put back what it was, or choose another MODEL_DIR; '
+      remedy='Put back what it was, files and what says how they are read '
+      'and mixed; or choose another MODEL_DIR; '
       '--gin.ALLOW_CHANGED_DATA=True goes on with the data of now.',
   )
+
+
+def _shown(value: str) -> str:
+  """A value as messages have it: the beginning of a hash."""
+  return value[:12] if len(value) == hashlib.sha256().digest_size * 2 else value
 
 
 def places(name: str, texts: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
+import hashlib
 import re
 from typing import Any
 
@@ -82,6 +83,19 @@ class TaskRecord:
             longest[kind] = tokens, row.place
     return longest
 
+  @functools.cached_property
+  def content(self) -> str:
+    """SHA-256 of all rows by split, in any order, and of what is done to them.
+    """
+    done = self.inputs_eos, self.too_long
+    digest = hashlib.sha256(repr(done).encode())
+    for split, rows in sorted(self.rows_fn().items()):
+      digest.update(split.encode())
+      digest.update(b''.join(sorted(
+          hashlib.sha256(repr(row.content).encode()).digest() for row in rows
+      )))
+    return digest.hexdigest()
+
   def _num_tokens(self, text: str) -> int:
     if isinstance(self.vocabulary, seqio.ByteVocabulary):
       return len(text.encode())
@@ -156,6 +170,11 @@ def is_new(names: Sequence[str], settings: Mapping[str, Any]) -> bool:
   if new:
     _settings.update(dict.fromkeys(names, settings))
   return new
+
+
+def settings(name: str) -> Mapping[str, Any]:
+  """What a task or mixture was registered with; nothing if others did it."""
+  return _settings.get(name, {})
 
 
 def _listed(settings: Mapping[str, Any], keys: Sequence[str]) -> str:

@@ -41,6 +41,11 @@ class Row:
     """Rows with equal keys are in one split; texts ask nothing."""
     return self.inputs or self.targets
 
+  @property
+  def content(self) -> tuple[Any, ...]:
+    """All that a run reads of it."""
+    return self.inputs, self.targets, self.choices, self.example_id
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenRow:
@@ -58,6 +63,11 @@ class TokenRow:
   weights: tuple[int, ...] | None = None
   place: str = dataclasses.field(default='', compare=False)
   example_id: str | None = None
+
+  @property
+  def content(self) -> tuple[Any, ...]:
+    """All that a run reads of it."""
+    return sorted(self.features.items()), self.weights, self.example_id
 
 
 def id_column(rows: Sequence[Any]) -> dict[str, list[str]]:

@@ -284,14 +284,13 @@ def _router_spec(router: routing.Router) -> dict[str, Any]:
   """Options of the router, by the names of format 1, which stay as they are."""
   select, parts = router.select, router.scores
   biased = isinstance(select, smora.BiasedTopK)
-  threshold = getattr(select, 'max_threshold', None)
   by_head = isinstance(parts, scores.HeadScores)
   options = {
       'score': 'sigmoid' if biased and not select.softmax else 'softmax',
       'selection': _SELECTIONS[type(select)],
       'num_selected_experts': getattr(select, 'k', None),
       'renormalise': select.normalize,
-      'max_threshold': threshold or 1.0 / router.num_experts,
+      'max_threshold': getattr(select, 'max_threshold', None),
       'balancing_bias': biased,
       'bias_in_gate': biased and select.bias_in_gate,
   }

@@ -38,12 +38,32 @@ _OLD_PHI_WINDOW = 2047
 _BEGIN_WITH_BOS = (
     'llama3', 'llama-v3', 'llama-bpe', 'falcon3', 'pixtral', 'tekken'
 )
+# Tokens that end a turn in every model that has them. Where converters wrote no
+# field for them, llama.cpp goes by their texts (`llama-vocab.cpp`).
+_TURN_ENDS = (
+    '<|eot_id|>', '<|eom_id|>', '<|im_end|>', '<|end|>', '<end_of_turn>',
+    '<|endoftext|>', '<|end_of_text|>',
+)
 _LARGEST_GEMMAS = {'gemma2': 46, 'gemma3': 62}  # Layers of the 27B.
 
 
 def special_id(fields: Mapping[str, Any], name: str) -> Any:
-  """What a file says of a special token, 'bos' or 'eos'; None for nothing."""
+  """What a file says of a special token, as 'bos'; None for nothing."""
   return fields.get(f'tokenizer.ggml.{name}_token_id')
+
+
+def ends(fields: Mapping[str, Any]) -> list[Any]:
+  """At which ids an answer ends: first eos, then those that end a turn."""
+  tokens = fields.get('tokenizer.ggml.tokens')
+  tokens = tokens if isinstance(tokens, list) else []
+  found = []
+  for token_id in (
+      *(special_id(fields, name) for name in ('eos', 'eot', 'eom')),
+      *(number for number, text in enumerate(tokens) if text in _TURN_ENDS),
+  ):
+    if token_id is not None and token_id not in found:
+      found.append(token_id)
+  return found
 
 
 def adds_bos(fields: Mapping[str, Any]) -> bool:
@@ -130,7 +150,7 @@ class Metadata:
         **self._of_family(heads, width, head_dim),
         'bos_token_id': special_id(self._all, 'bos')
         if adds_bos(self._all) else None,
-        'eos_token_id': special_id(self._all, 'eos'),
+        'eos_token_id': ends(self._all) or None,
     }
 
   def _refusal(self, name: str) -> errors.UserError:

@@ -151,6 +151,9 @@ def read(
         traced[known].adapter, grouped[path], _layer_params(known, path, params)
     )
     tensors = _at_depth(spec, path, tensors, grouped)
+    if spec['router']:  # Its default is of the layer's own number of experts.
+      most = spec['router']['max_threshold'] or 1.0 / spec['num_experts']
+      spec['router'] = spec['router'] | {'max_threshold': most}
     found = _block_layers(spec, path, layers)
     layer = _layer(path, layers)
     _add_sizes(spec, tensors, layer, found)

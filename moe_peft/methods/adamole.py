@@ -42,8 +42,8 @@ class Threshold(selection.Soft):
   """Keeps what the probabilities exceed a learned threshold by.
 
   Attributes:
-    max_threshold: tau_max; None: 1 / num_experts, for which at least one expert
-      is always used.
+    max_threshold: tau_max; None: 1 / num_experts, the number of the layer, for
+      which at least one expert is always used.
   """
 
   normalize: bool = True
@@ -58,7 +58,9 @@ class Threshold(selection.Soft):
     offset = router.param_with_axes(
         'threshold_bias', nn.initializers.zeros, (1,), ('unmodeled',)
     )
-    most = self.max_threshold or 1.0 / router.num_experts
+    active = context.active
+    number = router.num_experts if active is None else active.sum()
+    most = self.max_threshold or 1.0 / number
     threshold = most * jax.nn.sigmoid(threshold + offset)
     gates = jax.nn.relu(probs - threshold)
     return self.decide(probs, gates, gates > 0)

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`train.lock`: one process at a time trains into a folder.
 
-The lock is the operating system's: it ends with its process, however that ends,
-so none is ever stale, and NFS carries it to other hosts. The text of the file
-only says who has it.
+So it is with the records of a study, in `study.lock`. The lock is the operating
+system's: it ends with its process, however that ends, so none is ever stale,
+and NFS carries it to other hosts. The text of the file only says who has it.
 """
 
 import contextlib
@@ -31,13 +31,31 @@ def take(folder: Path) -> IO[str]:
       it holds a run of T5X.
   """
   _check_engine(folder)
+  return lock(folder / FILE, 'MODEL_DIR', 'is being trained')
+
+
+def lock(path: Path, where: str, what: str) -> IO[str]:
+  """Locks a file, whose folder is made where it is missing.
+
+  Args:
+    path: The file.
+    where: What the user calls its folder, such as MODEL_DIR.
+    what: What the process that has it does with the folder, for messages.
+
+  Returns:
+    The open file; closing it unlocks it.
+
+  Raises:
+    errors.UserError: If another process has it, or if it cannot be written.
+  """
+  folder = path.parent
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / FILE).open('a+', encoding='utf-8')
+    file = path.open('a+', encoding='utf-8')
   except OSError as error:
     raise errors.UserError(
         f'{folder} cannot be written: {error.strerror}.',
-        where='MODEL_DIR',
+        where=where,
         remedy='Choose another folder.',
     ) from error
   try:
@@ -47,8 +65,8 @@ def take(folder: Path) -> IO[str]:
       file.seek(0)
       owner = file.read(200).strip() or 'another process'
     raise errors.UserError(
-        f'{folder} is being trained by {owner}.',
-        where='MODEL_DIR',
+        f'{folder} {what} by {owner}.',
+        where=where,
         remedy='Wait for it or stop it, or choose another folder.',
     ) from error
   except OSError:

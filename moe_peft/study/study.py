@@ -3,6 +3,7 @@
 """Tunes, trains and tabulates the configurations of a study."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
 import itertools
 from pathlib import Path
 import sys
@@ -11,6 +12,7 @@ import time
 from moe_peft import atomic
 from moe_peft import errors
 from moe_peft.runs import run_file
+from moe_peft.runs import run_lock
 from moe_peft.study import banks
 from moe_peft.study import claims as claims_lib
 from moe_peft.study import configurations as configurations_lib
@@ -26,6 +28,7 @@ from moe_peft.study import verdicts
 
 Configuration = configurations_lib.Configuration
 StudyRun = configurations_lib.StudyRun
+LOCK = 'study.lock'
 
 
 def run(options: configurations_lib.StudyOptions) -> None:
@@ -33,12 +36,25 @@ def run(options: configurations_lib.StudyOptions) -> None:
 
   Raises:
     errors.UserError: Before the first run, for anything that the gin files or
-      records have wrong; later, for a run that fails.
+      records have wrong, and for records that another process is writing;
+      later, for a run that fails.
     processes.Stopped: After a signal.
   """
   loaded = loading.load(options)
   for folder in options.merge:  # A study writes what its macros are.
     _check_rows(folder, loaded)
+  with contextlib.ExitStack() as locks:
+    for inside in loaded:  # Records are read once, and then written.
+      locks.enter_context(run_lock.lock(
+          options.results / inside / LOCK, '--results', 'is being written'
+      ))
+    _run(loaded, options)
+
+
+def _run(
+    loaded: Mapping[str, Sequence[Configuration]],
+    options: configurations_lib.StudyOptions,
+) -> None:
   studies = [
       _Study(inside, configurations, options)
       for inside, configurations in loaded.items()

@@ -40,7 +40,7 @@ def stop_when_diverged(
 
 
 class StopWhenDiverged(trainer.BaseAction):
-  """Ends a run whose loss does not come back to finite numbers.
+  """Ends a run that does not come back to finite numbers.
 
   The optimizers of this package skip the steps that are not finite, so the last
   checkpoint is a good one, and T5X saves no worse one when it ends.
@@ -51,7 +51,7 @@ class StopWhenDiverged(trainer.BaseAction):
 
     Args:
       max_periods: So many of T5X's `stats_period` in a row, each of them with a
-        step that is not finite, end the run.
+        loss that is not finite or without a step that is, end the run.
     """
     self._max_periods = max_periods
     self._periods = 0
@@ -65,14 +65,18 @@ class StopWhenDiverged(trainer.BaseAction):
       self, train_state: Any, metrics_by_task: Mapping[str, Mapping[str, Any]]
   ) -> bool:
     """Whether training ends; T5X calls this on the first host only."""
-    loss = metrics_by_task[_TRAINING]['loss'].value
-    self._periods = 0 if np.isfinite(loss).all() else self._periods + 1
+    metrics = metrics_by_task[_TRAINING]
+    finite = np.all(np.isfinite(metrics['loss'].value))
+    if 'skipped' in metrics:  # As `optimizer.SkippedSteps` logs it.
+      finite &= np.all(metrics['skipped'].value < 1)
+    self._periods = 0 if finite else self._periods + 1
     if not self.has_diverged:
       return False
     logging.error(
-        'The loss is not finite in %d periods in a row, up to step %d, and the '
-        'run ends. Steps that were not finite have changed nothing. Make '
-        'LEARNING_RATE smaller, or WARMUP_STEPS larger.',
+        'The loss, its gradient or the parameters are not finite in %d periods '
+        'in a row, up to step %d, and the run ends. Steps that were not finite '
+        'have changed nothing. Make LEARNING_RATE smaller, or WARMUP_STEPS '
+        'larger.',
         self._periods, int(np.asarray(train_state.step)),
     )
     return True

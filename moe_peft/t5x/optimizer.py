@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from t5x import adafactor
+from t5x import metrics as t5x_metrics
 from t5x import optimizers
+from t5x import trainer
 
 from moe_peft import errors
 from moe_peft.core import partitioning
@@ -182,6 +184,35 @@ def _if_finite(
           kept, new_state.param_states, old_state.param_states
       )
   )
+
+
+class SkippedSteps(trainer.WeightMetricsComputer):
+  """Logs the share of steps that were skipped, as `skipped`.
+
+  It stands where T5X has metrics of weights: losses do not tell, since those of
+  the parameters that stay may be finite.
+  """
+
+  def compute_metrics(
+      self, gradients: Any, old_train_state: Any, new_train_state: Any
+  ) -> dict[str, t5x_metrics.AveragePerStep]:
+    """One metric of a step.
+
+    A step that is taken changes the state of the optimizer, if it has any: its
+    count of steps at least.
+    """
+    del gradients
+    leaves = [
+        jax.tree.leaves(x.param_states)
+        for x in (old_train_state, new_train_state)
+    ]
+    same = [jnp.all(old == new) for old, new in zip(*leaves, strict=True)]
+    skipped = jnp.stack(same).all() if same else jnp.zeros((), bool)
+    return {
+        'skipped': t5x_metrics.AveragePerStep.from_model_output(
+            skipped.astype(jnp.float32)
+        )
+    }
 
 
 def trainable_filter(

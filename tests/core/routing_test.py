@@ -237,6 +237,22 @@ def test_masked_experts_count_in_no_loss(select, form):
     )
 
 
+def test_the_threshold_is_that_of_the_experts_that_are_there():
+  """The lesser shares of two are below 1 / 2; some are above 1 / 5."""
+
+  def run(num_experts, active):
+    router = adamole.AdaMoLERouter(num_experts)
+    params = {
+        'kernel': jnp.eye(2, num_experts), 'threshold_kernel': jnp.ones((2, 1)),
+        'threshold_bias': jnp.ones(1),
+    }
+    return router.apply({'params': params}, LOGITS, active=active)
+
+  want = run(2, None).combine_weights
+  got = run(5, jnp.arange(5) < 2).combine_weights
+  np.testing.assert_allclose(got[..., :2], want, atol=1e-6)
+
+
 def test_heads_share_a_kernel():
   inputs = jnp.concatenate([LOGITS, 2 * LOGITS], axis=-1)  # Two heads of two.
   result = route(

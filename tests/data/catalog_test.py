@@ -122,7 +122,9 @@ def test_data_are_told_apart(tmp_path):
   file.write_text('{"inputs": "walk", "targets": "walked"}\n')
   name = local.register_task('told_apart', train=str(file))
   first = provenance.identities(name)
-  assert list(first) == [str(file), 'splits of told_apart']
+  assert list(first) == [
+      str(file), 'splits of told_apart', 'rows of told_apart'
+  ]
   file.write_text(file.read_text() * 2)
   assert provenance.identities(name) != first
 
@@ -159,6 +161,43 @@ def test_files_that_change_their_splits_are_told(tmp_path):
     ))
   older = {x: then[x] for x in files}  # It did not say which is which.
   provenance.check_identities(2, older, then)
+
+
+def test_rows_that_are_read_otherwise_are_told(tmp_path):
+  file = tmp_path / 'rows.jsonl'
+  row = '{"inputs": "walk %d", "targets": "walked", "other": "%d"}\n'
+  file.write_text(''.join(row % (i, i) for i in range(4)))
+  of = lambda name, **given: provenance.identities(
+      local.register_task(name, train=str(file), **given)
+  )
+  then = of('by_default')
+  provenance.check_identities(2, then, of(
+      'by_its_name', row_format='inputs_targets'
+  ))
+  other = of('other_key', targets_key='other')
+  with refusals.refused('rows of other_key', 'step 2', 'ALLOW_CHANGED_DATA'):
+    provenance.check_identities(2, then, other)
+  with refusals.refused('rows of cut_to_fit'):
+    provenance.check_identities(2, then, of('cut_to_fit', too_long='cut'))
+  older = {k: v for k, v in then.items() if not k.startswith('rows of')}
+  provenance.check_identities(2, older, other)
+
+
+def test_rates_of_a_mixture_are_told():
+  words = ['past_tense', 'comparative']
+  of = lambda name, *rates: provenance.identities(
+      local.register_mixture(name, words, rates)
+  )
+  then = of('one_to_three', 1.0, 3.0)
+  provenance.check_identities(2, then, of('two_to_six', 2.0, 6.0))
+  changed = of('three_to_one', 3.0, 1.0)
+  with refusals.refused(
+      'share of comparative', '75 % comparative', '25 % comparative',
+      'ALLOW_CHANGED_DATA',
+  ):
+    provenance.check_identities(2, then, changed)
+  older = {k: v for k, v in then.items() if k in words}
+  provenance.check_identities(2, older, changed)
 
 
 def test_caches_are_told_apart(tmp_path):

@@ -79,6 +79,24 @@ def test_chats_are_a_task(tmp_path, vocabulary, caplog):
   assert catalog.primary_metric(name) == 'exact_match'
 
 
+def test_turns_and_templates_change_the_data(tmp_path, vocabulary):
+  path = _write(tmp_path / 'a.jsonl', [_talk('hi', 'ho', 'so?', 'yes')])
+  of = lambda name, **given: provenance.identities(
+      local.register_task(name, train=path, vocabulary=vocabulary, **given)
+  )
+  then = of('my_default')
+  provenance.check_identities(2, then, of('my_each', turns='each'))
+  provenance.check_identities(2, then, of('my_day', chat_date='2020-01-01'))
+  other = tmp_path / 'other.jinja'
+  other.write_text(small_chat.CHATML.replace('\n', ' '))
+  changed = {'turns': 'last', 'loss': 'all', 'template': str(other)}
+  for option, value in changed.items():
+    with refusals.refused(f'rows of my_{option}', 'ALLOW_CHANGED_DATA'):
+      provenance.check_identities(
+          2, then, of(f'my_{option}', **{option: value})
+      )
+
+
 def test_a_conversation_is_in_one_split(tmp_path, vocabulary):
   rows = [_talk(f'q{i}', 'a', 'more', f'b{i}') for i in range(60)]
   path = _write(tmp_path / 'a.jsonl', rows)

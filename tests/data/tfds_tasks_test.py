@@ -9,6 +9,7 @@ import seqio
 import tensorflow_datasets as tfds
 
 from moe_peft.data import catalog
+from moe_peft.data import provenance
 from moe_peft.data import registration
 from moe_peft.data import tfds_tasks
 from moe_peft.data.sets import words as _words  # noqa: F401 (registers tasks)
@@ -139,3 +140,15 @@ def test_what_cannot_work_is_said_at_once(data_dir, options, names):
 def test_an_unknown_metric_is_said_at_once(data_dir):
   with refusals.refused('metrics', 'exact_match'):
     register(data_dir, 'tfds_wrong', metrics=['exact'])
+
+
+def test_what_is_read_of_a_data_set_is_told(data_dir):
+  of = lambda name, **options: provenance.identities(
+      register(data_dir, name, **options)
+  )
+  then = of('tfds_whole')
+  provenance.check_identities(2, then, of('tfds_whole_too'))
+  with refusals.refused('rows of tfds_half', 'ALLOW_CHANGED_DATA'):
+    provenance.check_identities(
+        2, then, of('tfds_half', splits={'train': 'train[:50%]'})
+    )

@@ -26,7 +26,9 @@ from moe_peft.hf import formats
 from moe_peft.hf import merge
 from moe_peft.hf import sites
 from moe_peft.hf import verify
+from moe_peft.methods import adamole
 from moe_peft.methods import expert_choice
+from moe_peft.methods import mola
 from moe_peft.methods import molora
 from tests import refusals
 from tests.hf import adapted
@@ -406,12 +408,16 @@ def test_routing_between_rows_is_refused_by_name(
 
 
 @pytest.mark.slow
-def test_experts_by_depth_in_a_scan_are_those_of_each_layer():
-  one, scanned = (adapted.make('mola', x).sites for x in ('t5', 't5_scan'))
+@pytest.mark.parametrize('method', [mola.MoLA, adamole.AdaMoLE])
+def test_experts_by_depth_in_a_scan_are_those_of_each_layer(method):
+  by_depth = functools.partial(mola.by_depth, method, (2, 3))
+  rules = (adapted.rule('.*/(query|wo)', by_depth),)
+  one, scanned = (adapted.make(rules, x).sites for x in ('t5', 't5_scan'))
   assert [x.path for x in one] == [x.path for x in scanned]
   assert {x.spec['num_experts'] for x in scanned} == {2, 3}
   for x, y in zip(one, scanned, strict=True):
     assert x.spec['num_experts'] == y.spec['num_experts']
+    assert x.spec['router'] == y.spec['router']  # Its threshold depends on it.
     shapes = [{k: v.shape for k, v in z.tensors.items()} for z in (x, y)]
     assert shapes[0] == shapes[1]
 

@@ -12,6 +12,7 @@ from moe_peft.hf import gguf_config
 from moe_peft.hf import gguf_file
 from moe_peft.hf import gguf_names
 from moe_peft.hf import import_base
+from moe_peft.hf import token_ids
 from moe_peft.models import rotary
 from moe_peft.training import bases
 from tests.hf import import_decoder_test
@@ -242,6 +243,37 @@ def test_old_files_of_phi_3_do_not_say_their_window(
 def test_whether_rows_begin_with_bos_as_llama_cpp_reads_files(fields, adds):
   fields = {f'tokenizer.ggml.{name}': x for name, x in fields.items()}
   assert gguf_config.adds_bos(fields) == adds
+
+
+@pytest.mark.parametrize(
+    ('fields', 'ends'),
+    [
+        ({}, []),
+        ({'eos_token_id': 1}, [1]),
+        # As converters write Gemma and LLaMA 3.
+        ({'eos_token_id': 1, 'eot_token_id': 3}, [1, 3]),
+        ({'eos_token_id': 2, 'eot_token_id': 2, 'eom_token_id': 1}, [2, 1]),
+        # As they write Phi-3.
+        ({'eos_token_id': 1, 'tokens': ['a', '<|endoftext|>', '<|end|>']},
+         [1, 2]),
+        ({'eos_token_id': 1, 'tokens': 'nothing'}, [1]),
+    ],
+)
+def test_answers_end_where_turns_do(fields, ends):
+  fields = {f'tokenizer.ggml.{name}': x for name, x in fields.items()}
+  assert gguf_config.ends(fields) == ends
+
+
+def test_the_base_of_a_file_ends_answers_where_turns_end(tmp_path):
+  small = import_decoder_test.SMALL
+  file = import_decoder_test.write_gguf(
+      tmp_path / 'model.gguf', small, import_decoder_test.random_tensors(small),
+      eos=2, eot=5,
+  )
+  out = tmp_path / 'base'
+  import_base.import_base(file, out, file_format='safetensors')
+  hf_config = import_base.read_hf_config(out)
+  assert token_ids.read(out, hf_config, small['vocab_size']).ends == (2, 5)
 
 
 def test_factors_of_short_rows_alone_are_refused():

@@ -150,7 +150,7 @@ def test_a_tied_embedding_may_have_either_name(tmp_path, hf, names):
     import_base.import_base(other, tmp_path / 'base1')
 
 
-def write_gguf(file, config, tensors, architecture='llama'):
+def write_gguf(file, config, tensors, architecture='llama', **ids):
   """A GGUF file as llama.cpp's converter writes it, in float32."""
   gguf = pytest.importorskip('gguf')
   writer = gguf.GGUFWriter(file, architecture)
@@ -164,6 +164,8 @@ def write_gguf(file, config, tensors, architecture='llama'):
   writer.add_layer_norm_rms_eps(config['rms_norm_eps'])
   writer.add_rope_freq_base(config['rope_theta'])
   writer.add_vocab_size(config['vocab_size'])
+  for name, token_id in ids.items():
+    getattr(writer, f'add_{name}_token_id')(token_id)
   names = gguf.get_tensor_name_map(
       gguf.MODEL_ARCH.LLAMA, config['num_hidden_layers']
   )

@@ -25,7 +25,7 @@ from tests.models import decoder_test
 CONFIG = decoder_test.CONFIG
 RULES = (
     inject.OutputRule(
-        '.*/(query|value)',
+        '.*/(query|value|logits_dense)',
         functools.partial(
             molora.MoLoRA,
             num_experts=3,
@@ -92,6 +92,15 @@ def run(ids, in_prompt, segment_ids=None, positions=None):
   return logits, layer['adapter']['combine_weights'][0][:, :, 0]
 
 
+def generate(scan, prompts, num_beams):
+  params = variables()['params']
+  return jax.jit(
+      lambda p, x: model(CONFIG.replace(scan_layers=scan)).generate(
+          p, x, 5, num_beams
+      )
+  )(decoder_test.to_scan(params) if scan else params, prompts)
+
+
 def mask(*lengths, length=9):
   return jnp.arange(length) < jnp.asarray(lengths)[:, None]
 
@@ -143,11 +152,8 @@ def test_packed_examples_have_their_own_prompts():
 @pytest.mark.parametrize('scan', [False, True])
 def test_generation_with_a_cache_equals_full_passes(scan):
   """Prompts of different lengths, one of them empty."""
-  params = variables()['params']
   prompts = decoder_test.tokens(3, 6).at[1, 3:].set(0).at[2].set(0)
-  answers = jax.jit(
-      lambda p, x: model(CONFIG.replace(scan_layers=scan)).generate(p, x, 5)
-  )(decoder_test.to_scan(params) if scan else params, prompts)
+  answers = generate(scan, prompts, 1)
   expected = []
   for row, length in zip(prompts, (6, 3, 0), strict=True):
     ids = [0, *row[:length].tolist()]
@@ -160,6 +166,14 @@ def test_generation_with_a_cache_equals_full_passes(scan):
     new = ids[length + 1 :]
     expected.append(new + [0] * (5 - len(new)))
   assert answers.tolist() == expected
+
+
+@pytest.mark.slow
+def test_beams_know_their_prompt_outside_of_a_scan_too():
+  prompts = decoder_test.tokens(3, 6).at[1, 3:].set(0).at[2].set(0)
+  np.testing.assert_array_equal(
+      generate(True, prompts, 3), generate(False, prompts, 3)
+  )
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 """Tests of studies: tiny runs in real processes, resumed and tabulated."""
 
 import json
+import os
 from pathlib import Path
 import re
 import shutil
@@ -29,7 +30,7 @@ from tests.training import tiny
 
 def write_study(folder: Path, name: str = 'one', **bindings):
   """A gin file that trains for two steps."""
-  folder.mkdir(exist_ok=True)
+  folder.mkdir(parents=True, exist_ok=True)
   values = {**tiny.SIZES, 'EVAL_EXAMPLES': 8, 'TRAIN_STEPS': 2, **bindings}
   lines = [f"include '{file}'" for file in FILES] + [
       f'{key} = {value!r}' for key, value in values.items()
@@ -214,6 +215,27 @@ def test_rows_of_another_configuration_are_refused(tmp_path, monkeypatch):
   assert len(ran) == 2
 
 
+def test_two_studies_do_not_write_one_folder(tmp_path, monkeypatch):
+  """Each would write the rows that it knows, without those of the other."""
+  write_study(tmp_path / 'all' / 'tiny', SEEDS=(0,))
+  write_study(tmp_path / 'all' / 'other', SEEDS=(0,))
+  out = tmp_path / 'results'
+  runs = f'--out={tmp_path / "runs"}'
+  command = [str(tmp_path / 'all'), runs, f'--results={out}']
+  second = []
+
+  def run_second(*_):
+    second.append(True)
+    folder = out / 'tiny'  # One of those of the first is enough.
+    with refusals.refused('--results', folder, f'process {os.getpid()} on'):
+      study.main([str(tmp_path / 'all/tiny'), runs, f'--results={folder}'])
+
+  monkeypatch.setattr(processes, 'run_all', run_second)
+  study.main(command)
+  study.main(command)  # The first one has let go.
+  assert second
+
+
 def test_a_folder_of_folders_is_a_study_each(tmp_path, monkeypatch):
   folders = []
   monkeypatch.setattr(
@@ -221,7 +243,6 @@ def test_a_folder_of_folders_is_a_study_each(tmp_path, monkeypatch):
       lambda commands, *_: folders.extend(folder for folder, _ in commands),
   )
   for name in ('wide', 'narrow'):
-    (tmp_path / 'all' / name).mkdir(parents=True)
     write_study(tmp_path / 'all' / name, SEEDS=(0,))
   # A mistake in the last file is found before the first one runs.
   write_study(tmp_path / 'all' / 'wide', 'two', SEEDS='0')

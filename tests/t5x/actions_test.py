@@ -20,9 +20,12 @@ def test_periods_in_a_row_end_a_run():
   asked = actions.stop_when_diverged(max_periods=2)
   state = types.SimpleNamespace(step=np.array(7))
 
-  def run(loss):
+  def run(loss, **more):
     (action,) = asked['TRAIN']
-    return action.run(state, {'train': {'loss': values.Scalar(loss)}})
+    found = {'loss': loss, **more}
+    return action.run(
+        state, {'train': {k: values.Scalar(x) for k, x in found.items()}}
+    )
 
   def after_evaluation():
     # A task may have any name, and metrics of its own.
@@ -39,18 +42,26 @@ def test_periods_in_a_row_end_a_run():
   ]
   assert after_evaluation()  # It does not take that back.
   assert not run(1.0) and not after_evaluation()
+  # The loss of what stays is finite.
+  shares = (1.0, 0.9, 1.0, 1.0)
+  assert [run(2.0, skipped=x) for x in shares] == [False, False, False, True]
 
 
 @pytest.mark.slow
-def test_t5x_ends_a_run_that_diverges(tmp_path):
+@pytest.mark.parametrize(('macros', 'step'), [
+    ({'Z_LOSS': 1e38}, 3),  # No loss is finite.
+    # Losses stay those of the base. The first step has the rate 0.
+    ({'LEARNING_RATE': 1e38, 'WARMUP_STEPS': 1}, 4),
+])
+def test_t5x_ends_a_run_that_diverges(tmp_path, macros, step):
   state = training.train(
       networks.adapted('molora', more=networks.FEW_SITES),
       tmp_path,
       INITIAL_CHECKPOINT_PATH=[],
       NUM_EXPERTS=2,
       RANK=2,
-      Z_LOSS=1e38,  # No loss is finite.
       TRAIN_STEPS=6,
       CHECKPOINT_PERIOD=1,
+      **macros,
   )
-  assert state.step == 3
+  assert state.step == step
