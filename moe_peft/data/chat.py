@@ -11,12 +11,17 @@ targets are what the template writes behind it, up to the end of the turn.
 import dataclasses
 import os
 
+import seqio
+
 from moe_peft import errors
+from moe_peft.data import chat_template
 from moe_peft.data import examples
 from moe_peft.data import messages as messages_lib
 from moe_peft.data import rows as rows_lib
 from moe_peft.data import template_tokens
+from moe_peft.data import vocabularies
 
+_ARGUMENT = 'local.register_task.'
 EACH, LAST, TOGETHER = TURNS = ('each', 'last', 'together')
 _HOW = {
     EACH: 'one example for each answer',
@@ -197,3 +202,52 @@ class Chat:
     return template_tokens.row(
         self.tokens.vocabulary, inputs, targets, weights, conversation.place
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How conversations are learned; see `local.register_task`."""
+
+  turns: str | None = None
+  loss: str = 'answers'
+  template: str | None = None
+  chat_date: str = chat_template.DATE
+
+  def check(self) -> None:
+    """Raises errors.UserError for a value that does not exist."""
+    for name, known in (('turns', (None, *TURNS)),
+                        ('loss', ('answers', 'all'))):
+      if getattr(self, name) not in known:
+        raise errors.UserError(
+            f'{getattr(self, name)!r} is none of '
+            f'{", ".join(map(str, known))}.', f'{_ARGUMENT}{name}',
+        )
+
+  def check_text(self, says: str) -> None:
+    """Raises errors.UserError for what only conversations have.
+
+    Args:
+      says: What the rows are instead.
+    """
+    defaults = Options()
+    for name in ('turns', 'loss', 'template'):
+      if (value := getattr(self, name)) != getattr(defaults, name):
+        raise errors.UserError(
+            f'{name} = {value!r} is for conversations; the rows are {says}.',
+            f'{_ARGUMENT}{name}', 'Leave it out.',
+        )
+
+  def chat(self, vocabulary: seqio.Vocabulary) -> Chat | None:
+    """The chats of a model, or None for vocabularies without templates."""
+    if not isinstance(vocabulary, vocabularies.TokenizerVocabulary):
+      only = {'template': self.template is not None,
+              'loss': self.loss == 'all',
+              'turns': self.turns == TOGETHER}
+      for name in filter(only.get, only):
+        raise errors.UserError(
+            f'{name} = {getattr(self, name)!r} is for models with a '
+            'tokenizer.json.', f'{_ARGUMENT}{name}', 'Leave it out.',
+        )
+      return None
+    tokens = template_tokens.make(vocabulary, self.template, self.chat_date)
+    return Chat(tokens, self.turns or EACH, self.loss == 'all')

@@ -11,7 +11,6 @@ import seqio
 
 from moe_peft import errors
 from moe_peft.data import chat
-from moe_peft.data import chat_template
 from moe_peft.data import examples
 from moe_peft.data import formats
 from moe_peft.data import messages
@@ -23,59 +22,13 @@ from moe_peft.data import token_tasks
 from moe_peft.data import vocabularies
 
 _logger = logging.getLogger(__name__)
-_ARGUMENT = 'local.register_task.'
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-  """How conversations are learned; see `local.register_task`."""
-
-  turns: str | None = None
-  loss: str = 'answers'
-  template: str | None = None
-  chat_date: str = chat_template.DATE
-
-  def check(self) -> None:
-    """Raises errors.UserError for a value that does not exist."""
-    for name, known in (('turns', (None, *chat.TURNS)),
-                        ('loss', ('answers', 'all'))):
-      if getattr(self, name) not in known:
-        raise errors.UserError(
-            f'{getattr(self, name)!r} is none of '
-            f'{", ".join(map(str, known))}.', f'{_ARGUMENT}{name}',
-        )
-
-  def check_text(self, row_format: formats.Format) -> None:
-    """Raises errors.UserError for what only conversations have, of texts."""
-    defaults = Options()
-    for name in ('turns', 'loss', 'template'):
-      if (value := getattr(self, name)) != getattr(defaults, name):
-        raise errors.UserError(
-            f'{name} = {value!r} is for conversations, and the rows are '
-            f'{row_format.says}.', f'{_ARGUMENT}{name}', 'Leave it out.',
-        )
-
-  def chat(self, vocabulary: seqio.Vocabulary) -> chat.Chat | None:
-    """The chats of a model, or None for vocabularies without templates."""
-    if not isinstance(vocabulary, vocabularies.TokenizerVocabulary):
-      only = {'template': self.template is not None,
-              'loss': self.loss == 'all',
-              'turns': self.turns == chat.TOGETHER}
-      for name in filter(only.get, only):
-        raise errors.UserError(
-            f'{name} = {getattr(self, name)!r} is for models with a '
-            'tokenizer.json.', f'{_ARGUMENT}{name}', 'Leave it out.',
-        )
-      return None
-    tokens = template_tokens.make(vocabulary, self.template, self.chat_date)
-    return chat.Chat(tokens, self.turns or chat.EACH, self.loss == 'all')
 
 
 def register(
     name: str,
     parsed: Mapping[str, Sequence[examples.Parsed]],
     row_format: formats.Format,
-    options: Options,
+    options: chat.Options,
     metric_fns: Sequence[metrics.MetricFn],
     ranked: bool,
     vocabulary: seqio.Vocabulary,
@@ -101,7 +54,7 @@ def register(
   if _are_messages(parsed):
     chats = options.chat(vocabulary)
   else:
-    options.check_text(row_format)
+    options.check_text(row_format.says)
   splits = {
       split: _rows(
           found, vocabulary, chats, options.turns, f'{split} of {name}'
@@ -150,7 +103,7 @@ def as_tokens(
       a decoder without a chat template.
   """
   if conversations is None and _are_messages({'': parsed}):
-    conversations = Options().chat(vocabulary)
+    conversations = chat.Options().chat(vocabulary)
   found = _rows(parsed, vocabulary, conversations, None, 'the rows')
   end = (vocabulary.eos_id,)
   return [

@@ -33,6 +33,7 @@ import seqio
 
 from moe_peft import errors
 from moe_peft.data import catalog
+from moe_peft.data import chat
 from moe_peft.data import chat_template
 from moe_peft.data import example_rows
 from moe_peft.data import lengths
@@ -108,7 +109,7 @@ def register_task(
     return name
   keys = _keys(inputs_key, targets_key, choices_key, choices)
   metric_fns = _metric_fns(keys.ranked, length_normalized, metrics)
-  options = example_rows.Options(turns, loss, template, chat_date)
+  options = chat.Options(turns, loss, template, chat_date)
   options.check()
   files = splits_lib.Files(train, validation, test, data, split_fractions)
   check = functools.partial(metrics_lib.check_target, metric_fns)
@@ -146,8 +147,8 @@ def register_mixture(
     return name
   if not tasks or len(set(tasks)) < len(tasks):  # SeqIO keeps one rate of each.
     raise errors.UserError(
-        f'The tasks of the mixture {name!r} are {tasks}.',
-        'local.register_mixture.tasks', 'Give one or more, each once.',
+        f'{name!r} must have one or more tasks, each once, not {tasks}.',
+        'local.register_mixture.tasks',
     )
   for task in tasks:
     catalog.get_task_or_mixture(task)
@@ -155,8 +156,8 @@ def register_mixture(
     rates = [_num_train_rows(task) for task in tasks]
   if len(rates) != len(tasks) or not 0 < min(rates) <= max(rates) < math.inf:
     raise errors.UserError(
-        f'The {len(tasks)} tasks of {name!r} need as many rates, all above 0 '
-        f'and finite, not {list(rates)}.', 'local.register_mixture.rates',
+        f'{name!r} needs {len(tasks)} rates above 0, not {list(rates)}.',
+        'local.register_mixture.rates',
     )
   seqio.MixtureRegistry.add(name, list(zip(tasks, rates, strict=True)))
   return name

@@ -208,11 +208,7 @@ def _message(value: Any, which: str, place: str) -> dict[str, Any]:
         f'tool_calls of the {which} must be a list of objects, not '
         f'{calls!r:.60}.', place,
     )
-  weight = found.get('weight', 1)
-  if type(weight) not in (bool, int, float) or weight not in (0, 1):
-    raise errors.UserError(
-        f'The weight of the {which} must be 0 or 1, not {weight!r:.60}.', place
-    )
+  _check_weight(found.get('weight', 1), which, place)
   empty = found['role'] == ASSISTANT and not calls
   if not isinstance(content, str) or (empty and not content.strip()):
     raise errors.UserError(
@@ -220,6 +216,13 @@ def _message(value: Any, which: str, place: str) -> dict[str, Any]:
         f'{value.get("content")!r:.60}.', place,
     )
   return {**found, 'content': content}
+
+
+def _check_weight(weight: Any, which: str, place: str) -> None:
+  if type(weight) not in (bool, int, float) or weight not in (0, 1):
+    raise errors.UserError(
+        f'The weight of the {which} must be 0 or 1, not {weight!r:.60}.', place
+    )
 
 
 def tools(row: Mapping[str, Any], place: str) -> tuple[Any, ...] | None:

@@ -10,7 +10,6 @@ import seqio
 
 from moe_peft.data import catalog
 from moe_peft.data import chat
-from moe_peft.data import example_rows
 from moe_peft.data import messages
 from moe_peft.data import registration
 from moe_peft.data import text_files
@@ -85,4 +84,4 @@ def of_task(name: str, vocabulary: seqio.Vocabulary, talks: bool) -> Prompts:
   known = [record.chat for record in records if record and record.chat]
   if not talks or known:
     return Prompts(vocabulary, known[0] if known else None, ends)
-  return Prompts(vocabulary, example_rows.Options().chat(vocabulary), ends)
+  return Prompts(vocabulary, chat.Options().chat(vocabulary), ends)

@@ -139,8 +139,7 @@ def check_identities(
       f'The data have changed since step {step}: {changed} was {was} and now '
       f'is {now} (SHA-256, a version, or a share).',
       where=changed,
-      remedy='Put back what it was, files and what says how they are read '
-      'and mixed; or choose another MODEL_DIR; '
+      remedy='Put back what it was, or choose another MODEL_DIR; '
       '--gin.ALLOW_CHANGED_DATA=True goes on with the data of now.',
   )
 

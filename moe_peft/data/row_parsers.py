@@ -193,22 +193,7 @@ def tokens(row: Mapping[str, Any], place: str) -> examples.TokenIds:
 
   Padding, where `attention_mask` is 0, is left out.
   """
-  ids = _get(row, 'input_ids', place)
-  labels = row.get('labels')
-  labels = ids if labels is None else labels
-  whole = lambda x: type(x) is int and 0 <= x < 2**31
-  if not isinstance(ids, list) or not ids or not all(map(whole, ids)):
-    raise errors.UserError(
-        "'input_ids' must be a list of ids, whole numbers of at least 0.", place
-    )
-  if not isinstance(labels, list) or len(labels) != len(ids) or not all(
-      label in (_NO_LOSS, token)
-      for label, token in zip(labels, ids, strict=True)
-  ):
-    raise errors.UserError(
-        f"'labels' must have, for each of the {len(ids)} ids, the id itself or "
-        f'{_NO_LOSS}.', place, 'Do not shift them: that is done here.',
-    )
+  ids, labels = _ids_and_labels(row, place)
   masks = [_mask(row, name, len(ids), place) for name in _LEARNED]
   real = _mask(row, 'attention_mask', len(ids), place)
   kept = [
@@ -225,6 +210,28 @@ def tokens(row: Mapping[str, Any], place: str) -> examples.TokenIds:
     )
   found, learned = zip(*kept, strict=True)
   return examples.TokenIds(found, learned, place)
+
+
+def _ids_and_labels(
+    row: Mapping[str, Any], place: str
+) -> tuple[list[int], list[int]]:
+  ids = _get(row, 'input_ids', place)
+  labels = row.get('labels')
+  labels = ids if labels is None else labels
+  whole = lambda x: type(x) is int and 0 <= x < 2**31
+  if not isinstance(ids, list) or not ids or not all(map(whole, ids)):
+    raise errors.UserError(
+        "'input_ids' must be a list of ids, whole numbers of at least 0.", place
+    )
+  if not isinstance(labels, list) or len(labels) != len(ids) or not all(
+      label in (_NO_LOSS, token)
+      for label, token in zip(labels, ids, strict=True)
+  ):
+    raise errors.UserError(
+        f"'labels' must have, for each of the {len(ids)} ids, the id itself or "
+        f'{_NO_LOSS}.', place, 'Do not shift them: that is done here.',
+    )
+  return ids, labels
 
 
 def _mask(

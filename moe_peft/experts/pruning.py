@@ -95,8 +95,7 @@ def check_keep(num_experts: int, keep: int) -> None:
   if not 1 < keep < num_experts:
     raise errors.UserError(
         f'{keep} is not more than 1, where a router begins, and less than the '
-        f'{num_experts} experts of the run.',
-        where='--keep',
+        f'{num_experts} experts of the run.', '--keep',
     )
 
 
@@ -110,8 +109,7 @@ def configure(keep: int) -> None:
   if 'NUM_EXPERTS' not in macros:
     raise errors.UserError(
         'The configuration of the run has no such macro; methods whose numbers '
-        'of experts differ by layer cannot be pruned.',
-        where='NUM_EXPERTS',
+        'of experts differ by layer cannot be pruned.', 'NUM_EXPERTS',
     )
   bindings = [f'NUM_EXPERTS={keep}']
   if 'PARAM_BUDGET' in macros:  # It would choose another rank.
@@ -127,9 +125,7 @@ def check_routers(routers: Mapping[str, Any], keep: int) -> int:
   """
   numbers = {router.num_experts for router in routers.values()}
   if len(numbers) > 1:
-    raise _cannot_be_pruned(
-        f'Sites have {sorted(numbers)} experts and not the same number each.'
-    )
+    raise _cannot_be_pruned(f'Sites have {sorted(numbers)} experts.')
   for site, router in routers.items():
     select = router.select
     if isinstance(router.scores, xlora.ClassifierScores):
@@ -236,8 +232,8 @@ def _check_equal(
   worst = max(abs(pruned[task] - masked[task]) for task in pruned)
   if not worst < _TOLERANCE:
     raise _cannot_be_pruned(
-        f'The pruned model differs from the masked one by {worst:.2g} nats, so '
-        'the method depends on the number of experts in another way.'
+        f'It differs from the masked model by {worst:.2g} nats: the method '
+        'depends on the number of experts in another way.'
     )
 
 

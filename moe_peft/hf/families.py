@@ -147,11 +147,9 @@ def _gemma2(
 
 def _gemma3(fields: base_config.Fields) -> dict[str, Any]:
   every = fields.integer('sliding_window_pattern', 6, maximum=2**10)
-  pattern = ('local',) * (every - 1) + ('global',)
-  # Its class in transformers keeps attn_logit_softcapping and never reads it.
-  return {
-      **_gemma2(fields, pattern), 'qk_norm': 'head', 'attention_softcap': 0.0
-  }
+  # Its class in transformers never reads attn_logit_softcapping.
+  found = _gemma2(fields, ('local',) * (every - 1) + ('global',))
+  return {**found, 'qk_norm': 'head', 'attention_softcap': 0.0}
 
 
 def _olmo2(fields: base_config.Fields) -> dict[str, Any]:
@@ -271,9 +269,9 @@ def activation(fields: base_config.Fields) -> str:
   name, kind = fields.get('hidden_act'), fields.config['model_type']
   if kind == 'gemma':
     name = fields.get('hidden_activation', name)
-    # The first files of Gemma say gelu and mean its approximation.
-    name = 'gelu_pytorch_tanh' if name == 'gelu' else name
-  elif kind in ('gemma2', 'gemma3_text'):  # hidden_act is not read there.
+    if name == 'gelu':  # Its first files say so and mean the approximation.
+      name = 'gelu_pytorch_tanh'
+  elif kind.startswith('gemma'):  # hidden_act is not read there.
     name = fields.get('hidden_activation', 'gelu_pytorch_tanh')
   if not isinstance(name, str) or name not in _ACTIVATIONS:
     raise base_config.unsupported(

@@ -154,8 +154,7 @@ def _standard(
   if (fraction := given.get(part, fields.get(part))) is not None:
     result[part] = base_config.number(part, fraction)
     if fields.config['model_type'] != 'phi3' and result[part] != 1.0:
-      # Transformers 5 rotates the whole heads of the other families all the
-      # same, and version 4 fails.
+      # Transformers rotates the whole heads of the others all the same.
       raise base_config.unsupported(part, fraction, '1.0')
   result |= {k: given[k] for k in _FIELDS[kind] if k in given}
   if _LENGTH in _FIELDS[kind]:

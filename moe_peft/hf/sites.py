@@ -151,9 +151,9 @@ def read(
         traced[known].adapter, grouped[path], _layer_params(known, path, params)
     )
     tensors = _at_depth(spec, path, tensors, grouped)
-    if spec['router']:  # Its default is of the layer's own number of experts.
-      most = spec['router']['max_threshold'] or 1.0 / spec['num_experts']
-      spec['router'] = spec['router'] | {'max_threshold': most}
+    if router := spec['router']:  # tau_max follows the layer's own experts.
+      most = router['max_threshold'] or 1.0 / spec['num_experts']
+      spec['router'] = {**router, 'max_threshold': most}
     found = _block_layers(spec, path, layers)
     layer = _layer(path, layers)
     _add_sizes(spec, tensors, layer, found)
@@ -184,9 +184,8 @@ def _layer(
   if path not in layers:
     raise errors.UserError(
         f'The adapter at {path} sits on a layer that transformers does not '
-        'have as a module of its own.', where='SITES',
-        remedy='Restrict SITES to attention projections, wi, wi_0, wi_1, wo '
-        'and act.',
+        'have as a module of its own.', 'SITES',
+        'Restrict it to attention projections, wi, wi_0, wi_1, wo and act.',
     )
   return layers[path]
 

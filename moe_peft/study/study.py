@@ -2,21 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tunes, trains and tabulates the configurations of a study."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import itertools
-from pathlib import Path
 import sys
 import time
 
 from moe_peft import atomic
-from moe_peft import errors
 from moe_peft.runs import run_file
 from moe_peft.runs import run_lock
 from moe_peft.study import banks
 from moe_peft.study import claims as claims_lib
 from moe_peft.study import configurations as configurations_lib
 from moe_peft.study import loading
+from moe_peft.study import merging
 from moe_peft.study import outcomes as outcomes_lib
 from moe_peft.study import plots
 from moe_peft.study import processes
@@ -42,7 +41,7 @@ def run(options: configurations_lib.StudyOptions) -> None:
   """
   loaded = loading.load(options)
   for folder in options.merge:  # A study writes what its macros are.
-    _check_rows(folder, loaded)
+    merging.check(folder, loaded)
   with contextlib.ExitStack() as locks:
     for inside in loaded:  # Records are read once, and then written.
       locks.enter_context(run_lock.lock(
@@ -60,7 +59,7 @@ def _run(
       for inside, configurations in loaded.items()
   ]
   for folder in options.merge:
-    merge(studies, folder)
+    merging.merge(studies, folder)
   for study in studies:
     study.announce()
   try:
@@ -73,30 +72,6 @@ def _run(
   finally:
     if not options.only:  # A part of the arms is no basis for a verdict.
       verdicts.write([s.verdict() for s in studies], options.results)
-
-
-def merge(studies: Sequence['_Study'], folder: Path) -> None:
-  """Adds the rows of another results folder, laid out as these are or flat.
-
-  Raises:
-    errors.UserError: If it has no row of these studies, or rows that differ.
-  """
-  _check_rows(folder, [study.inside for study in studies])
-  for study in studies:
-    theirs = _theirs(folder, study.inside)
-    new = study.records.merge(theirs, study.tuned())
-    print(f'{theirs}: {new} new rows', file=sys.stderr)
-
-
-def _check_rows(folder: Path, insides: Iterable[str]) -> None:
-  if not list(folder.rglob('results.json')):
-    raise errors.UserError('The folder holds no rows of a study.', folder)
-  for inside in insides:
-    records_lib.Records(_theirs(folder, inside))
-
-
-def _theirs(folder: Path, inside: str) -> Path:
-  return folder / inside if (folder / inside).is_dir() else folder
 
 
 class _Study:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from moe_peft.data import example_rows
+from moe_peft.data import chat
 from moe_peft.data import prompts
 from moe_peft.data import token_texts
 from moe_peft.data import vocabularies
@@ -21,7 +21,7 @@ _MESSAGES = [
 @pytest.fixture
 def asked(tmp_path):
   vocabulary = small_chat.vocabulary(tmp_path, small_chat.CHATML)
-  chats = example_rows.Options().chat(vocabulary)
+  chats = chat.Options().chat(vocabulary)
   return prompts.Prompts(vocabulary, chats, ends=False)
 
 

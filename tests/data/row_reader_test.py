@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from moe_peft.data import chat
 from moe_peft.data import example_rows
 from moe_peft.data import row_parsers
 from moe_peft.data import row_reader
@@ -49,4 +50,19 @@ def test_files_of_splits(tmp_path, given):
 
 
 def test_models_without_a_tokenizer_have_no_template():
-  assert example_rows.Options().chat(vocabularies.byte_vocabulary()) is None
+  assert chat.Options().chat(vocabularies.byte_vocabulary()) is None
+
+
+@pytest.mark.parametrize('inputs_end', [False, True])
+def test_texts_as_the_tokens_that_a_task_has(tmp_path, inputs_end):
+  path = _write(tmp_path / 'a.jsonl', {'prompt': 'q', 'completion': 'a'})
+  vocabulary = vocabularies.byte_vocabulary()
+  (row,) = example_rows.as_tokens(
+      _reader()(path), vocabulary, None, inputs_end
+  )
+  end = (vocabulary.eos_id,)
+  assert row.features == {
+      'inputs': (ord('q') + 3,) + (end if inputs_end else ()),
+      'targets': (ord('a') + 3, *end),
+  }
+  assert row.place == f'{path}, line 1'
