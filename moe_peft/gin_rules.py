@@ -146,6 +146,7 @@ RULES: Mapping[str, Rule] = {
     # What is trained, on what, for how long.
     'MODEL_DIR': path,
     'MIXTURE_OR_TASK_NAME': text,
+    'WORD_TASK': text,
     'EVAL_MIXTURE_OR_TASK_NAME': optional(text),
     'TRAIN_FILES': paths,
     'VALIDATION_FILES': paths,

@@ -154,7 +154,9 @@ def register_mixture(
     catalog.get_task_or_mixture(task)
   if rates is None:
     rates = [_num_train_rows(task) for task in tasks]
-  if len(rates) != len(tasks) or not 0 < min(rates) <= max(rates) < math.inf:
+  if len(rates) != len(tasks) or not all(
+      0 < rate < math.inf for rate in rates
+  ):
     raise errors.UserError(
         f'{name!r} needs {len(tasks)} rates above 0, not {list(rates)}.',
         'local.register_mixture.rates',

@@ -59,7 +59,7 @@ def find(paths: str | Sequence[str]) -> list[str]:
 
 
 def _matched(pattern: str) -> list[str]:
-  """The files that a pattern names; hidden ones only if it begins so.
+  """The files that a pattern names; no hidden ones unless it names them so.
 
   Raises:
     errors.UserError: It has `**`, by which TensorFlow means one folder.
@@ -69,11 +69,13 @@ def _matched(pattern: str) -> list[str]:
         '** does not stand for any number of folders here.', pattern,
         'Give a list of patterns, one for each depth, as in folder/*/*.jsonl.',
     )
-  is_hidden = lambda path: os.path.basename(path).startswith('.')
-  return sorted(
-      file for file in tf.io.gfile.glob(pattern)
-      if is_hidden(pattern) or not is_hidden(file)
+  # From the end: TensorFlow may write the beginning in another way.
+  parts = lambda path: path.split('/')[::-1]
+  hides = lambda file: any(
+      found.startswith('.') and not named.startswith('.')
+      for found, named in zip(parts(file), parts(pattern), strict=False)
   )
+  return sorted(x for x in tf.io.gfile.glob(pattern) if not hides(x))
 
 
 def examples(file: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -32,7 +32,8 @@ class Conversation:
 
   Attributes:
     messages: Objects with `role` and `content`, a text; more for tool calls.
-      An answer with `weight` 0 is not learned, as in OpenAI's files.
+      An answer with `weight` 0 is not learned, as in OpenAI's files, unless
+      the loss counts everything.
     tools: Descriptions of tools, or None.
     variables: Further variables of the template.
     given: Number of messages at the beginning that are not learned, whoever
@@ -51,7 +52,10 @@ class Conversation:
   @property
   def key(self) -> str:
     """What is before the first answer: equal ones are in one split."""
-    first = self.answers[0]
+    first = next(
+        number for number, message in enumerate(self.messages)
+        if number >= self.given and message['role'] == ASSISTANT
+    )
     return json.dumps(self.messages[:first], sort_keys=True, default=str)
 
   @property
@@ -208,7 +212,8 @@ def _message(value: Any, which: str, place: str) -> dict[str, Any]:
         f'tool_calls of the {which} must be a list of objects, not '
         f'{calls!r:.60}.', place,
     )
-  _check_weight(found.get('weight', 1), which, place)
+  if found['role'] == ASSISTANT:
+    _check_weight(found.get('weight', 1), which, place)
   empty = found['role'] == ASSISTANT and not calls
   if not isinstance(content, str) or (empty and not content.strip()):
     raise errors.UserError(

@@ -50,16 +50,22 @@ def identities(name: str) -> dict[str, str]:
 
 
 def _shares(source: seqio.Task | seqio.Mixture) -> dict[str, str]:
-  """How often a mixture draws from each task; of a task nothing."""
-  if not isinstance(source, seqio.Mixture):
+  """How often a mixture draws from each of several tasks."""
+  if not isinstance(source, seqio.Mixture) or len(source.tasks) == 1:
     return {}
   rates = {task.name: source.get_rate(task) for task in source.tasks}
   total = sum(rates.values()) or 1.0
-  # The value names the task too: shares that change places are others.
   return {
-      _SHARE_OF + task: f'{100 * rate / total:.4g} % {task}'
+      # Of what the share is: those that change places are others.
+      _SHARE_OF + task: f'{100 * rate / total:.4g} % of {_known_by(task)}'
       for task, rate in rates.items()
   }
+
+
+def _known_by(task: str) -> str:
+  """The beginning of a hash of a task's data; its name if they have none."""
+  own = sorted(identities(task).values())
+  return _of(own)[:12] if own else task
 
 
 def _of_settings(task: str) -> dict[str, str]:

@@ -150,12 +150,12 @@ def preference(row: Mapping[str, Any], place: str) -> examples.Preference:
       prompt = _text(row, 'prompt', place)
   else:
     chosen, rejected = (
-        messages_lib.messages(x, name, place)
+        _unweighted(x, name, place)
         for x, name in ((chosen, 'chosen'), (rejected, 'rejected'))
     )
     if isinstance(prompt, str):
       prompt = ({'role': 'user', 'content': prompt},)
-    prompt = messages_lib.messages(prompt or (), 'prompt', place)
+    prompt = _unweighted(prompt or (), 'prompt', place)
     prompt, chosen, rejected = _common_messages(prompt, chosen, rejected)
   if not (prompt and chosen and rejected) or chosen == rejected:
     raise errors.UserError(
@@ -164,6 +164,14 @@ def preference(row: Mapping[str, Any], place: str) -> examples.Preference:
     )
   return examples.Preference(
       prompt, chosen, rejected, messages_lib.tools(row, place), place
+  )
+
+
+def _unweighted(value: Any, name: str, place: str) -> messages_lib.Messages:
+  """Messages of a pair, of which the last answers are what is learned."""
+  return tuple(
+      {key: x for key, x in message.items() if key != 'weight'}
+      for message in messages_lib.messages(value, name, place)
   )
 
 
@@ -194,22 +202,19 @@ def tokens(row: Mapping[str, Any], place: str) -> examples.TokenIds:
   Padding, where `attention_mask` is 0, is left out.
   """
   ids, labels = _ids_and_labels(row, place)
-  masks = [_mask(row, name, len(ids), place) for name in _LEARNED]
-  real = _mask(row, 'attention_mask', len(ids), place)
-  kept = [
-      (token, label != _NO_LOSS and all(learned))
-      for token, label, is_real, *learned in zip(
-          ids, labels, real, *masks, strict=True
-      )
-      if is_real
-  ]
-  if not any(learned for _, learned in kept):
+  learned = [label != _NO_LOSS for label in labels]
+  for name in _LEARNED:
+    if mask := _mask(row, name, len(ids), place):
+      learned = [x and bool(y) for x, y in zip(learned, mask, strict=True)]
+  if real := _mask(row, 'attention_mask', len(ids), place):
+    ids, learned = (itertools.compress(x, real) for x in (ids, learned))
+  found = examples.TokenIds(tuple(ids), tuple(learned), place)
+  if not any(found.learned):
     raise errors.UserError(
         f"'labels' are {_NO_LOSS}, or masks 0, everywhere: nothing is learned.",
         place, 'Leave the row out.',
     )
-  found, learned = zip(*kept, strict=True)
-  return examples.TokenIds(found, learned, place)
+  return found
 
 
 def _ids_and_labels(
@@ -236,11 +241,11 @@ def _ids_and_labels(
 
 def _mask(
     row: Mapping[str, Any], name: str, length: int, place: str
-) -> Sequence[int]:
-  """A column of 0 and 1 for each token; 1 everywhere if there is none."""
+) -> Sequence[int] | None:
+  """A column of 0 and 1 for each token, or None."""
   mask = row.get(name)
   if mask is None:
-    return [1] * length
+    return None
   if not isinstance(mask, list) or len(mask) != length or not all(
       type(x) in (int, bool) and x in (0, 1) for x in mask
   ):

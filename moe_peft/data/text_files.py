@@ -87,9 +87,12 @@ def lines(
 
 def decode(content: bytes, file: str | os.PathLike) -> str:
   """The whole of UTF-8 text, ends of lines as they are; as of `lines`."""
-  for _ in lines(content, file):
-    pass  # It names the line that is no UTF-8.
-  return content.removeprefix(_BYTE_ORDER_MARK).decode('utf-8')
+  try:
+    return content.removeprefix(_BYTE_ORDER_MARK).decode('utf-8')
+  except UnicodeDecodeError:
+    for _ in lines(content, file):
+      pass  # It names the line.
+    raise
 
 
 def json_lines(
@@ -103,8 +106,9 @@ def json_lines(
 
   Raises:
     errors.UserError: A line is not one JSON object, is longer than 10 million
-      characters, has a key twice, NaN or infinity, or half of a surrogate
-      pair, which no text can hold; the message has the number of the line.
+      characters, has a key twice, NaN or infinity, half of a surrogate pair,
+      which no text can hold, or more than 100 levels; the message has the
+      number of the line.
   """
   for place, line in lines(content, file):
     if not line.strip():
@@ -151,14 +155,12 @@ def parse(text: str, place: str, remedy: str) -> Any:
 
   Raises:
     errors.UserError: It is no JSON, or has a key twice, NaN or infinity, half
-      of a surrogate pair, which no text can hold, or a hundred levels.
+      of a surrogate pair, which no text can hold, or more than 100 levels.
   """
   try:
     value = _decode(text)
     if '\\u' in text:
       json.dumps(value, ensure_ascii=False).encode('utf-8')
-    if text.count('[') + text.count('{') > _MAX_DEPTH and is_deep(value):
-      raise ValueError('it is nested too deeply')
   except UnicodeEncodeError as error:
     raise errors.UserError(
         f'{error.object[error.start]!a} is half of a surrogate pair and no '
@@ -170,6 +172,11 @@ def parse(text: str, place: str, remedy: str) -> Any:
     raise errors.UserError(
         f'It is broken JSON: {what}.', place, remedy
     ) from error
+  if text.count('[') + text.count('{') > _MAX_DEPTH and is_deep(value):
+    raise errors.UserError(
+        f'It is nested too deeply, in more than {_MAX_DEPTH} levels.', place,
+        remedy,
+    )
   return value
 
 
@@ -178,15 +185,14 @@ def is_deep(value: Any) -> bool:
 
   What reads it next may call itself for each of them, and templates do.
   """
-  level = [value]
+  level = [value] if isinstance(value, (dict, list)) else []
   for _ in range(_MAX_DEPTH):
     level = [
-        x for node in level if isinstance(node, (dict, list))
+        x for node in level
         for x in (node.values() if isinstance(node, dict) else node)
+        if isinstance(x, (dict, list))
     ]
-    if not level:
-      return False
-  return True
+  return bool(level)
 
 
 def _checked_object(value: Any, place: str, what: str) -> dict[str, Any]:

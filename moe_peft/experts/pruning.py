@@ -20,7 +20,6 @@ from moe_peft.core import partitioning
 from moe_peft.core import selection
 from moe_peft.core import sites
 from moe_peft.experts import ablation
-from moe_peft.methods import adamole
 from moe_peft.methods import expert_choice
 from moe_peft.methods import xlora
 from moe_peft.runs import config_file
@@ -141,19 +140,12 @@ def check_routers(routers: Mapping[str, Any], keep: int) -> int:
       )
     if isinstance(router.scores, id_scores.ExpertOfId):
       raise _cannot_be_pruned(f'Each expert at {site} is that of an id.')
-    if _counts_experts(select):
+    if isinstance(select, expert_choice.ChooseTokens):
       raise _cannot_be_pruned(
           f'The selection {type(select).__name__} of the router at {site} '
           'depends on the number of experts.'
       )
   return numbers.pop()
-
-
-def _counts_experts(select: selection.Soft) -> bool:
-  """Whether a selection decides otherwise among fewer experts."""
-  if isinstance(select, adamole.Threshold):
-    return select.max_threshold is None
-  return isinstance(select, expert_choice.ChooseTokens)
 
 
 @dataclasses.dataclass(frozen=True)

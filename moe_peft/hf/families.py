@@ -266,15 +266,15 @@ def fields_of(config: base_config.HfConfig) -> base_config.Fields:
 
 def activation(fields: base_config.Fields) -> str:
   """The activation of the MLP, as Flax calls it."""
-  name, kind = fields.get('hidden_act'), fields.config['model_type']
-  if kind == 'gemma':
-    name = fields.get('hidden_activation', name)
-    if name == 'gelu':  # Its first files say so and mean the approximation.
-      name = 'gelu_pytorch_tanh'
-  elif kind.startswith('gemma'):  # hidden_act is not read there.
-    name = fields.get('hidden_activation', 'gelu_pytorch_tanh')
+  kind, field = fields.config['model_type'], 'hidden_act'
+  name = fields.get(field)
+  if kind.startswith('gemma'):  # Later ones do not read hidden_act.
+    field, tanh = 'hidden_activation', 'gelu_pytorch_tanh'
+    name = fields.get(field, name if kind == 'gemma' else tanh)
+    # The first files of Gemma say gelu and mean its approximation.
+    name = tanh if (kind, name) == ('gemma', 'gelu') else name
   if not isinstance(name, str) or name not in _ACTIVATIONS:
     raise base_config.unsupported(
-        'hidden_act', name, f'one of {", ".join(_ACTIVATIONS)}'
+        field, name, f'one of {", ".join(_ACTIVATIONS)}'
     )
   return _ACTIVATIONS[name]

@@ -53,17 +53,17 @@ def special_id(fields: Mapping[str, Any], name: str) -> Any:
 
 
 def ends(fields: Mapping[str, Any]) -> list[Any]:
-  """At which ids an answer ends: first eos, then those that end a turn."""
+  """At which ids an answer ends: eos, if there is one, and ends of turns."""
   tokens = fields.get('tokenizer.ggml.tokens')
   tokens = tokens if isinstance(tokens, list) else []
-  found = []
-  for token_id in (
-      *(special_id(fields, name) for name in ('eos', 'eot', 'eom')),
+  eos, *turns = (special_id(fields, name) for name in ('eos', 'eot', 'eom'))
+  known = range(len(tokens) or 2**31)
+  return list(dict.fromkeys([
+      *([] if eos is None else [eos]),
+      # Not -1 and the like, for what a model does not have.
+      *(token_id for token_id in turns if token_id in known),
       *(number for number, text in enumerate(tokens) if text in _TURN_ENDS),
-  ):
-    if token_id is not None and token_id not in found:
-      found.append(token_id)
-  return found
+  ]))
 
 
 def adds_bos(fields: Mapping[str, Any]) -> bool:
@@ -194,6 +194,8 @@ class Metadata:
         'rope_theta': self.get('rope.freq_base', 10000.0),
         'rope_scaling': scaling,
     }
+    if rotated != head_dim and self.architecture != 'phi3':
+      raise self._refusal(name)
     if rotated != head_dim:
       share = rotated / head_dim
       if int(head_dim * share) < rotated:  # As transformers reads it, too.

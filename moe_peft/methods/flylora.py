@@ -79,6 +79,7 @@ class FlyLoRARouter(routing.Router):
 class FlyLoRA(molora.MoLoRA):
   """A frozen sparse projection, and a trained row of `lora_b` for each rank."""
 
+  counts_experts = True  # See mola.by_depth.
   num_experts: int = 32
   rank: int = 1
   alpha: float = 64.0

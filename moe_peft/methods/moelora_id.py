@@ -58,6 +58,7 @@ class MOELoRAOfIds(molora.MoLoRA):
     dropout: Rate on the inputs of experts, while training.
   """
 
+  counts_experts = True  # See mola.by_depth.
   num_experts: int = 8
   rank: int = 2
   dropout: float = 0.1

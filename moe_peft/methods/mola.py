@@ -5,10 +5,11 @@
 Experts are MoLoRA's, the gate is the normalized top-2. From the paper: rank
 8, alpha 16, more experts in higher layers (2/4/6/8).
 
-`by_depth` gives any method such numbers. Outside of a scan every layer has
+`by_depth` gives other methods such numbers. Outside of a scan every layer has
 exactly its own experts. Inside one all layers must have arrays of one shape,
 so they have the largest number, and each masks those beyond its own: they get
-no weight and no gradient, and count in no loss.
+no weight and no gradient, and count in no loss. Methods whose scale,
+initializer or capacity is made for one number are refused there.
 """
 
 from collections.abc import Callable, Sequence
@@ -53,8 +54,8 @@ def by_depth(
     name: Scope of the adapter.
 
   Raises:
-    errors.UserError: If the depth of the stack is not known, or there are more
-      parts than layers.
+    errors.UserError: If the depth of the stack is not known, there are more
+      parts than layers, or the method counts its experts inside a scan.
   """
   numbers, depth = tuple(experts_by_depth), site.num_layers
   if depth is None:
@@ -74,9 +75,30 @@ def by_depth(
   if site.layer is not None:
     number = numbers[site.layer * len(numbers) // depth]
     return adapter_factory(site=site, num_experts=number, name=name)
-  return adapter_factory(
+  adapter = adapter_factory(
       site=site,
       num_experts=max(numbers),
       experts_by_depth=numbers,
       name=name,
+  )
+  if len(set(numbers)) > 1:
+    _check_masked(adapter)
+  return adapter
+
+
+def _check_masked(adapter: Any) -> None:
+  """Raises errors.UserError for what is made for the largest number alone."""
+  router = adapter.router_factory(num_experts=adapter.num_experts, parent=None)
+  capacity = router.capacity
+  if capacity is not None and capacity.capacity_factor is not None:
+    what = 'a capacity_factor'
+  elif getattr(adapter, 'counts_experts', False):
+    what = type(adapter).__name__
+  else:
+    return
+  raise errors.UserError(
+      f'Inside a scan {what} goes by the largest of EXPERTS_BY_DEPTH = '
+      f'{adapter.experts_by_depth}, in layers with fewer experts too.',
+      where='SCAN_LAYERS',
+      remedy='Set SCAN_LAYERS = False, or one number of experts.',
   )

@@ -185,6 +185,7 @@ class GOATRouter(routing.Router):
 class GOAT(PiSSA):
   """Experts that begin with different segments of the spectrum."""
 
+  counts_experts = True  # See mola.by_depth.
   num_experts: int = 8
   rank: int = 4
   alpha: float = 64.0

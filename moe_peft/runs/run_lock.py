@@ -51,7 +51,10 @@ def lock(path: Path, where: str, what: str) -> IO[str]:
   folder = path.parent
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    file = path.open('a+', encoding='utf-8')
+    can_write = lambda place: os.access(place, os.W_OK)
+    # In a folder that several users write the file may be that of another one.
+    theirs = path.exists() and can_write(folder) and not can_write(path)
+    file = path.open('r' if theirs else 'a+', encoding='utf-8')
   except OSError as error:
     raise errors.UserError(
         f'{folder} cannot be written: {error.strerror}.',
@@ -71,7 +74,8 @@ def lock(path: Path, where: str, what: str) -> IO[str]:
     ) from error
   except OSError:
     return file  # A file system without locks.
-  with contextlib.suppress(OSError):  # A full disk: the lock holds without.
+  # The lock holds without it, on a full disk for example.
+  with contextlib.suppress(OSError):
     file.truncate(0)
     file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
     file.flush()

@@ -198,16 +198,16 @@ class SkippedSteps(trainer.WeightMetricsComputer):
   ) -> dict[str, t5x_metrics.AveragePerStep]:
     """One metric of a step.
 
-    A step that is taken changes the state of the optimizer, if it has any: its
-    count of steps at least.
+    A step that is taken changes the state of the optimizer, a count or moments,
+    if it has any and the gradient is not zero.
     """
-    del gradients
     leaves = [
         jax.tree.leaves(x.param_states)
         for x in (old_train_state, new_train_state)
     ]
     same = [jnp.all(old == new) for old, new in zip(*leaves, strict=True)]
     skipped = jnp.stack(same).all() if same else jnp.zeros((), bool)
+    skipped &= optax.global_norm(gradients) != 0
     return {
         'skipped': t5x_metrics.AveragePerStep.from_model_output(
             skipped.astype(jnp.float32)

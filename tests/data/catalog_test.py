@@ -192,7 +192,7 @@ def test_rates_of_a_mixture_are_told():
   provenance.check_identities(2, then, of('two_to_six', 2.0, 6.0))
   changed = of('three_to_one', 3.0, 1.0)
   with refusals.refused(
-      'share of comparative', '75 % comparative', '25 % comparative',
+      'share of comparative', '75 % of ', '25 % of ',
       'ALLOW_CHANGED_DATA',
   ):
     provenance.check_identities(2, then, changed)

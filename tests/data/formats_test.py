@@ -116,10 +116,23 @@ def test_messages_keep_what_templates_may_need():
 def test_answers_of_weight_0_are_not_learned():
   turns = [{'role': 'user', 'content': 'q'}, {**_ANSWER, 'weight': 0}] * 2
   turns[3] = {**_ANSWER, 'weight': 1}
-  assert _parse({'messages': turns}).answers == (3,)
+  parsed = _parse({'messages': turns})
+  assert parsed.answers == (3,)
+  # Rows that begin alike are in one split, whatever of them is learned.
+  assert parsed.key == _parse({'messages': turns[:1] + [_ANSWER]}).key
+  other = {'role': 'user', 'content': 'q', 'weight': 0.5}  # Of no answer.
+  assert _parse({'messages': [other, _ANSWER]}).answers == (1,)
   turns = [{'from': 'human', 'value': 'q'}, {'from': 'gpt', 'value': 'a'}] * 2
   turns[3] = {**turns[3], 'weight': 0}
   assert _parse({'conversations': turns}).answers == (1,)
+
+
+def test_answers_of_a_pair_have_no_weight():
+  turns = [{'role': 'user', 'content': 'q'}, {**_ANSWER, 'weight': 0}]
+  pair = _parse({
+      'chosen': turns, 'rejected': [turns[0], {**_ANSWER, 'content': 'b'}]
+  })
+  assert pair.chosen == (_ANSWER,)
 
 
 def test_sharegpt_may_have_a_system_message_beside():

@@ -107,11 +107,15 @@ def test_cells_are_kept_as_they_are(tmp_path, content, cell):
 
 
 def test_what_a_pattern_matches(tmp_path):
-  (tmp_path / 'deep').mkdir()
-  for name in ('a.jsonl', '.a.jsonl', 'deep/b.jsonl'):
+  for name in ('a.jsonl', '.a.jsonl', 'deep/b.jsonl', '.kept/c.jsonl'):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     _json_of_lines(tmp_path / name)
   assert local_files.find(f'{tmp_path}/*') == [f'{tmp_path}/a.jsonl']
   assert local_files.find(f'{tmp_path}/.*l') == [f'{tmp_path}/.a.jsonl']
+  assert local_files.find(f'{tmp_path}/*/*') == [f'{tmp_path}/deep/b.jsonl']
+  assert local_files.find(f'{tmp_path}//.kept/*') == [
+      f'{tmp_path}//.kept/c.jsonl'
+  ]
   # TensorFlow matches one folder by **, and so a part of the rows.
   with refusals.refused(f'{tmp_path}/**/*.jsonl', '**', '*/*.jsonl'):
     local_files.find(f'{tmp_path}/**/*.jsonl')

@@ -307,7 +307,7 @@ def test_a_router_that_is_called_with_keywords_is_masked_too():
         ('molora', {}, 1, '--keep', 1),
         ('molora_topk', {'NUM_EXPERTS': 4}, 1, '--keep', 'at least 2'),
         ('lora', {}, 2, 'ADAPTER_RULES', 'router'),
-        ('adamole', {'NUM_EXPERTS': 4}, 2, '--keep', 'depends on'),
+        ('expert_choice', {'NUM_EXPERTS': 4}, 2, '--keep', 'depends on'),
         ('bank_xlora', {'NUM_EXPERTS': 4}, 2, '--keep', 'all layers'),
         ('molora', {'SCAN_LAYERS': True}, 2, 'SCAN_LAYERS', False),
         ('lora_id', {'NUM_EXPERTS': 3, 'EXAMPLE_IDS': ('past_tense', 'b', 'c')},

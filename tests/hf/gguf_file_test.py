@@ -257,6 +257,8 @@ def test_whether_rows_begin_with_bos_as_llama_cpp_reads_files(fields, adds):
         ({'eos_token_id': 1, 'tokens': ['a', '<|endoftext|>', '<|end|>']},
          [1, 2]),
         ({'eos_token_id': 1, 'tokens': 'nothing'}, [1]),
+        ({'eos_token_id': 1, 'eot_token_id': 2**32 - 1}, [1]),
+        ({'eos_token_id': 1, 'eot_token_id': 2, 'tokens': ['a', 'b']}, [1]),
     ],
 )
 def test_answers_end_where_turns_do(fields, ends):

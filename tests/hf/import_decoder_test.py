@@ -247,7 +247,7 @@ def test_the_gin_file_describes_the_model(tmp_path):
         ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor', '0.5'),
         (  # The exact one: that gelu means tanh is so of the first Gemma alone.
             {'model_type': 'gemma2', 'hidden_activation': 'gelu'},
-            'hidden_act', "'gelu'",
+            'hidden_activation', "'gelu'",
         ),
         (
             {'model_type': 'gemma3_text', 'layer_types': ['full_attention']},

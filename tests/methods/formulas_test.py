@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each method at one layer, against its formula written out in NumPy."""
 
+import dataclasses
 import functools
 
 import jax
@@ -15,19 +16,23 @@ from moe_peft.core import sites
 from moe_peft.core import tokens as tokens_lib
 from moe_peft.methods import adamix
 from moe_peft.methods import bottleneck
+from moe_peft.methods import flylora
 from moe_peft.methods import hydralora
 from moe_peft.methods import ia3
 from moe_peft.methods import lora
 from moe_peft.methods import mixlora
 from moe_peft.methods import mode
 from moe_peft.methods import moelora
+from moe_peft.methods import moelora_id
 from moe_peft.methods import mola
 from moe_peft.methods import molora
 from moe_peft.methods import mosld
 from moe_peft.methods import mov
+from moe_peft.methods import sira
 from moe_peft.methods import smear
 from moe_peft.methods import smoe_dropout
 from moe_peft.methods import smora
+from moe_peft.methods import spectral
 from tests.refusals import refused
 
 B, L, IN, OUT, E, R = 2, 5, 6, 8, 3, 2
@@ -398,3 +403,21 @@ def test_by_depth():
     mola.by_depth(site=sites.Site(num_layers=3))
   with refused('mola.by_depth'):
     mola.by_depth(site=sites.Site())
+
+
+@pytest.mark.parametrize(
+    ('adapter', 'name'),
+    [
+        (flylora.FlyLoRA, 'FlyLoRA'),
+        (spectral.GOAT, 'GOAT'),
+        (moelora_id.MOELoRAOfIds, 'MOELoRAOfIds'),
+        (sira.SiRA, 'capacity_factor'),
+    ],
+)
+def test_what_counts_experts_has_one_number_inside_a_scan(adapter, name):
+  site = sites.Site(num_layers=2)
+  with refused('SCAN_LAYERS', name):
+    mola.by_depth(adapter, (2, 8), site)
+  assert mola.by_depth(adapter, (8, 8), site).num_experts == 8
+  of_layer = dataclasses.replace(site, layer=0)
+  assert mola.by_depth(adapter, (2, 8), of_layer).num_experts == 2

@@ -38,6 +38,16 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path):
   run_lock.take(folder).close()
 
 
+def test_the_lock_of_another_user_in_a_shared_folder(tmp_path, monkeypatch):
+  path = tmp_path / 'study.lock'
+  path.write_text('process 1 on there\n')
+  monkeypatch.setattr(os, 'access', lambda place, _: place != path)
+  with run_lock.lock(path, '--results', 'is being written'):
+    with refusals.refused('--results', 'process 1 on there'):
+      run_lock.lock(path, '--results', 'is being written')
+  assert path.read_text() == 'process 1 on there\n'
+
+
 def test_a_folder_that_cannot_be_written(tmp_path):
   (tmp_path / 'file').write_text('')
   with refusals.refused('MODEL_DIR', tmp_path / 'file'):

@@ -257,7 +257,9 @@ def test_a_folder_of_folders_is_a_study_each(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['wide', 'ablations', 'narrow'])
+@pytest.mark.parametrize(
+    'name', ['wide', 'ablations', 'narrow', 'languages', 'bank_smollm2']
+)
 def test_shipped_studies_are_read_with_as_many_trials_for_all(name, tmp_path):
   folder = f'configs/study/{name}'
   options = configurations.StudyOptions(folder, tmp_path, tmp_path)
