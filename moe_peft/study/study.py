@@ -42,6 +42,8 @@ def run(options: configurations_lib.StudyOptions) -> None:
   loaded = loading.load(options)
   for folder in options.merge:  # A study writes what its macros are.
     merging.check(folder, loaded)
+  for inside in loaded:  # Broken ones are told before a lock is written.
+    records_lib.Records(options.results / inside)
   with contextlib.ExitStack() as locks:
     for inside in loaded:  # Records are read once, and then written.
       locks.enter_context(run_lock.lock(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import csv
 import gzip
 import io
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -204,12 +205,14 @@ def read_conversations(folder: Path, out: Path) -> None:
   vocabulary = vocabularies.TokenizerVocabulary(
       str(folder / 'tokenizer.json'), small_chat.SPECIAL.index(small_chat.END)
   )
-  turns = iter(('each', 'together') * len(CONVERSATIONS))
+  turns = itertools.cycle(('each', 'together'))
 
   def read(file):
+    conversations = file.stem.endswith(('messages', 'sharegpt'))
     try:
       local.register_task(
-          'fuzz', str(file), vocabulary=vocabulary, turns=next(turns)
+          'fuzz', str(file), vocabulary=vocabulary,
+          turns=next(turns) if conversations else None,
       )
     finally:
       if registration.RECORDS.pop('fuzz', None):
