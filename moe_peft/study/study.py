@@ -42,24 +42,28 @@ def run(options: configurations_lib.StudyOptions) -> None:
   loaded = loading.load(options)
   for folder in options.merge:  # A study writes what its macros are.
     merging.check(folder, loaded)
-  for inside in loaded:  # Broken ones are told before a lock is written.
-    records_lib.Records(options.results / inside)
+  _studies(loaded, options)  # What is wrong is told before a lock is written.
   with contextlib.ExitStack() as locks:
     for inside in loaded:  # Records are read once, and then written.
       locks.enter_context(run_lock.lock(
           options.results / inside / LOCK, '--results', 'is being written'
       ))
-    _run(loaded, options)
+    _run(_studies(loaded, options), options)
 
 
-def _run(
+def _studies(
     loaded: Mapping[str, Sequence[Configuration]],
     options: configurations_lib.StudyOptions,
-) -> None:
-  studies = [
+) -> list['_Study']:
+  return [
       _Study(inside, configurations, options)
       for inside, configurations in loaded.items()
   ]
+
+
+def _run(
+    studies: Sequence['_Study'], options: configurations_lib.StudyOptions
+) -> None:
   for folder in options.merge:
     merging.merge(studies, folder)
   for study in studies:
