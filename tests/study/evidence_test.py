@@ -80,7 +80,7 @@ def test_the_table_of_the_bank_is_that_of_its_rows():
   }
   means = {name: statistics.fmean(found) for name, found in scores.items()}
   routed = [
-      'lora', 'oracle', 'retrieval', 'learned', 'phatgoose', 'arrow',
+      'lora', 'oracle', 'retrieval', 'learned', 'xlora', 'phatgoose', 'arrow',
       'average', 'random', 'sum',
   ]
   alone = max(read('bank')['lora'][0]['adapted'], key=means.get)
@@ -91,8 +91,50 @@ def test_the_table_of_the_bank_is_that_of_its_rows():
   ]
   for other in ('lora', 'oracle'):
     assert round(means[other] - means['learned']) == 5
+    assert round(means[other] - means['xlora']) == 13
   assert 0 < means['oracle'] - means['retrieval'] < 1
   assert all(len(found) == 5 for found in scores.values())
+
+
+def test_the_table_of_the_bank_on_smollm2_is_that_of_its_rows():
+  text = (ROOT / 'docs' / 'studies.md').read_text().split('### On SmolLM2')[1]
+  means = {
+      name: statistics.fmean(rows[0]['adapted'].values())
+      for name, rows in read('bank_smollm2').items()
+  }
+  rows = re.findall(r'^\|.*\| (\d+\.\d) \|$', text, re.M)
+  names = (
+      'lora', 'oracle', 'retrieval', 'phatgoose', 'learned', 'xlora', 'arrow',
+      'random', 'average',
+  )
+  alone = max(('adverb', 'comparative', 'lemma', 'past_tense'), key=means.get)
+  assert rows == [f'{means[name]:.1f}' for name in (*names, alone)]
+  assert means['lora'] - means['retrieval'] <= 3.5
+
+
+def test_the_table_of_languages_is_that_of_its_rows():
+  text = (ROOT / 'docs' / 'studies.md').read_text().split('## Languages')[1]
+  rows = re.findall(r'^\| (?:Mo)?LoRA.*', text.split('## A bank')[0], re.M)
+  names = (
+      'lora_scale_3', 'molora', 'molora_sentence', 'lora', 'molora_top2',
+      'molora_scale_3', 'lora_scale_8',
+  )
+  for name, row in zip(names, rows, strict=True):
+    (run,) = read('languages')[name]
+    unseen = set(run['held_out'])
+
+    def mean(kinds, of_unseen, run=run, unseen=unseen):
+      return statistics.fmean(
+          score for task, score in run['adapted'].items()
+          if task.startswith(kinds) and (task in unseen) == of_unseen
+      )
+
+    kinds = ('lemma', 'date', 'plural')
+    found = [mean(kind, False) for kind in (*kinds, kinds)]
+    found += [mean(kind, True) for kind in ('lemma', 'plural')]
+    assert re.findall(r'(\d+\.\d) (?=\|)', row.split('|', 3)[3]) == [
+        f'{score:.1f}' for score in found
+    ]
 
 
 def test_what_the_readme_says_of_routing_by_sequence():
