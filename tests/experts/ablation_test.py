@@ -307,7 +307,8 @@ def test_a_router_that_is_called_with_keywords_is_masked_too():
         ('molora', {}, 1, '--keep', 1),
         ('molora_topk', {'NUM_EXPERTS': 4}, 1, '--keep', 'at least 2'),
         ('lora', {}, 2, 'ADAPTER_RULES', 'router'),
-        ('expert_choice', {'NUM_EXPERTS': 4}, 2, '--keep', 'depends on'),
+        ('expert_choice', {'NUM_EXPERTS': 4, 'SITES': '.*encoder/.*/wo'}, 2,
+         '--keep', 'depends on'),
         ('bank_xlora', {'NUM_EXPERTS': 4}, 2, '--keep', 'all layers'),
         ('molora', {'SCAN_LAYERS': True}, 2, 'SCAN_LAYERS', False),
         ('lora_id', {'NUM_EXPERTS': 3, 'EXAMPLE_IDS': ('past_tense', 'b', 'c')},
@@ -315,6 +316,17 @@ def test_a_router_that_is_called_with_keywords_is_masked_too():
     ],
 )
 def test_what_cannot_be_pruned(tmp_path, method, bindings, keep, where, name):
+  with refusals.refused(where, name):
+    _check_pruning(tmp_path, method, bindings, keep)
+
+
+@pytest.mark.parametrize('method', ['molora', 'adamole'])
+def test_what_can_be_pruned(tmp_path, method):
+  assert _check_pruning(tmp_path, method, {'NUM_EXPERTS': 4}, 2) == 4
+
+
+def _check_pruning(tmp_path, method, bindings, keep):
+  """Checks the routers of a method; returns their number of experts."""
   model = tiny.experiment(tmp_path, method, **{**MLP, **bindings}).model
   lengths = {'inputs': 4, 'targets': 4}
   init = lambda: model.init(jax.random.key(0), lengths)['params']
@@ -322,9 +334,10 @@ def test_what_cannot_be_pruned(tmp_path, method, bindings, keep, where, name):
   ones = np.ones((1, 4), np.int32)
   names = ('encoder_input_tokens', 'decoder_input_tokens',
            'decoder_target_tokens', 'decoder_loss_weights', 'example_ids')
-  with refusals.refused(where, name):
-    routers = ablation.routers(model, params, dict.fromkeys(names, ones))
-    pruning.check_keep(pruning.check_routers(routers, keep), keep)
+  routers = ablation.routers(model, params, dict.fromkeys(names, ones))
+  number = pruning.check_routers(routers, keep)
+  pruning.check_keep(number, keep)
+  return number
 
 
 @pytest.mark.slow
