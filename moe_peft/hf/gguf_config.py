@@ -61,7 +61,7 @@ def ends(fields: Mapping[str, Any]) -> list[Any]:
   return list(dict.fromkeys([
       *([] if eos is None else [eos]),
       # Not -1 and the like, for what a model does not have.
-      *(token_id for token_id in turns if token_id in known),
+      *(i for i in turns if isinstance(i, int) and i in known),
       *(number for number, text in enumerate(tokens) if text in _TURN_ENDS),
   ]))
 
@@ -194,9 +194,9 @@ class Metadata:
         'rope_theta': self.get('rope.freq_base', 10000.0),
         'rope_scaling': scaling,
     }
-    if rotated != head_dim and self.architecture != 'phi3':
-      raise self._refusal(name)
     if rotated != head_dim:
+      if self.architecture != 'phi3':
+        raise self._refusal(name)
       share = rotated / head_dim
       if int(head_dim * share) < rotated:  # As transformers reads it, too.
         share = math.nextafter(share, 1.0)
