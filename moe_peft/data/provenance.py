@@ -35,37 +35,42 @@ def identities(name: str) -> dict[str, str]:
   Raises:
     errors.UserError: Unknown name.
   """
-  found = {}
   source = catalog.get_task_or_mixture(name)
-  for task in seqio.get_subtasks(source):
-    if task.requires_caching:
-      found |= {str(task.cache_dir): cache.identity(Path(task.cache_dir))}
-    elif task.name in registration.RECORDS:
-      found |= _of_record(registration.RECORDS[task.name])
-    elif isinstance(task.source, seqio.TfdsDataSource):
-      info = task.source.tfds_dataset.info
-      found |= {info.name: str(info.version)}
-      found |= _of_settings(task.name)
-  return found | _shares(source)
+  of_tasks = {task: _of_task(task) for task in seqio.get_subtasks(source)}
+  found = {}
+  for of_task in of_tasks.values():
+    found |= of_task
+  if isinstance(source, seqio.Mixture) and len(of_tasks) > 1:
+    found |= _shares(source, of_tasks)
+  return found
 
 
-def _shares(source: seqio.Task | seqio.Mixture) -> dict[str, str]:
-  """How often a mixture draws from each of several tasks."""
-  if not isinstance(source, seqio.Mixture) or len(source.tasks) == 1:
-    return {}
-  rates = {task.name: source.get_rate(task) for task in source.tasks}
+def _of_task(task: seqio.Task) -> dict[str, str]:
+  if task.requires_caching:
+    return {str(task.cache_dir): cache.identity(Path(task.cache_dir))}
+  if task.name in registration.RECORDS:
+    return _of_record(registration.RECORDS[task.name])
+  if isinstance(task.source, seqio.TfdsDataSource):
+    info = task.source.tfds_dataset.info
+    return {info.name: str(info.version), **_of_settings(task.name)}
+  return {}
+
+
+def _shares(
+    source: seqio.Mixture, of_tasks: Mapping[seqio.Task, Mapping[str, str]]
+) -> dict[str, str]:
+  """How often a mixture draws from each task."""
+  rates = {task: source.get_rate(task) for task in of_tasks}
   total = sum(rates.values()) or 1.0
+  # Of what the share is: those that change places are others.
+  data = {
+      task: _of(sorted(own.values()))[:12] if own else task.name
+      for task, own in of_tasks.items()
+  }
   return {
-      # Of what the share is: those that change places are others.
-      _SHARE_OF + task: f'{100 * rate / total:.4g} % of {_known_by(task)}'
+      _SHARE_OF + task.name: f'{100 * rate / total:.4g} % of {data[task]}'
       for task, rate in rates.items()
   }
-
-
-def _known_by(task: str) -> str:
-  """The beginning of a hash of a task's data; its name if they have none."""
-  own = sorted(identities(task).values())
-  return _of(own)[:12] if own else task
 
 
 def _of_settings(task: str) -> dict[str, str]:
