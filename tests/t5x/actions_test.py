@@ -13,7 +13,29 @@ from tests.t5x import training
 
 pytest.importorskip('t5x')
 actions = pytest.importorskip('moe_peft.t5x.actions')
+optimizer = pytest.importorskip('moe_peft.t5x.optimizer')
 pytestmark = pytest.mark.t5x
+
+
+@pytest.mark.parametrize(
+    ('before', 'after', 'gradient', 'skipped'),
+    [
+        ([0.0, None], [1.0, None], 1.0, 0.0),
+        ([1.0, None], [1.0, None], 1.0, 1.0),
+        ([1.0, None], [1.0, None], np.nan, 1.0),
+        ([1.0, None], [1.0, None], 0.0, 0.0),  # Taken, and it moves nothing.
+        ([], [], np.nan, 0.0),  # No state tells.
+    ],
+)
+def test_a_skipped_step_is_told_by_the_state(before, after, gradient, skipped):
+  old, new = (
+      types.SimpleNamespace(param_states=[x and np.array(x) for x in states])
+      for states in (before, after)
+  )
+  found = optimizer.SkippedSteps().compute_metrics(
+      {'a': np.array([gradient])}, old, new
+  )
+  assert found['skipped'].total == skipped
 
 
 def test_periods_in_a_row_end_a_run():
