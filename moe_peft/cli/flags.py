@@ -109,7 +109,7 @@ def output_file(ending: str) -> Callable[[str], Path]:
       )
     if path.exists() and not path.is_file():  # A device would be replaced.
       raise argparse.ArgumentTypeError(f'{text} is no ordinary file')
-    if path.suffix != ending:  # Else a file of the run would be replaced.
+    if path.suffix != ending:  # A file of another kind would be replaced.
       raise argparse.ArgumentTypeError(f'{text} does not end in {ending}')
     output_folder(str(path.absolute().parent))
     return path

@@ -150,7 +150,7 @@ def write(base: Path, data: str, method: str, out: Path, force: bool) -> str:
 
 
 def task_name(data: str) -> str:
-  """The name of a file as one of a task; no shipped task has it."""
+  """The name of a file as one of a task, which no task of words has."""
   name = re.sub(r'\W', '_', Path(data).name.partition('.')[0]) or 'rows'
   taken = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
   own = registration.RECORDS.get(name)
