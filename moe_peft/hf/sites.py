@@ -183,8 +183,8 @@ def _layer(
 ) -> networks.Layer:
   if path not in layers:
     raise errors.UserError(
-        f'The adapter at {path} sits on a layer that transformers does not '
-        'have as a module of its own.', 'SITES',
+        f'There is an adapter at {path}, and the formats have none at this '
+        'layer.', 'SITES',
         'Restrict it to attention projections, wi, wi_0, wi_1, wo and act.',
     )
   return layers[path]
