@@ -96,10 +96,12 @@ def make(
     errors.UserError: If the engines do not mean the same by it.
   """
   _check(experiment)
+  # A method file may have taken the place of another, which T5X's is told.
+  idle = tuple(f'{name}.' for name in settings.idle_adapters())
   bound = {
       _RENAMED.get(name, name): value
       for name, value in config_file.bindings(config, file).items()
-      if not _ENGINE.fullmatch(name)
+      if not _ENGINE.fullmatch(name) and not name.startswith(idle)
   }
   macros = config_file.macros(bound)
   bindings = {k: v for k, v in bound.items() if k not in macros}

@@ -141,20 +141,29 @@ def _check_names() -> None:
       logging.warning('%s There is %s.', what, meant)
 
 
+def idle_adapters() -> list[str]:
+  """Adapters that are set up and belong to nothing, as gin files name them."""
+  package = 'moe_peft.methods.'
+  return [
+      selector.removeprefix(package)
+      for _, selector in gin.config._CONFIG  # pylint: disable=protected-access
+      if selector.startswith(package)
+      and _is_adapter(selector)
+      and not _refers_to(selector)
+  ]
+
+
+def _is_adapter(selector: str) -> bool:
+  found = gin.config._REGISTRY[selector].wrapped  # pylint: disable=protected-access
+  return isinstance(found, type) and issubclass(found, adapter.MoeAdapter)
+
+
 def _check_one_method() -> None:
-  """Refuses adapters that are set up and belong to nothing."""
-  for _, selector in list(gin.config._CONFIG):  # pylint: disable=protected-access
-    if not selector.startswith('moe_peft.methods.'):
-      continue
-    found = gin.config._REGISTRY[selector]  # pylint: disable=protected-access
-    is_adapter = isinstance(found.wrapped, type) and issubclass(
-        found.wrapped, adapter.MoeAdapter
+  for name in idle_adapters():
+    raise errors.UserError(
+        f'{name} is set up, and the adapter is another one.', 'ADAPTER',
+        'Include one method file.',
     )
-    if is_adapter and not _refers_to(selector):
-      raise errors.UserError(
-          f'{selector.removeprefix("moe_peft.methods.")} is set up, and the '
-          'adapter is another one.', 'ADAPTER', 'Include one method file.',
-      )
 
 
 def _check_includes() -> None:

@@ -47,10 +47,10 @@ def _flags(folder, **bindings):
   return [f'--gin.{name}={value!r}' for name, value in values.items()]
 
 
-def _write(folder, **bindings):
+def _write(folder, *more, **bindings):
   file = folder / 'leaf.gin'
   args = flags.rewrite_gin_args(
-      [*_FILES, *_flags(folder, **bindings), f'--out={file}']
+      [*_FILES, *more, *_flags(folder, **bindings), f'--out={file}']
   )
   t5x_config.main(args)
   return file
@@ -83,6 +83,17 @@ def test_the_file_says_what_the_experiment_says(base, tmp_path):
   assert macros['INITIAL_CHECKPOINT_PATH'] == repr(str(base))
   assert 't5x_expert_partitions.gin' in text
   assert 'experiment' not in text.partition('from __gin__')[2]
+
+
+@pytest.mark.slow
+def test_a_method_that_another_took_the_place_of_is_left_out(base, tmp_path):
+  file = _write(
+      tmp_path, '--gin_file=gin/methods/sira.gin',
+      INITIAL_CHECKPOINT_PATH=str(base),
+  )
+  bound = config_file.bindings(file.read_text(), file)
+  assert 'sira.SiRA.rank' in bound  # T5X refuses two.
+  assert not [name for name in bound if name.startswith('molora.')]
 
 
 @pytest.mark.slow
