@@ -3,10 +3,11 @@
 """Checkpoints of T5X runs that hold the adapters and not the base.
 
 Saved are the trained parameters, the optimizer state, the step, the position
-in the data, and the identity of the base, which is read again from its own
-path. T5X takes the class of its Orbax checkpoint manager from gin only when it
-does not resume, and that of its older checkpointer always; so this is one of
-the latter, for `use_orbax = False`, and writes with Orbax all the same.
+in the data, notes of data and method, and the identity of the base, which is
+read again from its own path. T5X takes the class of its Orbax checkpoint
+manager from gin only when it does not resume, and that of its older
+checkpointer always; so this is one of the latter, for `use_orbax = False`, and
+writes with Orbax all the same.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,8 +22,8 @@ from t5x import checkpoints as t5x_checkpoints
 
 from moe_peft import errors
 from moe_peft.core import trainable
-from moe_peft.data import provenance
 from moe_peft.t5x import layout
+from moe_peft.t5x import notes
 from moe_peft.t5x import restorable
 from moe_peft.t5x import whole_checkpoints
 from moe_peft.training import base_identity
@@ -50,6 +51,7 @@ class AdapterCheckpointer:
       trainable_regex: str = trainable.ADAPTER_REGEX,
       mixture_or_task_name: str | None = None,
       allow_changed_data: bool = False,
+      allow_changed_method: bool = False,
   ):
     """Makes a checkpointer; arguments up to `base_path` come from T5X.
 
@@ -66,6 +68,7 @@ class AdapterCheckpointer:
       trainable_regex: Parameters whose whole path matches are saved.
       mixture_or_task_name: Whose data must be the same when a run continues.
       allow_changed_data: They may be others.
+      allow_changed_method: So may settings of the method that change no shape.
     """
     del save_dtype, keep_dataset_checkpoints
     self._train_state = train_state
@@ -77,7 +80,9 @@ class AdapterCheckpointer:
     self._base_path = base_path
     self._trains = trainable.matcher(trainable_regex)
     self._saved_identity: dict[str, Any] | None = None
-    self._task, self._allow_changed = mixture_or_task_name, allow_changed_data
+    self._notes = notes.Notes(
+        mixture_or_task_name, allow_changed_data, allow_changed_method
+    )
 
   def save(
       self,
@@ -117,7 +122,7 @@ class AdapterCheckpointer:
       items = ocp.args.Composite(
           state=ocp.args.PyTreeSave(self._trained(train_state.state_dict())),
           base=ocp.args.JsonSave(self._saved_identity),
-          data=ocp.args.JsonSave(self._data()),
+          **{k: ocp.args.JsonSave(x) for k, x in self._notes.now().items()},
           **self._dataset_items(),
           **{checksums.ITEM: checksums.Args()},
       )
@@ -146,7 +151,7 @@ class AdapterCheckpointer:
       errors.UserError: If a file has changed since it was written and there
         is no whole checkpoint to go on from, if it holds other adapters than
         the model has, if the base is not the one they belong to, or if a run
-        would go on with other data.
+        would go on with other data or another method.
     """
     del lazy_parameters
     if not (epath.Path(path) / 'base').is_dir():
@@ -171,8 +176,7 @@ class AdapterCheckpointer:
         base=ocp.args.JsonRestore(),
         **self._dataset_items(),
     )
-    if resumes and not self._allow_changed:
-      self._check_data(epath.Path(path))
+    self._notes.check(path, self._read_notes(path), resumes)
     with self._manager(folder) as manager:
       restored = manager.restore(int(step), args=items)
     everything = trainable.flatten(self._train_state.state_dict())
@@ -184,17 +188,15 @@ class AdapterCheckpointer:
     with self._manager(folder) as manager:
       return manager.all_steps()
 
-  def _data(self) -> dict[str, str]:
-    return provenance.identities(self._task) if self._task else {}
-
-  def _check_data(self, checkpoint: epath.Path) -> None:
-    if not self._task or not (checkpoint / 'data').exists():
-      return  # A version without identities saved it.
-    folder, _, step = str(checkpoint).rpartition('checkpoint_')
+  def _read_notes(self, path: str) -> Mapping[str, Any]:
+    """Notes of a checkpoint, which one of an older version lacks."""
+    folder, _, step = path.rpartition('checkpoint_')
+    there = [x for x in notes.NAMES if (epath.Path(path) / x).exists()]
+    if not there:
+      return {}
+    args = ocp.args.Composite(**{x: ocp.args.JsonRestore() for x in there})
     with self._manager(folder) as manager:
-      args = ocp.args.Composite(data=ocp.args.JsonRestore())
-      then = manager.restore(int(step), args=args)['data']
-    provenance.check_identities(int(step), then, self._data())
+      return manager.restore(int(step), args=args)
 
   def _dataset_items(self) -> dict[str, Any]:
     if self._dataset_iterator is None:
@@ -273,7 +275,7 @@ class AdapterCheckpointer:
         item_handlers={
             'state': ocp.PyTreeCheckpointHandler(),
             'base': ocp.JsonCheckpointHandler(),
-            'data': ocp.JsonCheckpointHandler(),
+            **{x: ocp.JsonCheckpointHandler() for x in notes.NAMES},
             'dataset': dataset,
             checksums.ITEM: checksums.Handler(),  # The last one.
         },

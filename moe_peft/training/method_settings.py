@@ -6,7 +6,7 @@ Many settings change no shape (ALPHA, the number of selected experts, capacity,
 factors of losses): a run would go on with another method, and in silence.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
 from pathlib import Path
@@ -19,24 +19,29 @@ from moe_peft.runs import config_file
 from moe_peft.training import experiment as experiment_lib
 
 # Macros that hold a method; what they refer to, one over the other, is of it.
-_ROOTS = ('ADAPTER_RULES', 'LOSS_FACTORS')
+_ADAPTERS, _LOSSES = 'ADAPTER_RULES', 'LOSS_FACTORS'
 # Parameters that say how experts run and not what they compute.
 _SAME_NUMBERS = {'execution'}
 # Macros and references of a value. A text with such a sign names nothing.
 _NAMES = re.compile(r'[%@]([\w./]+)')
 
 
-def settings() -> dict[str, str]:
+def settings(
+    roots: Sequence[str] = (_ADAPTERS, _LOSSES)
+) -> dict[str, str]:
   """The bindings that adapters and their losses are made of, as text.
 
   What the experiment is given too (TRAIN_STEPS, SEED) is left out: it changes
   on purpose, or is compared elsewhere. So is `execution`, which other devices
   may want another of.
+
+  Args:
+    roots: Macros that hold the method.
   """
   bound = config_file.bindings(gin.config_str(), Path(config_file.FILE))
   fields = dataclasses.fields(experiment_lib.Experiment)
   left_out = {field.name.upper() for field in fields} | _SAME_NUMBERS
-  found, waiting = {}, list(_ROOTS)
+  found, waiting = {}, list(roots)
   while waiting:
     of = _without_scope(waiting.pop())
     for name, value in bound.items():
@@ -68,22 +73,52 @@ def check(
     errors.UserError: If the method has changed.
   """
   then = then or now
-  changed = [
+  if (name := _changed(then, now)) is not None:
+    raise errors.UserError(
+        f'The method has changed since step {step}: '
+        f'{_difference(name, then, now)}.',
+        where=name,
+        remedy='Put back what it was, or choose another MODEL_DIR; '
+        '--gin.ALLOW_CHANGED_METHOD=True goes on with the method of now.',
+    )
+
+
+def change_of_adapters(then: Mapping[str, str]) -> str | None:
+  """How the adapters of now surely differ from those that were trained.
+
+  Other files may bind the same in another way, so what is compared is what
+  both give as a value.
+
+  Args:
+    then: `settings` when they were saved.
+
+  Returns:
+    A setting with both values; None if they are the same.
+  """
+  now = settings((_ADAPTERS,))
+  plain = [
+      x for x in then.keys() & now.keys()
+      if not _NAMES.search(then[x]) and not _NAMES.search(now[x])
+  ]
+  now = {x: now[x] for x in plain}
+  name = _changed({x: then[x] for x in plain}, now)
+  return None if name is None else _difference(name, then, now)
+
+
+def _changed(then: Mapping[str, str], now: Mapping[str, str]) -> str | None:
+  names = [
       name for name in sorted({**then, **now})
       if not _is_same(then.get(name), now.get(name))
   ]
-  if not changed:
-    return
   # Users set macros; other bindings stand in files.
-  name = next(filter(str.isidentifier, changed), changed[0])
+  return next(filter(str.isidentifier, names), next(iter(names), None))
+
+
+def _difference(
+    name: str, then: Mapping[str, str], now: Mapping[str, str]
+) -> str:
   was, is_now = (x.get(name, 'not set') for x in (then, now))
-  raise errors.UserError(
-      f'The method has changed since step {step}: {name} was {was}, and now it '
-      f'is {is_now}.',
-      where=name,
-      remedy='Put back what it was, or choose another MODEL_DIR; '
-      '--gin.ALLOW_CHANGED_METHOD=True goes on with the method of now.',
-  )
+  return f'{name} was {was}, and now it is {is_now}'
 
 
 def _is_same(one: str | None, other: str | None) -> bool:

@@ -60,10 +60,11 @@ def evaluate(checkpoint, folder, **macros):
   return json.loads((folder / 'aggregate.json').read_text()), outputs
 
 
-def test_results_are_those_of_the_whole_checkpoint(runs, tmp_path):
+def test_results_are_those_of_the_whole_checkpoint(runs, tmp_path, caplog):
   results, outputs = evaluate(
       runs / 'adapters' / 'checkpoint_3', tmp_path / 'adapters', **SIZES
   )
+  assert 'not the method' not in caplog.text
   expected = evaluate(
       runs / 'whole' / 'checkpoint_3', tmp_path / 'whole', **SIZES
   )
@@ -117,6 +118,12 @@ def test_a_base_that_was_moved_is_named_and_may_be_given(
       checkpoint, tmp_path / 'b', BASE_PATH=str(moved), **SIZES
   )
   assert results
+
+
+def test_a_setting_that_no_shape_tells_of_is_named(runs, tmp_path, caplog):
+  checkpoint = runs / 'adapters' / 'checkpoint_3'
+  evaluate(checkpoint, tmp_path, ALPHA=3.0, **SIZES)
+  assert 'not the method' in caplog.text and 'ALPHA was' in caplog.text
 
 
 @pytest.mark.parametrize('sizes', [{'NUM_EXPERTS': 4}, {'RANK': 1}])

@@ -95,9 +95,18 @@ schedules.warmup_cosine.train_steps = 8
   folder = tmp_path / 'b' / 'checkpoint_4'
   assert {p.name for p in folder.iterdir()} >= {'state', 'base', 'dataset'}
 
+  # No shape says so.
+  changed = {**macros, 'ALPHA': 3.0, 'TRAIN_STEPS': 6}
+  with refusals.refused('ALPHA', 3.0, 'ALLOW_CHANGED_METHOD'):
+    training.train(config, tmp_path / 'b', **changed)
+  training.train(config, tmp_path / 'b', ALLOW_CHANGED_METHOD=True, **changed)
+
   # Another base of the same shapes.
   other = tmp_path / 'other'
   training.train(networks.stock('examples.t5'), other, RANDOM_SEED=8)
   macros['INITIAL_CHECKPOINT_PATH'] = str(other / 'checkpoint_1')
   with refusals.refused('INITIAL_CHECKPOINT_PATH or BASE_PATH', base, other):
-    training.train(config, tmp_path / 'b', TRAIN_STEPS=6, **macros)
+    training.train(
+        config, tmp_path / 'b', ALLOW_CHANGED_METHOD=True, TRAIN_STEPS=8,
+        **macros,
+    )
