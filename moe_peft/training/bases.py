@@ -185,7 +185,7 @@ def check_shapes(
     where: What the user calls it.
 
   Raises:
-    errors.UserError: If it is of another model.
+    errors.UserError: If it is of another model, or holds adapters alone.
   """
   problems = tensor_files.misfits(
       shapes,
@@ -193,6 +193,11 @@ def check_shapes(
       trainable.is_adapter,
   )
   if problems:
+    if shapes and all(map(trainable.is_adapter, shapes)):
+      raise errors.UserError(
+          f'{path} holds the adapters of a run, and not their base.', where,
+          'Give the base; to go on with that run, give its MODEL_DIR.',
+      )
     remedy = 'Use the file under gin/models/ that belongs to it.'
     one_by_one = any('/layers_0/' in name for name in shapes)
     if one_by_one != any('/layers_0/' in name for name in expected):

@@ -111,6 +111,12 @@ def test_another_model_is_refused_with_what_differs(tmp_path):
     bases.load_base(str(tmp_path), expected)
 
 
+def test_adapters_alone_are_no_base(tmp_path):
+  bases.save_base({'encoder/adapter/lora_a': np.ones((2, 3))}, tmp_path)
+  with refusals.refused('INITIAL_CHECKPOINT_PATH', 'adapters', 'MODEL_DIR'):
+    bases.load_base(str(tmp_path), BASE)
+
+
 def test_layers_that_lie_otherwise_name_the_macro():
   one_by_one = {f'decoder/layers_{i}/mlp/wo/kernel': (4, 2) for i in range(2)}
   scanned = {'decoder/decoder/mlp/wo/kernel': (4, 2, 2)}
