@@ -54,7 +54,8 @@ def _absolute_paths(config: Any) -> Mapping[str, Any]:
   """Bindings of the absolute paths of macros that are relative ones."""
   del config
   found = {}
-  for name in _PATHS:
+  # The embedded engine looks for a relative base among shipped files too.
+  for name in _PATHS if _imported() else ():
     value = settings.macro(name)
     if (absolute := settings.absolute(value)) != value:
       found[f'{name}/gin.macro.value'] = absolute

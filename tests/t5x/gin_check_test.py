@@ -19,6 +19,10 @@ def test_paths_become_absolute_and_buckets_stay(tmp_path, monkeypatch):
   """Orbax refuses relative ones, but only at the first save."""
   monkeypatch.chdir(tmp_path)
   gin.clear_config()
+  gin.parse_config(
+      'from __gin__ import dynamic_registration\n'
+      'import moe_peft.t5x.gin_check'
+  )
   paths = {'MODEL_DIR': 'runs/mine', 'BASE_PATH': None,
            'INITIAL_CHECKPOINT_PATH': ['one', 'gs://bucket/two'],
            'CHECKPOINT_PATH': str(tmp_path / 'three')}
@@ -31,6 +35,14 @@ def test_paths_become_absolute_and_buckets_stay(tmp_path, monkeypatch):
   ]
   assert settings.macro('BASE_PATH') is None
   assert settings.macro('CHECKPOINT_PATH') == str(tmp_path / 'three')
+
+
+def test_a_relative_base_of_the_embedded_engine_stays():
+  """It may ship with moe_peft."""
+  gin.clear_config()
+  gin.parse_config("INITIAL_CHECKPOINT_PATH = 'bases/tiny_t5'")
+  gin.finalize()
+  assert settings.macro('INITIAL_CHECKPOINT_PATH') == 'bases/tiny_t5'
 
 
 @pytest.mark.parametrize('engine', ['t5x', 'embedded'])
