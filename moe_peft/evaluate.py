@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int | None:
   )
   flags.add_gin_flags(parser)
   args = parser.parse_args(argv)
-  flags.load_run(args)
+  flags.load_run(args, of_t5x=True)
   from moe_peft.training import restored
 
   return restored.evaluate_run(args.split)

@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int | None:
   if args.rows and args.chat:
     parser.error('--rows and --chat say two things of the lines')
   lines = _read_lines(args.file)
-  flags.load_run(args)
+  flags.load_run(args, of_t5x=True)
   import jax
 
   from moe_peft.data import example_ids

@@ -21,6 +21,7 @@ from moe_peft import gin_files
 from moe_peft import gin_trust
 from moe_peft import signals
 from moe_peft.cli import machine_errors
+from moe_peft.runs import t5x_run
 
 _DEBUG = '--debug'
 
@@ -272,11 +273,13 @@ def require_gin_file(args: argparse.Namespace) -> None:
     )
 
 
-def load_run(args: argparse.Namespace) -> None:
+def load_run(args: argparse.Namespace, of_t5x: bool = False) -> None:
   """Loads the configuration of a run, `RUN/config.gin`, and what is given.
 
   Args:
     args: Parsed arguments with `run` and the gin flags.
+    of_t5x: Whether it may be a run of T5X: the gin files that are given are the
+      configuration then.
 
   Raises:
     errors.UserError: If there is no such run, or for wrong bindings.
@@ -290,14 +293,24 @@ def load_run(args: argparse.Namespace) -> None:
     )
   if not config.stat().st_size:
     raise errors.UserError(f'{config} is empty.', config, 'Put back a copy.')
+  files = [str(config), *args.gin_file]
+  if t5x_run.checkpoints(folder):
+    if not of_t5x or not args.gin_file:
+      raise errors.UserError(
+          'It is of a run of T5X.', config,
+          'Add --gin_file with the experiment as python -m moe_peft.train '
+          'reads it, or read the run with python -m t5x.eval or t5x.infer.'
+          if of_t5x else 'Export it with python -m moe_peft hf export.',
+      )
+    files = args.gin_file
   gin_files.load_gin(
-      [str(config), *args.gin_file],
+      files,
       args.gin_bindings,
       args.gin_search_paths,
       args.trust_gin,
       {'MODEL_DIR': args.run},
   )
-  if not (folder / 'checkpoints').is_dir():
+  if files != args.gin_file and not (folder / 'checkpoints').is_dir():
     raise errors.UserError(
         'The run has no checkpoint.', args.run, 'Train it first.'
     )

@@ -182,7 +182,7 @@ def _check_export(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> int:
   _check_export(args)
-  flags.load_run(args)
+  flags.load_run(args, of_t5x=True)
   from moe_peft.hf import collapse
   from moe_peft.hf import export
   from moe_peft.hf import trained as trained_lib

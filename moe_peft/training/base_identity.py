@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from moe_peft import atomic
+from moe_peft.core import trainable
 from moe_peft.runs import json_file
 from moe_peft.training import bases
 
@@ -24,7 +26,10 @@ _REMEMBERED = {'parameters', 'sha256', 'content'}
 
 
 def of(
-    path: str | None, params: Params, mesh: jax.sharding.Mesh | None = None
+    path: str | None,
+    params: Params,
+    mesh: jax.sharding.Mesh | None = None,
+    dtype: Any = None,
 ) -> dict[str, Any]:
   """What tells a base from another one.
 
@@ -36,6 +41,8 @@ def of(
     params: `{path: array}`, on the host, or on the devices of `mesh`. Then all
       processes must call this, only samples are fetched, and all get the same.
     mesh: The devices.
+    dtype: The type in which what lies on devices counts, but for adapters; by
+      default each in its own.
 
   Returns:
     `path`, number of `parameters`, and `sha256` over the sorted names, shapes
@@ -43,7 +50,7 @@ def of(
     without parameters. On the host also `content`, SHA-256 over all bytes.
   """
   if mesh is not None:
-    return {'path': path, **_sampled(params, mesh)}
+    return {'path': path, **_sampled(params, mesh, dtype)}
   if not params:
     return {'path': path, 'parameters': 0, 'sha256': None}
   if not path:
@@ -97,7 +104,7 @@ def _hashed(params: Params) -> dict[str, Any]:
   for name in sorted(params):
     array = params[name]
     count += array.size
-    head = _head(name, array)
+    head = _head(name, array.shape, array.dtype)
     for digest in (samples, content):
       digest.update(head)
     for side in (1, -1):
@@ -110,18 +117,28 @@ def _hashed(params: Params) -> dict[str, Any]:
   }
 
 
-def _sampled(params: Params, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+def _sampled(
+    params: Params, mesh: jax.sharding.Mesh, dtype: Any
+) -> dict[str, Any]:
   """The hash of samples of arrays on devices."""
+  types = {
+      name: x.dtype
+      if dtype is None or trainable.is_adapter(name)
+      else jnp.dtype(dtype)
+      for name, x in params.items()
+  }
   everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  fetch = jax.jit(
-      lambda params: {
-          name: (_end(x, 1), _end(x, -1)) for name, x in params.items()
-      },
-      out_shardings=everywhere,
+
+  def ends(params):
+    typed = {name: x.astype(types[name]) for name, x in params.items()}
+    return {name: (_end(x, 1), _end(x, -1)) for name, x in typed.items()}
+
+  fetched = jax.device_get(
+      jax.jit(ends, out_shardings=everywhere)(dict(params))
   )
-  samples, fetched = hashlib.sha256(), jax.device_get(fetch(dict(params)))
+  samples = hashlib.sha256()
   for name, array in sorted(params.items()):
-    samples.update(_head(name, array))
+    samples.update(_head(name, array.shape, types[name]))
     for end in fetched[name]:
       samples.update(np.ascontiguousarray(end).tobytes())
   return {
@@ -130,8 +147,8 @@ def _sampled(params: Params, mesh: jax.sharding.Mesh) -> dict[str, Any]:
   }
 
 
-def _head(name: str, array: Any) -> bytes:
-  return f'{name} {array.shape} {array.dtype}\n'.encode()
+def _head(name: str, shape: tuple[int, ...], dtype: Any) -> bytes:
+  return f'{name} {shape} {dtype}\n'.encode()
 
 
 def _end(x: Any, side: int) -> Any:

@@ -22,12 +22,14 @@ from moe_peft.data import converters
 from moe_peft.data import example_ids
 from moe_peft.data import provenance
 from moe_peft.models import dataset_ids
+from moe_peft.runs import t5x_run
 from moe_peft.training import checkpoints
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import method_settings
 from moe_peft.training import metrics as metrics_lib
 from moe_peft.training import progress as progress_lib
 from moe_peft.training import remat
+from moe_peft.training import t5x_checkpoints
 from moe_peft.training import train_step
 
 _logger = logging.getLogger(__name__)
@@ -76,13 +78,24 @@ def identity(setup: experiment_lib.Setup) -> dict[str, Any]:
 
 def open_checkpoints(
     setup: experiment_lib.Setup, alone: bool = False
-) -> checkpoints.Checkpointer:
-  """The checkpoints of a run; arguments and errors of `Checkpointer`."""
+) -> checkpoints.Checkpointer | t5x_checkpoints.T5XCheckpoints:
+  """The checkpoints of a run; arguments and errors of `Checkpointer`.
+
+  Those of a run of T5X can be read.
+  """
   experiment = setup.experiment
-  checkpointer = checkpoints.Checkpointer(
-      experiment.run_dir, experiment.checkpoints_to_keep, identity(setup),
-      alone,
-  )
+  if not t5x_run.checkpoints(experiment.run_dir):
+    checkpointer = checkpoints.Checkpointer(
+        experiment.run_dir, experiment.checkpoints_to_keep, identity(setup),
+        alone,
+    )
+  elif alone:
+    raise errors.UserError(
+        f'{experiment.run_dir} is a run of T5X.', 'MODEL_DIR',
+        'Choose another folder.',
+    )
+  else:
+    checkpointer = t5x_checkpoints.T5XCheckpoints(setup)
   for file in checkpointer.damaged.values():
     print(
         f'warning: {file} is damaged; the checkpoint of step '
