@@ -22,6 +22,7 @@ from moe_peft.training import base_identity
 from moe_peft.training import bases
 from moe_peft.training import checksums
 from moe_peft.training import experiment as experiment_lib
+from moe_peft.training import method_settings
 from moe_peft.training import tensor_files
 
 _BASE = 'INITIAL_CHECKPOINT_PATH'
@@ -74,7 +75,9 @@ class T5XCheckpoints:
       checkpoint has them; the optimizer's part is as it is given.
 
     Raises:
-      errors.UserError: If it is of another model, method, size or base.
+      errors.UserError: If it is of another model, method, size or base; of
+        the method, settings that change no shape are in checkpoints of adapters
+        alone.
     """
     folder, setup = self._folders[step], self._setup
     arrays = bases.read_arrays(folder)
@@ -93,6 +96,7 @@ class T5XCheckpoints:
             f'{name} is quantized, and T5X trains over floats.', 'BASE_DTYPE',
             'Set it to float32 or bfloat16.',
         )
+    self._check_method(folder)
     frozen = self._check_base(folder, arrays, has_base)
     return state.replace(params={
         name: jax.device_put(arrays[name].astype(x.dtype), x.sharding)
@@ -101,6 +105,21 @@ class T5XCheckpoints:
 
   def close(self) -> None:
     """There is nothing to close."""
+
+  def _check_method(self, folder: Path) -> None:
+    file = folder / 'method' / 'metadata'
+    if self._setup.experiment.allow_changed_method or not file.exists():
+      return  # Whole, or of an older version.
+    method = {'method': _fields(file).value}
+    change = method_settings.change_of_adapters(
+        json_file.Fields(file, method).mapping('method', str)
+    )
+    if change is not None:
+      raise errors.UserError(
+          f'It is not the method that {folder} was trained with: {change}.',
+          '--gin_file', 'Give the experiment that T5X has trained, or add '
+          '--gin.ALLOW_CHANGED_METHOD=True.',
+      )
 
   def _check_base(
       self, folder: Path, arrays: tensor_files.LazyArrays, has_base: bool
@@ -115,7 +134,7 @@ class T5XCheckpoints:
       if other is not None:
         raise self._other_base(folder, f'{other} differs')
       return {k: x for k, x in setup.frozen.items() if k not in base}
-    saved = _saved_base(folder / 'base' / 'metadata')
+    saved = _fields(folder / 'base' / 'metadata')
     found = [
         base_identity.of(None, setup.frozen, setup.mesh, dtype)['sha256']
         for dtype in ('float32', 'bfloat16')  # That of the base under T5X.
@@ -135,7 +154,7 @@ class T5XCheckpoints:
     )
 
 
-def _saved_base(file: Path) -> json_file.Fields:
+def _fields(file: Path) -> json_file.Fields:
   try:
     return json_file.Fields(file, json_file.loads(json_file.read_text(file)))
   except (OSError, ValueError) as error:

@@ -61,3 +61,4 @@ def test_train_evaluate_and_infer_as_printed(tmp_path):
   assert scores
   answers = list((run / 'infer').glob('past_tense*'))
   assert answers and answers[0].read_text().count('\n') > 10
+  assert list((tmp_path / 'exported').glob('*.safetensors'))

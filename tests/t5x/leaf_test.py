@@ -22,6 +22,7 @@ from moe_peft.t5x import leaf
 from moe_peft.training import bases
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import objectives
+from moe_peft.training import restored
 from moe_peft.training import run
 from tests import refusals
 from tests.t5x import training
@@ -173,6 +174,10 @@ def test_ten_steps_have_the_same_losses(base, tmp_path, packing):
   assert adapters.keys() == {
       k for k in training.flat_params(state) if trainable.is_adapter(k)
   }
+  # The embedded engine reads them, and nothing else of them than T5X wrote.
+  _, read = restored.restore(tiny.experiment(folder, **bindings))
+  for name, array in adapters.items():
+    np.testing.assert_array_equal(read[name], array)
 
 
 def _losses(folder):
