@@ -12,6 +12,7 @@ import pytest
 from moe_peft import infer
 from moe_peft.cli import ablate
 from moe_peft.core import trainable
+from moe_peft.runs import t5x_run
 from moe_peft.training import base_identity
 from moe_peft.training import bases
 from moe_peft.training import checksums
@@ -19,6 +20,7 @@ from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import method_settings
 from moe_peft.training import restored
 from moe_peft.training import run
+from moe_peft.training import t5x_checkpoints
 from tests import refusals
 from tests.training import tiny
 
@@ -136,6 +138,18 @@ def test_a_damaged_checkpoint_gives_way_to_an_older_one(
   (folder / 'checkpoint_2' / 'base' / 'metadata').write_text('{}')
   with refusals.refused(note):
     _read(base, folder)
+
+
+def test_runs_are_told_from_ours(base, tmp_path):
+  folder = tmp_path / 'run'
+  assert t5x_run.checkpoints(folder) == {}
+  _write_run(base, folder, whole=True)
+  (folder / 'checkpoint_4.orbax-checkpoint-tmp').mkdir()
+  assert t5x_run.checkpoints(folder) == {3: folder / 'checkpoint_3'}
+  setup = experiment_lib.lay_out(tiny.experiment(folder))
+  assert t5x_checkpoints.T5XCheckpoints(setup).require_step() == 3
+  (folder / 'checkpoints').mkdir()  # The embedded engine wrote this one.
+  assert t5x_run.checkpoints(folder) == {}
 
 
 def test_nothing_else_is_done_with_a_run_of_t5x(base, tmp_path):
