@@ -293,16 +293,12 @@ def load_run(args: argparse.Namespace, of_t5x: bool = False) -> None:
     )
   if not config.stat().st_size:
     raise errors.UserError(f'{config} is empty.', config, 'Put back a copy.')
-  files = [str(config), *args.gin_file]
   if t5x_run.checkpoints(folder):
-    if not of_t5x or not args.gin_file:
-      raise errors.UserError(
-          'It is of a run of T5X.', config,
-          'Add --gin_file with the experiment as python -m moe_peft.train '
-          'reads it, or read the run with python -m t5x.eval or t5x.infer.'
-          if of_t5x else 'Export it with python -m moe_peft hf export.',
-      )
-    files = args.gin_file
+    _check_t5x_run(config, bool(args.gin_file), of_t5x)
+    files, has_checkpoint = args.gin_file, True
+  else:
+    files = [str(config), *args.gin_file]
+    has_checkpoint = (folder / 'checkpoints').is_dir()
   gin_files.load_gin(
       files,
       args.gin_bindings,
@@ -310,7 +306,18 @@ def load_run(args: argparse.Namespace, of_t5x: bool = False) -> None:
       args.trust_gin,
       {'MODEL_DIR': args.run},
   )
-  if files != args.gin_file and not (folder / 'checkpoints').is_dir():
+  if not has_checkpoint:
     raise errors.UserError(
         'The run has no checkpoint.', args.run, 'Train it first.'
+    )
+
+
+def _check_t5x_run(config: Path, given: bool, read: bool) -> None:
+  """Refuses a run of T5X that a command does not read, or not without files."""
+  if not read or not given:
+    raise errors.UserError(
+        'It is of a run of T5X.', config,
+        'Add --gin_file with the experiment as python -m moe_peft.train '
+        'reads it, or read the run with python -m t5x.eval or t5x.infer.'
+        if read else 'Export it with python -m moe_peft hf export.',
     )

@@ -83,19 +83,7 @@ class T5XCheckpoints:
     arrays = bases.read_arrays(folder)
     has_base = not (folder / 'base').is_dir()
     expected = {**state.params, **(setup.frozen if has_base else {})}
-    if problems := tensor_files.misfits(
-        arrays.shapes, {name: x.shape for name, x in expected.items()}
-    ):
-      raise errors.UserError(
-          f'{folder} is of another model, method or size ({problems}).',
-          '--gin_file', 'Give the experiment that T5X has trained.',
-      )
-    for name, x in setup.frozen.items():
-      if isinstance(x, quantized.QuantizedArray):
-        raise errors.UserError(
-            f'{name} is quantized, and T5X trains over floats.', 'BASE_DTYPE',
-            'Set it to float32 or bfloat16.',
-        )
+    self._check_shapes(folder, arrays.shapes, expected)
     self._check_method(folder)
     frozen = self._check_base(folder, arrays, has_base)
     return state.replace(params={
@@ -105,6 +93,23 @@ class T5XCheckpoints:
 
   def close(self) -> None:
     """There is nothing to close."""
+
+  def _check_shapes(
+      self, folder: Path, shapes: tensor_files.Shapes, expected: Mapping[str, Any]
+  ) -> None:
+    if problems := tensor_files.misfits(
+        shapes, {name: x.shape for name, x in expected.items()}
+    ):
+      raise errors.UserError(
+          f'{folder} is of another model, method or size ({problems}).',
+          '--gin_file', 'Give the experiment that T5X has trained.',
+      )
+    for name, x in self._setup.frozen.items():
+      if isinstance(x, quantized.QuantizedArray):
+        raise errors.UserError(
+            f'{name} is quantized, and T5X trains over floats.', 'BASE_DTYPE',
+            'Set it to float32 or bfloat16.',
+        )
 
   def _check_method(self, folder: Path) -> None:
     file = folder / 'method' / 'metadata'
