@@ -95,8 +95,12 @@ class T5XCheckpoints:
     """There is nothing to close."""
 
   def _check_shapes(
-      self, folder: Path, shapes: tensor_files.Shapes, expected: Mapping[str, Any]
+      self,
+      folder: Path,
+      shapes: tensor_files.Shapes,
+      expected: Mapping[str, Any],
   ) -> None:
+    """Refuses another size, and a base that T5X cannot have trained on."""
     if problems := tensor_files.misfits(
         shapes, {name: x.shape for name, x in expected.items()}
     ):
