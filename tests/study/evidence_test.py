@@ -178,12 +178,19 @@ def test_what_is_said_of_the_claims():
   gap = lambda claim, one, other: mean(claim, one, ('syllables',)) - mean(
       claim, other, ('syllables',)
   )
+  soft = lambda other: gap('claims/01_soft', 'molora', other)
+  shared = lambda one: gap('claims/05_shared_a', one, 'molora')
   random, contrast = 'claims/08_random', 'claims/04_contrast'
   without = 'moelora_no_contrast'
   for words in (
       f'is {gap(random, "molora_top2", "molora_top2_frozen"):.1f} points below',
       f'nearly uniform, {gap(random, "molora", "molora_frozen"):.1f} below',
-      f'differ by {gap("claims/01_soft", "molora", "molora_top2"):.1f} (',
+      f'soft routing and top-2 differ by {soft("molora_top2"):.1f} (',
+      f'soft routing and top-1 by {soft("molora_top1"):.1f} (',
+      f'renormalized is {soft("molora_top2_raw"):.1f} below',
+      f'gates, it is {soft("molora_top2_raw_scaled"):.1f} below',
+      f'parameters, it is {-shared("shared_a_rank_2"):.1f} below',
+      f'of them, {shared("shared_a"):.1f} above',
       f'it is {gap(contrast, "moelora", without):.1f} better',
       f'much {gap(contrast, without, "moelora_contrast_10"):.1f} worse',
   ):
