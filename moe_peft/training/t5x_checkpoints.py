@@ -81,7 +81,7 @@ class T5XCheckpoints:
     """
     folder, setup = self._folders[step], self._setup
     arrays = bases.read_arrays(folder)
-    has_base = not (folder / 'base').is_dir()
+    has_base = not (folder / 'base').is_dir()  # Else a note of it.
     expected = {**state.params, **(setup.frozen if has_base else {})}
     self._check_shapes(folder, arrays.shapes, expected)
     self._check_method(folder)
