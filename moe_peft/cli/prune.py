@@ -37,5 +37,5 @@ def main(argv: Sequence[str]) -> int | None:
   from moe_peft.experts import commands
 
   return commands.prune(
-      args.keep, args.out, args.split, args.rows, args.force
+      args.keep, args.out, args.split, args.rows or ablate.ROWS, args.force
   )

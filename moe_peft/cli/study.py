@@ -90,6 +90,11 @@ def _parser() -> argparse.ArgumentParser:
       help='runs at a time, each on its share of the cores (default: 1)',
   )
   parser.add_argument(
+      '--controls', action='store_true',
+      help='also scores what routers decide: every run again with its routing '
+      'replaced, as `ablate --routing` does, and writes controls.md',
+  )
+  parser.add_argument(
       '--reference', metavar='NAME',
       help='adds columns against this gin file: difference of the mean, in '
       'bold where it is significantly different (Welch, p < 0.05), time of a '

@@ -27,6 +27,44 @@ from moe_peft.runs import site_names
 Params = Mapping[str, Any]
 Batches = Mapping[str, Mapping[str, np.ndarray]]
 Masks = Mapping[str, Any]
+Change = Callable[
+    [str, inspect.BoundArguments, Callable[[], routing.Routing]],
+    routing.Routing,
+]
+
+
+def apply_overruled(
+    function: Callable[..., Any], change: Change, *args: Any, **kwargs: Any
+) -> Any:
+  """Calls a function of a model whose routers are overruled.
+
+  Must run while JAX traces: the routers of a compiled function stay as they
+  are.
+
+  Args:
+    function: Applies an adapted model.
+    change: Gets the path of a site, the arguments that its router is called
+      with, and a function that routes with them as they are then; returns the
+      `routing.Routing` that counts.
+    *args: Arguments of the function.
+    **kwargs: More of them.
+  """
+
+  def intercept(next_fun, args, kwargs, context):
+    module = context.module
+    if (
+        not isinstance(module, routing.Router)
+        or context.method_name != '__call__'
+    ):
+      return next_fun(*args, **kwargs)
+    site = '/'.join(module.path).partition(f'/{sites.ADAPTER_SCOPE}/')[0]
+    signature = inspect.signature(type(module).__call__)
+    call = signature.bind(module, *args, **kwargs)
+    # The router is bound to `next_fun`.
+    return change(site, call, lambda: next_fun(*call.args[1:], **call.kwargs))
+
+  with nn.intercept_methods(intercept):
+    return function(*args, **kwargs)
 
 
 def apply_masked(
@@ -34,8 +72,7 @@ def apply_masked(
 ) -> Any:
   """Calls a function of a model in which experts are missing.
 
-  Must run while JAX traces: the routers of a compiled function stay as they
-  are.
+  Must run while JAX traces, as `apply_overruled`.
 
   Args:
     function: Applies an adapted model.
@@ -43,23 +80,13 @@ def apply_masked(
     *args: Arguments of the function.
   """
 
-  def intercept(next_fun, args, kwargs, context):
-    module = context.module
-    site = '/'.join(module.path).partition(f'/{sites.ADAPTER_SCOPE}/')[0]
-    if (
-        isinstance(module, routing.Router)
-        and context.method_name == '__call__'
-        and site in masks
-    ):
-      signature = inspect.signature(type(module).__call__)
-      bound = signature.bind(module, *args, **kwargs)
-      active, there = bound.arguments.get('active'), masks[site]
-      bound.arguments['active'] = there if active is None else active & there
-      args, kwargs = bound.args[1:], bound.kwargs  # The router is bound to it.
-    return next_fun(*args, **kwargs)
+  def mask(site, call, route):
+    if site in masks:
+      active, there = call.arguments.get('active'), masks[site]
+      call.arguments['active'] = there if active is None else active & there
+    return route()
 
-  with nn.intercept_methods(intercept):
-    return function(*args)
+  return apply_overruled(function, mask, *args)
 
 
 def routers(model: Any, params: Params, batch: Any) -> dict[str, nn.Module]:

@@ -1,6 +1,6 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What is done with the experts of a trained run: ablate, prune."""
+"""What is done with the experts of a trained run: ablate, control, prune."""
 
 from collections.abc import Mapping
 import contextlib
@@ -14,8 +14,10 @@ import rich.table
 from moe_peft import atomic
 from moe_peft.experts import ablation
 from moe_peft.experts import pruning
+from moe_peft.experts import routing_controls
 from moe_peft.models import language_model
 from moe_peft.runs import ablation_file
+from moe_peft.runs import controls_file
 from moe_peft.runs import run_file
 from moe_peft.training import compilation
 from moe_peft.training import experiment as experiment_lib
@@ -40,6 +42,31 @@ def ablate(split: str, rows: int) -> Path:
   """
   trained = _open(split, rows)
   _measure(trained)
+  return trained.run_dir
+
+
+def control_routing(split: str, rows: int | None) -> Path:
+  """Writes `routing_controls.json` of the configured run, prints the scores.
+
+  Args:
+    split: Split of the rows.
+    rows: Rows of each task at most; None leaves it to EVAL_EXAMPLES.
+
+  Returns:
+    The folder of the run.
+
+  Raises:
+    errors.UserError: If there is no checkpoint, split or router.
+  """
+  trained = _restore(split)
+  setup = trained.setup
+  if rows is not None:
+    setup = dataclasses.replace(setup, experiment=dataclasses.replace(
+        setup.experiment, eval_examples=rows
+    ))
+  measured = routing_controls.measure(setup, trained.params, trained.step)
+  measured.write(trained.run_dir)
+  rich.console.Console().print(_controls_table(measured))
   return trained.run_dir
 
 
@@ -89,14 +116,15 @@ class _Opened:
     params: Flat parameters of the newest checkpoint.
     step: Its step.
     split: Split of the rows.
-    batches: Model features by task, <int32>[rows, length].
+    batches: Model features by task, <int32>[rows, length]; none if the rows
+      were not read.
   """
 
   setup: experiment_lib.Setup
   params: Mapping[str, Any]
   step: int
   split: str
-  batches: ablation.Batches
+  batches: ablation.Batches = dataclasses.field(default_factory=dict)
 
   @property
   def model(self) -> language_model.LanguageModel:
@@ -116,16 +144,22 @@ class _Opened:
 
 
 def _open(split: str, rows: int) -> _Opened:
+  """The configured run with rows, as many as fill its devices."""
+  trained = _restore(split)
+  rows += -rows % trained.setup.mesh.size
+  # Answer choices count as rows. The right ones must be among the rows.
+  batches = scoring.make_evaluator(trained.setup).first_rows(rows)
+  return dataclasses.replace(trained, batches=batches)
+
+
+def _restore(split: str) -> _Opened:
   experiment = run.build(split)
   compilation.use_cache(experiment.compilation_cache_dir)
   setup = experiment_lib.prepare(experiment)
-  rows += -rows % setup.mesh.size
   with contextlib.closing(loop.open_checkpoints(setup)) as checkpointer:
     step = checkpointer.require_step()
     params = loop.restore_params(setup, checkpointer)
-  # Answer choices count as rows. The right ones must be among the rows.
-  batches = scoring.make_evaluator(setup).first_rows(rows)
-  return _Opened(setup, params, step, split, batches)
+  return _Opened(setup, params, step, split)
 
 
 def _known(trained: _Opened) -> ablation_file.Ablation | None:
@@ -158,6 +192,19 @@ def _measure(trained: _Opened) -> ablation_file.Ablation:
   )
   measured.write(trained.run_dir)
   return measured
+
+
+def _controls_table(measured: controls_file.Controls) -> rich.table.Table:
+  table = rich.table.Table(
+      'task', 'metric', title='Scores with the weights of experts replaced'
+  )
+  for name in measured.scores:
+    table.add_column(name.replace('_', ' '), justify='right')
+  for task, metric in measured.metrics.items():
+    table.add_row(
+        task, metric, *(f'{x[task]:.1f}' for x in measured.scores.values())
+    )
+  return table
 
 
 def _table(pruned: pruning.Pruned) -> rich.table.Table:

@@ -13,6 +13,7 @@ import numpy as np
 from moe_peft import errors
 from moe_peft.runs import ablation_file
 from moe_peft.runs import config_file
+from moe_peft.runs import controls_file
 from moe_peft.runs import json_file
 from moe_peft.runs import metrics_files
 from moe_peft.runs import results_file
@@ -38,6 +39,7 @@ class Run:
     snapshots: What the routers did with a few held-out rows.
     similarity: How alike the experts are.
     ablation: What single experts are worth.
+    controls: What routing is worth.
     config: Text of config.gin, empty where there is none.
     notices: Sentences on what was missing or unreadable.
   """
@@ -53,6 +55,7 @@ class Run:
   snapshots: snapshot_files.SnapshotFiles | None
   similarity: similarity_file.Similarity | None
   ablation: ablation_file.Ablation | None
+  controls: controls_file.Controls | None
   config: str
   notices: tuple[str, ...]
 
@@ -142,6 +145,7 @@ def read(path: Path) -> Run:
       snapshots=snapshot_files.read(path),
       similarity=similarity_file.read(path),
       ablation=ablation_file.read(path),
+      controls=controls_file.read(path),
       config=json_file.read_text(config) if config.is_file() else '',
       notices=tuple(notices),
   )

@@ -33,6 +33,7 @@ class StudyOptions:
     only: Names of the gin files that run; empty for all.
     tune: Values of macros to choose from, in the place of the files' TUNE.
     jobs: How many runs go on at a time.
+    controls: Whether runs are scored with their routing replaced too.
     merge: Results of other machines, to be added; nothing runs then.
     reference: The gin file with which the table compares the others.
     gin_file: Gin files that are read after each one of the folder.
@@ -49,6 +50,7 @@ class StudyOptions:
   only: Sequence[str] = ()
   tune: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
   jobs: int = 1
+  controls: bool = False
   merge: Sequence[Path] = ()
   reference: str | None = None
   gin_file: Sequence[str] = ()

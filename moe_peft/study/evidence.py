@@ -77,6 +77,9 @@ def _study(results, folder, reference, without, relative_to) -> str:
     path = os.path.relpath(picture, relative_to)
     text += f'![Every seed of {name}, by mean and by task]({path})\n\n'
   text += _table(rows, reference, without)
+  if controls := tables.controls(rows, without):
+    left_out = f' without {", ".join(without)}' if without else ''
+    text += f'\nMeans{left_out} with the routing replaced:\n\n{controls}'
   if (claim := folder / verdicts.SINGLE).exists():
     text += f'\n{claim.read_text("utf-8")}'
   return text

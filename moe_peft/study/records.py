@@ -20,6 +20,8 @@ from moe_peft.runs import row_scores
 # Values of macros, as text: `{'LEARNING_RATE': '1e-3'}`.
 Values = Mapping[str, str]
 Row = dict[str, Any]
+# What a row has of a run with its routing replaced.
+CONTROLS = 'controls'
 
 
 class Records:
@@ -70,6 +72,20 @@ class Records:
   def add_row(self, row: Row) -> None:
     """Notes a run that has ended."""
     self._append(row)
+    _write(self._results, self.rows)
+
+  def add_controls(
+      self, name: str, seed: int, scores: Mapping[str, Mapping[str, float]]
+  ) -> None:
+    """Notes the scores of a run with its routing replaced.
+
+    Args:
+      name: Name of its file.
+      seed: Its seed.
+      scores: By control, the score of each task.
+    """
+    (row,) = (r for r in self.rows if (r['name'], r['seed']) == (name, seed))
+    row[CONTROLS] = scores
     _write(self._results, self.rows)
 
   def _append(self, row: Row) -> None:
@@ -141,7 +157,7 @@ class Records:
             {k: v for k, v in _load(file, {}).items() if k != 'ADAPTER_RULES'},
         )
     rows = {(row['name'], row['seed']): row for row in self.rows}
-    new = []
+    new, controlled = [], []
     for row in other.rows:
       wanted = tuned.get(row['name'])
       if wanted is None or set(row.get('tuned', ())) != set(wanted):
@@ -149,14 +165,19 @@ class Records:
       known = rows.get((row['name'], row['seed']))
       if known is None:
         new.append(row)
-      elif not _is_same(known, row):
+        continue
+      either = {k: x[k] for x in (row, known) for k in (CONTROLS,) if k in x}
+      if not _is_same(either | known, either | row):
         raise self._differ(folder, f'row of {row["name"]}', row['seed'])
+      controlled.append((known, either))
     more = {
         name: self._new_trials(folder, name, trials)
         for name, trials in other.trials.items() if name in tuned
     }
     for row in new:
       self._append(row)
+    for known, either in controlled:
+      known.update(either)
     for name, trials in more.items():
       self.trials.setdefault(name, []).extend(trials)
     _write(self._results, self.rows)
@@ -263,6 +284,9 @@ def _row(fields: json_file.Fields) -> Row:
       if name in fields.value
   }
   row_scores.read(fields, columns['adapted'])
+  for control, scores in fields.nested(CONTROLS, float).items():
+    if scores.keys() != columns['adapted'].keys():
+      raise fields.error(CONTROLS, f'must have each task ({control})')
   return fields.value | {'held_out': list(fields.texts('held_out'))} | columns
 
 

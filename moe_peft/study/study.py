@@ -9,8 +9,10 @@ import sys
 import time
 
 from moe_peft import atomic
+from moe_peft.runs import controls_file
 from moe_peft.runs import run_file
 from moe_peft.runs import run_lock
+from moe_peft.runs import usage_file
 from moe_peft.study import banks
 from moe_peft.study import claims as claims_lib
 from moe_peft.study import configurations as configurations_lib
@@ -139,6 +141,8 @@ class _Study:
         c.name: sorted(c.seeds)[:before] for c in self._configurations
     })
     self._run_seeds({c.name: c.seeds for c in self._still_open()})
+    if self._options.controls:
+      self._control()
 
   def _run_seeds(self, asked: Mapping[str, Sequence[int]]) -> None:
     """Trains seeds by name, and the experts of their banks."""
@@ -156,6 +160,33 @@ class _Study:
             runs[-1].take_over(c.trial(tuning.Trial(best, None, None)))
     banks.check(runs)
     self._run_all(banks.stages(runs), self._add_row)
+
+  def _control(self) -> None:
+    """Scores the runs that are here with their routing replaced."""
+    known = {(r['name'], r['seed']): r for r in self.records.rows}
+    runs = [
+        c.run(seed, known[c.name, seed].get('tuned', {}), self._options.split)
+        for c in self._configurations for seed in c.seeds
+        if (c.name, seed) in known
+        and records_lib.CONTROLS not in known[c.name, seed]
+    ]
+    routed = [x for x in runs if (x.folder / usage_file.FILE).is_file()]
+    trust = ['--trust_gin'] if self._options.trust_gin else []
+
+    def done(index: int) -> None:
+      run = routed[index]
+      scores = dict(controls_file.read(run.folder).scores)
+      del scores[controls_file.TRAINED]  # The row has it.
+      self.records.add_controls(run.configuration.name, run.seed, scores)
+      print(f'[{index + 1}/{len(routed)} ablated] {run.folder}',
+            file=sys.stderr, flush=True)
+
+    processes.run_all(
+        [(x.folder, ['ablate', str(x.folder), '--routing',
+                     f'--split={self._options.split}', *trust])
+         for x in routed],
+        self._options.jobs, done, 'moe_peft', 'ablation',
+    )
 
   def _still_open(self) -> list[Configuration]:
     """Configurations that a contrast is still open for, or that have none."""
@@ -197,6 +228,8 @@ class _Study:
     if tuned and not any(self._tuner(c).missing() for c in tuned):
       chosen = tables.tuning({c.name: self._tuner(c) for c in tuned})
       atomic.write(folder / 'tuning.md', chosen)
+    if controls := tables.controls(rows):
+      atomic.write(folder / 'controls.md', controls)
     plots.save(rows, folder / 'plot.png', self._options.reference)
     return text
 

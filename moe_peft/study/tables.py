@@ -8,6 +8,7 @@ import math
 import statistics
 
 from moe_peft.evaluation import spread
+from moe_peft.runs import controls_file
 from moe_peft.study import records
 from moe_peft.study import tuning as tuning_lib
 
@@ -105,6 +106,46 @@ def tuning(tuners: Mapping[str, tuning_lib.Tuner]) -> str:
         '' if math.isnan(agreement) else f'{agreement:.2f}',
     ])
   return markdown(lines)
+
+
+def controls(
+    rows: Sequence[records.Row], without: Container[str] = ()
+) -> str:
+  """One line a method that routes: its mean with its routing replaced.
+
+  Args:
+    rows: As of `table`; those without `controls` are left out.
+    without: Tasks that the mean leaves out.
+
+  Returns:
+    Mean ± standard deviation over seeds; empty if no row has controls.
+  """
+  runs = collections.defaultdict(list)
+  for row in rows:
+    if records.CONTROLS in row:
+      runs[row['name']].append(row)
+  if not runs:
+    return ''
+  names = list(dict.fromkeys(
+      name for seeds in runs.values() for row in seeds
+      for name in row[records.CONTROLS]
+  ))
+  lines = [['method', 'seeds', controls_file.TRAINED, *names]]
+  lines.append(['---', *['--:'] * (len(lines[0]) - 1)])
+  for method, seeds in runs.items():
+    scores = [
+        {controls_file.TRAINED: row['adapted'], **row[records.CONTROLS]}
+        for row in seeds
+    ]
+    lines.append([method, str(len(seeds)), *(
+        cell([_mean(x[name], without) for x in scores])
+        for name in (controls_file.TRAINED, *names)
+    )])
+  return markdown([[x.replace('_', ' ') for x in lines[0]], *lines[1:]])
+
+
+def _mean(values: Mapping[str, float], without: Container[str]) -> float:
+  return statistics.fmean(x for k, x in values.items() if k not in without)
 
 
 def compared(rows: Sequence[records.Row]) -> list[records.Row]:
