@@ -221,6 +221,7 @@ def _read_study(folder: Path, out: Path) -> None:
   for row in kept.rows:
     records.score(row)
   tables.table(kept.rows, 'one')
+  tables.controls(kept.rows)
 
 
 def _read_cache(folder: Path, out: Path) -> None:
@@ -234,7 +235,7 @@ def _read_cache(folder: Path, out: Path) -> None:
 _RUN_FILES = {
     **dict.fromkeys(
         ('run.json', 'results.json', 'routing.json', 'similarity.json',
-         'ablation.json', 'routing/rows.json'), _JSON,
+         'ablation.json', 'routing_controls.json', 'routing/rows.json'), _JSON,
     ),
     **dict.fromkeys(
         ('metrics/train.jsonl', 'metrics/eval.jsonl', 'metrics/routers.jsonl',

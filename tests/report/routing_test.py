@@ -54,14 +54,16 @@ def test_a_collapsed_router_is_told(run_dir):
 
 
 def test_an_older_run_has_none_of_it(run_dir):
-  for name in ('similarity.json', 'ablation.json', 'metrics/routers.jsonl'):
+  for name in ('similarity.json', 'ablation.json', 'routing_controls.json',
+               'metrics/routers.jsonl'):
     (run_dir / name).unlink()
   for file in (run_dir / 'routing').iterdir():
     file.unlink()
   text = page.write_report([run_dir], run_dir / 'r.html').read_text()
   assert 'No router was logged' in text
   assert 'no snapshot of its routers' in text
-  assert f'moe_peft ablate {run_dir}' in text
+  assert f'moe_peft ablate {run_dir}</code>' in text
+  assert f'moe_peft ablate {run_dir} --routing' in text
 
 
 @pytest.mark.slow
@@ -71,6 +73,7 @@ def test_page(run_dir, tmp_path):
       'Routers over time', 'Drift from step 0 to step 40', 'By chance',
       'Tokens left behind', 'None at evaluation.', 'Leave one expert out',
       'Experts that are needed most', '+0.250', 'How alike the experts are',
+      'What routing is worth', '<td>51.25</td>',
   ):
     assert words in text, words
   # All of the weight is at expert 2; the row's text is escaped.

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from moe_peft.runs import ablation_file
+from moe_peft.runs import controls_file
 from moe_peft.runs import json_file
 from moe_peft.runs import metrics_files
 from moe_peft.runs import results_file
@@ -134,6 +135,19 @@ def test_ablation(tmp_path):
   read = ablation_file.read(tmp_path)
   np.testing.assert_array_equal(read.scores()[SITE], [0, 0.5])
   assert read.is_of(3, 'test', {'qa': 8}) and not read.is_of(3, 'test', {})
+
+
+def test_routing_controls(tmp_path):
+  scores = {'trained': {'qa': 50.0}, 'shuffled': {'qa': math.nan}}
+  written = controls_file.Controls(
+      {'qa': 'f1'}, scores, 3, 'test', {'qa': 8}
+  )
+  written.write(tmp_path)
+  _value(tmp_path / 'routing_controls.json')
+  read = controls_file.read(tmp_path)
+  assert math.isnan(read.scores['shuffled'].pop('qa'))
+  del scores['shuffled']['qa']
+  assert read == written
 
 
 def test_similarity(tmp_path):

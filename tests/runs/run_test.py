@@ -42,6 +42,7 @@ def test_reads_everything(run_dir):
                              [[0.3, 0.3, 0.3, 0.1]] * 2)
   np.testing.assert_allclose(run.router_log.left_behind[SITE], 0.125)
   np.testing.assert_allclose(run.ablation.scores()[SITE], [0, 0.25, 0, 0])
+  assert run.controls.scores['task_mean']['stress'] == 51.25
   assert run.similarity.cosine[SITE][0, 1] == 0.5
   assert run.snapshots.steps == (0, 20, 40)
   assert run.snapshots.rows[0].pieces['encoder'] == ('a', 'b', '⟨end⟩')
@@ -105,7 +106,8 @@ def test_unrouted_unfinished_run(run_dir):
 
 
 def test_a_run_without_its_optional_files(run_dir):
-  for name in ('similarity.json', 'ablation.json', 'metrics/routers.jsonl'):
+  for name in ('similarity.json', 'ablation.json', 'routing_controls.json',
+               'metrics/routers.jsonl'):
     (run_dir / name).unlink()
   for file in (run_dir / 'routing').iterdir():
     file.unlink()
@@ -116,6 +118,7 @@ def test_a_run_without_its_optional_files(run_dir):
   assert (run.similarity, run.ablation, run.router_log, run.snapshots) == (
       None,
   ) * 4
+  assert run.controls is None
   assert math.isnan(run.usage.sites[0].chance)
   assert not run.usage.sites[0].left_behind.any()
 
@@ -133,7 +136,7 @@ def test_directory_of_something_else(tmp_path):
 @pytest.mark.parametrize(
     'name',
     ['run.json', 'results.json', 'routing.json', 'ablation.json',
-     'similarity.json', 'routing/rows.json'],
+     'routing_controls.json', 'similarity.json', 'routing/rows.json'],
 )
 @pytest.mark.parametrize('text', ['{"tasks": ', '[1]', ''])
 def test_corrupt_json_names_the_file(run_dir, name, text):
@@ -158,6 +161,10 @@ def test_metrics_without_any_readable_line(run_dir):
          '"cosine"'),
         ('ablation.json', '{"tasks": ["a"], "loss": [1]}', '"sites"'),
         ('ablation.json', '{"tasks": ["a"], "loss": [1, 2]}', '"loss"'),
+        ('routing_controls.json', '{"metrics": {"a": "f1"}}', '"scores"'),
+        ('routing_controls.json',
+         '{"metrics": {"a": "f1"}, "scores": {"trained": {"b": 1}}}',
+         '"scores"'),
         ('metrics/routers.jsonl', '{"step": 1, "sites": {"a": {"load": 1}}}',
          '"selected"'),
         ('metrics/routers.jsonl',

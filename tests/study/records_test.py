@@ -115,6 +115,26 @@ def test_machines_that_differ_in_a_trial_or_a_row_are_named(tmp_path):
   assert ours.merge(there, {'two': ()}) == 0  # Whose trials nobody wants.
 
 
+def test_controls_of_one_machine_join_the_row_of_another(tmp_path):
+  here, there = (tmp_path / name for name in ('here', 'there'))
+  for folder in (here, there):
+    records.Records(folder).add_row(dict(ROW))
+  name, seed, scores = ROW['name'], ROW['seed'], ROW['adapted']
+  theirs = records.Records(there)
+  theirs.add_controls(name, seed, {'shuffled': dict(scores)})
+  for _ in range(2):  # The second time both have them.
+    ours = records.Records(here)
+    assert ours.merge(there, {name: ()}) == 0
+  (row,) = records.Records(here).rows
+  assert row['controls'] == {'shuffled': scores}
+  theirs.add_controls(name, seed, {'shuffled': dict.fromkeys(scores, 0.5)})
+  with refusals.refused(there, f'row of {name}'):
+    records.Records(here).merge(there, {name: ()})
+  theirs.add_controls(name, seed, {'shuffled': {'x': 0.5}})
+  with refusals.refused(there / 'results.json', 'controls', 'shuffled'):
+    records.Records(there)
+
+
 def test_a_run_that_trained_nothing_has_a_row_without_its_speed(tmp_path):
   run = run_folder.write_run(tmp_path / 'run', steps=0)
   (run / 'metrics' / 'train.jsonl').unlink()

@@ -107,9 +107,16 @@ def test_a_study_tunes_tabulates_and_never_repeats(tmp_path, started, capsys):
   (results / 'results.json').unlink()
   study.main(command)
   assert json.loads((results / 'results.json').read_text()) == [row]
+  study.main([*command, '--controls'])
+  (controlled,) = json.loads((results / 'results.json').read_text())
+  controls = controlled.pop('controls')
+  assert controlled == row
+  assert list(controls) == ['shuffled', 'task_mean', 'uniform']
+  assert '| one | 1 |' in (results / 'controls.md').read_text()
+  assert len(started) == 4
   shutil.rmtree(out)  # The records are enough.
-  study.main(command)
-  assert len(started) == 3
+  study.main([*command, '--controls'])
+  assert len(started) == 4
 
 
 def test_the_time_that_is_left_is_hours_and_minutes():

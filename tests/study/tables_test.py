@@ -22,6 +22,21 @@ def test_mean_and_sample_deviation():
   )
 
 
+def test_scores_with_the_routing_replaced():
+  scored = [
+      {**row, 'adapted': {'t': 2.0 + row['seed'], 'u': 9.0},
+       'controls': {'task_mean': {'t': 1.0 + row['seed'], 'u': 7.0}}}
+      for row in rows('a', 0.0, 0.0)
+  ]
+  assert tables.controls([*scored, ROW | {'name': 'b'}], ('u',)) == (
+      '| method | seeds | trained | task mean |\n'
+      '| --- | --: | --: | --: |\n'
+      '| a | 2 | 2.5 ± 0.7 | 1.5 ± 0.7 |\n'
+  )
+  assert '| a | 2 | 5.8 ± 0.4 | 4.2 ± 0.4 |' in tables.controls(scored)
+  assert tables.controls([ROW]) == ''
+
+
 def test_cost_and_what_was_tuned():
   costs = lambda seconds, memory: {
       'seconds_per_step': seconds, 'peak_memory_bytes': memory
