@@ -87,8 +87,8 @@ def _table(rows, reference, without) -> str:
   for row in rows:
     by_name.setdefault(row['name'], []).append(row)
   reference = reference if reference in by_name else next(iter(by_name))
-  means = [('mean', ())]
-  if any(task in rows[0]['adapted'] for task in without):
+  means, counted = [('mean', ())], set(records.counted(rows[0]))
+  if counted & set(without) and counted - set(without):
     means.append((f'without {", ".join(without)}', without))
   lines = [
       ['method', 'trainable', 'chosen', 'seeds',

@@ -46,19 +46,25 @@ class Outcome:
 
 
 def ended_early(
-    claim: claims.Claim, rows: Sequence[records.Row]
+    claim: claims.Claim,
+    rows: Sequence[records.Row],
+    seeds: Mapping[str, Sequence[int]],
 ) -> dict[claims.Contrast, significance.Difference]:
   """Contrasts that end at the early look, by the first seeds alone.
 
   Args:
     claim: The claim.
-    rows: Rows of its arms; there is no look until all have enough seeds.
+    rows: Rows of its arms; there is no look until all have their first seeds.
+    seeds: The seeds of each arm.
   """
   if claim.look is None:
     return {}
-  seeds, level = claim.look
-  scores = {arm: _scores(claim, rows, arm, seeds) for arm in claim.arms}
-  if min(map(len, scores.values())) < seeds:
+  number, level = claim.look
+  scores = {
+      arm: _scores(claim, rows, arm, sorted(seeds[arm])[:number])
+      for arm in claim.arms
+  }
+  if min(map(len, scores.values())) < number:
     return {}
   found = {}
   for contrast in claim.contrasts:
@@ -80,11 +86,15 @@ def judge(
   Args:
     claim: The claim.
     rows: Rows of its arms.
-    seeds: The seeds of each arm. Before all of them are there, or the early
-      look has ended a contrast, it is undecided, whatever it looks like.
+    seeds: The seeds of each arm; rows of others do not count. Before all of
+      them are there, or the early look has ended a contrast, it is undecided,
+      whatever it looks like.
   """
-  ended = ended_early(claim, rows)
-  scores = {arm: _scores(claim, rows, arm) for arm in claim.arms}
+  rows = [row for row in rows if row['seed'] in seeds.get(row['name'], ())]
+  ended = ended_early(claim, rows, seeds)
+  scores = {
+      arm: _scores(claim, rows, arm, seeds[arm]) for arm in claim.arms
+  }
   differences = {
       c: significance.difference(
           scores[c.first], scores[c.second], claim.level
@@ -143,11 +153,13 @@ def _outcome(claim, contrast, d, p) -> str:
   return 'contradicted' if worse else 'undecided'
 
 
-def _scores(claim, rows, arm, first: int | None = None) -> list[float]:
-  """Means of an arm in the order of its seeds; `first` limits their number."""
-  of_arm = sorted((r for r in rows if r['name'] == arm),
-                  key=lambda row: row['seed'])
-  return [claims.mean(claim.left_out)(row) for row in of_arm[:first]]
+def _scores(claim, rows, arm, seeds: Sequence[int]) -> list[float]:
+  """Means of an arm, of those of the seeds that are there, in their order."""
+  of_seed = {row['seed']: row for row in rows if row['name'] == arm}
+  return [
+      claims.mean(claim.left_out)(of_seed[seed])
+      for seed in sorted(seeds) if seed in of_seed
+  ]
 
 
 def _interval(claim, rows, contrast) -> tuple[float, float] | None:

@@ -6,7 +6,7 @@ They are small and complete: whoever has them need not have the runs. A run that
 they hold is not run again; delete its row to do so.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Container, Mapping
 import math
 from pathlib import Path
 import statistics
@@ -232,17 +232,27 @@ def text(values: Values) -> str:
   return ','.join(f'{name}={value}' for name, value in values.items())
 
 
-def score(row: Row) -> float:
+def counted(row: Row) -> list[str]:
+  """The tasks that a score is the mean of: those trained on, or else all."""
+  trained = [task for task in row['adapted'] if task not in row['held_out']]
+  return trained or list(row['adapted'])
+
+
+def score(row: Row, left_out: Container[str] = ()) -> float:
   """How good a run is: higher is better.
 
-  The mean over the tasks that were trained on, since held-out ones do not tune,
-  or else over all. A metric of which less is better counts negatively.
+  Held-out tasks do not tune. A metric of which less is better counts
+  negatively.
+
+  Args:
+    row: Of the run.
+    left_out: Tasks that do not count, if others do.
   """
   lower, adapted = row.get('lower_is_better') or (), row['adapted']
-  trained = [task for task in adapted if task not in row['held_out']]
+  tasks = counted(row)
   return statistics.fmean(
       -adapted[task] if task in lower else adapted[task]
-      for task in trained or adapted
+      for task in [x for x in tasks if x not in left_out] or tasks
   )
 
 

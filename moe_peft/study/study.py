@@ -101,8 +101,15 @@ class _Study:
       records_lib.check_macros(results / 'configs' / f'{c.name}.json', macros)
       records_lib.check_macros(c.folder / 'config.json', macros)
 
+  def _check_claim(self) -> None:
+    """Checks the claim against the runs, as soon as there is one."""
+    if self._claim and self.records.rows:
+      rows = tables.compared(self.records.rows)
+      claims_lib.check_left_out(self._claim, rows)
+
   def announce(self) -> None:
     """Says, before anything runs, what its claim could find."""
+    self._check_claim()
     if self._claim:
       power = verdicts.power(self._claim, self._seeds())
       print(f'{self.inside or "study"}: {power}', file=sys.stderr, flush=True)
@@ -161,7 +168,9 @@ class _Study:
     """Configurations that a contrast is still open for, or that have none."""
     if self._claim is None:
       return list(self._configurations)
-    ended = outcomes_lib.ended_early(self._claim, self.records.rows)
+    ended = outcomes_lib.ended_early(
+        self._claim, tables.compared(self.records.rows), self._seeds()
+    )
     needed = {
         arm
         for c in self._claim.contrasts if c not in ended
@@ -174,10 +183,11 @@ class _Study:
     """The outcome of its claim; None if it makes none."""
     if self._claim is None:
       return None
+    rows = tables.compared(self.records.rows)
     return verdicts.Verdict(
         self.inside or self._configurations[0].file.parent.name,
         self._claim,
-        outcomes_lib.judge(self._claim, self.records.rows, self._seeds()),
+        outcomes_lib.judge(self._claim, rows, self._seeds()),
         self._seeds(),
     )
 
@@ -219,6 +229,7 @@ class _Study:
     self.records.add_row(
         {'name': run.configuration.name, 'seed': run.seed, **row, **tuned}
     )
+    self._check_claim()
     self.write_tables()
 
   def _run_all(
