@@ -130,8 +130,8 @@ class Records:
       How many rows are new.
 
     Raises:
-      errors.UserError: If they were run with other macros, or are other rows
-        or trials of the same runs.
+      errors.UserError: If they were run with other macros or tuned values, or
+        are other rows or trials of the same runs.
     """
     other = Records(folder)
     for file in sorted((folder / 'configs').glob('*.json')):
@@ -148,6 +148,7 @@ class Records:
         continue
       known = rows.get((row['name'], row['seed']))
       if known is None:
+        self._check_tuned(folder, row)
         new.append(row)
       elif not _is_same(known, row):
         raise self._differ(folder, f'row of {row["name"]}', row['seed'])
@@ -162,6 +163,18 @@ class Records:
     _write(self._results, self.rows)
     _write(self._tuning, self.trials)
     return len(new)
+
+  def _check_tuned(self, folder: Path, row: Row) -> None:
+    """Raises errors.UserError for values unlike those of the other seeds."""
+    for other in self.rows:
+      ours, theirs = (x.get('tuned', {}) for x in (other, row))
+      if other['name'] == row['name'] and ours != theirs:
+        raise errors.UserError(
+            f'The rows of {row["name"]} in {self.folder} have the values '
+            f'{text(ours)}, and those in {folder} {text(theirs)}.', folder,
+            'Tune in one place, and give --merge its results before the other '
+            'machine trains seeds. Delete the rows of one of the two.',
+        )
 
   def _new_trials(self, folder, name, trials) -> list[Row]:
     """Trials of another folder that this one does not have."""

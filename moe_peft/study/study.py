@@ -161,6 +161,9 @@ class _Study:
           runs.append(c.run(seed, best, self._options.split))
           if seed == c.seeds[0] and not c.plan.seeds:
             runs[-1].take_over(c.trial(tuning.Trial(best, None, None)))
+    for run in runs:
+      if run.values:
+        run.note_values()
     banks.check(runs)
     self._run_all(banks.stages(runs), self._add_row)
 

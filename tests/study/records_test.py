@@ -115,6 +115,15 @@ def test_machines_that_differ_in_a_trial_or_a_row_are_named(tmp_path):
   assert ours.merge(there, {'two': ()}) == 0  # Whose trials nobody wants.
 
 
+def test_seeds_of_other_tuned_values_are_not_merged(tmp_path):
+  here, there = (records.Records(tmp_path / name) for name in 'ab')
+  here.add_row(ROW | {'tuned': {'ALPHA': '1'}})
+  there.add_row(ROW | {'seed': 1, 'tuned': {'ALPHA': '2'}})
+  with refusals.refused(tmp_path / 'b', 'one', 'ALPHA=1', 'ALPHA=2'):
+    here.merge(tmp_path / 'b', {'one': ('ALPHA',)})
+  assert len(here.rows) == 1
+
+
 def test_a_run_that_trained_nothing_has_a_row_without_its_speed(tmp_path):
   run = run_folder.write_run(tmp_path / 'run', steps=0)
   (run / 'metrics' / 'train.jsonl').unlink()

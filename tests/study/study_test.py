@@ -139,6 +139,23 @@ def test_a_trial_becomes_the_run_of_its_own_seed_alone(tmp_path):
   take_over(3)
   files = sorted(str(f.relative_to(run)) for f in run.rglob('*') if f.is_file())
   assert files == ['checkpoints/kept', 'metrics/kept', 'tensorboard/kept']
+  shutil.rmtree(run)
+  shutil.rmtree(trial / 'checkpoints')
+  take_over(3)  # Its checkpoints have been removed.
+  assert not run.exists()
+
+
+def test_a_run_does_not_go_on_with_other_tuned_values(tmp_path):
+  configuration = configurations.Configuration(
+      Path('one.gin'), tmp_path, [3], [{}], {}, False
+  )
+  of = lambda alpha: configuration.run(3, {'ALPHA': alpha}, 'test')
+  of('1.0').note_values()
+  of('2.0').note_values()  # Nothing has begun.
+  (tmp_path / 'seed3').mkdir()
+  of('2.0').note_values()
+  with refusals.refused(tmp_path / 'seed3.json', 'ALPHA = 2.0', '4.0'):
+    of('4.0').note_values()
 
 
 @pytest.mark.long
@@ -180,6 +197,7 @@ def test_a_run_that_fails_is_named_with_its_last_words(tmp_path):
         ({'TUNE': {'ALPHAS': (1.0, 2.0)}}, 'TUNE', ['one.gin', 'ALPHAS']),
         ({'TUNE': {'ALPHA': 1.0}}, 'TUNE', ['one.gin', '1.0']),
         ({'TUNE': {'ALPHA': ()}}, 'TUNE', ['one.gin', '()']),
+        ({'TUNE': {'ALPHA': (1.0, 1.0)}}, 'TUNE', ['ALPHA', '1.0, 1.0']),
         ({'SEEDS': 3}, 'SEEDS', ['one.gin', '3']),
         ({'SEEDS': (1, 1)}, 'SEEDS', ['one.gin', '(1, 1)']),
     ],
@@ -200,7 +218,7 @@ def test_rows_of_another_configuration_are_refused(tmp_path, monkeypatch):
   out = tmp_path / 'out'
   command = [str(tmp_path / 'tiny'), '--out', str(out)]
   study.main(command)
-  study.main([*command, '--gin.NAME=MODEL_DIR=elsewhere'])
+  study.main([*command, '--gin.NAME=COMPILATION_CACHE_DIR=elsewhere'])
   macros = out / 'configs' / 'one.json'
   with refusals.refused(macros, 'TRAIN_STEPS = 2', '3', '--out'):
     study.main([*command, '--gin.NAME=TRAIN_STEPS=3'])
@@ -276,6 +294,7 @@ def test_shipped_studies_are_read_with_as_many_trials_for_all(name, tmp_path):
         (['configs/words', '--tune=ALPHAS=1,2'], '--tune', ['ALPHAS']),
         (['configs/words', '--jobs=0'], '--jobs', ['0']),
         (['configs/words', '--only=x'], '--only', ['x', 'lora_r4']),
+        (['configs/words', '--gin.NAME=SEED=7'], '--gin.SEED', ['--seeds']),
         (['configs/words', '--seeds=a'], '--seeds', ['a']),
         (['configs/words', '--seeds=1,1'], '--seeds', ['1,1']),
         (['tests/study'], 'tests/study', ['no gin file']),
