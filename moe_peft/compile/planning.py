@@ -114,11 +114,14 @@ def _trace(run: subject.Subject) -> tuple[dict[str, Any], Sites]:
 
   def forward():
     keys = {'params': jax.random.key(0), 'dropout': jax.random.key(1)}
-    variables = run.module.init(keys, *arguments, enable_dropout=True)
+    variables = run.module.init(
+        keys, *arguments, enable_dropout=True, **run.told
+    )
     run.module.apply(
         {'params': variables['params']},
         *arguments,
         enable_dropout=True,
+        **run.told,
         rngs={'dropout': keys['dropout']},
         mutable=['intermediates'],
     )
