@@ -70,9 +70,9 @@ def _run(
     study.announce()
   try:
     for study in studies:
+      for other in studies:
+        study.share(other)
       if not options.merge:
-        for other in studies:
-          study.share(other)
         study.run()
       print(study.write_tables())
   finally:

@@ -393,3 +393,18 @@ def test_a_claim_says_its_power_and_ends_what_the_look_decides(
   table = (out / 'claim.md').read_text()
   assert 'One is better.' in table
   assert 'one better than two | reproduced | 5, 4 of 5 |' in table
+
+
+def test_an_arm_of_several_folders_is_one(tmp_path, monkeypatch):
+  monkeypatch.setattr(processes, 'run_all', lambda *_: pytest.fail('It ran.'))
+  for inside in ('a', 'b', 'c'):
+    write_study(tmp_path / 'all' / inside, SEEDS=(0,))
+  write_study(tmp_path / 'all' / 'c', SEEDS=(0,), RANK=1)  # Another one.
+  there, out = tmp_path / 'there', tmp_path / 'out'
+  records.Records(there / 'a').add_row({
+      'name': 'one', 'seed': 0, 'trainable': 1, 'held_out': [],
+      'base': {'t': 1.0}, 'adapted': {'t': 2.0},
+  })
+  study.main([str(tmp_path / 'all'), f'--out={out}', f'--merge={there}'])
+  found = {x: len(records.Records(out / x).rows) for x in 'abc'}
+  assert found == {'a': 1, 'b': 1, 'c': 0}
