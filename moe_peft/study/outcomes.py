@@ -90,26 +90,24 @@ def judge(
       them are there, or the early look has ended a contrast, it is undecided,
       whatever it looks like.
   """
-  rows = [row for row in rows if row['seed'] in seeds.get(row['name'], ())]
   ended = ended_early(claim, rows, seeds)
+  of = {c: _judged(claim, rows, seeds, c, c in ended) for c in claim.contrasts}
   scores = {
-      arm: _scores(claim, rows, arm, seeds[arm]) for arm in claim.arms
+      c: [_scores(claim, of[c], arm, seeds[arm]) for arm in (c.first, c.second)]
+      for c in claim.contrasts
   }
   differences = {
-      c: significance.difference(
-          scores[c.first], scores[c.second], claim.level
-      )
-      for c in claim.contrasts
-      if min(len(scores[c.first]), len(scores[c.second])) >= 2
+      c: significance.difference(*scores[c], claim.level)
+      for c in claim.contrasts if min(map(len, scores[c])) >= 2
   }
   # The family is all contrasts, those that have no test yet included.
   corrected = significance.holm([
-      _p(claim, c, scores, differences[c]) if c in differences else 1.0
+      _p(claim, c, scores[c], differences[c]) if c in differences else 1.0
       for c in claim.contrasts
   ])
   outcomes = []
   for c, p in zip(claim.contrasts, corrected, strict=True):
-    counts = len(scores[c.first]), len(scores[c.second])
+    counts = len(scores[c][0]), len(scores[c][1])
     wanted = len(seeds[c.first]), len(seeds[c.second])
     d = differences.get(c)
     over = c in ended or (counts[0] >= wanted[0] and counts[1] >= wanted[1])
@@ -117,7 +115,7 @@ def judge(
     outcomes.append(
         Outcome(
             c, outcome, counts, wanted, d, p, _size(rows, c),
-            _interval(claim, rows, c),
+            _interval(claim, of[c], c),
         )
     )
   return outcomes
@@ -136,9 +134,7 @@ def of_claim(claim: claims.Claim, outcomes: Sequence[Outcome]) -> str:
 def _p(claim, contrast, scores, difference) -> float:
   if contrast.kind == 'better':
     return difference.p
-  return significance.equivalence(
-      scores[contrast.first], scores[contrast.second], claim.margin
-  )
+  return significance.equivalence(*scores, claim.margin)
 
 
 def _outcome(claim, contrast, d, p) -> str:
@@ -151,6 +147,24 @@ def _outcome(claim, contrast, d, p) -> str:
     return 'reproduced'
   worse = d.p < claim.level and d.value <= -claim.gain
   return 'contradicted' if worse else 'undecided'
+
+
+def _judged(claim, rows, seeds, contrast, ended: bool) -> list[records.Row]:
+  """The rows that a contrast is judged by, those of its declared seeds.
+
+  What ended at the early look stays as it was then, also if another contrast
+  or claim has trained more seeds of one arm; with all seeds of both, all count.
+  """
+  wanted = {
+      (arm, seed) for arm in (contrast.first, contrast.second)
+      for seed in seeds[arm]
+  }
+  if ended and not wanted <= {(row['name'], row['seed']) for row in rows}:
+    wanted = {
+        (arm, seed) for arm in (contrast.first, contrast.second)
+        for seed in sorted(seeds[arm])[: claim.look[0]]
+    }
+  return [row for row in rows if (row['name'], row['seed']) in wanted]
 
 
 def _scores(claim, rows, arm, seeds: Sequence[int]) -> list[float]:
