@@ -42,7 +42,7 @@ class Snapshots:
     self._model, self._mesh = model, mesh
     kept = {task: _rows(batches[task]) for task in list(batches)[:MAX_TASKS]}
     self._tasks = np.repeat(
-        list(kept), [len(x['decoder_loss_weights']) for x in kept.values()]
+        list(kept), [len(next(iter(x.values()))) for x in kept.values()]
     )
     self._batch = jax.tree.map(
         lambda *x: _fill(np.concatenate(x), mesh.size), *kept.values()

@@ -16,6 +16,7 @@ from moe_peft import errors
 from moe_peft import gin_files
 from moe_peft.evaluation import spread
 from moe_peft.study import records
+from moe_peft.study import run_rows
 
 FILE = 'claim.gin'
 _KINDS = ('better', 'as good')
@@ -150,7 +151,7 @@ def check_left_out(claim: Claim, rows: Sequence[records.Row]) -> None:
   tasks, left_out = rows[0]['adapted'], set(claim.left_out)
   # What counts is known once all arms are there: an expert has its own task.
   there = set(claim.arms) <= {row['name'] for row in rows}
-  counted = records.counted(rows[0]) if there else tasks
+  counted = run_rows.counted(rows[0]) if there else tasks
   if left_out - set(tasks) or left_out >= set(counted):
     raise errors.UserError(
         f'The claim leaves out {", ".join(claim.left_out)}; the tasks that '
@@ -161,4 +162,4 @@ def check_left_out(claim: Claim, rows: Sequence[records.Row]) -> None:
 
 def mean(left_out: Container[str]) -> Callable[[records.Row], float]:
   """The mean of a row over the tasks that were trained on, some left out."""
-  return lambda row: records.score(row, left_out)
+  return lambda row: run_rows.score(row, left_out)

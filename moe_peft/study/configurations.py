@@ -154,6 +154,8 @@ class StudyRun:
       errors.UserError: If the folder was begun with others, which were the best
         of the grid then.
     """
+    if not self.values:
+      return
     note = self.folder.with_name(f'{self.folder.name}.json')
     if not self.folder.exists():
       note.unlink(missing_ok=True)

@@ -6,10 +6,9 @@ They are small and complete: whoever has them need not have the runs. A run that
 they hold is not run again; delete its row to do so.
 """
 
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Collection, Mapping
 import math
 from pathlib import Path
-import statistics
 from typing import Any
 
 from moe_peft import atomic
@@ -112,7 +111,7 @@ class Records:
       steps: int | None = None,
       seed: int | None = None,
   ) -> None:
-    """Notes a score of the validation split, see `score`."""
+    """Notes a score of the validation split, see `run_rows.score`."""
     self.trials.setdefault(name, []).append(
         {'validation': score, **_trial(values, steps, seed)}
     )
@@ -243,30 +242,6 @@ def check_macros(path: Path, macros: Mapping[str, str]) -> None:
 def text(values: Values) -> str:
   """Chosen values in one line."""
   return ','.join(f'{name}={value}' for name, value in values.items())
-
-
-def counted(row: Row) -> list[str]:
-  """The tasks that a score is the mean of: those trained on, or else all."""
-  trained = [task for task in row['adapted'] if task not in row['held_out']]
-  return trained or list(row['adapted'])
-
-
-def score(row: Row, left_out: Container[str] = ()) -> float:
-  """How good a run is: higher is better.
-
-  Held-out tasks do not tune. A metric of which less is better counts
-  negatively.
-
-  Args:
-    row: Of the run.
-    left_out: Tasks that do not count, if others do.
-  """
-  lower, adapted = row.get('lower_is_better') or (), row['adapted']
-  tasks = counted(row)
-  return statistics.fmean(
-      -adapted[task] if task in lower else adapted[task]
-      for task in [x for x in tasks if x not in left_out] or tasks
-  )
 
 
 def _row(fields: json_file.Fields) -> Row:

@@ -103,8 +103,7 @@ class _Study:
 
   def _check_claim(self) -> None:
     """Checks the claim against the runs, as soon as there is one."""
-    if self._claim and self.records.rows:
-      rows = tables.compared(self.records.rows)
+    if self._claim and (rows := tables.compared(self.records.rows)):
       claims_lib.check_left_out(self._claim, rows)
 
   def announce(self) -> None:
@@ -162,8 +161,7 @@ class _Study:
           if seed == c.seeds[0] and not c.plan.seeds:
             runs[-1].take_over(c.trial(tuning.Trial(best, None, None)))
     for run in runs:
-      if run.values:
-        run.note_values()
+      run.note_values()
     banks.check(runs)
     self._run_all(banks.stages(runs), self._add_row)
 
@@ -223,7 +221,7 @@ class _Study:
   def _add_trial(self, run: StudyRun, row: records_lib.Row) -> None:
     seed = run.seed if run.configuration.plan.seeds else None
     self.records.add_trial(
-        run.configuration.name, run.values, records_lib.score(row), run.steps,
+        run.configuration.name, run.values, run_rows.score(row), run.steps,
         seed,
     )
 

@@ -71,13 +71,13 @@ def test_rows_of_earlier_versions_are_read():
 
 def test_less_is_better_where_the_metric_says_so():
   row = ROW | {'held_out': ['u'], 'adapted': {'t': 2.0, 'u': 90.0}}
-  assert records.score(row) == 2.0
-  assert records.score(row | {'lower_is_better': ['t']}) == -2.0
+  assert run_rows.score(row) == 2.0
+  assert run_rows.score(row | {'lower_is_better': ['t']}) == -2.0
 
 
 def test_a_study_of_held_out_tasks_alone_scores_them():
   row = ROW | {'held_out': ['t', 'u'], 'adapted': {'t': 2.0, 'u': 90.0}}
-  assert records.score(row) == 46.0
+  assert run_rows.score(row) == 46.0
 
 
 def test_a_score_that_is_no_number_stays_json(tmp_path):
