@@ -121,13 +121,17 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
+def _is_host(topology: str) -> bool:
+  return topology.startswith('host-')
+
+
 def _check_header(args: argparse.Namespace) -> None:
   if len(args.gin_file) != 1 or not Path(args.gin_file[0]).is_file():
     raise errors.UserError(
         'Notes go into one gin file, which is named by its path.', '--header',
         'Give one --gin_file that is there.',
     )
-  if any(name.startswith('host-') for name in args.topology or ()):
+  if any(map(_is_host, args.topology or ())):
     raise errors.UserError(
         'A CPU has neither a memory nor a time to note.', '--header',
         'Give slices of TPUs as --topology.',
@@ -149,10 +153,13 @@ def _show(files: Sequence[Path], noted: Sequence[str]) -> None:
         tables.summary_row(report)  # Judged here, where the file is known.
       reports += found
   for file in map(Path, noted):
-    own = [x for x in reports if x.get('experiment') == file.stem]
+    own = [
+        x for x in reports
+        if x.get('experiment') == file.stem and not _is_host(x['topology'])
+    ]
     if not own:
       raise errors.UserError(
-          f'No report is one of {file.stem}.', '--show',
+          f'No report is one of {file.stem} on a slice of TPUs.', '--show',
           'Give the file that --json has written for it.',
       )
     headers.write(file, own)

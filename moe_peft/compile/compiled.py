@@ -7,7 +7,6 @@ Nothing runs: memory and the program are the TPU compiler's.
 
 import dataclasses
 import functools
-import math
 from pathlib import Path
 import time
 from typing import Any
@@ -19,6 +18,7 @@ from moe_peft import errors
 from moe_peft.compile import costs
 from moe_peft.compile import hlo
 from moe_peft.compile import topologies
+from moe_peft.training import memory as memory_lib
 from moe_peft.training import remat
 from moe_peft.training import step_program
 
@@ -115,10 +115,10 @@ def memory(program: step_program.StepProgram, stats: Any) -> dict[str, Any]:
   donated = (state, program.frozen) if program.donates_frozen else state
   arguments = stats.argument_size_in_bytes
   kinds = {
-      'frozen base': costs.bytes_on_device(program.frozen),
-      'adapters': costs.bytes_on_device(program.trained),
-      'optimizer': costs.bytes_on_device(program.optimizer),
-      'batch': costs.bytes_on_device(program.batch),
+      'frozen base': memory_lib.num_bytes_of_device(program.frozen),
+      'adapters': memory_lib.num_bytes_of_device(program.trained),
+      'optimizer': memory_lib.num_bytes_of_device(program.optimizer),
+      'batch': memory_lib.num_bytes_of_device(program.batch),
   }
   outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
   kinds |= {
@@ -130,10 +130,8 @@ def memory(program: step_program.StepProgram, stats: Any) -> dict[str, Any]:
   return {
       'by_kind': kinds,
       'total': sum(kinds.values()),
-      'state': costs.bytes_on_device(donated),
+      'state': memory_lib.num_bytes_of_device(donated),
       'aliased': stats.alias_size_in_bytes,
       # What they would take if adapters and optimizer were not sharded.
-      'replicated_state': sum(
-          math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state)
-      ),
+      'replicated_state': memory_lib.num_bytes(state),
   }

@@ -9,10 +9,7 @@ published peaks of the chips allow.
 import collections
 from collections.abc import Iterator, Sequence
 import itertools
-import math
 from typing import Any
-
-import jax
 
 from moe_peft.compile import collectives as collectives_lib
 from moe_peft.compile import hlo
@@ -21,19 +18,12 @@ from moe_peft.compile import topologies
 from moe_peft.core import quantized
 from moe_peft.core import trainable
 from moe_peft.models import stack
+from moe_peft.training import memory
 from moe_peft.training import step_program
 
 Collective = collectives_lib.Collective
 
 _LARGEST = 12  # Collectives listed one by one.
-
-
-def bytes_on_device(tree: Any) -> int:
-  """Bytes of `jax.ShapeDtypeStruct`s that one device holds."""
-  return sum(
-      math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-      for x in jax.tree.leaves(tree)
-  )
 
 
 def _is_adapter(value: Collective | products_lib.Product) -> bool:
@@ -89,7 +79,9 @@ def _roofline(
   send at once, parameters and optimizer state are read once and activations
   never leave the chip. A real step takes longer.
   """
-  read = bytes_on_device((step.frozen, step.trained, step.optimizer))
+  read = memory.num_bytes_of_device(
+      (step.frozen, step.trained, step.optimizer)
+  )
   seconds = {
       'compute': flops / chip.peak_flops,
       'exchange': hlo.total(collectives, 'traffic') / chip.ici_bandwidth,

@@ -22,6 +22,7 @@ from moe_peft.core import partitioning
 from moe_peft.core import quantized
 from moe_peft.core import sites
 from moe_peft.core import trainable
+from moe_peft.training import memory
 from moe_peft.training import subject
 
 Params = Mapping[str, jax.ShapeDtypeStruct]
@@ -63,7 +64,7 @@ def make_plan(run: subject.Subject, num_devices: int) -> dict[str, Any]:
     if not trainable.is_constant(path):
       groups[_group(path)] += math.prod(x.shape)
   trained_bytes = 4 * trainable.num_params(trained)
-  state_bytes = _num_bytes(state)
+  state_bytes = memory.num_bytes(state)
   return {
       'parameters': {
           'total': trainable.num_params(params),
@@ -74,7 +75,7 @@ def make_plan(run: subject.Subject, num_devices: int) -> dict[str, Any]:
           'trainable_by_group': dict(groups.most_common()),
       },
       'bytes': {
-          'base': _num_bytes(stored),
+          'base': memory.num_bytes(stored),
           'trainable': trained_bytes,
           'optimizer': state_bytes,
           'checkpoint': trained_bytes + state_bytes,
@@ -83,10 +84,6 @@ def make_plan(run: subject.Subject, num_devices: int) -> dict[str, Any]:
       'mesh': mesh,
       'rows_per_data_partition': run.batch_size // mesh['data'],
   }
-
-
-def _num_bytes(tree: Any) -> int:
-  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def _mesh(run: subject.Subject, num_devices: int) -> dict[str, int]:
@@ -114,11 +111,14 @@ def _trace(run: subject.Subject) -> tuple[dict[str, Any], Sites]:
 
   def forward():
     keys = {'params': jax.random.key(0), 'dropout': jax.random.key(1)}
-    variables = run.module.init(keys, *arguments, enable_dropout=True)
+    variables = run.module.init(
+        keys, *arguments, enable_dropout=True, **run.told
+    )
     run.module.apply(
         {'params': variables['params']},
         *arguments,
         enable_dropout=True,
+        **run.told,
         rngs={'dropout': keys['dropout']},
         mutable=['intermediates'],
     )

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The base of a bank: its sizes, its layers in transformers, its parameters."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import dataclasses
 import functools
 from pathlib import Path
@@ -78,6 +78,16 @@ class Base:
         remedy='Experts of a bank share their base; give --base the one of '
         'this run, and leave the others out.',
     )
+
+  def check_layers(self, folder: Path, paths: Iterable[str]) -> None:
+    """Raises errors.UserError for adapters where a bank has none."""
+    if others := set(paths) - self.layers.keys():
+      raise errors.UserError(
+          f'{folder} has an adapter at {min(others)}, and a bank has none at '
+          'this layer.', where='--from',
+          remedy='Train it again, with SITES of attention projections, wi, '
+          'wi_0, wi_1 and wo alone.',
+      )
 
   def check_name(self, folder: Path, name: Any, unchecked: bool) -> str:
     """Compares the name of the base that a PEFT folder gives.

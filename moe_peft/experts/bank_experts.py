@@ -82,7 +82,8 @@ def of_run(name: str, folder: Path, trust: bool) -> tuple[Expert, Any, Any]:
     The expert; the configuration of its network; the identity of its base.
 
   Raises:
-    errors.UserError: If the run has no checkpoint, or is no LoRA.
+    errors.UserError: If the run has no checkpoint, is no LoRA, or has changed
+      its base.
   """
   gin_files.load_gin(
       [str(folder / gin_trust.FILE)], [], trust=trust,
@@ -90,6 +91,11 @@ def of_run(name: str, folder: Path, trust: bool) -> tuple[Expert, Any, Any]:
   )
   experiment = run.build()
   setup = experiment_lib.prepare(experiment)
+  if changed := [k for k in setup.trainable if not trainable.is_adapter(k)]:
+    raise errors.UserError(
+        f'{folder} has trained {min(changed)} too, and experts share one base.',
+        where='--from', remedy='Give runs that have trained adapters alone.',
+    )
   with contextlib.closing(loop.open_checkpoints(setup)) as checkpointer:
     params = jax.device_get(loop.restore_params(setup, checkpointer))
   lengths = experiment.task_feature_lengths

@@ -45,6 +45,7 @@ def read(
     if name in runs:
       expert, _, identity = runs[name]
       base.check_run(folder, identity)
+      base.check_layers(folder, expert.pairs)
     else:
       expert = _of_folder(name, folder, base, unchecked)
     experts.append(expert)

@@ -10,14 +10,16 @@ import numpy as np
 
 from moe_peft.report import heatmaps
 from moe_peft.report import routing
+from moe_peft.runs import site_names
 
 _LISTED = 8
 _MATRICES = 6
 
 
 def largest(scores: Mapping[str, np.ndarray]) -> float:
-  """The largest absolute score, the end of the color scale."""
-  return max(float(np.abs(x).max()) for x in scores.values()) or 1e-6
+  """The largest absolute score that is finite, the end of the color scale."""
+  sizes = np.abs(np.concatenate([np.zeros(1), *scores.values()]))
+  return float(sizes[np.isfinite(sizes)].max()) or 1e-6
 
 
 def ablation_maps(
@@ -26,14 +28,14 @@ def ablation_maps(
   """Name, stack and map of layers and experts for each kind of site."""
   groups: dict[tuple[str, str], list[str]] = {}
   for site in scores:
-    stack, _, name = site.split('/', maxsplit=2)
+    stack, _, name = site_names.split(site)
     groups.setdefault((stack, name), []).append(site)
   maps = []
   for (stack, name), sites in groups.items():
     values = np.full((len(sites), max(len(scores[s]) for s in sites)), np.nan)
     for row, site in enumerate(sites):
       values[row, : len(scores[site])] = scores[site]
-    layers = [s.split('/')[1].replace('layers_', 'layer ') for s in sites]
+    layers = [f'layer {site_names.split(site)[1]}' for site in sites]
     maps.append((name, stack, heatmaps.matrix(
         layers, values, (-most, most),
         f'Rise of the loss without each expert, {stack} {name}',
@@ -44,9 +46,10 @@ def ablation_maps(
 def most_needed(
     scores: Mapping[str, np.ndarray],
 ) -> list[tuple[float, str, int]]:
-  """Score, site and index of the experts that are needed most."""
+  """Score, site and index of the experts that are needed most; no NaN."""
   return sorted(
-      ((x, site, e) for site, xs in scores.items() for e, x in enumerate(xs)),
+      ((x, site, e) for site, xs in scores.items() for e, x in enumerate(xs)
+       if math.isfinite(x)),
       reverse=True,
   )[:_LISTED]
 

@@ -125,7 +125,7 @@ class Comparison:
     groups: The methods.
     reference: The one with which the others are compared: LoRA if it is there.
     columns: Tasks and primary metrics; whether a lower value is better.
-    heads: What is averaged under a heading: all columns, by mean; then each.
+    means: What is averaged under which heading.
   """
 
   def __init__(self, runs: Sequence[run_lib.Run]):
@@ -136,13 +136,7 @@ class Comparison:
         self.groups[0],
     )
     self.columns = scores_lib.columns(runs)
-    held_out = {task for run in runs for task in run.info.held_out_tasks}
-    means = {
-        'Mean over tasks': [c for c in self.columns if c[0] not in held_out],
-        'Held-out mean': [c for c in self.columns if c[0] in held_out],
-    }
-    # The mean of one column is that column.
-    self.means = {name: of for name, of in means.items() if len(of) > 1}
+    self.means = scores_lib.means(runs)
 
   def _heads(self) -> list[list[scores_lib.Column]]:
     return [*self.means.values(), *([column] for column in self.columns)]

@@ -68,6 +68,23 @@ def columns(
   }
 
 
+def means(runs: Sequence[run_lib.Run]) -> dict[str, list[Column]]:
+  """What is averaged under which heading; the mean of one column is no mean.
+
+  As in the tables of studies, those tasks are held out that none of the runs
+  has trained on.
+  """
+  held_out = lambda task: all(
+      task in run.info.held_out_tasks for run in runs
+      if run.results and task in run.results.adapted
+  )
+  found = {'Mean over tasks': [], 'Held-out mean': []}
+  for column in columns(runs):
+    name = 'Held-out mean' if held_out(column[0]) else 'Mean over tasks'
+    found[name].append(column)
+  return {name: of for name, of in found.items() if len(of) > 1}
+
+
 def charts(
     runs: Sequence[run_lib.Run],
 ) -> list[tuple[str, bool, markupsafe.Markup]]:

@@ -40,11 +40,12 @@ class Snapshots:
       mesh: Where the model runs.
     """
     self._model, self._mesh = model, mesh
-    tasks = list(batches)[:MAX_TASKS]
-    self._tasks = np.repeat(tasks, [_num_rows(batches[t]) for t in tasks])
+    kept = {task: _rows(batches[task]) for task in list(batches)[:MAX_TASKS]}
+    self._tasks = np.repeat(
+        list(kept), [len(next(iter(x.values()))) for x in kept.values()]
+    )
     self._batch = jax.tree.map(
-        lambda *x: _fill(np.concatenate(x), mesh.size),
-        *(dict(batches[task]) for task in tasks),
+        lambda *x: _fill(np.concatenate(x), mesh.size), *kept.values()
     )
     self._compiled = jax.jit(
         self._sown, in_shardings=(None, partitioning.batch_sharding(mesh))
@@ -122,9 +123,10 @@ def pieces(
   return texts
 
 
-def _num_rows(batch: Mapping[str, np.ndarray]) -> int:
-  """Rows that are not filling."""
-  return int(tokens_lib.in_batch(batch, 'decoder').any(axis=1).sum())
+def _rows(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The rows that are not filling."""
+  real = tokens_lib.in_batch(batch, 'decoder').any(axis=1)
+  return {name: x[real] for name, x in batch.items()}
 
 
 def _fill(rows: np.ndarray, multiple: int) -> np.ndarray:

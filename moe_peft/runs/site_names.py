@@ -12,9 +12,13 @@ def order(site: str) -> list[Any]:
 
 
 def split(site: str) -> tuple[str, int, str]:
-  """(`encoder`, 0, `mlp/wo`) of `encoder/layers_0/mlp/wo`."""
-  stack, layer, name = site.split('/', maxsplit=2)
-  return stack, int(layer.removeprefix('layers_')), name
+  """(`encoder`, 0, `mlp/wo`) of `encoder/layers_0/mlp/wo`.
+
+  The layer is 0 for what is in none, as `decoder/logits_dense`.
+  """
+  stack, _, rest = site.partition('/')
+  found = re.fullmatch(r'layers_(\d+)/(.+)', rest)
+  return (stack, int(found[1]), found[2]) if found else (stack, 0, rest)
 
 
 def describe(site: str, num_experts: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ contrasts that are tested, as one family, and what makes them true or false.
 Whatever else the study shows is exploratory.
 """
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from moe_peft import errors
 from moe_peft import gin_files
 from moe_peft.evaluation import spread
 from moe_peft.study import records
+from moe_peft.study import run_rows
 
 FILE = 'claim.gin'
 _KINDS = ('better', 'as good')
@@ -124,7 +125,8 @@ def read(folder: Path) -> Claim | None:
 def _are_contrasts(value: Any) -> bool:
   return bool(value) and isinstance(value, (tuple, list)) and all(
       isinstance(c, (tuple, list)) and len(c) == 3 and c[0] in _KINDS
-      and c[1] != c[2] for c in value
+      and all(isinstance(arm, str) for arm in c) and c[1] != c[2]
+      for c in value
   )
 
 
@@ -136,14 +138,28 @@ def _is_look(value: Any) -> bool:
   )
 
 
+def check_left_out(claim: Claim, rows: Sequence[records.Row]) -> None:
+  """Checks what a claim leaves out against the tasks of its runs.
+
+  Args:
+    claim: The claim.
+    rows: One or more, as `tables.compared` returns them.
+
+  Raises:
+    errors.UserError: If it is none of the tasks, or all that count.
+  """
+  tasks, left_out = rows[0]['adapted'], set(claim.left_out)
+  # What counts is known once all arms are there: an expert has its own task.
+  there = set(claim.arms) <= {row['name'] for row in rows}
+  counted = run_rows.counted(rows[0]) if there else tasks
+  if left_out - set(tasks) or left_out >= set(counted):
+    raise errors.UserError(
+        f'The claim leaves out {", ".join(claim.left_out)}; the tasks that '
+        f'count are {", ".join(counted)}.', 'LEFT_OUT',
+        'Name some of them, and not all.',
+    )
+
+
 def mean(left_out: Container[str]) -> Callable[[records.Row], float]:
   """The mean of a row over the tasks that were trained on, some left out."""
-
-  def of_row(row: records.Row) -> float:
-    counted = {
-        task: score for task, score in row['adapted'].items()
-        if task not in left_out
-    }
-    return records.score(row | {'adapted': counted})
-
-  return of_row
+  return lambda row: run_rows.score(row, left_out)

@@ -149,17 +149,35 @@ class StudyRun:
     out = self.configuration.folder.parent / 'banks'
     return out / name / f'seed{self.seed}' / 'bank'
 
+  def note_values(self) -> None:
+    """Notes its tuned values beside its folder, as long as that is there.
+
+    Raises:
+      errors.UserError: If the folder was begun with others, which were the best
+        of the grid then.
+    """
+    if not self.values:
+      return
+    note = self.folder.with_name(f'{self.folder.name}.json')
+    if not self.folder.exists():
+      note.unlink(missing_ok=True)
+    records.check_macros(note, self.values)
+
   def take_over(self, trial: 'StudyRun') -> None:
     """Begins with what a trial of the same values has trained.
 
     Scores are left behind: they are of another split. Nothing is done if the
-    trial is missing or of another seed, as with other `--seeds` than before.
+    trial is missing or of another seed, as with other `--seeds` than before, or
+    if its checkpoints have been removed.
     """
     if self.folder.exists() or run_rows.seed(trial.folder) != self.seed:
       return
+    parts = 'checkpoints', 'metrics', 'tensorboard'
+    if not all((trial.folder / part).is_dir() for part in parts):
+      return
     partial = self.folder.with_suffix('.partial')
     shutil.rmtree(partial, ignore_errors=True)
-    for part in ('checkpoints', 'metrics', 'tensorboard'):
+    for part in parts:
       shutil.copytree(
           trial.folder / part,
           partial / part,

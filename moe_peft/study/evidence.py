@@ -13,6 +13,7 @@ from moe_peft.evaluation import spread
 from moe_peft.study import claims
 from moe_peft.study import intervals
 from moe_peft.study import records
+from moe_peft.study import run_rows
 from moe_peft.study import significance
 from moe_peft.study import tables
 from moe_peft.study import verdicts
@@ -90,8 +91,8 @@ def _table(rows, reference, without) -> str:
   for row in rows:
     by_name.setdefault(row['name'], []).append(row)
   reference = reference if reference in by_name else next(iter(by_name))
-  means = [('mean', ())]
-  if any(task in rows[0]['adapted'] for task in without):
+  means, counted = [('mean', ())], set(run_rows.counted(rows[0]))
+  if counted & set(without) and counted - set(without):
     means.append((f'without {", ".join(without)}', without))
   lines = [
       ['method', 'trainable', 'chosen', 'seeds',

@@ -48,6 +48,7 @@ def load(options: StudyOptions) -> dict[str, list[Configuration]]:
   ]
   if not files:
     raise errors.UserError('The folder holds no gin file.', options.folder)
+  _check_bindings(options.gin_bindings)
   _check_names(options, sorted({file.stem for file in files}))
   studies: dict[str, list[Configuration]] = {}
   tuned = set()
@@ -78,6 +79,17 @@ def _with_depths(
   }
   depths = banks.depths(bank_of)
   return [dataclasses.replace(c, depth=depths[c.name]) for c in configurations]
+
+
+def _check_bindings(bindings: Sequence[str]) -> None:
+  """Refuses what would take the place of each run's own seed or folder."""
+  names = {binding.partition('=')[0].strip() for binding in bindings}
+  if taken := names & configurations.GIVEN:
+    raise errors.UserError(
+        f'The study sets {min(taken)} itself, for each run.',
+        f'--gin.{min(taken)}',
+        'The flags --seeds, --split and --out say which.',
+    )
 
 
 def _check_names(options: StudyOptions, names: Sequence[str]) -> None:
@@ -128,12 +140,17 @@ def _read(file: Path, options: StudyOptions, folder: Path) -> Configuration:
     grid = {k: values for k, values in options.tune.items() if k in macros}
   else:
     grid = _grid(file, macros.get('TUNE', {}), macros)
+  flag = '--tune' if options.tune else 'TUNE'
   if taken := grid.keys() & configurations.GIVEN:
     raise errors.UserError(
-        f'The study sets {min(taken)} itself, for each run.',
-        '--tune' if options.tune else 'TUNE', 'Tune other macros.',
+        f'The study sets {min(taken)} itself, for each run.', flag,
+        'Tune other macros.',
     )
   for name, values in grid.items():
+    if len(set(values)) < len(values):
+      raise errors.UserError(
+          f'{name} has a value twice: {", ".join(values)}.', flag
+      )
     for value in values:
       _load(file, options, f'{name}={value}')  # Says what is wrong with it.
   bank_of = macros.get('BANK_OF', ())

@@ -46,19 +46,25 @@ class Outcome:
 
 
 def ended_early(
-    claim: claims.Claim, rows: Sequence[records.Row]
+    claim: claims.Claim,
+    rows: Sequence[records.Row],
+    seeds: Mapping[str, Sequence[int]],
 ) -> dict[claims.Contrast, significance.Difference]:
   """Contrasts that end at the early look, by the first seeds alone.
 
   Args:
     claim: The claim.
-    rows: Rows of its arms; there is no look until all have enough seeds.
+    rows: Rows of its arms; there is no look until all have their first seeds.
+    seeds: The seeds of each arm.
   """
   if claim.look is None:
     return {}
-  seeds, level = claim.look
-  scores = {arm: _scores(claim, rows, arm, seeds) for arm in claim.arms}
-  if min(map(len, scores.values())) < seeds:
+  number, level = claim.look
+  scores = {
+      arm: _scores(claim, rows, arm, sorted(seeds[arm])[:number])
+      for arm in claim.arms
+  }
+  if min(map(len, scores.values())) < number:
     return {}
   found = {}
   for contrast in claim.contrasts:
@@ -80,26 +86,28 @@ def judge(
   Args:
     claim: The claim.
     rows: Rows of its arms.
-    seeds: The seeds of each arm. Before all of them are there, or the early
-      look has ended a contrast, it is undecided, whatever it looks like.
+    seeds: The seeds of each arm; rows of others do not count. Before all of
+      them are there, or the early look has ended a contrast, it is undecided,
+      whatever it looks like.
   """
-  ended = ended_early(claim, rows)
-  scores = {arm: _scores(claim, rows, arm) for arm in claim.arms}
-  differences = {
-      c: significance.difference(
-          scores[c.first], scores[c.second], claim.level
-      )
+  ended = ended_early(claim, rows, seeds)
+  of = {c: _judged(claim, rows, seeds, c, c in ended) for c in claim.contrasts}
+  scores = {
+      c: [_scores(claim, of[c], arm, seeds[arm]) for arm in (c.first, c.second)]
       for c in claim.contrasts
-      if min(len(scores[c.first]), len(scores[c.second])) >= 2
+  }
+  differences = {
+      c: significance.difference(*scores[c], claim.level)
+      for c in claim.contrasts if min(map(len, scores[c])) >= 2
   }
   # The family is all contrasts, those that have no test yet included.
   corrected = significance.holm([
-      _p(claim, c, scores, differences[c]) if c in differences else 1.0
+      _p(claim, c, scores[c], differences[c]) if c in differences else 1.0
       for c in claim.contrasts
   ])
   outcomes = []
   for c, p in zip(claim.contrasts, corrected, strict=True):
-    counts = len(scores[c.first]), len(scores[c.second])
+    counts = len(scores[c][0]), len(scores[c][1])
     wanted = len(seeds[c.first]), len(seeds[c.second])
     d = differences.get(c)
     over = c in ended or (counts[0] >= wanted[0] and counts[1] >= wanted[1])
@@ -107,7 +115,7 @@ def judge(
     outcomes.append(
         Outcome(
             c, outcome, counts, wanted, d, p, _size(rows, c),
-            _interval(claim, rows, c),
+            _interval(claim, of[c], c),
         )
     )
   return outcomes
@@ -126,9 +134,7 @@ def of_claim(claim: claims.Claim, outcomes: Sequence[Outcome]) -> str:
 def _p(claim, contrast, scores, difference) -> float:
   if contrast.kind == 'better':
     return difference.p
-  return significance.equivalence(
-      scores[contrast.first], scores[contrast.second], claim.margin
-  )
+  return significance.equivalence(*scores, claim.margin)
 
 
 def _outcome(claim, contrast, d, p) -> str:
@@ -143,11 +149,31 @@ def _outcome(claim, contrast, d, p) -> str:
   return 'contradicted' if worse else 'undecided'
 
 
-def _scores(claim, rows, arm, first: int | None = None) -> list[float]:
-  """Means of an arm in the order of its seeds; `first` limits their number."""
-  of_arm = sorted((r for r in rows if r['name'] == arm),
-                  key=lambda row: row['seed'])
-  return [claims.mean(claim.left_out)(row) for row in of_arm[:first]]
+def _judged(claim, rows, seeds, contrast, ended: bool) -> list[records.Row]:
+  """The rows that a contrast is judged by, those of its declared seeds.
+
+  What ended at the early look stays as it was then, also if another contrast
+  or claim has trained more seeds of one arm; with all seeds of both, all count.
+  """
+  wanted = {
+      (arm, seed) for arm in (contrast.first, contrast.second)
+      for seed in seeds[arm]
+  }
+  if ended and not wanted <= {(row['name'], row['seed']) for row in rows}:
+    wanted = {
+        (arm, seed) for arm in (contrast.first, contrast.second)
+        for seed in sorted(seeds[arm])[: claim.look[0]]
+    }
+  return [row for row in rows if (row['name'], row['seed']) in wanted]
+
+
+def _scores(claim, rows, arm, seeds: Sequence[int]) -> list[float]:
+  """Means of an arm, of those of the seeds that are there, in their order."""
+  of_seed = {row['seed']: row for row in rows if row['name'] == arm}
+  return [
+      claims.mean(claim.left_out)(of_seed[seed])
+      for seed in sorted(seeds) if seed in of_seed
+  ]
 
 
 def _interval(claim, rows, contrast) -> tuple[float, float] | None:

@@ -9,6 +9,7 @@ import statistics
 
 from moe_peft.evaluation import spread
 from moe_peft.study import records
+from moe_peft.study import run_rows
 from moe_peft.study import tables
 
 _PANELS_IN_A_ROW = 4
@@ -31,7 +32,7 @@ def save(
 
   panels = _panels(rows)
   score = lambda name: statistics.fmean(
-      records.score(row) for row in rows if row['name'] == name
+      run_rows.score(row) for row in rows if row['name'] == name
   )
   names = sorted({row['name'] for row in rows}, key=score)
   num_rows = math.ceil(len(panels) / _PANELS_IN_A_ROW)

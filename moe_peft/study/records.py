@@ -9,7 +9,6 @@ they hold is not run again; delete its row to do so.
 from collections.abc import Collection, Mapping
 import math
 from pathlib import Path
-import statistics
 from typing import Any
 
 from moe_peft import atomic
@@ -128,7 +127,7 @@ class Records:
       steps: int | None = None,
       seed: int | None = None,
   ) -> None:
-    """Notes a score of the validation split, see `score`."""
+    """Notes a score of the validation split, see `run_rows.score`."""
     self.trials.setdefault(name, []).append(
         {'validation': score, **_trial(values, steps, seed)}
     )
@@ -146,8 +145,8 @@ class Records:
       How many rows are new.
 
     Raises:
-      errors.UserError: If they were run with other macros, or are other rows
-        or trials of the same runs.
+      errors.UserError: If they were run with other macros or tuned values, or
+        are other rows or trials of the same runs.
     """
     other = Records(folder)
     for file in sorted((folder / 'configs').glob('*.json')):
@@ -164,6 +163,7 @@ class Records:
         continue
       known = rows.get((row['name'], row['seed']))
       if known is None:
+        self._check_tuned(folder, row)
         new.append(row)
         continue
       either = {k: x[k] for x in (row, known) for k in (CONTROLS,) if k in x}
@@ -183,6 +183,18 @@ class Records:
     _write(self._results, self.rows)
     _write(self._tuning, self.trials)
     return len(new)
+
+  def _check_tuned(self, folder: Path, row: Row) -> None:
+    """Raises errors.UserError for values unlike those of the other seeds."""
+    for other in self.rows:
+      ours, theirs = (x.get('tuned', {}) for x in (other, row))
+      if other['name'] == row['name'] and ours != theirs:
+        raise errors.UserError(
+            f'The rows of {row["name"]} in {self.folder} have the values '
+            f'{text(ours)}, and those in {folder} {text(theirs)}.', folder,
+            'Tune in one place, and give --merge its results before the other '
+            'machine trains seeds. Delete the rows of one of the two.',
+        )
 
   def _new_trials(self, folder, name, trials) -> list[Row]:
     """Trials of another folder that this one does not have."""
@@ -251,20 +263,6 @@ def check_macros(path: Path, macros: Mapping[str, str]) -> None:
 def text(values: Values) -> str:
   """Chosen values in one line."""
   return ','.join(f'{name}={value}' for name, value in values.items())
-
-
-def score(row: Row) -> float:
-  """How good a run is: higher is better.
-
-  The mean over the tasks that were trained on, since held-out ones do not tune,
-  or else over all. A metric of which less is better counts negatively.
-  """
-  lower, adapted = row.get('lower_is_better') or (), row['adapted']
-  trained = [task for task in adapted if task not in row['held_out']]
-  return statistics.fmean(
-      -adapted[task] if task in lower else adapted[task]
-      for task in trained or adapted
-  )
 
 
 def _row(fields: json_file.Fields) -> Row:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a study keeps of a finished run: one row of its `results.json`."""
 
+from collections.abc import Container, Mapping
 import math
 from pathlib import Path
 import statistics
@@ -54,6 +55,30 @@ def read(run_dir: Path) -> dict[str, Any]:
       'base': {task: results.base[task][metric[task]] for task in metric},
       'adapted': {task: results.adapted[task][metric[task]] for task in metric},
   }
+
+
+def counted(row: Mapping[str, Any]) -> list[str]:
+  """The tasks that a score is the mean of: those trained on, or else all."""
+  trained = [task for task in row['adapted'] if task not in row['held_out']]
+  return trained or list(row['adapted'])
+
+
+def score(row: Mapping[str, Any], left_out: Container[str] = ()) -> float:
+  """How good a run is: higher is better.
+
+  Held-out tasks do not tune. A metric of which less is better counts
+  negatively.
+
+  Args:
+    row: Of the run.
+    left_out: Tasks that do not count, if others do.
+  """
+  lower, adapted = row.get('lower_is_better') or (), row['adapted']
+  tasks = counted(row)
+  return statistics.fmean(
+      -adapted[task] if task in lower else adapted[task]
+      for task in [x for x in tasks if x not in left_out] or tasks
+  )
 
 
 def _seconds_per_step(path: Path) -> float:

@@ -9,6 +9,7 @@ repository a seed that helps one method does not help another.
 
 from collections.abc import Sequence
 import dataclasses
+import math
 import statistics
 
 import numpy as np
@@ -30,6 +31,8 @@ class Difference:
     high: Upper end.
     p: Two-sided, by Welch's t-test.
     p_permutation: Two-sided, by permuting which score is whose.
+
+  All are NaN where a score is.
   """
 
   value: float
@@ -54,6 +57,8 @@ def difference(
   from scipy import stats
 
   value = statistics.fmean(values) - statistics.fmean(reference)
+  if not math.isfinite(value):  # No permuted difference would be as large.
+    return Difference(*[math.nan] * 5)
   permuted = stats.permutation_test(
       (values, reference),
       lambda x, y, axis: np.mean(x, axis) - np.mean(y, axis),

@@ -72,9 +72,9 @@ def _run(
     study.announce()
   try:
     for study in studies:
+      for other in studies:
+        study.share(other)
       if not options.merge:
-        for other in studies:
-          study.share(other)
         study.run()
       print(study.write_tables())
   finally:
@@ -103,8 +103,14 @@ class _Study:
       records_lib.check_macros(results / 'configs' / f'{c.name}.json', macros)
       records_lib.check_macros(c.folder / 'config.json', macros)
 
+  def _check_claim(self) -> None:
+    """Checks the claim against the runs, as soon as there is one."""
+    if self._claim and (rows := tables.compared(self.records.rows)):
+      claims_lib.check_left_out(self._claim, rows)
+
   def announce(self) -> None:
     """Says, before anything runs, what its claim could find."""
+    self._check_claim()
     if self._claim:
       power = verdicts.power(self._claim, self._seeds())
       print(f'{self.inside or "study"}: {power}', file=sys.stderr, flush=True)
@@ -158,6 +164,8 @@ class _Study:
           runs.append(c.run(seed, best, self._options.split))
           if seed == c.seeds[0] and not c.plan.seeds:
             runs[-1].take_over(c.trial(tuning.Trial(best, None, None)))
+    for run in runs:
+      run.note_values()
     banks.check(runs)
     self._run_all(banks.stages(runs), self._add_row)
 
@@ -192,7 +200,9 @@ class _Study:
     """Configurations that a contrast is still open for, or that have none."""
     if self._claim is None:
       return list(self._configurations)
-    ended = outcomes_lib.ended_early(self._claim, self.records.rows)
+    ended = outcomes_lib.ended_early(
+        self._claim, tables.compared(self.records.rows), self._seeds()
+    )
     needed = {
         arm
         for c in self._claim.contrasts if c not in ended
@@ -205,10 +215,11 @@ class _Study:
     """The outcome of its claim; None if it makes none."""
     if self._claim is None:
       return None
+    rows = tables.compared(self.records.rows)
     return verdicts.Verdict(
         self.inside or self._configurations[0].file.parent.name,
         self._claim,
-        outcomes_lib.judge(self._claim, self.records.rows, self._seeds()),
+        outcomes_lib.judge(self._claim, rows, self._seeds()),
         self._seeds(),
     )
 
@@ -243,7 +254,7 @@ class _Study:
   def _add_trial(self, run: StudyRun, row: records_lib.Row) -> None:
     seed = run.seed if run.configuration.plan.seeds else None
     self.records.add_trial(
-        run.configuration.name, run.values, records_lib.score(row), run.steps,
+        run.configuration.name, run.values, run_rows.score(row), run.steps,
         seed,
     )
 
@@ -252,6 +263,7 @@ class _Study:
     self.records.add_row(
         {'name': run.configuration.name, 'seed': run.seed, **row, **tuned}
     )
+    self._check_claim()
     self.write_tables()
 
   def _run_all(

@@ -49,7 +49,10 @@ def table(rows: Sequence[records.Row], reference: str | None = None) -> str:
     lines.append([
         name, '0', *[''] * (len(head) - 2),
         *(f'{values[task]:.1f}' if task in values else '' for task in shown),
-        *(f'{value:.1f}' for value in means(values, held_out).values()),
+        # A mean of some tasks alone would be compared with those of all.
+        *('' if math.isnan(value) else f'{value:.1f}' for value in means(
+            {task: values.get(task, math.nan) for task in tasks}, held_out
+        ).values()),
         *[''] * len(costs),
     ])
   for name, seeds in runs.items():

@@ -78,14 +78,16 @@ def read(
     trials: How many values there are to choose from.
 
   Raises:
-    errors.UserError: For seeds that the table counts too, or wrong rungs.
+    errors.UserError: For seeds that the table counts too or that are there
+      twice, or wrong rungs.
   """
   if not (own := macros.get('TUNING_SEEDS')):
     return Plan()
-  if not _whole(own) or set(own) & set(seeds):
+  if not _whole(own) or set(own) & set(seeds) or len(set(own)) < len(own):
     raise errors.UserError(
         f'{file} sets TUNING_SEEDS to {own!r}.', 'TUNING_SEEDS',
-        f'Give whole numbers that are none of its SEEDS = {tuple(seeds)}.',
+        'Give whole numbers, each of them once, that are none of its '
+        f'SEEDS = {tuple(seeds)}.',
     )
   rungs = macros.get('RUNGS')
   if rungs is None:

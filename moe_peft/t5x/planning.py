@@ -67,14 +67,16 @@ def subject() -> subject_lib.Subject:
     state = importlib.import_module('t5x.train_state').FlaxOptimTrainState
     return state.create(model.optimizer_def, variables).param_states
 
+  batch_size = macro('BATCH_SIZE') // (macro('NUM_MICROBATCHES') or 1)
   return subject_lib.Subject(
       model.module,
       macro('TASK_FEATURE_LENGTHS'),
-      macro('BATCH_SIZE') // (macro('NUM_MICROBATCHES') or 1),
+      batch_size,
       macro('TRAINABLE_REGEX'),
       init_optimizer,
       jnp.dtype(macro('BASE_DTYPE', 'float32')),
       (macro('NUM_EXPERT_PARTITIONS', 1), macro('NUM_MODEL_PARTITIONS', 1)),
+      told=subject_lib.example_ids(batch_size, macro('EXAMPLE_IDS')),
   )
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from moe_peft.core import inject
 from moe_peft.core import trainable
 from moe_peft.training import experiment as experiment_lib
@@ -24,6 +26,7 @@ class Subject:
     base_dtype: Type of the frozen parameters.
     partitions: Sizes of the mesh axes `expert` and `model`.
     trains: Whether there are steps, so that something must train.
+    told: What the engine tells the network of a batch, beside its tokens.
   """
 
   module: inject.AdaptedModule
@@ -34,12 +37,21 @@ class Subject:
   base_dtype: Any
   partitions: tuple[int, int]
   trains: bool = True
+  told: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def example_ids(batch_size: int, given: Any) -> dict[str, Any]:
+  """An id of each row, if EXAMPLE_IDS are given."""
+  if given is None:
+    return {}
+  return {'example_ids': np.ones((batch_size, 1), np.int32)}
 
 
 def of_experiment(experiment: experiment_lib.Experiment) -> Subject:
   """A run of the embedded engine."""
 
   trains = experiment.train_steps > 0
+  batch_size = experiment.batch_size // experiment.num_microbatches
 
   def init_optimizer(variables):
     params = trainable.flatten(variables['params'])
@@ -51,10 +63,11 @@ def of_experiment(experiment: experiment_lib.Experiment) -> Subject:
   return Subject(
       experiment.model.module,
       experiment.task_feature_lengths,
-      experiment.batch_size // experiment.num_microbatches,
+      batch_size,
       experiment.trainable_regex,
       init_optimizer,
       experiment.base_dtype,
       (experiment.num_expert_partitions, experiment.num_model_partitions),
       trains,
+      {'step': np.int32(0)} | example_ids(batch_size, experiment.example_ids),
   )

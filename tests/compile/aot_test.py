@@ -17,6 +17,7 @@ from moe_peft.compile import compiled
 from moe_peft.compile import costs
 from moe_peft.compile import topologies
 from moe_peft.training import experiment as experiment_lib
+from moe_peft.training import memory
 from moe_peft.training import step_program
 from moe_peft.training import train_step
 from tests import refusals
@@ -69,9 +70,9 @@ def test_a_layout_is_what_a_run_gets(tmp_path):
   # Half of the experts, and a quarter of the kernel's bytes in float32.
   path = 'encoder/layers_0/attention/query/'
   lora_a = {'x': setup.trainable[path + 'adapter/lora_a']}
-  assert costs.bytes_on_device(lora_a) == 4 * 16 * 2 * 4 // 2
+  assert memory.num_bytes_of_device(lora_a) == 4 * 16 * 2 * 4 // 2
   kernel = {'x': setup.frozen[path + 'kernel']}
-  assert costs.bytes_on_device(kernel) == 16 * 16 * 4 // 4
+  assert memory.num_bytes_of_device(kernel) == 16 * 16 * 4 // 4
 
 
 def test_what_a_user_decides_about_memory_is_in_the_report(tmp_path):

@@ -64,6 +64,12 @@ def test_reports_of_earlier_are_noted(tmp_path):
   other.write_text(LEAF)
   with refusals.refused('--show', 'other'):
     aot.main([f'--gin_file={other}', f'--show={shown}', '--header'])
+  # A CPU has neither a memory nor a time to note.
+  host = report | {'topology': 'host-8', 'roofline': None}
+  host['memory'] = report['memory'] | {'limit': None}
+  shown.write_text(json.dumps([host]))
+  with refusals.refused('--show', 'leaf', 'slice'):
+    aot.main([f'--gin_file={leaf}', f'--show={shown}', '--header'])
   with refusals.refused('--header', '--gin_file'):
     aot.main([f'--show={shown}', '--header'])
   with refusals.refused('--header', '--topology'):

@@ -70,6 +70,20 @@ def test_capacity_shows_as_drops(capsys):
   assert 'SiRA, all_experts' in ' '.join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        [*QUICKSTART, '--gin_file=gin/methods/smoe_dropout.gin'],
+        ['--gin_file=configs/claims/02_token/lora_id.gin'],
+    ],
+)
+def test_what_routers_are_told_of_a_batch_is_told_them(arguments, capsys):
+  """The step of one whose k grows, and ids of the examples."""
+  made = make(arguments, capsys)
+  assert made['sites'] and all(row['experts'] > 1 for row in made['sites'])
+
+
 @pytest.mark.parametrize(
     ('arguments', 'where', 'names'),
     [

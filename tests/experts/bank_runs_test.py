@@ -4,6 +4,7 @@
 
 import json
 
+import gin
 import jax
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from moe_peft.experts import bank_file
 from moe_peft.experts import bank_gin
 from moe_peft.experts import bank_peft
 from moe_peft.hf import xlora_config
+from moe_peft.runs import config_file
 from moe_peft.runs import results_file
 from moe_peft.runs import run_file
 from moe_peft.training import bases
@@ -135,6 +137,13 @@ def test_runs_become_a_bank_and_only_its_router_learns(base, tmp_path):
     bank_base.read(base)
   assert bank_experts.is_run(tmp_path / 'one')
   assert not bank_experts.is_run(folder)
+
+
+def test_a_run_that_has_changed_its_base_is_no_expert(tmp_path):
+  load(tmp_path, 'lora', INITIAL_CHECKPOINT_PATH=None, TRAINABLE_REGEX='.*')
+  (tmp_path / config_file.FILE).write_text(gin.config_str())
+  with refusals.refused('--from', tmp_path, 'has trained', 'adapters alone'):
+    bank_experts.of_run('one', tmp_path, False)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from safetensors import numpy as safetensors_numpy
 from moe_peft.cli import bank as command
 from moe_peft.core import adapted_sites
 from moe_peft.experts import bank
+from moe_peft.experts import bank_base
 from moe_peft.experts import bank_card
 from moe_peft.experts import bank_experts
 from moe_peft.experts import bank_file
@@ -59,6 +60,14 @@ def test_loras_of_other_ranks_scales_and_sites_become_one_bank(
   assert ('/layers/' not in adapters[0]) and (
       layout == 't5' or adapters[0].split('/')[0] == adapters[0].split('/')[1]
   )
+
+
+def test_an_adapter_where_a_bank_has_none_is_not_left_out(tmp_path):
+  _, base = banks.write_all(tmp_path, 't5')
+  base, layer = bank_base.read(base), 'decoder/layers_0/mlp/wo'
+  base.check_layers(tmp_path, [layer])
+  with refusals.refused('--from', tmp_path, 'decoder/logits_dense'):
+    base.check_layers(tmp_path, [layer, 'decoder/logits_dense'])
 
 
 @pytest.mark.parametrize('family', ['llama', 'phi3'])

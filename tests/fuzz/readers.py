@@ -208,6 +208,7 @@ def _read_gin(folder: Path, out: Path) -> None:
 def _read_study(folder: Path, out: Path) -> None:
   del out
   from moe_peft.study import records
+  from moe_peft.study import run_rows
   from moe_peft.study import tables
   from moe_peft.study import tuning
 
@@ -219,7 +220,7 @@ def _read_study(folder: Path, out: Path) -> None:
   if not tuner.missing():
     tuner.best()
   for row in kept.rows:
-    records.score(row)
+    run_rows.score(row)
   tables.table(kept.rows, 'one')
   tables.controls(kept.rows)
 

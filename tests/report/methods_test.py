@@ -129,3 +129,12 @@ def test_held_out_tasks_have_a_mean_of_their_own(make_run):
   # (1 + 4) / 2 and (10 + 30) / 2.
   means = [cell.mean for cell in table.cells(table.groups[0])]
   assert means == [2.5, 20, 1, 4, 10, 30]
+  # The results of one run and of several say the same.
+  for shown in (runs[:1], runs):
+    text = page.page(shown).split('id="results"')[1].split('</section>')[0]
+    assert 'Held-out mean' in text
+    assert {'2.50', '20.00'} <= set(re.findall(r'\d+\.\d\d', text))
+  # What one of the runs has trained on is held out from none.
+  one = dataclasses.replace(runs[0].info, held_out_tasks=('u', 'v', 'w'))
+  runs[0] = dataclasses.replace(runs[0], info=one)
+  assert methods.Comparison(runs).means == table.means

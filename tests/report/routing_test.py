@@ -82,6 +82,21 @@ def test_page(run_dir, tmp_path):
 
 
 @pytest.mark.slow
+def test_what_is_not_finite_leaves_its_place_empty(run_dir, tmp_path):
+  path = run_dir / 'ablation.json'
+  value = json.loads(path.read_text())
+  value['without'] = [[[None] * len(row) for row in x]
+                      for x in value['without']]
+  # The head of a model may have a router too; it is in no layer.
+  path.write_text(json.dumps(value).replace('layers_0/attention/', ''))
+  last = run_dir / 'routing' / 'step_40.npz'
+  arrays = dict(np.load(last))
+  np.savez(last, **{k: np.full_like(x, np.nan) for k, x in arrays.items()})
+  text = page.write_report([run_dir], tmp_path / 'r.html').read_text()
+  assert 'Leave one expert out' in text and 'Drift from step 0' in text
+
+
+@pytest.mark.slow
 def test_a_pruned_run_says_what_it_lost(run_dir, tmp_path):
   path = run_dir / 'run.json'
   value = json.loads(path.read_text())
@@ -108,6 +123,9 @@ def test_experts_are_ordered_by_their_worth_and_likeness():
            'a/layers_1/wo': np.array([0.3, 0.0])}
   assert experts.largest(worth) == 0.5
   assert experts.most_needed(worth)[0] == (0.3, 'a/layers_1/wo', 0)
+  worth['a/layers_2/wo'] = np.array([np.nan, 0.2])  # Its loss is not finite.
+  assert experts.largest(worth) == 0.5
+  assert len(experts.most_needed(worth)) == 5
   cosine = {'a': np.array([[1, 0.25], [0.25, 1]]),
             'b': np.array([[1, 0.5], [0.5, 1]]), 'c': np.full((2, 2), np.nan)}
   assert experts.mean_cosines(cosine) == {'b': 0.5, 'a': 0.25}

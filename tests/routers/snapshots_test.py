@@ -79,6 +79,16 @@ def test_a_method_without_routers_leaves_nothing(tmp_path):
   assert snapshot.weights(trainable.flatten(jax.eval_shape(init))) == {}
 
 
+def test_a_task_with_few_rows_does_not_move_those_of_others(tmp_path):
+  experiment = tiny.experiment(tmp_path, 'lora')
+  (batch,) = _evaluator(experiment).first_rows(2).values()
+  one = {k: x * np.array([[1], [0]], x.dtype) for k, x in batch.items()}
+  mesh = partitioning.make_mesh()
+  alone = snapshots.Snapshots(experiment.model, {'b': batch}, mesh).rows()
+  both = snapshots.Snapshots(experiment.model, {'a': one, 'b': batch}, mesh)
+  assert both.rows() == [('a', alone[0][1]), *alone]
+
+
 def test_pieces_are_the_text():
   vocabulary = seqio.ByteVocabulary()
   ids = [0, *vocabulary.encode('aé'), vocabulary.eos_id,

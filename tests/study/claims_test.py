@@ -15,11 +15,28 @@ def test_the_mean_leaves_out_what_the_claim_says():
 
 
 @pytest.mark.parametrize(
+    ('left_out', 'arms'),
+    [(('sylables',), 'a'), (('t', 'u'), 'a'), (('t',), 'ab')],
+)
+def test_what_no_run_has_or_all_that_counts_is_not_left_out(left_out, arms):
+  row = {'adapted': {'t': 1.0, 'u': 2.0}, 'held_out': ['u']}
+  rows = [row | {'name': name} for name in arms]
+  contrast = claims.Contrast('better', 'a', 'b')
+  for allowed in ((), ('u',)):
+    made = claims.Claim('', '', (contrast,), left_out=allowed)
+    claims.check_left_out(made, rows)
+  with refusals.refused('LEFT_OUT', left_out[0], 't'):
+    made = claims.Claim('', '', (contrast,), left_out=left_out)
+    claims.check_left_out(made, rows)
+
+
+@pytest.mark.parametrize(
     ('line', 'names'),
     [
         ("CONTRASTS = ()", ['()']),
         ("CONTRASTS = (('worse', 'one', 'two'),)", ['worse', "'as good'"]),
         ("CONTRASTS = (('better', 'one', 'three'),)", ['three.gin']),
+        ("CONTRASTS = (('better', 'one', ['two']),)", ["['two']"]),
         ('CLAIM = 5', ['CONTRASTS']),
     ],
 )

@@ -215,3 +215,15 @@ def test_folders_of_studies_are_on_the_page_and_empty_ones_are_not(tmp_path):
   text = page.read_text()
   assert re.findall('^## (.*)', text, re.M) == ['alone', 'bank/routers']
   assert '| claim |' in text.partition('## bank')[0]
+
+
+def test_what_is_left_out_leaves_something(tmp_path):
+  """A study of that task alone has one mean, and no trace."""
+  row = {'name': 'lora', 'seed': 0, 'trainable': 1, 'held_out': ['u'],
+         'base': {'t': 1.0, 'u': 1.0}, 'adapted': {'t': 2.0, 'u': 3.0}}
+  (tmp_path / 'one').mkdir()
+  (tmp_path / 'one' / 'results.json').write_text(json.dumps([row]))
+  text = evidence.page(tmp_path, 'lora', ['t'], tmp_path)
+  assert '| lora | 1 |  | 1 | 2.0 |  |\n' in text and 'u' not in (
+      text.split('| method')[1].split('\n')[0]
+  )

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of the outcomes of claims, by scores whose truth is known."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -76,13 +78,34 @@ def test_the_declared_look_ends_what_is_clear_and_nothing_else():
   assert made.level == pytest.approx(0.049)
   found = (rows('token', 90, 8) + rows('sequence', 80, 8)
            + rows('hard', 89, 8, deviation=2.0))
-  assert set(outcomes_lib.ended_early(made, found)) == {TOKEN}
+  seeds = dict.fromkeys(made.arms, range(12))
+  assert set(outcomes_lib.ended_early(made, found, seeds)) == {TOKEN}
   assert [o.outcome for o in judge(made, found, [], 12)] == [
       'reproduced', 'undecided'
   ]
   # Before all arms have the seeds of the look, nobody looks.
-  assert not outcomes_lib.ended_early(made, found[:-1])
-  assert not outcomes_lib.ended_early(claim(TOKEN), found)
+  assert not outcomes_lib.ended_early(made, found[:-1], seeds)
+  assert not outcomes_lib.ended_early(claim(TOKEN), found, seeds)
+  # Others are not those that it is declared for.
+  later = [row | {'seed': row['seed'] + 4} for row in found]
+  assert not outcomes_lib.ended_early(made, later, seeds)
+
+
+def test_a_run_that_is_not_finite_ends_nothing():
+  made = claim(TOKEN, look=(8, 0.001))
+  found = rows('token', 70, 8) + rows('sequence', 70, 8)
+  found[0]['adapted']['t'] = math.nan
+  seeds = dict.fromkeys(made.arms, range(12))
+  assert not outcomes_lib.ended_early(made, found, seeds)
+  (outcome,) = outcomes_lib.judge(made, found, seeds)
+  assert outcome.outcome == 'undecided'
+
+
+def test_seeds_that_were_not_declared_do_not_count():
+  made = claim(TOKEN)
+  more = [row | {'seed': row['seed'] + 6} for row in rows('token', 90)]
+  (found,) = judge(made, more, rows('sequence', 50))
+  assert (found.outcome, found.seeds) == ('undecided', (6, 12))
 
 
 @pytest.mark.slow

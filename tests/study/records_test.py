@@ -71,13 +71,13 @@ def test_rows_of_earlier_versions_are_read():
 
 def test_less_is_better_where_the_metric_says_so():
   row = ROW | {'held_out': ['u'], 'adapted': {'t': 2.0, 'u': 90.0}}
-  assert records.score(row) == 2.0
-  assert records.score(row | {'lower_is_better': ['t']}) == -2.0
+  assert run_rows.score(row) == 2.0
+  assert run_rows.score(row | {'lower_is_better': ['t']}) == -2.0
 
 
 def test_a_study_of_held_out_tasks_alone_scores_them():
   row = ROW | {'held_out': ['t', 'u'], 'adapted': {'t': 2.0, 'u': 90.0}}
-  assert records.score(row) == 46.0
+  assert run_rows.score(row) == 46.0
 
 
 def test_a_score_that_is_no_number_stays_json(tmp_path):
@@ -133,6 +133,15 @@ def test_controls_of_one_machine_join_the_row_of_another(tmp_path):
   theirs.add_controls(name, seed, {'shuffled': {'x': 0.5}})
   with refusals.refused(there / 'results.json', 'controls', 'shuffled'):
     records.Records(there)
+
+
+def test_seeds_of_other_tuned_values_are_not_merged(tmp_path):
+  here, there = (records.Records(tmp_path / name) for name in 'ab')
+  here.add_row(ROW | {'tuned': {'ALPHA': '1'}})
+  there.add_row(ROW | {'seed': 1, 'tuned': {'ALPHA': '2'}})
+  with refusals.refused(tmp_path / 'b', 'one', 'ALPHA=1', 'ALPHA=2'):
+    here.merge(tmp_path / 'b', {'one': ('ALPHA',)})
+  assert len(here.rows) == 1
 
 
 def test_a_run_that_trained_nothing_has_a_row_without_its_speed(tmp_path):

@@ -146,6 +146,23 @@ def test_a_trial_becomes_the_run_of_its_own_seed_alone(tmp_path):
   take_over(3)
   files = sorted(str(f.relative_to(run)) for f in run.rglob('*') if f.is_file())
   assert files == ['checkpoints/kept', 'metrics/kept', 'tensorboard/kept']
+  shutil.rmtree(run)
+  shutil.rmtree(trial / 'checkpoints')
+  take_over(3)  # Its checkpoints have been removed.
+  assert not run.exists()
+
+
+def test_a_run_does_not_go_on_with_other_tuned_values(tmp_path):
+  configuration = configurations.Configuration(
+      Path('one.gin'), tmp_path, [3], [{}], {}, False
+  )
+  of = lambda alpha: configuration.run(3, {'ALPHA': alpha}, 'test')
+  of('1.0').note_values()
+  of('2.0').note_values()  # Nothing has begun.
+  (tmp_path / 'seed3').mkdir()
+  of('2.0').note_values()
+  with refusals.refused(tmp_path / 'seed3.json', 'ALPHA = 2.0', '4.0'):
+    of('4.0').note_values()
 
 
 @pytest.mark.long
@@ -187,6 +204,7 @@ def test_a_run_that_fails_is_named_with_its_last_words(tmp_path):
         ({'TUNE': {'ALPHAS': (1.0, 2.0)}}, 'TUNE', ['one.gin', 'ALPHAS']),
         ({'TUNE': {'ALPHA': 1.0}}, 'TUNE', ['one.gin', '1.0']),
         ({'TUNE': {'ALPHA': ()}}, 'TUNE', ['one.gin', '()']),
+        ({'TUNE': {'ALPHA': (1.0, 1.0)}}, 'TUNE', ['ALPHA', '1.0, 1.0']),
         ({'SEEDS': 3}, 'SEEDS', ['one.gin', '3']),
         ({'SEEDS': (1, 1)}, 'SEEDS', ['one.gin', '(1, 1)']),
     ],
@@ -207,7 +225,7 @@ def test_rows_of_another_configuration_are_refused(tmp_path, monkeypatch):
   out = tmp_path / 'out'
   command = [str(tmp_path / 'tiny'), '--out', str(out)]
   study.main(command)
-  study.main([*command, '--gin.NAME=MODEL_DIR=elsewhere'])
+  study.main([*command, '--gin.NAME=COMPILATION_CACHE_DIR=elsewhere'])
   macros = out / 'configs' / 'one.json'
   with refusals.refused(macros, 'TRAIN_STEPS = 2', '3', '--out'):
     study.main([*command, '--gin.NAME=TRAIN_STEPS=3'])
@@ -283,6 +301,7 @@ def test_shipped_studies_are_read_with_as_many_trials_for_all(name, tmp_path):
         (['configs/words', '--tune=ALPHAS=1,2'], '--tune', ['ALPHAS']),
         (['configs/words', '--jobs=0'], '--jobs', ['0']),
         (['configs/words', '--only=x'], '--only', ['x', 'lora_r4']),
+        (['configs/words', '--gin.NAME=SEED=7'], '--gin.SEED', ['--seeds']),
         (['configs/words', '--seeds=a'], '--seeds', ['a']),
         (['configs/words', '--seeds=1,1'], '--seeds', ['1,1']),
         (['tests/study'], 'tests/study', ['no gin file']),
@@ -380,4 +399,20 @@ def test_a_claim_says_its_power_and_ends_what_the_look_decides(
   assert '5 seeds an arm, 2 contrasts' in said and ' left]' in said
   table = (out / 'claim.md').read_text()
   assert 'One is better.' in table
-  assert 'one better than two | reproduced | 5, 4 of 5 |' in table
+  # It is judged by the seeds of the look, though `one` has another by now.
+  assert 'one better than two | reproduced | 4 of 5, 4 of 5 |' in table
+
+
+def test_an_arm_of_several_folders_is_one(tmp_path, monkeypatch):
+  monkeypatch.setattr(processes, 'run_all', lambda *_: pytest.fail('It ran.'))
+  for inside in ('a', 'b', 'c'):
+    write_study(tmp_path / 'all' / inside, SEEDS=(0,))
+  write_study(tmp_path / 'all' / 'c', SEEDS=(0,), RANK=1)  # Another one.
+  there, out = tmp_path / 'there', tmp_path / 'out'
+  records.Records(there / 'a').add_row({
+      'name': 'one', 'seed': 0, 'trainable': 1, 'held_out': [],
+      'base': {'t': 1.0}, 'adapted': {'t': 2.0},
+  })
+  study.main([str(tmp_path / 'all'), f'--out={out}', f'--merge={there}'])
+  found = {x: len(records.Records(out / x).rows) for x in 'abc'}
+  assert found == {'a': 1, 'b': 1, 'c': 0}

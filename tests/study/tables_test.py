@@ -96,6 +96,13 @@ def test_held_out_tasks_have_a_mean_of_their_own():
   assert lines[4] == '| a | 10 | 1 | 2.0 | 7.0 | 2.0 | 7.0 |'
 
 
+def test_a_constant_answer_to_some_tasks_has_no_mean_of_all():
+  row = {**ROW, 'held_out': ['u'], 'base': {'t': 1.0, 'u': 5.0},
+         'adapted': {'t': 2.0, 'u': 7.0}, 'constant': {'u': 6.0}}
+  lines = tables.table([row]).splitlines()
+  assert lines[3] == '| always the same answer | 0 |  |  | 6.0 |  | 6.0 |'
+
+
 def test_held_out_tasks_alone_are_compared():
   zero_shot = [
       {**row, 'held_out': ['t']}

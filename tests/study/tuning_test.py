@@ -138,6 +138,7 @@ def test_without_seeds_of_its_own_the_first_of_equals_wins(tmp_path):
     [
         ({'TUNING_SEEDS': (0, 9)}, 'TUNING_SEEDS', ['(0, 9)', '(0, 1)']),
         ({'TUNING_SEEDS': 5}, 'TUNING_SEEDS', ['5']),
+        ({'TUNING_SEEDS': (9, 9)}, 'TUNING_SEEDS', ['(9, 9)']),
         ({'TUNING_SEEDS': (9,), 'RUNGS': ((300, 2, 1),)}, 'RUNGS', ['1 seeds']),
         ({'TUNING_SEEDS': (9,), 'RUNGS': (300, 1)}, 'RUNGS', ['(300, 1)']),
         ({'TUNING_SEEDS': (9,), 'RUNGS': 300}, 'RUNGS', ['300']),
