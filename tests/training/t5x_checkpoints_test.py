@@ -38,16 +38,18 @@ def _write_run(base, folder, whole, step=3, **bindings):
   trained = {k: np.asarray(x) + step for k, x in setup.trainable.items()}
   frozen = jax.device_get(setup.frozen)
   checkpoint = folder / f'checkpoint_{step}'
-  target = {**trained, **(frozen if whole else {})}
+  base_alone = {k: x for k, x in frozen.items() if not trainable.is_adapter(k)}
+  saved = {k: x for k, x in frozen.items() if whole or k not in base_alone}
+  target = {**trained, **saved}
   with ocp.PyTreeCheckpointer() as checkpointer:
     checkpointer.save(
         checkpoint.absolute() / 'state',
         {'target': trainable.unflatten(target), 'state': {'step': step}},
     )
   if not whole:
-    identity = base_identity.of(str(base), setup.frozen, setup.mesh)
+    identity = base_identity.of(str(base), base_alone, setup.mesh)
     for name, value in (
-        ('base', identity | {'version': 2}),
+        ('base', identity | {'version': base_identity.VERSION}),
         ('method', method_settings.settings()),
     ):
       (checkpoint / name).mkdir()
@@ -106,17 +108,29 @@ def test_a_setting_without_a_shape_is_told_by_the_note(base, tmp_path):
   assert _read(base, folder, ALPHA=99.0, ALLOW_CHANGED_METHOD=True)
 
 
-def test_frozen_adapters_are_in_whole_checkpoints(base, tmp_path):
+@pytest.mark.parametrize('whole', [False, True])
+def test_frozen_adapters_come_from_the_run(base, tmp_path, whole):
   routers_freeze = {'TRAINABLE_REGEX': '.*/adapter/lora_.*'}
-  expected = _write_run(base, tmp_path / 'whole', True, **routers_freeze)
-  _write_run(base, tmp_path / 'adapters', False, **routers_freeze)
+  expected = _write_run(base, tmp_path / 'run', whole, **routers_freeze)
   # T5X draws routers with another key.
-  other = routers_freeze | {'SEED': 1}
-  found = _read(base, tmp_path / 'whole', **other)
+  found = _read(base, tmp_path / 'run', **routers_freeze, SEED=1)
   for name, array in expected.items():
     np.testing.assert_array_equal(found[name], array)
-  with refusals.refused('INITIAL_CHECKPOINT_PATH', 'whole checkpoints'):
-    _read(base, tmp_path / 'adapters', **other)
+
+
+def test_of_a_base_the_first_version_noted_another_fingerprint(
+    base, tmp_path, capsys
+):
+  expected = _write_run(base, tmp_path / 'run', whole=False)
+  file = tmp_path / 'run/checkpoint_3/base/metadata'
+  note = json.loads(file.read_text())
+  del note['version']
+  file.write_text(json.dumps(note | {'sha256': 'other'}))
+  assert _read(base, tmp_path / 'run').keys() == expected.keys()
+  assert base_identity.OLDER in capsys.readouterr().err
+  file.write_text(json.dumps(note | {'parameters': 7}))
+  with refusals.refused('INITIAL_CHECKPOINT_PATH', str(base)):
+    _read(base, tmp_path / 'run')
 
 
 def test_a_damaged_checkpoint_gives_way_to_an_older_one(
