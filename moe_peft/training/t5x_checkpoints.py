@@ -76,9 +76,7 @@ class T5XCheckpoints:
       checkpoint has; the optimizer's part is as it is given.
 
     Raises:
-      errors.UserError: If it is of another model, method, size or base; of
-        the method, settings that change no shape are in checkpoints of adapters
-        alone.
+      errors.UserError: If it is of another model, method, size or base.
     """
     folder, setup = self._folders[step], self._setup
     arrays = bases.read_arrays(folder)
@@ -124,13 +122,15 @@ class T5XCheckpoints:
         )
 
   def _check_method(self, folder: Path) -> None:
+    if self._setup.experiment.allow_changed_method:
+      return
     file = folder / 'method' / 'metadata'
-    if self._setup.experiment.allow_changed_method or not file.exists():
-      return  # Whole, or of an older version.
-    method = {'method': _fields(file).value}
-    change = method_settings.change_of_adapters(
-        json_file.Fields(file, method).mapping('method', str)
-    )
+    if file.exists():
+      method = {'method': _fields(file).value}
+      then = json_file.Fields(file, method).mapping('method', str)
+    else:  # Whole, or of an older version.
+      then = method_settings.of_t5x_run(folder.parent)
+    change = method_settings.change_of_adapters(then)
     if change is not None:
       raise errors.UserError(
           f'It is not the method that {folder} was trained with: {change}.',

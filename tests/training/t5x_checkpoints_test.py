@@ -4,6 +4,7 @@
 
 import json
 
+import gin
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -100,9 +101,12 @@ def test_another_base_method_or_size_is_refused(base, tmp_path, whole):
     _read(other, folder)
 
 
-def test_a_setting_without_a_shape_is_told_by_the_note(base, tmp_path):
+@pytest.mark.parametrize('whole', [False, True])
+def test_a_setting_without_a_shape_is_told(base, tmp_path, whole):
   folder = tmp_path / 'run'
-  _write_run(base, folder, whole=False)
+  _write_run(base, folder, whole)
+  if whole:  # T5X writes it.
+    (folder / 'config.gin').write_text(gin.config_str())
   with refusals.refused('--gin_file', 'ALPHA', '99', 'ALLOW_CHANGED_METHOD'):
     _read(base, folder, ALPHA=99.0)
   assert _read(base, folder, ALPHA=99.0, ALLOW_CHANGED_METHOD=True)
