@@ -69,6 +69,8 @@ class Notes:
 def check_whole(path: Any, resumes: bool) -> None:
   """The same of the method of a whole checkpoint, as config.gin has it.
 
+  Of the data there is a warning where a run begins with their first rows again.
+
   Args:
     path: Folder `checkpoint_<step>`.
     resumes: Whether a run goes on from it.
@@ -76,6 +78,12 @@ def check_whole(path: Any, resumes: bool) -> None:
   Raises:
     errors.UserError: If the method has changed.
   """
+  if resumes and not (epath.Path(path) / 'dataset').exists():
+    logging.warning(
+        '%s has no position in the data: the run reads the first rows again. '
+        'Checkpoints of adapters (gin/runs/t5x_adapter_checkpoints.gin) have '
+        'one.', path,
+    )
   then = method_settings.of_t5x_run(epath.Path(path).parent)
   change = method_settings.change_of_adapters(then)
   if change is None or settings.macro('ALLOW_CHANGED_METHOD'):

@@ -36,6 +36,9 @@ def test_whole_checkpoints_have_the_method_in_the_file_of_their_run(
   path = tmp_path / 'run' / 'checkpoint_6'
   path.mkdir(parents=True)
   notes.check_whole(path, resumes=True)  # It is not known.
+  assert 'first rows again' in caplog.text
+  (path / 'dataset').mkdir()
+  caplog.clear()
   config = path.parent / 'config.gin'
   config.write_text(gin.config_str())
   notes.check_whole(path, resumes=True)
