@@ -30,6 +30,17 @@ def test_another_method_is_refused_or_told(now, caplog):
   assert 'ALPHA was' in caplog.text
 
 
+def test_ids_in_another_order_are_another_method(tmp_path):
+  tiny.load(tmp_path, 'molora_id', EXAMPLE_IDS=('past_tense', 'plural'))
+  noted = notes.Notes(None, False, False)
+  then = noted.now()
+  tiny.load(tmp_path, 'molora_id', EXAMPLE_IDS=('plural', 'past_tense'))
+  with refusals.refused('EXAMPLE_IDS', 'step 6', 'ALLOW_CHANGED_METHOD'):
+    noted.check(PATH, then, resumes=True)
+  del then['method']['EXAMPLE_IDS']  # An older version.
+  noted.check(PATH, then, resumes=True)
+
+
 def test_whole_checkpoints_have_the_method_in_the_file_of_their_run(
     now, tmp_path, caplog
 ):
