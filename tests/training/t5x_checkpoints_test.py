@@ -18,6 +18,7 @@ from moe_peft.training import base_identity
 from moe_peft.training import bases
 from moe_peft.training import checksums
 from moe_peft.training import experiment as experiment_lib
+from moe_peft.training import loop
 from moe_peft.training import method_settings
 from moe_peft.training import restored
 from moe_peft.training import run
@@ -110,6 +111,13 @@ def test_a_setting_without_a_shape_is_told(base, tmp_path, whole):
   with refusals.refused('--gin_file', 'ALPHA', '99', 'ALLOW_CHANGED_METHOD'):
     _read(base, folder, ALPHA=99.0)
   assert _read(base, folder, ALPHA=99.0, ALLOW_CHANGED_METHOD=True)
+
+
+def test_nothing_trains_in_the_folder_of_a_base_of_t5x(base):
+  with refusals.refused('MODEL_DIR', base.parent, 'checkpoints of T5X'):
+    loop.open_checkpoints(
+        experiment_lib.prepare(tiny.experiment(base.parent)), alone=True
+    )
 
 
 @pytest.mark.parametrize('whole', [False, True])
