@@ -55,7 +55,7 @@ _SCRIPTS = {'train': 'train', 'evaluate': 'eval', 'infer': 'infer'}
 
 def _of_module(module: str, attribute: str) -> str:
   """The same where a module has no such attribute."""
-  is_script = module.startswith('t5x.') or module.endswith('__main__')
+  is_script = module.startswith(('t5x.', 'moe_peft.')) or module == '__main__'
   if is_script and attribute in _SCRIPTS:
     return f'Run it with python -m t5x.{_SCRIPTS[attribute]}.'
   # What runs is under another name there.

@@ -47,8 +47,9 @@ def test_messages_of_gin_name_what_was_meant():
     [
         ('t5x.eval', 'train', 'train'),
         ('t5x.train', 'evaluate', 'eval'),
-        # `python -m moe_peft`.
+        # `python -m moe_peft`, `python -m moe_peft.train`.
         ('moe_peft.__main__', 'infer', 'infer'),
+        ('moe_peft.train', 'train', 'train'),
     ],
 )
 def test_the_script_of_a_gin_file_of_t5x_is_named(module, attribute, script):

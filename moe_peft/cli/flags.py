@@ -316,7 +316,8 @@ def _check_t5x_run(config: Path, given: bool, read: bool) -> None:
   """Refuses a run of T5X that a command does not read, or not without files."""
   if not read or not given:
     raise errors.UserError(
-        'It is of a run of T5X.', config,
+        'It is of a run of T5X' + ('.' if read else ', which this command does '
+        'not read.'), config,
         'Add --gin_file with the experiment as python -m moe_peft.train '
         'reads it, or read the run with python -m t5x.eval or t5x.infer.'
         if read else 'Export it with python -m moe_peft hf export.',

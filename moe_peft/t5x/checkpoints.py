@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints of T5X runs that hold the adapters and not the base.
 
-Saved are the trained parameters, the optimizer state, the step, the position
-in the data, notes of data and method, and the identity of the base, which is
-read again from its own path. T5X takes the class of its Orbax checkpoint
-manager from gin only when it does not resume, and that of its older
-checkpointer always; so this is one of the latter, for `use_orbax = False`, and
-writes with Orbax all the same.
+Saved are the trained parameters, the frozen ones of adapters that T5X draws,
+the optimizer state, the step, the position in the data, notes of data and
+method, and the identity of the base, which is read again from its own path. T5X
+takes the class of its Orbax checkpoint manager from gin only when it does not
+resume, and that of its older checkpointer always; so this is one of the latter,
+for `use_orbax = False`, and writes with Orbax all the same.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,6 +49,7 @@ class AdapterCheckpointer:
       keep_dataset_checkpoints: int | None = None,
       base_path: str | None = None,
       trainable_regex: str = trainable.ADAPTER_REGEX,
+      fresh_regex: str = '',
       mixture_or_task_name: str | None = None,
       allow_changed_data: bool = False,
       allow_changed_method: bool = False,
@@ -66,6 +67,8 @@ class AdapterCheckpointer:
       keep_dataset_checkpoints: Not used: they are small, and kept with theirs.
       base_path: T5X checkpoint of the base.
       trainable_regex: Parameters whose whole path matches are saved.
+      fresh_regex: So are those whose whole path behind `target/` does: they do
+        not come with the base, and some of them do not train.
       mixture_or_task_name: Whose data must be the same when a run continues.
       allow_changed_data: They may be others.
       allow_changed_method: So may settings of the method that change no shape.
@@ -78,7 +81,8 @@ class AdapterCheckpointer:
     self._keep = keep
     self._restore_dtype = restore_dtype
     self._base_path = base_path
-    self._trains = trainable.matcher(trainable_regex)
+    trains, fresh = map(trainable.matcher, (trainable_regex, fresh_regex))
+    self._is_saved = lambda path: trains(path) or fresh(f'target/{path}')
     self._saved_identity: dict[str, Any] | None = None
     self._notes = notes.Notes(
         mixture_or_task_name, allow_changed_data, allow_changed_method
@@ -120,7 +124,7 @@ class AdapterCheckpointer:
       if self._saved_identity is None:  # The base never changes.
         self._saved_identity = self._identity(train_state)
       items = ocp.args.Composite(
-          state=ocp.args.PyTreeSave(self._trained(train_state.state_dict())),
+          state=ocp.args.PyTreeSave(self._saved(train_state.state_dict())),
           base=ocp.args.JsonSave(self._saved_identity),
           **{k: ocp.args.JsonSave(x) for k, x in self._notes.now().items()},
           **self._dataset_items(),
@@ -164,7 +168,7 @@ class AdapterCheckpointer:
     resumes = self._dataset_iterator is not None
     path = whole_checkpoints.newest(path.rstrip('/'), resumes, self._steps)
     folder, _, step = path.rpartition('checkpoint_')
-    shapes = self._trained(self._laid_out())
+    shapes = self._saved(self._laid_out())
     restorable.check_state(path, shapes)
     items = ocp.args.Composite(
         # Partial: to evaluate, T5X wants no optimizer state.
@@ -223,7 +227,7 @@ class AdapterCheckpointer:
     # As it was trained: where T5X resumes, it does not say the type again.
     train_state = self._restore_stock(
         base_path,
-        saved['dtype'],
+        saved.get('dtype'),  # The first version noted none.
         state_transformation_fns=(self._keep_base,),
         fallback_state=state,
     )
@@ -281,9 +285,9 @@ class AdapterCheckpointer:
         },
     )
 
-  def _trained(self, state: Mapping[str, Any]) -> dict[str, Any]:
+  def _saved(self, state: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a state dictionary that is saved."""
-    keep = lambda path: not path.startswith('target/') or self._trains(
+    keep = lambda path: not path.startswith('target/') or self._is_saved(
         path.removeprefix('target/')
     )
     # T5X's MultiOptimizer has None in the place of a state.
@@ -296,7 +300,7 @@ class AdapterCheckpointer:
   def _frozen(self, params: Mapping[str, Any]) -> dict[str, Any]:
     """The flat parameters of the base."""
     flat = trainable.flatten(params)
-    return {k: v for k, v in flat.items() if not self._trains(k)}
+    return {k: v for k, v in flat.items() if not self._is_saved(k)}
 
   def _laid_out(self) -> dict[str, Any]:
     """Shapes of the whole train state, with their shardings."""
@@ -311,5 +315,5 @@ class AdapterCheckpointer:
     return {
         **base_identity.of(self._base_path, frozen, self._partitioner.mesh),
         'dtype': str(jnp.result_type(*frozen.values())) if frozen else None,
-        'version': whole_checkpoints.VERSION,
+        'version': base_identity.VERSION,
     }

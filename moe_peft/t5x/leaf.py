@@ -33,7 +33,7 @@ _ENGINE = re.compile(
 )
 _ENGINE_IMPORT = re.compile(
     r'from moe_peft\.(training|models|core) import '
-    r'(experiment|objectives|encoder_decoder|decoder_only|trainable)$'
+    r'(experiment|objectives|encoder_decoder|decoder_only)$'
 )
 _RENAMED = {'trainable.by_path.rules': 'optimizer.AdapterOptimizer.rules'}
 # Macros that the files of T5X's runs refer to.

@@ -1,17 +1,21 @@
 # Copyright 2026 The moe_peft Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint of adapters notes of the data and the method of its run."""
+"""What is noted of the data and the method of the run of a checkpoint."""
 
 from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
 from absl import logging
+from etils import epath  # Paths on a disk or in a bucket.
 
+from moe_peft import errors
 from moe_peft.data import provenance
+from moe_peft.t5x import settings
 from moe_peft.training import method_settings
 
 NAMES = ('data', 'method')
+_OTHER_METHOD = 'It is not the method that %s was trained with: %s.'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +55,7 @@ class Notes:
     if not resumes:
       change = method_settings.change_of_adapters(then.get('method') or {})
       if change is not None:
-        logging.warning(
-            'It is not the method that %s was trained with: %s.', path, change
-        )
+        logging.warning(_OTHER_METHOD, path, change)
       return
     if not self.allow_changed_method:
       method_settings.check(
@@ -62,3 +64,36 @@ class Notes:
     data = then.get('data') if self.task else None
     if data is not None and not self.allow_changed_data:
       provenance.check_identities(step, data, provenance.identities(self.task))
+
+
+def check_whole(path: Any, resumes: bool) -> None:
+  """The same of the method of a whole checkpoint, as config.gin has it.
+
+  Of the data there is a warning where a run begins with their first rows again.
+
+  Args:
+    path: Folder `checkpoint_<step>`.
+    resumes: Whether a run goes on from it.
+
+  Raises:
+    errors.UserError: If the method has changed.
+  """
+  if resumes and not (epath.Path(path) / 'dataset').exists():
+    logging.warning(
+        '%s has no position in the data: the run reads the first rows again. '
+        'Checkpoints of adapters (gin/runs/t5x_adapter_checkpoints.gin) have '
+        'one.', path,
+    )
+  then = method_settings.of_t5x_run(epath.Path(path).parent)
+  change = method_settings.change_of_adapters(then)
+  if change is None or settings.macro('ALLOW_CHANGED_METHOD'):
+    return
+  if not resumes:
+    logging.warning(_OTHER_METHOD, path, change)
+    return
+  raise errors.UserError(
+      f'The method has changed since {path}: {change}.',
+      where='MODEL_DIR',
+      remedy='Put back what it was, or choose another folder; '
+      '--gin.ALLOW_CHANGED_METHOD=True goes on with the method of now.',
+  )

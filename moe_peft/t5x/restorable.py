@@ -17,6 +17,7 @@ from t5x import checkpoints as t5x_checkpoints
 from moe_peft import errors
 from moe_peft.core import trainable
 from moe_peft.runs import run_lock
+from moe_peft.t5x import notes
 from moe_peft.t5x import settings
 from moe_peft.training import bases
 from moe_peft.training import tensor_files
@@ -102,6 +103,7 @@ def _check_evaluated(restored: Any, state: Mapping[str, Any]) -> None:
     check_base(restored.path, _read(restored, state), where)
   elif not _is_transformed(restored):
     check_state(restored.path, {'target': state['target']}, where)
+    notes.check_whole(restored.path, resumes=False)
 
 
 def _is_specific(restored: Any) -> bool:
@@ -152,6 +154,7 @@ def _check_resumed(
       )
     if restored is None or not _is_transformed(restored):
       check_state(path, state, 'MODEL_DIR')
+      notes.check_whole(path, resumes=True)
   elif not settings.saves_adapters():
     raise errors.UserError(
         f'{path} holds adapters alone, and T5X by itself needs everything.',

@@ -11,10 +11,8 @@ import jax
 from jax.experimental import multihost_utils
 
 from moe_peft import errors
+from moe_peft.training import base_identity
 from moe_peft.training import checksums
-
-# Of the identity of a base: the first had a fingerprint of another kind.
-VERSION = 2
 
 
 def newest(
@@ -58,10 +56,6 @@ def newest(
 
 def is_of(saved: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
   """Whether a base is the one that a checkpoint names."""
-  if saved.get('version') == VERSION:
-    return saved['sha256'] == found['sha256']
-  logging.warning(
-      'The checkpoint is of an older version: of its base only the number of '
-      'parameters is checked.'
-  )
-  return saved['parameters'] == found['parameters']
+  if saved.get('version') != base_identity.VERSION:
+    logging.warning(base_identity.OLDER)
+  return base_identity.is_noted(saved, found)

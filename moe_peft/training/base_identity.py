@@ -22,6 +22,13 @@ Params = Mapping[str, Any]
 
 # Bytes of each array that enter the fingerprint: the first and last of them.
 SAMPLE_BYTES = 4096
+# Of what checkpoints of T5X note of a base: the first version had a fingerprint
+# of another kind.
+VERSION = 2
+OLDER = (
+    'The checkpoint is of an older version: of its base only the number of '
+    'parameters is checked.'
+)
 _REMEMBERED = {'parameters', 'sha256', 'content'}
 
 
@@ -75,6 +82,17 @@ def is_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
   ignored = {'path'} | ({'content'} & (one.keys() ^ other.keys()))
   known = lambda x: {k: v for k, v in x.items() if k not in ignored}
   return known(one) == known(other)
+
+
+def is_noted(saved: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+  """Whether a base is the one that a checkpoint of T5X notes.
+
+  Args:
+    saved: The note.
+    found: What `of` returns for the base on its devices.
+  """
+  known = 'sha256' if saved.get('version') == VERSION else 'parameters'
+  return saved.get(known) == found[known]
 
 
 def _memory(path: str, params: Params) -> Path:

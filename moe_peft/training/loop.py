@@ -91,7 +91,7 @@ def open_checkpoints(
     )
   elif alone:
     raise errors.UserError(
-        f'{experiment.run_dir} is a run of T5X.', 'MODEL_DIR',
+        f'{experiment.run_dir} holds checkpoints of T5X.', 'MODEL_DIR',
         'Choose another folder.',
     )
   else:

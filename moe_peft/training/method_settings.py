@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 from pathlib import Path
 import re
+from typing import Any
 
 import gin
 
@@ -22,6 +23,8 @@ from moe_peft.training import experiment as experiment_lib
 _ADAPTERS, _LOSSES = 'ADAPTER_RULES', 'LOSS_FACTORS'
 # Parameters that say how experts run and not what they compute.
 _SAME_NUMBERS = {'execution'}
+# Their order is a part of the method, where it is told ids.
+_IDS = 'EXAMPLE_IDS'
 # Macros and references of a value. A text with such a sign names nothing.
 _NAMES = re.compile(r'[%@]([\w./]+)')
 
@@ -38,9 +41,30 @@ def settings(
   Args:
     roots: Macros that hold the method.
   """
-  bound = config_file.bindings(gin.config_str(), Path(config_file.FILE))
+  return _of(gin.config_str(), Path(config_file.FILE), roots)
+
+
+def of_t5x_run(folder: Any) -> dict[str, str]:
+  """The same of a run of T5X, whose whole checkpoints note nothing.
+
+  Args:
+    folder: Its MODEL_DIR, a path that may be in a bucket.
+
+  Returns:
+    What its last start has written to config.gin; empty if that cannot be read,
+    since T5X may have been killed while it wrote it.
+  """
+  file = folder / config_file.FILE
+  with contextlib.suppress(OSError, ValueError, errors.UserError):
+    return _of(file.read_text(), file, (_ADAPTERS, _LOSSES))
+  return {}
+
+
+def _of(config: str, file: Path, roots: Sequence[str]) -> dict[str, str]:
+  """The `settings` of a configuration's text."""
+  bound = config_file.bindings(config, file)
   fields = dataclasses.fields(experiment_lib.Experiment)
-  left_out = {field.name.upper() for field in fields} | _SAME_NUMBERS
+  left_out = {field.name.upper() for field in fields} - {_IDS} | _SAME_NUMBERS
   found, waiting = {}, list(roots)
   while waiting:
     of = _without_scope(waiting.pop())
@@ -73,6 +97,8 @@ def check(
     errors.UserError: If the method has changed.
   """
   then = then or now
+  if _IDS not in then:  # Older versions did not say it.
+    now = {name: x for name, x in now.items() if name != _IDS}
   if (name := _changed(then, now)) is not None:
     raise errors.UserError(
         f'The method has changed since step {step}: '

@@ -8,6 +8,7 @@ over the same base.
 
 from collections.abc import Mapping
 from pathlib import Path
+import sys
 from typing import Any
 
 import jax
@@ -71,24 +72,29 @@ class T5XCheckpoints:
       state: A train state, or its shapes with shardings.
 
     Returns:
-      The state with its parameters, and with frozen adapters where the
-      checkpoint has them; the optimizer's part is as it is given.
+      The state with its parameters, and with those of frozen adapters that the
+      checkpoint has; the optimizer's part is as it is given.
 
     Raises:
-      errors.UserError: If it is of another model, method, size or base; of
-        the method, settings that change no shape are in checkpoints of adapters
-        alone.
+      errors.UserError: If it is of another model, method, size or base.
     """
     folder, setup = self._folders[step], self._setup
     arrays = bases.read_arrays(folder)
     has_base = not (folder / 'base').is_dir()  # Else a note of it.
-    expected = {**state.params, **(setup.frozen if has_base else {})}
-    self._check_shapes(folder, arrays.shapes, expected)
+    drawn = {  # Frozen adapters; those of a bank come with the base.
+        k: x for k, x in setup.frozen.items()
+        if trainable.is_adapter(k) and (has_base or k in arrays)
+    }
+    base = {k: x for k, x in setup.frozen.items() if k not in drawn}
+    expected = {**state.params, **drawn}
+    self._check_shapes(
+        folder, arrays.shapes, expected | (base if has_base else {})
+    )
     self._check_method(folder)
-    frozen = self._check_base(folder, arrays, has_base)
+    self._check_base(folder, arrays if has_base else None, base)
     return state.replace(params={
         name: jax.device_put(arrays[name].astype(x.dtype), x.sharding)
-        for name, x in (state.params | frozen).items()
+        for name, x in expected.items()
     })
 
   def close(self) -> None:
@@ -116,13 +122,15 @@ class T5XCheckpoints:
         )
 
   def _check_method(self, folder: Path) -> None:
+    if self._setup.experiment.allow_changed_method:
+      return
     file = folder / 'method' / 'metadata'
-    if self._setup.experiment.allow_changed_method or not file.exists():
-      return  # Whole, or of an older version.
-    method = {'method': _fields(file).value}
-    change = method_settings.change_of_adapters(
-        json_file.Fields(file, method).mapping('method', str)
-    )
+    if file.exists():
+      method = {'method': _fields(file).value}
+      then = json_file.Fields(file, method).mapping('method', str)
+    else:  # Whole, or of an older version.
+      then = method_settings.of_t5x_run(folder.parent)
+    change = method_settings.change_of_adapters(then)
     if change is not None:
       raise errors.UserError(
           f'It is not the method that {folder} was trained with: {change}.',
@@ -131,35 +139,37 @@ class T5XCheckpoints:
       )
 
   def _check_base(
-      self, folder: Path, arrays: tensor_files.LazyArrays, has_base: bool
-  ) -> Mapping[str, Any]:
-    """Refuses another base; returns the frozen adapters that are read."""
-    setup = self._setup
-    base = {
-        k: x for k, x in setup.frozen.items() if not trainable.is_adapter(k)
-    }
-    if has_base:
+      self,
+      folder: Path,
+      arrays: tensor_files.LazyArrays | None,
+      base: Mapping[str, Any],
+  ) -> None:
+    """Refuses another base; None of arrays where there is a note of it."""
+    if arrays is not None:
       other = next((k for k in base if not _equal(arrays[k], base[k])), None)
       if other is not None:
         raise self._other_base(folder, f'{other} differs')
-      return {k: x for k, x in setup.frozen.items() if k not in base}
+      return
     saved = _fields(folder / 'base' / 'metadata')
-    found = [
-        base_identity.of(None, setup.frozen, setup.mesh, dtype)['sha256']
+    if saved.value.get('version') != base_identity.VERSION:
+      print(f'warning: {base_identity.OLDER}', file=sys.stderr)
+    if not any(
+        base_identity.is_noted(
+            saved.value,
+            base_identity.of(None, base, self._setup.mesh, dtype),
+        )
         for dtype in ('float32', 'bfloat16')  # That of the base under T5X.
-    ]
-    if saved.get('sha256', str, None) not in found:
+    ):
       raise self._other_base(
           folder, f'that is {saved.get("path", str, "without a path")}'
       )
-    return {}
 
   def _other_base(self, folder: Path, why: str) -> errors.UserError:
     path = self._setup.experiment.initial_checkpoint_path
     return errors.UserError(
         f'{path} is not the base on which {folder} was trained ({why}).',
-        _BASE, 'Give the path of that base. Frozen adapters, which T5X draws, '
-        'are in whole checkpoints alone.',
+        _BASE, 'Give the path of that base. Checkpoints of adapters of older '
+        'versions lack what T5X draws and does not train.',
     )
 
 

@@ -19,6 +19,7 @@ from moe_peft.core import trainable
 from moe_peft.runs import config_file
 from moe_peft.runs import metrics_files
 from moe_peft.t5x import leaf
+from moe_peft.t5x import settings
 from moe_peft.training import bases
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import objectives
@@ -95,6 +96,22 @@ def test_a_method_that_another_took_the_place_of_is_left_out(base, tmp_path):
   bound = config_file.bindings(file.read_text(), file)
   assert 'sira.SiRA.rank' in bound  # T5X refuses two.
   assert not [name for name in bound if name.startswith('molora.')]
+
+
+@pytest.mark.slow
+@pytest.mark.t5x
+@pytest.mark.parametrize('method', ['riemannian', 'loraplus'])
+def test_what_a_method_does_with_pairs_is_read(base, tmp_path, method):
+  if 't5x' not in sys.modules:
+    pytest.skip('t5x is not on the path')
+  file = _write(
+      tmp_path, f'--gin_file=gin/methods/{method}.gin',
+      INITIAL_CHECKPOINT_PATH=str(base),
+  )
+  gin.clear_config()
+  with training.parsed('train', [file], MODEL_DIR=str(tmp_path / 't5x')):
+    bound = settings.bound('moe_peft.t5x.optimizer.AdapterOptimizer')
+  assert bound.keys() & {'gradients', 'updates'}
 
 
 @pytest.mark.slow

@@ -30,6 +30,40 @@ def test_another_method_is_refused_or_told(now, caplog):
   assert 'ALPHA was' in caplog.text
 
 
+def test_ids_in_another_order_are_another_method(tmp_path):
+  tiny.load(tmp_path, 'molora_id', EXAMPLE_IDS=('past_tense', 'plural'))
+  noted = notes.Notes(None, False, False)
+  then = noted.now()
+  tiny.load(tmp_path, 'molora_id', EXAMPLE_IDS=('plural', 'past_tense'))
+  with refusals.refused('EXAMPLE_IDS', 'step 6', 'ALLOW_CHANGED_METHOD'):
+    noted.check(PATH, then, resumes=True)
+  del then['method']['EXAMPLE_IDS']  # An older version.
+  noted.check(PATH, then, resumes=True)
+
+
+def test_whole_checkpoints_have_the_method_in_the_file_of_their_run(
+    now, tmp_path, caplog
+):
+  path = tmp_path / 'run' / 'checkpoint_6'
+  path.mkdir(parents=True)
+  notes.check_whole(path, resumes=True)  # It is not known.
+  assert 'first rows again' in caplog.text
+  (path / 'dataset').mkdir()
+  caplog.clear()
+  config = path.parent / 'config.gin'
+  config.write_text(gin.config_str())
+  notes.check_whole(path, resumes=True)
+  with gin.unlock_config():
+    gin.bind_parameter('ALPHA/gin.macro.value', 3.0)
+  with refusals.refused('MODEL_DIR', 'ALPHA', 3.0, 'ALLOW_CHANGED_METHOD'):
+    notes.check_whole(path, resumes=True)
+  assert not caplog.text
+  notes.check_whole(path, resumes=False)
+  assert 'ALPHA was' in caplog.text
+  config.write_text(config.read_text()[:-30] + '((')  # T5X was killed.
+  notes.check_whole(path, resumes=True)
+
+
 def test_other_files_with_the_same_adapters_are_not_told_of(now, caplog):
   # As t5x_config writes the losses; they change no answer either.
   method = {**now['method'], 'LOSS_FACTORS': "{'auxiliary_loss': 0.5}"}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from moe_peft import errors
+from moe_peft.training import bases as bases_lib
 from tests import refusals
 from tests.t5x import networks
 from tests.t5x import training
@@ -69,6 +70,39 @@ def test_losses_that_the_scan_of_t5x_drops_are_refused(tmp_path):
         NUM_EXPERTS=3,
         AUX_LOSS_FACTOR=0.01,
     )
+
+
+@pytest.mark.parametrize(
+    ('network', 'method', 'more', 'drawn'),
+    [
+        ('examples.t5', 'lora_fa', '', 'lora_a'),
+        # In a scan.
+        ('own', 'mola', 'EXPERTS_BY_DEPTH = (2, 3)\n', 'layer_index'),
+    ],
+)
+def test_what_is_drawn_and_does_not_train_is_saved_too(
+    bases, tmp_path, network, method, more, drawn
+):
+  base, base_params = bases(network)
+  config = networks.adapted(
+      method, network,
+      includes="include 'gin/runs/t5x_adapter_checkpoints.gin'",
+      more=f'{networks.FEW_SITES}{more}CHECKPOINT_PERIOD = 1\n',
+  )
+  macros = dict(INITIAL_CHECKPOINT_PATH=base, RANK=2, WARMUP_STEPS=0)
+  first = training.train(config, tmp_path, TRAIN_STEPS=1, **macros)
+  # Under another seed others would be drawn.
+  last = training.train(
+      config, tmp_path, TRAIN_STEPS=2, RANDOM_SEED=1, **macros
+  )
+  before, after = map(training.flat_params, (first, last))
+  saved = bases_lib.read_arrays(tmp_path / 'checkpoint_1')
+  frozen = [x for x in after if x.endswith(f'/adapter/{drawn}')]
+  assert frozen
+  for path in frozen:
+    np.testing.assert_array_equal(saved[path], before[path])
+  for path in [*frozen, *base_params]:
+    np.testing.assert_array_equal(after[path], before[path], err_msg=path)
 
 
 def test_adapter_checkpoints_resume(bases, tmp_path):

@@ -4,6 +4,7 @@
 
 import json
 
+import gin
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -17,6 +18,7 @@ from moe_peft.training import base_identity
 from moe_peft.training import bases
 from moe_peft.training import checksums
 from moe_peft.training import experiment as experiment_lib
+from moe_peft.training import loop
 from moe_peft.training import method_settings
 from moe_peft.training import restored
 from moe_peft.training import run
@@ -38,16 +40,18 @@ def _write_run(base, folder, whole, step=3, **bindings):
   trained = {k: np.asarray(x) + step for k, x in setup.trainable.items()}
   frozen = jax.device_get(setup.frozen)
   checkpoint = folder / f'checkpoint_{step}'
-  target = {**trained, **(frozen if whole else {})}
+  base_alone = {k: x for k, x in frozen.items() if not trainable.is_adapter(k)}
+  saved = {k: x for k, x in frozen.items() if whole or k not in base_alone}
+  target = {**trained, **saved}
   with ocp.PyTreeCheckpointer() as checkpointer:
     checkpointer.save(
         checkpoint.absolute() / 'state',
         {'target': trainable.unflatten(target), 'state': {'step': step}},
     )
   if not whole:
-    identity = base_identity.of(str(base), setup.frozen, setup.mesh)
+    identity = base_identity.of(str(base), base_alone, setup.mesh)
     for name, value in (
-        ('base', identity | {'version': 2}),
+        ('base', identity | {'version': base_identity.VERSION}),
         ('method', method_settings.settings()),
     ):
       (checkpoint / name).mkdir()
@@ -98,25 +102,47 @@ def test_another_base_method_or_size_is_refused(base, tmp_path, whole):
     _read(other, folder)
 
 
-def test_a_setting_without_a_shape_is_told_by_the_note(base, tmp_path):
+@pytest.mark.parametrize('whole', [False, True])
+def test_a_setting_without_a_shape_is_told(base, tmp_path, whole):
   folder = tmp_path / 'run'
-  _write_run(base, folder, whole=False)
+  _write_run(base, folder, whole)
+  if whole:  # T5X writes it.
+    (folder / 'config.gin').write_text(gin.config_str())
   with refusals.refused('--gin_file', 'ALPHA', '99', 'ALLOW_CHANGED_METHOD'):
     _read(base, folder, ALPHA=99.0)
   assert _read(base, folder, ALPHA=99.0, ALLOW_CHANGED_METHOD=True)
 
 
-def test_frozen_adapters_are_in_whole_checkpoints(base, tmp_path):
+def test_nothing_trains_in_the_folder_of_a_base_of_t5x(base):
+  with refusals.refused('MODEL_DIR', base.parent, 'checkpoints of T5X'):
+    loop.open_checkpoints(
+        experiment_lib.prepare(tiny.experiment(base.parent)), alone=True
+    )
+
+
+@pytest.mark.parametrize('whole', [False, True])
+def test_frozen_adapters_come_from_the_run(base, tmp_path, whole):
   routers_freeze = {'TRAINABLE_REGEX': '.*/adapter/lora_.*'}
-  expected = _write_run(base, tmp_path / 'whole', True, **routers_freeze)
-  _write_run(base, tmp_path / 'adapters', False, **routers_freeze)
+  expected = _write_run(base, tmp_path / 'run', whole, **routers_freeze)
   # T5X draws routers with another key.
-  other = routers_freeze | {'SEED': 1}
-  found = _read(base, tmp_path / 'whole', **other)
+  found = _read(base, tmp_path / 'run', **routers_freeze, SEED=1)
   for name, array in expected.items():
     np.testing.assert_array_equal(found[name], array)
-  with refusals.refused('INITIAL_CHECKPOINT_PATH', 'whole checkpoints'):
-    _read(base, tmp_path / 'adapters', **other)
+
+
+def test_of_a_base_the_first_version_noted_another_fingerprint(
+    base, tmp_path, capsys
+):
+  expected = _write_run(base, tmp_path / 'run', whole=False)
+  file = tmp_path / 'run/checkpoint_3/base/metadata'
+  note = json.loads(file.read_text())
+  del note['version']
+  file.write_text(json.dumps(note | {'sha256': 'other'}))
+  assert _read(base, tmp_path / 'run').keys() == expected.keys()
+  assert base_identity.OLDER in capsys.readouterr().err
+  file.write_text(json.dumps(note | {'parameters': 7}))
+  with refusals.refused('INITIAL_CHECKPOINT_PATH', str(base)):
+    _read(base, tmp_path / 'run')
 
 
 def test_a_damaged_checkpoint_gives_way_to_an_older_one(
