@@ -28,6 +28,7 @@ from moe_peft.methods import bank as bank_method
 from moe_peft.methods import lora
 from moe_peft.methods import molora
 from moe_peft.methods import retrieval
+from moe_peft.runs import t5x_run
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
 from moe_peft.training import run
@@ -82,9 +83,14 @@ def of_run(name: str, folder: Path, trust: bool) -> tuple[Expert, Any, Any]:
     The expert; the configuration of its network; the identity of its base.
 
   Raises:
-    errors.UserError: If the run has no checkpoint, is no LoRA, or has changed
-      its base.
+    errors.UserError: If the run has no checkpoint, is no LoRA, has changed its
+      base, or is of T5X.
   """
+  if t5x_run.checkpoints(folder):
+    raise errors.UserError(
+        f'{folder} is a run of T5X.', '--from',
+        'Export it with python -m moe_peft hf export, and give that folder.',
+    )
   gin_files.load_gin(
       [str(folder / gin_trust.FILE)], [], trust=trust,
       defaults={'MODEL_DIR': str(folder)},

@@ -176,6 +176,11 @@ def _check(experiment: experiment_lib.Experiment) -> None:
         remedy='Set it to 1, and in the file that is written to what T5X shall '
         'do.',
     )
+  if settings.macro('GROWTH_STEPS') is not None:
+    raise errors.UserError(
+        'T5X tells a model no training step, by which experts are added.',
+        where='GROWTH_STEPS', remedy='Set it to None: k experts at once.',
+    )
   if type(experiment.model) not in _MODELS:
     raise errors.UserError(
         f'T5X has no counterpart of {type(experiment.model).__name__}.', 'MODEL'

@@ -163,6 +163,13 @@ def test_what_is_of_another_base_is_refused(tmp_path):
     bank.add(out, [str(tmp_path / 'hf')])
 
 
+def test_a_run_of_t5x_is_to_be_exported_first(tmp_path):
+  (tmp_path / 'checkpoint_3' / 'state').mkdir(parents=True)
+  (tmp_path / 'config.gin').write_text('')
+  with refusals.refused('--from', tmp_path, 'T5X', 'hf export'):
+    bank_experts.of_run('one', tmp_path, trust=False)
+
+
 def test_runs_have_the_scale_of_their_method_or_are_refused():
   run = Path('runs/x')
   scale = lambda adapter: bank_experts._scales(

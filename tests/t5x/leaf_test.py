@@ -138,6 +138,7 @@ def test_a_base_that_t5x_cannot_restore_is_written_beside(base, tmp_path):
         ('TRAIN_STEPS', 0, 'molora'),
         ('REMAT_POLICY', 'auto', 'molora'),
         ('STARTS_FROM_BASE', True, 'pissa'),  # The leaf has no such macro.
+        ('GROWTH_STEPS', 4, 'smoe_dropout'),
     ],
 )
 def test_what_means_something_else_there_is_refused(
