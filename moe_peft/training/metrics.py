@@ -134,7 +134,7 @@ class TrainLog:
       whole: Whether the next row begins behind it.
     """
     self.wait()
-    self._pending = self._thread.submit(self._write, step, self._sums)
+    self._pending = self._thread.submit(self._write, step, self._sums, whole)
     if whole:
       self._sums = None
 
@@ -167,10 +167,12 @@ class TrainLog:
     with _disk_errors(self._folder):
       pending.result()
 
-  def _write(self, step: int, metrics: Metrics) -> None:
+  def _write(self, step: int, metrics: Metrics, whole: bool) -> None:
     metrics = jax.device_get(metrics)
     now = time.monotonic()
-    seconds, self._time = now - self._time, now
+    seconds = now - self._time
+    if whole:  # Else a run of more steps counts this time once more.
+      self._time = now
     with np.errstate(invalid='ignore'):  # A period may have no tokens.
       means = jax.tree.map(
           lambda metric: metric.compute(), metrics, is_leaf=_is_metric

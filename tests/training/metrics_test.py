@@ -136,6 +136,35 @@ def test_a_period_that_a_checkpoint_cuts_has_one_row(tmp_path):
   assert cut == whole and whole[0]['skipped'] == 1
 
 
+def test_more_steps_count_the_time_of_a_period_that_an_end_has_cut(
+    tmp_path, monkeypatch
+):
+  now = 0.0
+  clock = types.SimpleNamespace(monotonic=lambda: now)
+  monkeypatch.setattr(metrics, 'time', clock)
+  progress = progress_lib.Progress('train', 10)
+
+  def opened(first_step=0, begun=None):
+    return contextlib.closing(metrics.TrainLog(
+        tmp_path, first_step, progress, lambda step: 0.1, begun
+    ))
+
+  with opened() as log:
+    now = 6.0
+    log.add(of_step(1.0, 8))
+    log.write(1, whole=False)  # The run was to end there.
+    log.flush()
+    begun = log.begun()
+  now = 1000.0
+  with opened(1, begun) as log:
+    log.start_clock()
+    now = 1002.0
+    log.add(of_step(1.0, 8))
+    log.write(2)
+  ((row,), _) = metrics_files.read_lines(tmp_path / metrics_files.TRAIN)
+  assert row['steps_per_second'] == 2 / (6 + 2)
+
+
 def test_skipped_steps_in_a_row_are_counted_over_periods(tmp_path):
   progress = progress_lib.Progress('train', 10)
   log = metrics.TrainLog(tmp_path, 0, progress, lambda step: 0.1)
