@@ -235,8 +235,8 @@ class Checkpointer:
       data: The iterator to move to the saved position, or None.
 
     Raises:
-      errors.UserError: If the checkpoint is damaged, or the files that `data`
-        was reading are no longer there.
+      errors.UserError: If the checkpoint is damaged or of another optimizer,
+        or the files that `data` was reading are no longer there.
     """
     args = {'state': ocp.args.StandardRestore(state)}
     if data is not None:
@@ -250,6 +250,14 @@ class Checkpointer:
     except Exception as error:  # Orbax and tensorstore raise many kinds.
       said = str(error).strip() or type(error).__name__
       first_line = said.partition('\n')[0]
+      if 'tree structures do not match' in first_line:
+        # The parameters are those of the identity.
+        raise errors.UserError(
+            f'The run {self._folder.parent} has the state of another '
+            'optimizer, and cannot be continued with this one.',
+            where='experiment.Experiment.optimizer',
+            remedy='Put back what it was, or choose another MODEL_DIR.',
+        ) from error
       raise self._damage(self._folder / str(step), first_line) from error
 
   def restore_notes(self, step: int) -> dict[str, Any]:

@@ -171,10 +171,12 @@ class _Session:
     self._notes = loop.notes_to_continue(experiment, self._checkpointer)
     self._evaluator = scoring.make_evaluator(self._setup)
     step = self._checkpointer.latest_step() or 0
+    # Asked for none, a run that was trained is scored as it is.
+    self._last_step = experiment.train_steps or step
     # The last evaluation is made again whenever the run is.
     self._evals = metrics_files.JsonLines(
         self._dir / metrics_files.EVALUATION,
-        min(step, experiment.train_steps - 1),
+        min(step, self._last_step - 1),
         together=len(self._evaluator.num_examples),
     )
     # This file says what each process of this run has cost.
@@ -212,7 +214,7 @@ class _Session:
       console.print(f'Stopped; {saved}. Run the same command to continue.')
       return False
     params = {**self._setup.frozen, **state.params}
-    adapted = self._evaluate(self._experiment.train_steps, params)
+    adapted = self._evaluate(self._last_step, params)
     self._finish(base, adapted, params)
     return True
 
@@ -303,7 +305,7 @@ class _Session:
         num_params_total=total,
         num_params_trainable=trained,
         base=self._setup.base,
-        steps=experiment.train_steps,
+        steps=self._last_step,
         batch_size=experiment.batch_size,
         seed=experiment.seed,
         device=', '.join(

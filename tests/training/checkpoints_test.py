@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 import tensorflow as tf
@@ -257,6 +258,19 @@ def test_rows_that_are_read_in_other_steps_are_named(tmp_path):
     opened.wait()
     with refusals.refused('PACKING', folder / '1'):
       opened.restore(1, state, now)
+
+
+def test_another_optimizer_is_no_damage(tmp_path):
+  params = {'x': jnp.zeros(3)}
+  data = dataset_iterator.TfDatasetIterator(
+      tf.data.Dataset.from_tensors({'row': 1}), checkpoint=True
+  )
+  with contextlib.closing(checkpoints.Checkpointer(tmp_path, 1, {})) as opened:
+    opened.save(1, {'opt_state': optax.adamw(0.1).init(params)}, data)
+    opened.wait()
+    for optimizer in (optax.adam(0.1), optax.sgd(0.1), optax.adafactor(0.1)):
+      with refusals.refused('experiment.Experiment.optimizer', tmp_path):
+        opened.restore(1, {'opt_state': optimizer.init(params)})
 
 
 def test_what_a_kill_left_half_written_goes_with_the_next_save(tmp_path):

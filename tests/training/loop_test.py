@@ -20,6 +20,7 @@ from moe_peft.core import trainable
 from moe_peft.data import local
 from moe_peft.data import provenance
 from moe_peft.runs import metrics_files
+from moe_peft.runs import run_file
 from moe_peft.training import bases
 from moe_peft.training import checksums
 from moe_peft.training import experiment as experiment_lib
@@ -97,6 +98,20 @@ def test_a_trained_run_without_steps_is_scored_as_it_was_left(trained):
   assert_bit_equal(
       jax.device_get(state.params), jax.device_get(expected.params)
   )
+
+
+@pytest.mark.slow
+def test_scored_again_without_steps_a_run_keeps_those_that_it_has(tmp_path):
+  def run_it(**bindings):
+    tiny.load(tmp_path, EVAL_PERIOD=1, WARMUP_STEPS=0, **bindings)
+    run.run_experiment()
+    steps = run_file.read(tmp_path).steps
+    rows, _ = metrics_files.read_lines(tmp_path / metrics_files.EVALUATION)
+    return steps, [(row['step'], row['loss']) for row in rows]
+
+  trained = run_it(TRAIN_STEPS=2)
+  assert trained[0] == 2 and [step for step, _ in trained[1]] == [0, 1, 2]
+  assert run_it(TRAIN_STEPS=0) == trained
 
 
 def test_no_optimizer_state_for_frozen_parameters(tmp_path):
