@@ -4,6 +4,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -96,9 +97,9 @@ def of_setup(setup: experiment_lib.Setup) -> StepProgram:
       optimizer=(state.opt_state, state.step, state.seed),
       batch=train_step.abstract_batch(setup),
       donates_frozen=False,
-      tokens=experiment.batch_size * sum(
-          experiment.task_feature_lengths.values()
-      ),
+      tokens=experiment.batch_size * math.prod(
+          experiment.objective.row_shape
+      ) * sum(experiment.task_feature_lengths.values()),
       choices=choices(
           experiment.model.module,
           batch_size=experiment.batch_size,

@@ -21,6 +21,7 @@ from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import loop
 from moe_peft.training import objectives
 from moe_peft.training import run
+from moe_peft.training import step_program
 from moe_peft.training import train_step
 from tests import refusals
 from tests.training import decoder_only_test
@@ -259,6 +260,15 @@ def test_pairs_are_not_packed(tmp_path):
   load(tmp_path, PACKING=True)
   with refusals.refused('PACKING'):
     loop.train_data(run.build())
+
+
+@pytest.mark.parametrize('model', MODELS)
+def test_the_tokens_of_a_step_are_those_of_both_answers(tmp_path, model):
+  load(tmp_path, model)
+  step = step_program.of_experiment(run.build(), jax.devices())
+  assert step.tokens == sum(
+      x.size for name, x in step.batch.items() if name.endswith('input_tokens')
+  )
 
 
 def test_what_is_evaluated_are_questions_and_not_pairs(tmp_path):
