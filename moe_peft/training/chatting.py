@@ -74,7 +74,6 @@ class Chatter:
     self._system = system
     self._temperature, self._seed = temperature, seed
     self._stopped = False
-    self._tokens: queue.SimpleQueue = queue.SimpleQueue()
     self._generate = jax.jit(self._generated)
     self._last: tuple[list[int], list[int]] = ([], [])
     self.forget()
@@ -141,17 +140,17 @@ class Chatter:
       with self._setup.context():
         jax.block_until_ready(self._generate(self._params, prompt, key))
 
+    # What an answer that was left still says is no part of the next one.
+    tokens = self._tokens = queue.SimpleQueue()
     # In a thread, so that Ctrl-C reaches this one at once.
     with concurrent.futures.ThreadPoolExecutor(1) as worker:
       done = worker.submit(generate)
-      done.add_done_callback(lambda _: self._tokens.put(None))
+      done.add_done_callback(lambda _: tokens.put(None))
       try:
-        while (token := self._tokens.get()) is not None:
+        while (token := tokens.get()) is not None:
           yield token
       finally:
         self._stopped = True
-        while not done.done() or not self._tokens.empty():
-          self._tokens.get()
       done.result()
 
   def _generated(self, params, prompt, key):
