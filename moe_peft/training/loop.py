@@ -296,6 +296,8 @@ def _places(experiment, batch) -> list[str]:
     if name in batch:
       real = batch.get(f'{name.partition("_")[0]}_segment_ids', 1) != 0
       rows = (batch[name] + dataset_ids.offset(vocabulary)) * real
+      # Of two answers to a prompt the first one.
+      rows = rows.reshape(len(texts), -1, rows.shape[-1])[:, 0]
       texts = [
           text + vocabulary.decode(ids.tolist())
           for text, ids in zip(texts, rows, strict=True)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """DPO: the closed form, the reference without adapters, runs of every kind."""
 
+import dataclasses
 import json
 import math
 
@@ -14,7 +15,9 @@ import tensorflow as tf
 
 from moe_peft import gin_files
 from moe_peft.core import trainable
+from moe_peft.data import local
 from moe_peft.data import preferences as preference_data
+from moe_peft.data import registration
 from moe_peft.data import vocabularies
 from moe_peft.models import preferences
 from moe_peft.training import experiment as experiment_lib
@@ -260,6 +263,31 @@ def test_pairs_are_not_packed(tmp_path):
   load(tmp_path, PACKING=True)
   with refusals.refused('PACKING'):
     loop.train_data(run.build())
+
+
+@pytest.mark.parametrize(
+    ('model', 'places'), [('tiny_t5', []), ('tiny_llama', ['line 1'])]
+)
+def test_a_run_that_diverges_names_the_pairs_of_a_batch(
+    tmp_path, model, places
+):
+  """Of an encoder-decoder they are not known."""
+  load(tmp_path, model, BATCH_SIZE=1)
+  experiment = run.build()
+  file = tmp_path / 'pairs.jsonl'
+  file.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+  local.register_task(
+      'own_pairs', str(file), vocabulary=experiment.model.output_vocabulary
+  )
+  try:
+    experiment = dataclasses.replace(
+        experiment, mixture_or_task_name='own_pairs'
+    )
+    batch = next(loop.train_data(experiment))
+    assert loop._places(experiment, batch) == [f'{file}, {x}' for x in places]
+  finally:
+    seqio.TaskRegistry.remove('own_pairs')
+    registration.RECORDS.pop('own_pairs')
 
 
 @pytest.mark.parametrize('model', MODELS)
