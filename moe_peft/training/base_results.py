@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from moe_peft.evaluation import evaluator as evaluator_lib
+from moe_peft.models import dataset_ids
 from moe_peft.runs import results_file
 from moe_peft.training import experiment as experiment_lib
 from moe_peft.training import scoring
@@ -48,6 +49,8 @@ def _digest(
       'base': setup.base if setup.base['sha256'] else experiment.seed,
       'network': repr(experiment.model.without_adapters().module),
       'dtype': str(experiment.base_dtype),
+      'first id': experiment.model.start_id,
+      'stop ids': dataset_ids.stop_ids(experiment.model.output_vocabulary),
       'task': experiment.eval_name,
       'split': experiment.eval_split,
       'lengths': dict(experiment.task_feature_lengths),

@@ -10,9 +10,12 @@ from moe_peft.training import scoring
 RESULTS = {'task': {'loss': 1.5}}
 
 
-def setup(run_dir, folder=None, seed=0, sha256='0'):
+def setup(run_dir, folder=None, seed=0, sha256='0', start=0, stops=(1,)):
   bare = types.SimpleNamespace(module='network')
-  model = types.SimpleNamespace(without_adapters=lambda: bare)
+  model = types.SimpleNamespace(
+      without_adapters=lambda: bare, start_id=start,
+      output_vocabulary=types.SimpleNamespace(eos_id=1, stop_ids=stops),
+  )
   experiment = types.SimpleNamespace(
       run_dir=run_dir, base_results_dir=folder, model=model, seed=seed,
       base_dtype='float32', eval_name='task', eval_split='validation',
@@ -50,3 +53,7 @@ def test_runs_of_one_base_evaluate_it_once(tmp_path, monkeypatch):
   for seed, sha256 in ((0, None), (1, None), (1, None), (1, '0')):
     base_results.of(setup(tmp_path / 'x', shared, seed, sha256), evaluator)
   assert len(evaluated) == 6
+  # Rows may begin, and answers end, with other tokens.
+  for options in ({'start': 2}, {'start': None}, {'stops': (1, 7)}):
+    base_results.of(setup(tmp_path / 'x', shared, **options), evaluator)
+  assert len(evaluated) == 9
