@@ -123,7 +123,10 @@ class TrainLog:
   def add(self, metrics: Metrics) -> None:
     """Adds the metrics of a step to those since the last row."""
     if self._begun:
-      self._sums, self._begun = _from_json(self._begun['sums'], metrics), {}
+      begun, self._begun = self._begun, {}
+      self._sums = _from_json(begun['sums'], metrics)
+      if self._sums is None:  # Its steps do not count, nor does its time.
+        self._time += begun['seconds']
     self._sums = merge(self._sums, metrics) if self._sums else metrics
 
   def write(self, step: int, whole: bool = True) -> None:

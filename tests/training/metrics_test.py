@@ -136,8 +136,16 @@ def test_a_period_that_a_checkpoint_cuts_has_one_row(tmp_path):
   assert cut == whole and whole[0]['skipped'] == 1
 
 
+@pytest.mark.parametrize(
+    ('change', 'speed'),
+    [
+        (lambda sums: sums, 2 / (6 + 2)),
+        # Another version has other metrics: nothing of that period is kept.
+        (lambda sums: {'older': 1.0, **sums}, 1 / 2),
+    ],
+)
 def test_more_steps_count_the_time_of_a_period_that_an_end_has_cut(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, change, speed
 ):
   now = 0.0
   clock = types.SimpleNamespace(monotonic=lambda: now)
@@ -156,13 +164,13 @@ def test_more_steps_count_the_time_of_a_period_that_an_end_has_cut(
     log.flush()
     begun = log.begun()
   now = 1000.0
-  with opened(1, begun) as log:
+  with opened(1, {**begun, 'sums': change(begun['sums'])}) as log:
     log.start_clock()
     now = 1002.0
     log.add(of_step(1.0, 8))
     log.write(2)
   ((row,), _) = metrics_files.read_lines(tmp_path / metrics_files.TRAIN)
-  assert row['steps_per_second'] == 2 / (6 + 2)
+  assert row['steps_per_second'] == speed
 
 
 def test_skipped_steps_in_a_row_are_counted_over_periods(tmp_path):
