@@ -318,6 +318,9 @@ def test_what_is_too_long(tmp_path, vocabulary, caplog, kind):
   cut = _examples(made['cut'], lengths=limits)[1]['inputs']
   whole = _examples(made['cut'])[1]['inputs']
   np.testing.assert_array_equal(cut[:-1], whole[-40:][:39])
+  # A length may leave room for the end of a sequence alone.
+  least = _examples(made['cut'], lengths={'inputs': 1, 'targets': 5})
+  assert [len(x['inputs']) for x in least] == [1, 1]
 
 
 @pytest.mark.parametrize(
