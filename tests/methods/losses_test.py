@@ -54,6 +54,16 @@ def test_contrastive_is_finite_where_all_features_are_zero():
   np.testing.assert_array_equal(grad, np.zeros((4, 3)))
 
 
+@pytest.mark.parametrize('rows', [8, 32, 64])
+def test_contrasted_tokens_stand_at_all_places(rows):
+  length = 16
+  sample = moelora.spread(32, rows * length)
+  assert len(set(sample)) == 32
+  assert len(set(sample % length)) > 12
+  assert len(set(sample // length)) > min(rows, 32) / 2
+  assert sorted(moelora.spread(32, 20)) == list(range(20))
+
+
 def test_contrastive_without_pairs():
   assert contrast(np.eye(2), [0, 1]) == 0
   assert contrast(np.eye(2), [0, 0], [False, False]) == 0
