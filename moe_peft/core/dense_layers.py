@@ -10,6 +10,7 @@ would be the adapter if the adapter ran the layer.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import inspect
 from typing import Any
 
 from flax import linen as nn
@@ -94,5 +95,9 @@ def find(
     siblings: Mapping[str, tuple[jax.Array, jax.Array]],
 ) -> DenseLayer:
   """The call of a dense layer; see the attributes of `DenseLayer`."""
+  if not args:  # Called by keyword.
+    signature = inspect.signature(type(module).__call__)
+    bound = signature.bind(module, **kwargs)
+    args, kwargs = bound.args[1:], bound.kwargs
   num_inputs = sites.num_input_axes(module)
   return DenseLayer(next_fun, args, kwargs, num_inputs, siblings, module)

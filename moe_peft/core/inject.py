@@ -46,7 +46,7 @@ class OutputRule:
 
   path: str
   adapter_factory: Callable[..., nn.Module]
-  siblings: Sequence[str] = ()
+  siblings: Sequence[str] = dataclasses.field(default=(), hash=False)
 
   def make(self, site: sites.Site) -> nn.Module:
     """Builds the adapter of one site."""

@@ -42,8 +42,9 @@ def so_far(
         'Scores of sequences read the prompt in a decoder, and the arguments '
         'of this model do not tell which tokens that is.',
         where='inject.AdaptedModule.describe_tokens',
-        remedy='Bind it to a function whose tokens.Tokens have in_prompt, use '
-        'a method that routes tokens, or restrict SITES to encoder layers.',
+        remedy='Call the model with in_prompt, bind it to a function whose '
+        'tokens.Tokens have in_prompt, use a method that routes tokens, or '
+        'restrict SITES to encoder layers.',
     )
   else:
     sums = _sums(features, tokens)

@@ -256,10 +256,19 @@ def tokens_argument(
         where='tokens.tokens_argument.name',
         remedy='Name the argument that holds the token ids.',
     )
-  return Tokens(valid=jnp.asarray(ids) != padding_id)
+  valid = jnp.asarray(ids) != padding_id
+  in_prompt = _given_prompt(call)
+  if in_prompt is not None:
+    in_prompt &= valid
+  return Tokens(valid=valid, in_prompt=in_prompt)
 
 
 def all_real(call: Call) -> Tokens:
   """Describes the tokens of a model that never sees padding."""
-  del call
-  return Tokens()
+  return Tokens(in_prompt=_given_prompt(call))
+
+
+def _given_prompt(call: Call) -> jax.Array | None:
+  """Which tokens are the prompt's, as `inject.AdaptedModule` was told."""
+  given = call.arguments.get('in_prompt')
+  return None if given is None else real(given)

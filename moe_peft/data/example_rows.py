@@ -190,12 +190,23 @@ def _dialogues(
   return [
       rows.Row(
           messages.dialogue(example.messages[:number]),
-          example.messages[number]['content'],
+          _said(example.messages[number]['content'], example.place),
           place=example.place,
       )
       for number in answers
       if number
   ]
+
+
+def _said(answer: str, place: str) -> str:
+  """The answer; raises errors.UserError if it calls tools and says nothing."""
+  if not answer.strip():
+    raise errors.UserError(
+        'An answer calls tools and says nothing. Calls of tools are written by '
+        'chat templates, which this model has not.', place,
+        'Leave the row out, or take a model with a tokenizer.json.',
+    )
+  return answer
 
 
 def _preference(
@@ -207,7 +218,8 @@ def _preference(
   if not isinstance(example.prompt, str):
     if conversations:
       return conversations.preference(example)
-    texts = [messages.dialogue(x) for x in texts]
+    texts = list(map(messages.dialogue, texts))
+    texts[1:] = (_said(text, example.place) for text in texts[1:])
   prompt, *answers = (vocabulary.encode(text) for text in texts)
   # Inputs of T5 end with the end of a sequence.
   ends = not isinstance(vocabulary, vocabularies.TokenizerVocabulary)

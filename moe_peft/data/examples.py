@@ -31,7 +31,9 @@ class TokenIds:
 
   @property
   def key(self) -> str:
-    return str(self.ids)
+    """What is given, if that is more than a token that begins all rows."""
+    given = self.learned.index(True)
+    return str(self.ids[:given] if given > 1 else self.ids)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,7 +55,8 @@ class Fit:
 
     def cut(example):
       return example | {
-          name: example[name][-limit:]
+          # From the end: there may be room for the end of a sequence alone.
+          name: example[name][tf.maximum(tf.size(example[name]) - limit, 0) :]
           for name, limit in limits.items()
           if KIND[name] == 'inputs'
       }

@@ -111,9 +111,10 @@ class ConsistencyRule(inject.OutputRule):
     if not model.has_rng('dropout'):  # Two passes that are the same.
       model.sow('intermediates', 'consistency_loss', jnp.zeros((1, 1, 1)))
       return
-    targets = arguments.get('decoder_target_tokens')
-    valid = None if targets is None else tokens_lib.real(targets)
-    loss = consistency_loss(result, again(), valid)
+    call = tokens_lib.Call(arguments, reads_encoder=False)
+    tokens = model.describe_tokens(call)
+    tokens.require_known('The consistency loss')
+    loss = consistency_loss(result, again(), tokens.valid)
     model.sow('intermediates', 'consistency_loss', loss.reshape(1, 1, 1))
 
 

@@ -13,6 +13,7 @@ layer, as in the original, where it follows the sublayer.
 from flax import linen as nn
 import jax
 
+from moe_peft import errors
 from moe_peft.core import adapter
 
 
@@ -42,9 +43,21 @@ class Bottleneck(adapter.MoeAdapter):
         down_bias,
         in_axis=self.site.kernel_axis_names[1],
     )
-    hidden = getattr(jax.nn, self.activation)(mixture.hidden)
+    hidden = self.activate(mixture.hidden)
     update = mixture.replace(hidden=hidden).up(up, up_bias)
     return outputs + update.astype(outputs.dtype)
+
+  @nn.nowrap
+  def activate(self, hidden: jax.Array) -> jax.Array:
+    """Applies the activation; errors.UserError if there is no such function."""
+    function = getattr(jax.nn, self.activation, None)
+    if not callable(function):
+      raise errors.UserError(
+          f'jax.nn has no function {self.activation!r}.',
+          where='bottleneck.Bottleneck.activation',
+          remedy="Use for example 'relu', 'gelu' or 'silu'.",
+      )
+    return function(hidden)
 
   @nn.nowrap
   def kernels(self, features):

@@ -13,11 +13,13 @@ sample of `num_contrasted` tokens per layer.
 """
 
 from collections.abc import Callable
+import math
 from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from moe_peft.core import routing
 from moe_peft.core import selection
@@ -34,8 +36,8 @@ class MoELoRA(molora.MoLoRA):
   """MoLoRA that sows a contrastive loss over the experts' outputs.
 
   Attributes:
-    num_contrasted: Tokens per layer that the loss looks at, evenly spread over
-      the batch.
+    num_contrasted: Tokens per layer that the loss looks at, spread over the
+      rows of the batch and over their length.
     temperature: Temperature of the contrastive loss.
   """
 
@@ -62,8 +64,7 @@ class MoELoRA(molora.MoLoRA):
   def _contrast(self, inputs, combine_weights, lora_a, lora_b):
     """Returns the loss over the pairs (token, expert that it uses)."""
     inputs = inputs.reshape(-1, inputs.shape[-1])
-    number = min(self.num_contrasted, len(inputs))
-    sample = jnp.arange(number) * len(inputs) // number
+    sample = spread(self.num_contrasted, len(inputs))
     used = combine_weights.reshape(-1, self.num_experts)[sample] > 0
     x = inputs[sample].astype(jnp.float32)
     features = jnp.einsum('ni,eir,ero->neo', x, lora_a, lora_b)
@@ -74,6 +75,18 @@ class MoELoRA(molora.MoLoRA):
         jax.lax.stop_gradient(used).reshape(-1),
         self.temperature,
     )
+
+
+def spread(number: int, size: int) -> np.ndarray:
+  """Numbers below `size`, all different: `number` of them, or as many as fit.
+
+  Their steps have no divisor in common with `size`. Even steps would meet all
+  rows of a batch at the same place, that of their first tokens.
+  """
+  step = round(0.618 * size)  # The golden ratio leaves no wide gaps.
+  while math.gcd(step, size) > 1:
+    step += 1
+  return np.arange(min(number, size)) * step % size
 
 
 def contrastive_loss(

@@ -90,8 +90,7 @@ class SMEAR(bottleneck.Bottleneck):
         f'bli,eio,{letters}->blo', x, kernels, weights
     )
     hidden = merged(outputs.astype(dtype), down) + weights @ down_bias
-    hidden = getattr(jax.nn, self.activation)(hidden)
-    update = merged(hidden, up) + weights @ up_bias
+    update = merged(self.activate(hidden), up) + weights @ up_bias
     return outputs + update.astype(outputs.dtype)
 
   @nn.nowrap

@@ -44,3 +44,18 @@ def test_arguments_besides_the_inputs_are_handed_on():
   np.testing.assert_array_equal(layer.run(), 3 * X)
   ones = jnp.ones_like(X)
   np.testing.assert_array_equal(layer.run(ones), 3 * ones)
+
+
+class Scaled(nn.Dense):
+  """A layer with an argument that has only a name."""
+
+  def __call__(self, inputs, *, scale):
+    raise NotImplementedError  # The test has a function of its own.
+
+
+def test_inputs_may_be_given_by_their_name():
+  layer = dense_layers.find(
+      Scaled(4), lambda x, scale: scale * x, (), {'scale': 3.0, 'inputs': X}, {}
+  )
+  np.testing.assert_array_equal(layer.inputs, X)
+  np.testing.assert_array_equal(layer.run(2 * X), 3 * 2 * X)

@@ -18,6 +18,7 @@ from moe_peft.core import sites
 from moe_peft.core import tokens as tokens_lib
 from moe_peft.methods import ia3
 from moe_peft.methods import lora
+from moe_peft.methods import mixlora
 from moe_peft.methods import molora
 from tests import tiny_network
 from tests.refusals import refused
@@ -104,6 +105,13 @@ def test_logical_axes():
   assert axes['encoder/layers_0/mlp/act/adapter/scaling_axes'].names == (
       'unmodeled', 'mlp',
   )
+
+
+def test_siblings_may_be_a_list():
+  rule = inject.BlockRule('.*/wo', mixlora.MixLoRA, siblings=['wi_0', 'wi_1'])
+  params = flat(shapes(adapted(rule))['params'])
+  path = 'decoder/layers_1/mlp/wo/adapter/wi_0_lora_a'
+  assert params[path].shape == (8, 8, 16)
 
 
 def test_first_match_wins():

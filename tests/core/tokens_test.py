@@ -83,6 +83,17 @@ def test_what_is_no_description_is_refused():
     init(adapted(describe_tokens=lambda call: {}))
 
 
+def test_a_foreign_network_is_told_where_the_prompt_is():
+  ids, in_prompt = jnp.array([[3, 5, 0]]), jnp.array([[1, 0, 1]])
+  for describe, want in (
+      (tokens.tokens_argument, [[True, False, False]]),
+      (tokens.all_real, [[True, False, True]]),
+  ):
+    told = describe(call(tokens=ids, in_prompt=in_prompt))
+    np.testing.assert_array_equal(told.in_prompt, want)
+    assert describe(call(tokens=ids, in_prompt=None)).in_prompt is None
+
+
 def test_all_real():
   described = tokens.all_real(call(tokens=IDS))
   assert described.known and described.valid is None

@@ -142,6 +142,32 @@ def test_dialogues_that_begin_with_their_only_answer(tmp_path, caplog):
     local.register_task('my_bad', train=some, validation=bad)
 
 
+def test_answers_that_only_call_tools_need_a_template(tmp_path, vocabulary):
+  call = {
+      'role': 'assistant', 'content': '',
+      'tool_calls': [{'function': {'name': 'look', 'arguments': {}}}],
+  }
+  asked, said = {'role': 'user', 'content': 'q'}, {
+      'role': 'assistant', 'content': 'a'
+  }
+  for row in (
+      {'messages': [asked, call]},
+      {'prompt': [asked], 'chosen': [said], 'rejected': [call]},
+  ):
+    path = _write(tmp_path / 'a.jsonl', [row])
+    with refusals.refused(f'{path}, line 1', 'calls tools'):
+      local.register_task(
+          'my_bad', train=path, vocabulary=vocabularies.byte_vocabulary()
+      )
+  # An answer behind a call is one.
+  path = _write(tmp_path / 'a.jsonl', [
+      {'messages': [asked, call, asked, said]}
+  ])
+  (example,) = _examples(local.register_task('my_task', train=path))
+  assert example['targets_pretokenized'] == b'a'
+  local.register_task('my_chat', train=path, vocabulary=vocabulary)
+
+
 def test_pairs_of_answers_have_three_features(tmp_path, vocabulary):
   row = {'prompt': 'q', 'chosen': ' good', 'rejected': ' b'}
   path = _write(tmp_path / 'a.jsonl', [row])
@@ -223,6 +249,28 @@ def test_a_file_of_texts_is_split_by_them(tmp_path, vocabulary, caplog):
   assert '60 of 60 rows of test are also in train' in caplog.text
 
 
+def test_rows_of_tokens_are_split_by_what_is_given(tmp_path, vocabulary):
+  begin, parts = 1, ('train', 'validation', 'test')
+  rows = [
+      {'input_ids': [begin, 9 + i % 20, 10 + i // 20, 3],
+       'labels': [-100, -100, 10 + i // 20, 3]}
+      for i in range(100)
+  ]
+  path = _write(tmp_path / 'a.jsonl', rows)
+  name = local.register_task('my_task', data=path, vocabulary=vocabulary)
+  given = [
+      {tuple(x['inputs'].tolist()) for x in _examples(name, split)}
+      for split in parts
+  ]
+  assert sum(map(len, given)) == 20
+  # What begins every row asks nothing.
+  for row in rows:
+    row['labels'][1] = row['input_ids'][1]
+  path = _write(tmp_path / 'b.jsonl', rows)
+  name = local.register_task('my_texts', data=path, vocabulary=vocabulary)
+  assert all(_examples(name, split) for split in parts)
+
+
 def test_prompts_of_decoders_do_not_end(tmp_path, vocabulary):
   path = _write(tmp_path / 'a.jsonl', [{'prompt': 'q', 'completion': ' a'}])
   name = local.register_task('my_task', train=path, vocabulary=vocabulary)
@@ -270,6 +318,9 @@ def test_what_is_too_long(tmp_path, vocabulary, caplog, kind):
   cut = _examples(made['cut'], lengths=limits)[1]['inputs']
   whole = _examples(made['cut'])[1]['inputs']
   np.testing.assert_array_equal(cut[:-1], whole[-40:][:39])
+  # A length may leave room for the end of a sequence alone.
+  least = _examples(made['cut'], lengths={'inputs': 1, 'targets': 5})
+  assert [len(x['inputs']) for x in least] == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -268,6 +268,13 @@ def test_bottleneck():
   close(apply(adapter, params), want)
 
 
+@pytest.mark.parametrize('method', [bottleneck.Bottleneck, smear.SMEAR])
+def test_an_activation_that_does_not_exist(method):
+  adapter = method(site=SITE, num_experts=E, activation='glue')
+  with refused('bottleneck.Bottleneck.activation', "'glue'"):
+    jax.eval_shape(adapter.init, jax.random.key(0), X, Y)
+
+
 def test_smear_merges_parameters():
   adapter = smear.SMEAR(site=SITE, num_experts=E, rank=R)
   valid = np.arange(L) < np.array([[3], [5]])

@@ -4,6 +4,7 @@
 
 import functools
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from moe_peft.core import inject
 from moe_peft.core import losses
 from moe_peft.core import routing
+from moe_peft.core import tokens as tokens_lib
 from moe_peft.methods import adamix
 from moe_peft.methods import moelora
 from moe_peft.methods import molora
@@ -50,6 +52,16 @@ def test_contrastive_is_finite_where_all_features_are_zero():
   )
   np.testing.assert_allclose(value, np.log(3), rtol=1e-5)
   np.testing.assert_array_equal(grad, np.zeros((4, 3)))
+
+
+@pytest.mark.parametrize('rows', [8, 32, 64])
+def test_contrasted_tokens_stand_at_all_places(rows):
+  length = 16
+  sample = moelora.spread(32, rows * length)
+  assert len(set(sample)) == 32
+  assert len(set(sample % length)) > 12
+  assert len(set(sample // length)) > min(rows, 32) / 2
+  assert sorted(moelora.spread(32, 20)) == list(range(20))
 
 
 def test_contrastive_without_pairs():
@@ -97,6 +109,37 @@ def consistency_of(path, adapter, noise=0.0):
 def test_consistency_is_zero_without_randomness():
   adapter = functools.partial(molora.MoLoRA, num_experts=3, rank=2)
   np.testing.assert_allclose(consistency_of('.*/wo', adapter), 0, atol=1e-6)
+
+
+def test_consistency_counts_the_tokens_that_the_model_says_are_real():
+  ids = jnp.array([[3, 4, 0], [5, 0, 0]])
+
+  class Network(nn.Module):
+
+    @nn.compact
+    def __call__(self, tokens, x):
+      del tokens
+      return nn.Dense(5, name='out')(x)
+
+  rule = adamix.ConsistencyRule('out', adamix.AdaMix)
+  model = inject.AdaptedModule(Network(), (rule,), tokens_lib.tokens_argument)
+  x = jax.random.normal(jax.random.key(0), (2, 3, 4))
+  params = jax.tree.map(
+      lambda x: x + jax.random.normal(jax.random.key(1), x.shape),
+      model.init(jax.random.key(1), ids, x)['params'],
+  )
+
+  @jax.jit
+  def loss(x):
+    _, state = model.apply(
+        {'params': params}, ids, x, rngs={'dropout': jax.random.key(0)},
+        mutable=['intermediates'],
+    )
+    return losses.collect(state['intermediates'])['consistency_loss']
+
+  assert loss(x) > 0
+  padded = jnp.where(ids[..., None] > 0, x, 100.0)
+  np.testing.assert_allclose(loss(padded), loss(x), rtol=1e-5)
 
 
 @pytest.mark.slow

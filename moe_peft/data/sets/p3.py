@@ -63,7 +63,8 @@ def register(
 
   Args:
     mixture: Name of a mixture or task, without suffix.
-    vocabulary: Vocabulary of inputs and targets, by default T5's 32,000 pieces.
+    vocabulary: Vocabulary of inputs and targets, by default that of an earlier
+      call with this suffix, or else T5's 32,000 pieces.
     suffix: Added to the name of every task and mixture, so that caches of two
       vocabularies do not meet.
     cache_dir: A folder of caches to read from, beside those given elsewhere.
@@ -72,7 +73,8 @@ def register(
     The name of the mixture or task, suffix included.
 
   Raises:
-    errors.UserError: Another vocabulary without a suffix.
+    errors.UserError: Another vocabulary without a suffix, or than in an earlier
+      call with this one; a suffix that names cannot have.
   """
   if vocabulary is not None and not suffix:
     raise errors.UserError(
@@ -81,7 +83,9 @@ def register(
     )
   if cache_dir is not None:
     seqio.add_global_cache_dirs([cache_dir])
-  if f'{HELD_OUT_MIXTURE}{suffix}' not in seqio.MixtureRegistry.names():
+  names = [f'{name}{suffix}' for name in (HELD_OUT_MIXTURE, *MIXTURES)]
+  known = vocabulary is None and names[0] in seqio.MixtureRegistry.names()
+  if not known and registration.is_new(names, {'vocabulary': vocabulary}):
     vocabulary = vocabulary or seqio.SentencePieceVocabulary(T5_VOCABULARY)
     for info in p3_catalog.tasks().values():
       metric_fns = dict.fromkeys(f for m in info.metrics for f in _METRICS[m])

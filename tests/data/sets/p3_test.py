@@ -76,6 +76,13 @@ def test_names_are_those_of_the_released_p3():
 def test_another_vocabulary_needs_a_suffix():
   with refusals.refused('p3.register.suffix'):
     p3.register(vocabulary=vocabularies.byte_vocabulary())
+  with refusals.refused('t0_eval_score-bytes', 'is no name'):
+    p3.register(vocabulary=vocabularies.byte_vocabulary(), suffix='-bytes')
+  again = {'vocabulary': vocabularies.byte_vocabulary(), 'suffix': '_again'}
+  assert p3.register(**again) == p3.register(**again) == 't0_train_again'
+  assert p3.register(suffix='_again') == 't0_train_again'
+  with refusals.refused('t0_eval_score_again', 'other arguments'):
+    p3.register(vocabulary=seqio.ByteVocabulary(extra_ids=7), suffix='_again')
 
 
 def test_without_a_cache_the_message_says_how_to_make_one():
