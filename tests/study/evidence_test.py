@@ -72,6 +72,41 @@ def test_the_differences_of_the_wide_table_are_those_of_its_rows():
   assert sorted(written) == differences
 
 
+def test_the_table_of_the_microscope_is_that_of_its_rows():
+  """And so is what is said of it."""
+  text = (ROOT / 'docs' / 'studies.md').read_text()
+  section = text.split('## Routers under')[1].split('## Narrow')[0]
+  written = re.findall(r'^\| Mo.*', section, re.M)
+  names = ('molora_sentence', 'molora', 'molora_top2', 'mola')
+  scores = {}
+  for name, line in zip(names, written, strict=True):
+    rows = read('routing')[name]
+    assert len(rows) == 3
+    scores[name] = [
+        statistics.fmean(
+            statistics.fmean(x for t, x in of.items() if t != 'syllables')
+            for of in column
+        )
+        for column in zip(
+            *([row['adapted'], *row['controls'].values()] for row in rows),
+            strict=True,
+        )
+    ]
+    assert line.split(' | ')[1:] == [
+        *(f'{x:.1f}' for x in scores[name][:-1]), f'{scores[name][-1]:.1f} |'
+    ]
+  within = {name: round(x[0] - x[2]) for name, x in scores.items()}
+  between = {name: round(x[2] - x[3]) for name, x in scores.items()}
+  said = ' '.join(section.split())
+  by_sequence = within.pop('molora_sentence'), between.pop('molora_sentence')
+  for words in (
+      f'lose {min(within.values())} to {max(within.values())} points',
+      f'{min(between.values())} to {max(between.values())} points more',
+      f'{by_sequence[0]} points within tasks, and {by_sequence[1]} more',
+  ):
+    assert words in said, words
+
+
 def test_the_table_of_the_bank_is_that_of_its_rows():
   text = (ROOT / 'docs' / 'studies.md').read_text().split('## A bank')[1]
   scores = {
