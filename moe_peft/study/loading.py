@@ -62,10 +62,7 @@ def load(options: StudyOptions) -> dict[str, list[Configuration]]:
     raise errors.UserError(
         f'No gin file of {options.folder} has {min(unknown)}.', '--tune'
     )
-  return {
-      inside: _with_depths(configurations, files)
-      for inside, configurations in studies.items()
-  }
+  return {name: _with_depths(found, files) for name, found in studies.items()}
 
 
 def _with_depths(

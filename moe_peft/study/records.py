@@ -6,7 +6,7 @@ They are small and complete: whoever has them need not have the runs. A run that
 they hold is not run again; delete its row to do so.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 import math
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,11 @@ class Records:
     self.folder = folder
     self._results = folder / 'results.json'
     self._tuning = folder / 'tuning.json'
-    rows = json_file.Fields(self._results, {'rows': _load(self._results, [])})
+    rows = json_file.Fields(self._results, {'rows': load(self._results, [])})
     self.rows: list[Row] = []
     for fields in rows.objects('rows'):
       self._append(_row(fields))
-    trials = json_file.Fields(self._tuning, _load(self._tuning, {}))
+    trials = json_file.Fields(self._tuning, load(self._tuning, {}))
     self.trials: dict[str, list[Row]] = {}
     for name in trials.value:
       for fields in trials.objects(name):
@@ -117,7 +117,7 @@ class Records:
     """
     wanted = _trial(values, steps, seed)
     trials = self.trials.get(name, [])
-    return next((trial for trial in trials if _key(trial) == wanted), None)
+    return next((trial for trial in trials if trial_key(trial) == wanted), None)
 
   def add_trial(
       self,
@@ -133,99 +133,30 @@ class Records:
     )
     _write(self._tuning, self.trials)
 
-  def merge(self, folder: Path, tuned: Mapping[str, Collection[str]]) -> int:
-    """Adds what another machine has recorded.
+  def extend(
+      self,
+      rows: Sequence[Row],
+      trials: Mapping[str, Sequence[Row]],
+      controls: Sequence[tuple[Row, Any]],
+  ) -> None:
+    """Notes what another machine has recorded.
 
     Args:
-      folder: Holds `results.json`, `tuning.json`, `configs`.
-      tuned: Names of the files whose rows are wanted, with the macros that
-        they tune. Rows whose values were found otherwise are left out.
-
-    Returns:
-      How many rows are new.
-
-    Raises:
-      errors.UserError: If they were run with other macros or tuned values, or
-        are other rows or trials of the same runs.
+      rows: Rows of runs that are not known.
+      trials: Trials that are not known, by name of the file.
+      controls: Known rows, and their scores with the routing replaced.
     """
-    other = Records(folder)
-    for file in sorted((folder / 'configs').glob('*.json')):
-      if file.stem in tuned:
-        check_macros(
-            self.folder / 'configs' / file.name,
-            {k: v for k, v in _load(file, {}).items() if k != 'ADAPTER_RULES'},
-        )
-    rows = {(row['name'], row['seed']): row for row in self.rows}
-    new, controlled = [], []
-    for row in other.rows:
-      wanted = tuned.get(row['name'])
-      if wanted is None or set(row.get('tuned', ())) != set(wanted):
-        continue
-      known = rows.get((row['name'], row['seed']))
-      if known is None:
-        self._check_tuned(folder, row)
-        new.append(row)
-        continue
-      either = {k: x[k] for x in (row, known) for k in (CONTROLS,) if k in x}
-      if not _is_same(either | known, either | row):
-        raise self._differ(folder, f'row of {row["name"]}', row['seed'])
-      controlled.append((known, either))
-    more = {
-        name: self._new_trials(folder, name, trials)
-        for name, trials in other.trials.items() if name in tuned
-    }
-    for row in new:
+    for row in rows:
       self._append(row)
-    for known, either in controlled:
-      known.update(either)
-    for name, trials in more.items():
-      self.trials.setdefault(name, []).extend(trials)
+    for row, scores in controls:
+      row[CONTROLS] = scores
+    for name, more in trials.items():
+      self.trials.setdefault(name, []).extend(more)
     _write(self._results, self.rows)
     _write(self._tuning, self.trials)
-    return len(new)
-
-  def _check_tuned(self, folder: Path, row: Row) -> None:
-    """Raises errors.UserError for values unlike those of the other seeds."""
-    for other in self.rows:
-      ours, theirs = (x.get('tuned', {}) for x in (other, row))
-      if other['name'] == row['name'] and ours != theirs:
-        raise errors.UserError(
-            f'The rows of {row["name"]} in {self.folder} have the values '
-            f'{text(ours)}, and those in {folder} {text(theirs)}.', folder,
-            'Tune in one place, and give --merge its results before the other '
-            'machine trains seeds. Delete the rows of one of the two.',
-        )
-
-  def _new_trials(self, folder, name, trials) -> list[Row]:
-    """Trials of another folder that this one does not have."""
-    new = []
-    for trial in trials:
-      key = _key(trial)
-      known = next((x for x in self.trials.get(name, ()) if _key(x) == key), {})
-      if not known:
-        new.append(trial)
-      elif not _is_same(known, trial):
-        kept = {k: v for k, v in key.items() if k != 'SEED'}
-        raise self._differ(
-            folder, f'trial of {name} ({text(kept)})', trial.get('SEED')
-        )
-    return new
-
-  def _differ(self, folder, what, seed) -> errors.UserError:
-    of_seed = '' if seed is None else f' with seed {seed}'
-    return errors.UserError(
-        f'{folder} and {self.folder} both have a {what}{of_seed}, and they '
-        'differ.', folder, 'Delete one of the two.',
-    )
 
 
-def _is_same(one: Row, other: Row) -> bool:
-  """Whether rows hold the same; in JSON, what is not finite is equal too."""
-  one, other = (json_file.loads(json_file.dumps(x)) for x in (one, other))
-  return one == other
-
-
-def _key(trial: Row) -> Row:
+def trial_key(trial: Row) -> Row:
   """What a trial of a file is known by: all but its score."""
   return {k: v for k, v in trial.items() if k != 'validation'}
 
@@ -247,7 +178,7 @@ def check_macros(path: Path, macros: Mapping[str, str]) -> None:
   Raises:
     errors.UserError: If a macro has another value than it had.
   """
-  known = json_file.Fields(path, {'macros': _load(path, {})}).mapping(
+  known = json_file.Fields(path, {'macros': load(path, {})}).mapping(
       'macros', str
   )
   for name, value in macros.items():
@@ -288,7 +219,8 @@ def _row(fields: json_file.Fields) -> Row:
   return fields.value | {'held_out': list(fields.texts('held_out'))} | columns
 
 
-def _load(path: Path, empty: Any) -> Any:
+def load(path: Path, empty: Any) -> Any:
+  """The value of a JSON file; `empty` where there is none."""
   if not path.exists():
     return empty
   try:

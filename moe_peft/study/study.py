@@ -9,13 +9,12 @@ import sys
 import time
 
 from moe_peft import atomic
-from moe_peft.runs import controls_file
 from moe_peft.runs import run_file
 from moe_peft.runs import run_lock
-from moe_peft.runs import usage_file
 from moe_peft.study import banks
 from moe_peft.study import claims as claims_lib
 from moe_peft.study import configurations as configurations_lib
+from moe_peft.study import controls
 from moe_peft.study import loading
 from moe_peft.study import merging
 from moe_peft.study import outcomes as outcomes_lib
@@ -131,7 +130,7 @@ class _Study:
         if alike(c, o)
     }
     if other is not self and shared:
-      self.records.merge(other.records.folder, shared)
+      merging.add(self.records, other.records.folder, shared)
 
   def run(self) -> None:
     """Tunes, and trains what is not finished."""
@@ -148,7 +147,7 @@ class _Study:
     })
     self._run_seeds({c.name: c.seeds for c in self._still_open()})
     if self._options.controls:
-      self._control()
+      controls.measure(self._configurations, self.records, self._options)
 
   def _run_seeds(self, asked: Mapping[str, Sequence[int]]) -> None:
     """Trains seeds by name, and the experts of their banks."""
@@ -168,33 +167,6 @@ class _Study:
       run.note_values()
     banks.check(runs)
     self._run_all(banks.stages(runs), self._add_row)
-
-  def _control(self) -> None:
-    """Scores the runs that are here with their routing replaced."""
-    known = {(r['name'], r['seed']): r for r in self.records.rows}
-    runs = [
-        c.run(seed, known[c.name, seed].get('tuned', {}), self._options.split)
-        for c in self._configurations for seed in c.seeds
-        if (c.name, seed) in known
-        and records_lib.CONTROLS not in known[c.name, seed]
-    ]
-    routed = [x for x in runs if (x.folder / usage_file.FILE).is_file()]
-    trust = ['--trust_gin'] if self._options.trust_gin else []
-
-    def done(index: int) -> None:
-      run = routed[index]
-      scores = dict(controls_file.read(run.folder).scores)
-      del scores[controls_file.TRAINED]  # The row has it.
-      self.records.add_controls(run.configuration.name, run.seed, scores)
-      print(f'[{index + 1}/{len(routed)} ablated] {run.folder}',
-            file=sys.stderr, flush=True)
-
-    processes.run_all(
-        [(x.folder, ['ablate', str(x.folder), '--routing',
-                     f'--split={self._options.split}', *trust])
-         for x in routed],
-        self._options.jobs, done, 'moe_peft', 'ablation',
-    )
 
   def _still_open(self) -> list[Configuration]:
     """Configurations that a contrast is still open for, or that have none."""
@@ -239,8 +211,8 @@ class _Study:
     if tuned and not any(self._tuner(c).missing() for c in tuned):
       chosen = tables.tuning({c.name: self._tuner(c) for c in tuned})
       atomic.write(folder / 'tuning.md', chosen)
-    if controls := tables.controls(rows):
-      atomic.write(folder / 'controls.md', controls)
+    if controlled := tables.controls(rows):
+      atomic.write(folder / 'controls.md', controlled)
     plots.save(rows, folder / 'plot.png', self._options.reference)
     return text
 

@@ -35,9 +35,8 @@ def newest(
   folder, _, step = path.rpartition('checkpoint_')
   older = [x for x in steps(folder) if x < int(step)]
   names = [f'{folder}checkpoint_{x}' for x in sorted(older, reverse=True)]
-  whole = next(
-      (x for x in names if checksums.damaged_file(epath.Path(x)) is None), None
-  )
+  is_whole = lambda x: checksums.damaged_file(epath.Path(x)) is None
+  whole = next(filter(is_whole, names), None)
   if whole is None or not resumes:
     raise errors.UserError(
         'The checkpoint is damaged: the file has changed or cannot be read.',

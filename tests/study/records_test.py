@@ -93,57 +93,6 @@ def test_a_trial_that_is_no_number_is_read_again(tmp_path):
   assert math.isnan(found['validation'])
 
 
-def test_machines_that_differ_in_a_trial_or_a_row_are_named(tmp_path):
-  here, there = (tmp_path / name for name in ('here', 'there'))
-  for folder in (here, there):
-    one = records.Records(folder)
-    one.add_trial('one', {'ALPHA': '1'}, math.nan, 300, 9)
-    one.add_trial('one', {'ALPHA': '2'}, 50.0, 300, 9)
-    one.add_row(ROW | {'adapted': {'t': math.nan}})
-  ours, theirs = records.Records(here), records.Records(there)
-  assert ours.merge(there, {'one': ()}) == 0  # The same on both.
-  assert len(ours.trials['one']) == 2
-  theirs.add_trial('one', {'ALPHA': '4'}, 60.0, 300, 9)
-  ours.merge(there, {'one': ()})
-  assert ours.trial('one', {'ALPHA': '4'}, 300, 9)['validation'] == 60.0
-  ours.add_trial('one', {'ALPHA': '8'}, 60.0, 300, 9)
-  theirs.add_trial('one', {'ALPHA': '8'}, 61.0, 300, 9)
-  before = (here / 'tuning.json').read_text()
-  with refusals.refused(there, 'trial of one', 'ALPHA=8', 'seed 9'):
-    ours.merge(there, {'one': ()})
-  assert (here / 'tuning.json').read_text() == before
-  assert ours.merge(there, {'two': ()}) == 0  # Whose trials nobody wants.
-
-
-def test_controls_of_one_machine_join_the_row_of_another(tmp_path):
-  here, there = (tmp_path / name for name in ('here', 'there'))
-  for folder in (here, there):
-    records.Records(folder).add_row(dict(ROW))
-  name, seed, scores = ROW['name'], ROW['seed'], ROW['adapted']
-  theirs = records.Records(there)
-  theirs.add_controls(name, seed, {'shuffled': dict(scores)})
-  for _ in range(2):  # The second time both have them.
-    ours = records.Records(here)
-    assert ours.merge(there, {name: ()}) == 0
-  (row,) = records.Records(here).rows
-  assert row['controls'] == {'shuffled': scores}
-  theirs.add_controls(name, seed, {'shuffled': dict.fromkeys(scores, 0.5)})
-  with refusals.refused(there, f'row of {name}'):
-    records.Records(here).merge(there, {name: ()})
-  theirs.add_controls(name, seed, {'shuffled': {'x': 0.5}})
-  with refusals.refused(there / 'results.json', 'controls', 'shuffled'):
-    records.Records(there)
-
-
-def test_seeds_of_other_tuned_values_are_not_merged(tmp_path):
-  here, there = (records.Records(tmp_path / name) for name in 'ab')
-  here.add_row(ROW | {'tuned': {'ALPHA': '1'}})
-  there.add_row(ROW | {'seed': 1, 'tuned': {'ALPHA': '2'}})
-  with refusals.refused(tmp_path / 'b', 'one', 'ALPHA=1', 'ALPHA=2'):
-    here.merge(tmp_path / 'b', {'one': ('ALPHA',)})
-  assert len(here.rows) == 1
-
-
 def test_a_run_that_trained_nothing_has_a_row_without_its_speed(tmp_path):
   run = run_folder.write_run(tmp_path / 'run', steps=0)
   (run / 'metrics' / 'train.jsonl').unlink()
