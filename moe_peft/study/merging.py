@@ -32,6 +32,26 @@ def merge(studies: Sequence[Any], folder: Path) -> None:
     print(f'{theirs}: {new} new rows', file=sys.stderr)
 
 
+def share(study: Any, other: Any) -> None:
+  """Takes the rows of arms that another folder has too, the same in all.
+
+  Args:
+    study: Has `configurations` and `records`.
+    other: The same of the other folder.
+  """
+  alike = lambda c, o: (
+      c.name == o.name and c.macros == o.macros
+      and c.file.read_bytes() == o.file.read_bytes()
+  )
+  shared = {
+      c.name: tuple(c.trials[0])
+      for c in study.configurations for o in other.configurations
+      if alike(c, o)
+  }
+  if other is not study and shared:
+    add(study.records, other.records.folder, shared)
+
+
 def add(
     ours: Records, folder: Path, tuned: Mapping[str, Collection[str]]
 ) -> int:

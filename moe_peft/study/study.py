@@ -72,7 +72,7 @@ def _run(
   try:
     for study in studies:
       for other in studies:
-        study.share(other)
+        merging.share(study, other)
       if not options.merge:
         study.run()
       print(study.write_tables())
@@ -91,7 +91,7 @@ class _Study:
       options: configurations_lib.StudyOptions,
   ):
     self.inside = inside
-    self._configurations, self._options = configurations, options
+    self.configurations, self._options = configurations, options
     results = options.results / inside
     self.records = records_lib.Records(results)
     self._claim = None
@@ -116,46 +116,32 @@ class _Study:
 
   def tuned(self) -> dict[str, Sequence[str]]:
     """Names of its gin files, with the macros that they tune."""
-    return {c.name: tuple(c.trials[0]) for c in self._configurations}
-
-  def share(self, other: '_Study') -> None:
-    """Takes the rows of arms that another folder has too, the same in all."""
-    alike = lambda c, o: (
-        c.name == o.name and c.macros == o.macros
-        and c.file.read_bytes() == o.file.read_bytes()
-    )
-    shared = {
-        c.name: tuple(c.trials[0])
-        for c in self._configurations for o in other._configurations
-        if alike(c, o)
-    }
-    if other is not self and shared:
-      merging.add(self.records, other.records.folder, shared)
+    return {c.name: tuple(c.trials[0]) for c in self.configurations}
 
   def run(self) -> None:
     """Tunes, and trains what is not finished."""
     while trials := [
         c.trial(trial)
-        for c in self._configurations
+        for c in self.configurations
         for trial in self._tuner(c).missing()
     ]:
       self._run_all([trials], self._add_trial)
     look = self._claim and self._claim.look
     before = look[0] if look else 0
     self._run_seeds({  # Those that the look is at.
-        c.name: sorted(c.seeds)[:before] for c in self._configurations
+        c.name: sorted(c.seeds)[:before] for c in self.configurations
     })
     self._run_seeds({c.name: c.seeds for c in self._still_open()})
     if self._options.controls:
-      controls.measure(self._configurations, self.records, self._options)
+      controls.measure(self.configurations, self.records, self._options)
 
   def _run_seeds(self, asked: Mapping[str, Sequence[int]]) -> None:
     """Trains seeds by name, and the experts of their banks."""
-    wanted = banks.with_experts(asked, self._configurations)
-    rounds = itertools.zip_longest(*(c.seeds for c in self._configurations))
+    wanted = banks.with_experts(asked, self.configurations)
+    rounds = itertools.zip_longest(*(c.seeds for c in self.configurations))
     runs = []
     for seeds in rounds:
-      for c, seed in zip(self._configurations, seeds, strict=True):
+      for c, seed in zip(self.configurations, seeds, strict=True):
         if (c.name, seed) not in wanted:
           continue
         best = self._tuner(c).best()
@@ -171,7 +157,7 @@ class _Study:
   def _still_open(self) -> list[Configuration]:
     """Configurations that a contrast is still open for, or that have none."""
     if self._claim is None:
-      return list(self._configurations)
+      return list(self.configurations)
     ended = outcomes_lib.ended_early(
         self._claim, tables.compared(self.records.rows), self._seeds()
     )
@@ -181,7 +167,7 @@ class _Study:
         for arm in (c.first, c.second)
     }
     done = set(self._claim.arms) - needed
-    return [c for c in self._configurations if c.name not in done]
+    return [c for c in self.configurations if c.name not in done]
 
   def verdict(self) -> verdicts.Verdict | None:
     """The outcome of its claim; None if it makes none."""
@@ -189,7 +175,7 @@ class _Study:
       return None
     rows = tables.compared(self.records.rows)
     return verdicts.Verdict(
-        self.inside or self._configurations[0].file.parent.name,
+        self.inside or self.configurations[0].file.parent.name,
         self._claim,
         outcomes_lib.judge(self._claim, rows, self._seeds()),
         self._seeds(),
@@ -197,7 +183,7 @@ class _Study:
 
   def write_tables(self) -> str:
     """Writes what the records show, and returns the table of the rows."""
-    order = {c.name: number for number, c in enumerate(self._configurations)}
+    order = {c.name: number for number, c in enumerate(self.configurations)}
     rows = sorted(
         tables.compared(self.records.rows),
         key=lambda row: order.get(row['name'], len(order)),
@@ -207,7 +193,7 @@ class _Study:
     text = tables.table(rows, self._options.reference)
     folder = self.records.folder
     atomic.write(folder / 'table.md', text)
-    tuned = [c for c in self._configurations if c.plan.seeds]
+    tuned = [c for c in self.configurations if c.plan.seeds]
     if tuned and not any(self._tuner(c).missing() for c in tuned):
       chosen = tables.tuning({c.name: self._tuner(c) for c in tuned})
       atomic.write(folder / 'tuning.md', chosen)
@@ -218,7 +204,7 @@ class _Study:
 
   def _seeds(self) -> dict[str, Sequence[int]]:
     """The seeds that the files ask for, whatever --seeds runs now."""
-    return {c.name: c.declared_seeds for c in self._configurations}
+    return {c.name: c.declared_seeds for c in self.configurations}
 
   def _tuner(self, c: Configuration) -> tuning.Tuner:
     return tuning.Tuner(c.name, c.trials, c.plan, self.records)
