@@ -180,9 +180,11 @@ def test_what_the_readme_says_of_routing_by_sequence():
   )
   without = ('syllables',)
   claim = 'claims/02_token'
-  below = lambda other: (
-      mean(claim, 'molora_sentence', without) - mean(claim, other, without)
+  # The claim ended at its look; another claim has trained more seeds of one arm.
+  first = lambda arm: statistics.fmean(
+      claims.mean(without)(row) for row in read(claim)[arm] if row['seed'] < 8
   )
+  below = lambda other: first('molora_sentence') - first(other)
   for words in (
       f'without `syllables` it is {gap("lora", without):.1f} points over LoRA',
       f'and {gap("molora", without):.1f} over MoLoRA by token',
@@ -207,9 +209,9 @@ def test_what_is_said_of_the_claims():
   }
   table = (ROOT / 'results' / 'claims' / 'table.md').read_text()
   outcomes = re.findall(r'^\| \*\*.* \| \*\*(\w+)\*\* \|', table, re.M)
-  assert sorted(outcomes) == ['contradicted'] * 2 + ['undecided'] * 10
-  assert 'ten are undecided so far' in said['README.md']
-  assert '**So far two are decided**' in said['docs/studies.md']
+  assert sorted(outcomes) == ['contradicted'] * 3 + ['undecided'] * 9
+  assert 'nine are undecided so far' in said['README.md']
+  assert '**So far three are decided**' in said['docs/studies.md']
   gap = lambda claim, one, other: mean(claim, one, ('syllables',)) - mean(
       claim, other, ('syllables',)
   )
@@ -226,7 +228,7 @@ def test_what_is_said_of_the_claims():
       f'gates, it is {soft("molora_top2_raw_scaled"):.1f} below',
       f'parameters, it is {-shared("shared_a_rank_2"):.1f} below',
       f'of them, {shared("shared_a"):.1f} above',
-      f'it is {gap(contrast, "moelora", without):.1f} better',
+      f'12 seeds, it is {gap(contrast, without, "moelora"):.1f} worse',
       f'much {gap(contrast, without, "moelora_contrast_10"):.1f} worse',
   ):
     assert words in said['docs/studies.md'], words

@@ -38,6 +38,7 @@ from __gin__ import dynamic_registration
 import __main__ as script
 from t5x import utils
 from moe_peft.data import vocabularies
+from moe_peft.methods import moelora
 from moe_peft.models import decoder_config
 include 'gin/models/llama3_2_1b.gin'
 include 'gin/models/t5x_decoder_only.gin'
@@ -64,6 +65,9 @@ VALIDATION_FILES = '{folder}/train.jsonl'
 TASK_FEATURE_LENGTHS = {{'inputs': 64, 'targets': 32}}
 NUM_EXPERTS = 4
 RANK = 2
+# All of them: what a sample holds goes by the order of rows, and hosts share
+# rows out in another one.
+moelora.MoELoRA.num_contrasted = 768
 """
 TRAIN = """
 BASE_DTYPE = 'float32'
