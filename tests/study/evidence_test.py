@@ -180,7 +180,7 @@ def test_what_the_readme_says_of_routing_by_sequence():
   )
   without = ('syllables',)
   claim = 'claims/02_token'
-  # The claim ended at its look; another claim has trained more seeds of one arm.
+  # The claim ended at its look; another one has trained more seeds of an arm.
   first = lambda arm: statistics.fmean(
       claims.mean(without)(row) for row in read(claim)[arm] if row['seed'] < 8
   )
